@@ -1,0 +1,47 @@
+"""What a user did wrong, said once: the thing, what was expected, what was found, the remedy."""
+
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+
+class InputError(Exception):
+    """A wrong call or bad input. The command line prints the message and exits with 2, without a traceback."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """The nearest of `options` as a suffix for a message, or nothing when none is near."""
+    close = difflib.get_close_matches(word, list(options), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def listing(items: Iterable[str], limit: int = 10) -> str:
+    """Items one a line, indented, cut after `limit` with the number left out."""
+    items = list(items)
+    lines = [f"  {item}" for item in items[:limit]]
+    if len(items) > limit:
+        lines.append(f"  … and {len(items) - limit} more")
+    return "\n".join(lines)
+
+
+def command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
+    """Runs a command line; an InputError or a full disk becomes one message on stderr and exit status 2."""
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+    except InputError as error:
+        sys.exit(_refuse(str(error)))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" at {os.fspath(error.filename)}" if error.filename else ""
+        sys.exit(_refuse(f"cannot write{where}: {error.strerror}; free some space or choose another output folder"))
+    except KeyboardInterrupt:
+        print("stopped; the last checkpoint is kept, continue with --resume", file=sys.stderr)
+        sys.exit(130)
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

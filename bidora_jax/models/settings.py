@@ -1,0 +1,43 @@
+"""Settings of the model and of the adapter: what `model.*` and `adapter.*` mean in a configuration."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The frozen base model."""
+
+    path: str = ""
+    """Folder with config.json, safetensors and tokenizer, or the name of a model on the Hugging Face hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """dtype of the frozen weights and of the products; auto keeps the dtype of the files."""
+    remat: Literal["layer", "none"] = "layer"
+    """layer: keep one activation a layer and recompute the rest in the backward pass; none: keep all."""
+    attention_chunk: int = 512
+    """Queries attended at a time; longer sequences never hold a [T, T] score matrix."""
+    loss_chunk: int = 512
+    """Tokens whose logits exist at a time in the loss."""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The trained part. Names and meaning follow PEFT."""
+
+    method: Literal["lora", "dora", "bidora"] = "bidora"
+    """lora: direction only; dora: direction and magnitude on one level; bidora: magnitude on the validation split."""
+    rank: int = 8
+    """Rank r of the update B·A."""
+    alpha: float = 16.0
+    """Scale numerator: the update is multiplied by alpha / rank."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead (rank-stabilised LoRA)."""
+    dropout: float = 0.0
+    """Probability of dropping an input of A, in training on the direction only."""
+    target_modules: tuple[str, ...] = LINEARS
+    """Linear layers to adapt by name; 'all-linear' stands for all seven."""
+    norm: Literal["auto", "constant", "differentiated"] = "auto"
+    """Whether the row norm takes part in the direction's gradient. auto: constant for dora (DoRA section 4.3, as
+    PEFT), differentiated for bidora. The outer loss of bidora always differentiates it."""

@@ -1,0 +1,1 @@
+"""Steps, optimisers, data, checkpoints and the loop that joins them."""

@@ -1,0 +1,89 @@
+"""Settings of the data, of the two optimisers and of the two phases: `data.*`, `inner.*`, `outer.*`, `search.*`, `retrain.*`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Records in JSONL: {instruction, input?, output}, {prompt, completion}, {code} or {text}, one a line."""
+
+    train_file: str = ""
+    """Records the direction is trained on."""
+    val_file: str = ""
+    """Records the magnitude is trained on (bidora), or that choose the best step (lora, dora)."""
+    val_fraction: float = 0.0
+    """Without a val_file: the share of train_file that is split off as validation (0.2 in the BiDoRA paper)."""
+    test_file: str = ""
+    """Records to write answers to before and after training; their exact matches are counted."""
+    test_limit: int = 0
+    """At most this many test records; 0 takes all."""
+    max_length: int = 1024
+    """Tokens a record may have; longer ones are cut at the end, and counted."""
+    batch_size: int = 4
+    """Records in a micro-batch, on each level."""
+    accumulation: int = 1
+    """Micro-batches in an optimiser step, on each level; the loss is the mean over all their trained tokens."""
+    loss_on: Literal["response", "all"] = "response"
+    """Trained tokens of {instruction, …} and {prompt, completion}: the response alone, or everything."""
+    buckets: int = 4
+    """At most this many padded lengths, shared by train and val: the number of compilations is bounded by it."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """One level's optimiser."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or sgd with momentum."""
+    learning_rate: float = 2e-4
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Decay to zero after the warmup."""
+    warmup: float = 0.1
+    """Share of the phase's steps over which the rate rises from zero."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    clip: float = 1.0
+    """Largest global norm of a gradient; 0 switches clipping off."""
+    b1: float = 0.9
+    """Decay of the first moment (adamw), or momentum (sgd)."""
+    b2: float = 0.999
+    """Decay of the second moment (adamw)."""
+    eps: float = 1e-8
+    """Added to the root of the second moment (adamw)."""
+    eps_root: float = 1e-16
+    """Added under that root. Zero would make the hypergradient NaN at B = 0, where a second moment is exactly zero."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """First phase. bidora: direction on train, magnitude on val. lora, dora: the whole training."""
+
+    epochs: float = 3.0
+    """Passes over the training split; used when steps is 0."""
+    steps: int = 0
+    """Outer steps; 0 derives them from epochs."""
+    lower_steps: int = 1
+    """Direction steps in an outer step. Only the last one is unrolled in the hypergradient."""
+    hypergradient: Literal["exact", "reverse", "finite-difference", "direct"] = "exact"
+    """exact: through the unrolled update, mixed product forward over reverse; reverse: the same quantity, reverse over
+    reverse; finite-difference: as the BiDoRA reference does; direct: no second-order term."""
+    gram_penalty: float = 0.0
+    """Weight γ of the penalty mean ‖D·Dᵀ − I‖_F on the direction's loss (1e-5 in the paper)."""
+    patience: int = 0
+    """Stop after this many evaluations without a better validation loss; 0 never stops early."""
+
+
+@dataclass(frozen=True)
+class RetrainConfig:
+    """Second phase of bidora: the magnitude is fixed and the direction is trained on train and val together."""
+
+    epochs: float = 3.0
+    """Passes over both splits; used when steps is 0."""
+    steps: int = 0
+    """Optimiser steps; 0 derives them from epochs. epochs = 0 and steps = 0 leave the phase out."""
+    start: Literal["scratch", "continue"] = "scratch"
+    """scratch: a fresh direction, as in the paper; continue: the direction that the search found."""
+    learning_rate: float = 0.0
+    """Peak learning rate of the direction; 0 takes inner.learning_rate."""
