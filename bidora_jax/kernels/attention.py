@@ -1,0 +1,75 @@
+"""RMS norm, rotary positions and causal grouped-query attention, differentiable to any order.
+
+    norm(x) = w ⊙ x / √(mean(x²) + ε)                                  RMSNorm, arXiv:1910.07467
+    rope(x)ₜ = x ∘ cos(tθ) + rotate_half(x) ∘ sin(tθ)                   RoPE, arXiv:2104.09864, half-split as in HF
+    attend(q, k, v)ₜ = Σ_{u≤t} softmax_u(qₜ·k_u / √h) v_u               each of K key/value heads serves G = H/K queries
+
+Norms, angles and softmax are float32 (float64 for float64); products have the dtype of the inputs and accumulate in
+float32. Sequences are padded on the right: under the causal mask a real token never sees padding, so no padding mask
+exists; what stands at padded positions is finite and meaningless. There is no custom derivative anywhere, which is what
+lets a mixed second-order product pass through.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from bidora_jax.kernels.dora import wide
+
+
+def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], *, eps: float) -> Float[Array, "*batch D"]:
+    """Normalises the last axis in float32, rounds to the dtype of x, then multiplies by the weight, as transformers does."""
+    wide_x = x.astype(wide(x.dtype))
+    normed = wide_x * jax.lax.rsqrt(jnp.mean(jnp.square(wide_x), axis=-1, keepdims=True) + eps)
+    return normed.astype(x.dtype) * weight.reshape((1,) * (x.ndim - 1) + weight.shape)
+
+
+def rope_angles(positions: Int[Array, " T"], head_dim: int, *, theta: float, dtype) -> tuple[Array, Array]:
+    """cos and sin of the rotary angles, each (T, h), rounded to `dtype`; the second half repeats the first."""
+    inverse = theta ** -(jnp.arange(0, head_dim, 2, dtype=wide(dtype)) / head_dim)
+    angles = positions.astype(inverse.dtype)[:, None] * inverse[None, :]
+    angles = jnp.concatenate([angles, angles], axis=-1)
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def rope(x: Float[Array, "B T N h"], cos: Float[Array, "T h"], sin: Float[Array, "T h"]) -> Float[Array, "B T N h"]:
+    """Rotates every head of x by the angle of its position."""
+    first, second = jnp.split(x, 2, axis=-1)
+    rotated = jnp.concatenate([-second, first], axis=-1)
+    return x * cos[None, :, None, :] + rotated * sin[None, :, None, :]
+
+
+def attend(
+    q: Float[Array, "B Q H h"], k: Float[Array, "B S K h"], v: Float[Array, "B S K h"], visible: Bool[Array, "Q S"]
+) -> Float[Array, "B Q H h"]:
+    """Attention of Q queries over S keys where `visible` allows it, with the [Q, S] scores of every head in memory."""
+    groups = q.shape[2] // k.shape[2]
+    grouped = q.reshape(*q.shape[:2], k.shape[2], groups, q.shape[3])
+    scores = jnp.einsum("bqkgh,bskh->bkgqs", grouped, k, preferred_element_type=wide(q.dtype)) * q.shape[-1] ** -0.5
+    scores = jnp.where(visible[None, None, None], scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bkgqs,bskh->bqkgh", weights, v, preferred_element_type=wide(v.dtype))
+    return out.reshape(q.shape).astype(q.dtype)
+
+
+def causal_attention(
+    q: Float[Array, "B T H h"], k: Float[Array, "B T K h"], v: Float[Array, "B T K h"], *, chunk: int
+) -> Float[Array, "B T H h"]:
+    """Causal grouped-query attention; sequences longer than `chunk` are attended `chunk` queries at a time.
+
+    The chunked form recomputes each chunk's scores in the backward pass, so that memory grows with T·chunk instead of T².
+    """
+    length = q.shape[1]
+    positions = jnp.arange(length)
+    if length <= chunk:
+        return attend(q, k, v, positions[:, None] >= positions[None, :])
+    count = -(-length // chunk)
+    padded = jnp.pad(q, ((0, 0), (0, count * chunk - length), (0, 0), (0, 0)))
+    chunks = padded.reshape(q.shape[0], count, chunk, *q.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def one(queries, start):
+        return attend(queries, k, v, (start + jnp.arange(chunk))[:, None] >= positions[None, :])
+
+    out = jax.lax.map(lambda args: one(*args), (chunks, jnp.arange(count) * chunk))
+    return out.swapaxes(0, 1).reshape(padded.shape)[:, :length]

@@ -1,0 +1,135 @@
+"""Weight-decomposed low-rank adaptation of one linear layer.
+
+    W' = m ⊙ V / ‖V‖        V = W0 + s·B·A        one magnitude m and one norm ‖·‖ per OUTPUT row
+
+DoRA (arXiv:2402.09353, Eq. 5) and BiDoRA (arXiv:2410.09758, Eq. 2), with the axis of NVlabs/DoRA and PEFT. Shapes are
+Hugging Face's: W0 (O, I), A (r, I), B (O, r), m (O,). LoRA is the same without m and norm: W' = V.
+
+The norm is factored, so that neither B·A nor V exists outside `merge`:
+
+    ‖V‖² = ‖W0‖² + 2s·rowsum(B ∘ (W0·Aᵀ)) + s²·rowsum((B·(A·Aᵀ)) ∘ B)
+
+Whether the norm is held constant in a backward pass (DoRA section 4.3) is the caller's business: `apply` takes the norm
+as data. Norms, scales and sums are float32 (float64 when the weights are); products have the dtype of x and accumulate in
+float32. The frozen W0 gets no gradient where its dtype is narrow, see `frozen_dot`. Bias, dropout and quantised weights
+are the layer's business.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import linear_call
+from jaxtyping import Array, Float, Key, UInt32
+
+
+class Direction(NamedTuple):
+    """The low-rank change of direction. The magnitude is not in it: another level trains it, so it is another argument."""
+
+    A: Float[Array, "r I"]
+    B: Float[Array, "O r"]
+
+
+def wide(dtype) -> jnp.dtype:
+    """The dtype sums of `dtype` are made in: float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def init(
+    key: Key[Array, ""] | UInt32[Array, "2"], w0: Float[Array, "O I"], *, rank: int
+) -> tuple[Direction, Float[Array, " O"]]:
+    """A direction and a magnitude that change nothing: A uniform in ±1/√I (kaiming with a = √5, as PEFT), B = 0, m = ‖W0‖."""
+    out_features, in_features = w0.shape
+    dtype = wide(w0.dtype)
+    bound = in_features**-0.5
+    a = jax.random.uniform(key, (rank, in_features), dtype, -bound, bound)
+    return Direction(a, jnp.zeros((out_features, rank), dtype)), jnp.sqrt(square_norm(w0))
+
+
+def square_norm(w: Float[Array, "O I"]) -> Float[Array, " O"]:
+    """Sum of squares of each row, the constant first term of the factored norm."""
+    return jnp.sum(jnp.square(w.astype(wide(w.dtype))), axis=1)
+
+
+def frozen_dot(x: Float[Array, "*batch I"], w0: Float[Array, "O I"]) -> Float[Array, "*batch O"]:
+    """x·W0ᵀ with the accumulator returned as it is: float32 for bf16 and float16 inputs.
+
+    For those narrow inputs the product is declared linear in x alone, so that the cotangent is rounded to the dtype of x
+    before it meets W0: a float32 cotangent times a bf16 weight is a mixed product that is several times slower. W0 then
+    has no derivative at all (differentiating it fails loudly); in float32 and float64 this is an ordinary product.
+    """
+    if x.dtype == wide(x.dtype):
+        return _contract(x, w0)
+    return linear_call(_narrow_dot, _narrow_dot_transpose, (w0,), x)
+
+
+def _contract(x, w):
+    return jax.lax.dot_general(x, w, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=wide(x.dtype))
+
+
+def _narrow_dot(residuals, x):
+    (w0,) = residuals
+    return _contract(x, w0)
+
+
+def _narrow_dot_transpose(residuals, g):
+    (w0,) = residuals
+    g = g.astype(w0.dtype)
+    dims = (((g.ndim - 1,), (0,)), ((), ()))
+    return jax.lax.dot_general(g, w0, dims, preferred_element_type=wide(w0.dtype)).astype(w0.dtype)
+
+
+def row_norm(
+    w0: Float[Array, "O I"], norm_sq: Float[Array, " O"], direction: Direction, *, scale: float
+) -> Float[Array, " O"]:
+    """‖W0 + s·B·A‖ of each row. `norm_sq` is `square_norm(w0)`. A zero row has norm 0 and a zero derivative, not NaN."""
+    a, b = direction
+    cross = jnp.sum(b * frozen_dot(a.astype(w0.dtype), w0).T, axis=1)
+    update_sq = jnp.sum((b @ (a @ a.T)) * b, axis=1)
+    total = norm_sq + 2 * scale * cross + scale**2 * update_sq
+    positive = total > 0
+    # The root is taken of 1 where the row vanishes: its infinite slope at 0 would turn a zero cotangent into NaN.
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1.0)), 0.0)
+
+
+def gain(magnitude: Float[Array, " O"], norm: Float[Array, " O"]) -> Float[Array, " O"]:
+    """m / ‖V‖, and 1 for a row of norm 0, whose product is zero whatever its gain."""
+    positive = norm > 0
+    return jnp.where(positive, magnitude / jnp.where(positive, norm, 1.0), 1.0)
+
+
+def low_rank(x: Float[Array, "*batch I"], direction: Direction) -> Float[Array, "*batch O"]:
+    """(x·Aᵀ)·Bᵀ in the dtype of x, its last accumulator returned as it is."""
+    a, b = (factor.astype(x.dtype) for factor in direction)
+    return _contract(_contract(x, a).astype(x.dtype), b)
+
+
+def apply(
+    x: Float[Array, "*batch I"],
+    w0: Float[Array, "O I"],
+    direction: Direction,
+    row_gain: Float[Array, " O"] | None = None,
+    *,
+    scale: float,
+    x_low_rank: Float[Array, "*batch I"] | None = None,
+) -> Float[Array, "*batch O"]:
+    """x·W'ᵀ = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ), rounded once to the dtype of x.
+
+    Without a `row_gain` this is LoRA. `x_low_rank` is the input of A where it differs from x (dropout).
+    """
+    total = frozen_dot(x, w0) + scale * low_rank(x if x_low_rank is None else x_low_rank, direction)
+    if row_gain is not None:
+        total = total * row_gain.reshape((1,) * (x.ndim - 1) + row_gain.shape)
+    return total.astype(x.dtype)
+
+
+def merge(
+    w0: Float[Array, "O I"], direction: Direction, magnitude: Float[Array, " O"] | None = None, *, scale: float
+) -> Float[Array, "O I"]:
+    """The one matrix W' with the effect of `apply`, in float32 (float64 for float64)."""
+    a, b = direction
+    v = w0.astype(wide(w0.dtype)) + scale * (b @ a)
+    if magnitude is None:
+        return v
+    norm = row_norm(w0, square_norm(w0), direction, scale=scale)
+    return gain(magnitude, norm)[:, None] * v

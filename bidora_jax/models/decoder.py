@@ -1,0 +1,254 @@
+"""The decoder-only transformer: Qwen3, with its relatives' differences as flags.
+
+    x ← E[tokens];   for each layer:  x ← x + attention(norm(x));  x ← x + mlp(norm(x));   logits = norm(x)·Eᵀ
+
+One Linen layer is applied by `lax.scan` over parameters stacked on a leading layer axis, under `jax.checkpoint`, so that
+compile time does not grow with depth and one layer's activations live at a time. A batch is right-padded; positions count
+from 0. Activations have the dtype of the base; norms, softmax, logits and losses are float32.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from bidora_jax.kernels import attention, losses
+from bidora_jax.kernels.dora import frozen_dot
+from bidora_jax.models.adapters import Adapter, linear_shapes
+from bidora_jax.models.linear import Linear
+
+Remat = Literal["layer", "none"]
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """What the mathematics needs of a config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    tie_word_embeddings: bool
+    qk_norm: bool
+    """RMS norm of every query and key head before the rotation (Qwen3)."""
+    qkv_bias: bool
+    o_bias: bool
+    max_position_embeddings: int
+
+
+class RMSNorm(nn.Module):
+    eps: float
+
+    @nn.compact
+    def __call__(self, x):
+        weight = self.variable("base", "weight", jnp.ones, (x.shape[-1],), x.dtype).value
+        return attention.rms_norm(x, weight, eps=self.eps)
+
+
+class Attention(nn.Module):
+    config: DecoderConfig
+    adapter: Adapter | None
+    chunk: int
+
+    @nn.compact
+    def __call__(self, x, cos, sin, cache=None, position=0):
+        c = self.config
+        q, k, v = (
+            _linear(self, name, c.qkv_bias)(x).reshape(*x.shape[:2], heads, c.head_dim)
+            for name, heads in (("q_proj", c.num_heads), ("k_proj", c.num_kv_heads), ("v_proj", c.num_kv_heads))
+        )
+        if c.qk_norm:
+            q, k = RMSNorm(c.rms_norm_eps, name="q_norm")(q), RMSNorm(c.rms_norm_eps, name="k_norm")(k)
+        q, k = attention.rope(q, cos, sin), attention.rope(k, cos, sin)
+        if cache is None:
+            out = attention.causal_attention(q, k, v, chunk=self.chunk)
+        else:
+            keys, values = (
+                jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
+                for old, new in zip(cache, (k, v), strict=True)
+            )
+            cache = keys, values
+            out = attention.attend(q, keys, values, (jnp.arange(keys.shape[1]) <= position)[None, :])
+        out = out.reshape(*x.shape[:2], c.num_heads * c.head_dim)
+        return _linear(self, "o_proj", c.o_bias)(out), cache
+
+
+class MLP(nn.Module):
+    config: DecoderConfig
+    adapter: Adapter | None
+
+    @nn.compact
+    def __call__(self, x):
+        gate = _linear(self, "gate_proj")(x)
+        up = _linear(self, "up_proj")(x)
+        return _linear(self, "down_proj")(nn.silu(gate) * up)
+
+
+class DecoderLayer(nn.Module):
+    """One layer; its variables are one slice of the stacked trees."""
+
+    config: DecoderConfig
+    adapter: Adapter | None
+    chunk: int = 512
+
+    @nn.compact
+    def __call__(self, x, cos, sin, cache=None, position=0):
+        eps = self.config.rms_norm_eps
+        normed = RMSNorm(eps, name="input_layernorm")(x)
+        mixed, cache = Attention(self.config, self.adapter, self.chunk, name="self_attn")(normed, cos, sin, cache, position)
+        x = x + mixed
+        normed = RMSNorm(eps, name="post_attention_layernorm")(x)
+        return x + MLP(self.config, self.adapter, name="mlp")(normed), cache
+
+
+def _linear(parent: Attention | MLP, name: str, bias: bool = False) -> Linear:
+    path = f"{parent.name}.{name}"
+    out_features, in_features = linear_shapes(parent.config)[path]
+    adapted = parent.adapter is not None and path in parent.adapter.targets
+    return Linear(in_features, out_features, bias, parent.adapter if adapted else None, name=name)
+
+
+def base_shapes(config: DecoderConfig, dtype) -> PyTree:
+    """Shapes and dtypes of the base tree of this model, without allocating any of it."""
+    x = jax.ShapeDtypeStruct((1, 2, config.hidden_size), dtype)
+    angle = jax.ShapeDtypeStruct((2, config.head_dim), dtype)
+    layer = jax.eval_shape(DecoderLayer(config, None).init, jax.random.key(0), x, angle, angle)["base"]
+    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((config.num_layers, *leaf.shape), leaf.dtype), layer)
+    vocabulary = {"weight": jax.ShapeDtypeStruct((config.vocab_size, config.hidden_size), dtype)}
+    norm = {"weight": jax.ShapeDtypeStruct((config.hidden_size,), dtype)}
+    base = {"embed_tokens": vocabulary, "layers": stacked, "norm": norm}
+    return base if config.tie_word_embeddings else {**base, "lm_head": vocabulary}
+
+
+def hidden(
+    config: DecoderConfig,
+    adapter: Adapter | None,
+    base: PyTree,
+    direction: PyTree,
+    magnitude: PyTree,
+    tokens: Int[Array, "B T"],
+    key: Array | None = None,
+    *,
+    remat: Remat = "layer",
+    attention_chunk: int = 512,
+) -> Float[Array, "B T D"]:
+    """The normed last hidden states. A `key` switches the adapter's dropout on."""
+    layer = DecoderLayer(config, adapter, attention_chunk)
+    x = base["embed_tokens"]["weight"][tokens]
+    cos, sin = _angles(config, jnp.arange(tokens.shape[1]), x.dtype)
+
+    def body(x, slices):
+        variables, index = slices
+        rngs = {} if key is None else {"dropout": jax.random.fold_in(key, index)}
+        return layer.apply(variables, x, cos, sin, rngs=rngs)[0], None
+
+    body = jax.checkpoint(body, prevent_cse=False) if remat == "layer" else body
+    x, _ = jax.lax.scan(body, x, (_stacks(base, direction, magnitude), jnp.arange(config.num_layers)))
+    return attention.rms_norm(x, base["norm"]["weight"], eps=config.rms_norm_eps)
+
+
+def logits(
+    config: DecoderConfig,
+    adapter: Adapter | None,
+    base: PyTree,
+    direction: PyTree,
+    magnitude: PyTree,
+    tokens: Int[Array, "B T"],
+    *,
+    attention_chunk: int = 512,
+) -> Float[Array, "B T V"]:
+    """All logits in float32; for probes and short texts, the loss never calls it."""
+    x = hidden(config, adapter, base, direction, magnitude, tokens, attention_chunk=attention_chunk)
+    return frozen_dot(x, head(base))
+
+
+def token_loss_sum(
+    config: DecoderConfig,
+    adapter: Adapter | None,
+    base: PyTree,
+    direction: PyTree,
+    magnitude: PyTree,
+    tokens: Int[Array, "B T"],
+    loss_mask: Float[Array, "B T"],
+    key: Array | None = None,
+    *,
+    remat: Remat = "layer",
+    attention_chunk: int = 512,
+    loss_chunk: int = 512,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum of −log p over the tokens that `loss_mask` marks as predicted, and their number."""
+    x = hidden(
+        config, adapter, base, direction, magnitude, tokens, key, remat=remat, attention_chunk=attention_chunk
+    )
+    x = x[:, :-1].reshape(-1, config.hidden_size)
+    targets, weights = tokens[:, 1:].reshape(-1), loss_mask[:, 1:].reshape(-1)
+    return losses.cross_entropy_sum(x, head(base), targets, weights, chunk=loss_chunk), jnp.sum(weights)
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("max_new_tokens", "eos_ids"))
+def greedy(
+    config: DecoderConfig,
+    base: PyTree,
+    prompts: Int[Array, "B P"],
+    lengths: Int[Array, " B"],
+    *,
+    max_new_tokens: int,
+    eos_ids: tuple[int, ...],
+) -> Int[Array, "B G"]:
+    """The most probable continuation of each right-padded prompt, token by token over a key/value cache.
+
+    Prompts and answers run through the same step, one position at a time, so that rows of different length need no
+    alignment. After its end-of-text token a row repeats that token. `base` carries no adapter: merge it first.
+    """
+    batch, width = prompts.shape[0], prompts.shape[1] + max_new_tokens
+    tokens = jnp.pad(prompts, ((0, 0), (0, max_new_tokens)))
+    layer = DecoderLayer(config, None)
+    shape = (config.num_layers, batch, width, config.num_kv_heads, config.head_dim)
+    dtype = base["embed_tokens"]["weight"].dtype
+    cache = (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    def step(carry, position):
+        tokens, cache, ended = carry
+        current = jax.lax.dynamic_index_in_dim(tokens, position, axis=1, keepdims=False)
+        x = base["embed_tokens"]["weight"][current][:, None]
+        cos, sin = _angles(config, position[None], dtype)
+
+        def body(x, slices):
+            variables, cache = slices
+            return layer.apply(variables, x, cos, sin, cache, position)
+
+        x, cache = jax.lax.scan(body, x, ({"base": base["layers"]}, cache))
+        x = attention.rms_norm(x[:, 0], base["norm"]["weight"], eps=config.rms_norm_eps)
+        best = jnp.argmax(frozen_dot(x, head(base)), axis=-1).astype(tokens.dtype)
+        best = jnp.where(ended, current, best)
+        in_prompt = position + 1 < lengths
+        following = jnp.where(in_prompt, jax.lax.dynamic_index_in_dim(tokens, position + 1, 1, keepdims=False), best)
+        ended = ~in_prompt & (ended | jnp.isin(following, jnp.array(eos_ids, tokens.dtype)))
+        return (jax.lax.dynamic_update_index_in_dim(tokens, following, position + 1, 1), cache, ended), None
+
+    start = (tokens, cache, jnp.zeros(batch, bool))
+    (tokens, _, _), _ = jax.lax.scan(step, start, jnp.arange(width - 1))
+    return jnp.take_along_axis(tokens, lengths[:, None] + jnp.arange(max_new_tokens)[None, :], axis=1)
+
+
+def head(base: PyTree) -> Float[Array, "V D"]:
+    """The output embedding: lm_head, or the input embedding where the two are tied."""
+    return base["lm_head" if "lm_head" in base else "embed_tokens"]["weight"]
+
+
+def _angles(config: DecoderConfig, positions, dtype):
+    return attention.rope_angles(positions, config.head_dim, theta=config.rope_theta, dtype=dtype)
+
+
+def _stacks(base: PyTree, direction: PyTree, magnitude: PyTree) -> PyTree:
+    trained = {"direction": direction, "magnitude": magnitude}
+    return {"base": base["layers"]} | {name: tree["layers"] for name, tree in trained.items() if tree}
