@@ -1,0 +1,85 @@
+"""Losses of the decoder in the form that the steps take.
+
+A batch holds M micro-batches: tokens (M, B, T) int32 and loss_mask (M, B, T) float32. The loss is the mean over all trained
+tokens of all micro-batches (Σ losses / Σ tokens), made by a scan that recomputes each micro-batch in the backward pass:
+gradient accumulation inside the loss, so that gradients and hypergradients of M micro-batches are exactly those of one
+large batch, in the memory of one.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from bidora_jax.kernels import dora, losses
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters import Adapter, get
+from bidora_jax.models.decoder import DecoderConfig
+from bidora_jax.models.settings import ModelConfig
+
+LevelLoss = Callable[[PyTree, PyTree, PyTree, PyTree, Array], Float[Array, ""]]
+
+
+def inner_loss(config: DecoderConfig, adapter: Adapter, model: ModelConfig, *, gram_weight: float = 0.0) -> LevelLoss:
+    """The lower level's loss(direction, magnitude, base, batch, key): with dropout, and γ times the Gram penalty."""
+
+    def loss(direction, magnitude, base, batch, key):
+        value = _mean_loss(config, adapter, model, direction, magnitude, base, batch, key if adapter.dropout else None)
+        if gram_weight:
+            value = value + gram_weight * mean_gram_penalty(adapter, base, direction)
+        return value
+
+    return loss
+
+
+def outer_loss(config: DecoderConfig, adapter: Adapter, model: ModelConfig) -> LevelLoss:
+    """The upper level's loss: the model as it will be used, without dropout, with the norm never held constant."""
+    adapter = replace(adapter, constant_norm=False, dropout=0.0)
+
+    def loss(direction, magnitude, base, batch, key):
+        del key
+        return _mean_loss(config, adapter, model, direction, magnitude, base, batch, None)
+
+    return loss
+
+
+def mean_gram_penalty(adapter: Adapter, base: PyTree, direction: PyTree) -> Float[Array, ""]:
+    """Mean over all adapted layers of ‖D·Dᵀ − I‖_F with D = V/‖V‖, one layer's dense D at a time."""
+    total, count = 0.0, 0
+    for path in adapter.targets:
+        leaf, factors = get(base["layers"], path), get(direction["layers"], path)
+
+        @jax.checkpoint
+        def add(total, layer):
+            weight, norm_sq, a, b = layer
+            pair = dora.Direction(a, b)
+            norm = dora.row_norm(weight, norm_sq, pair, scale=adapter.scale)
+            unit = dora.gain(jnp.ones_like(norm), norm)[:, None] * dora.merge(weight, pair, scale=adapter.scale)
+            return total + losses.gram_penalty(unit), None
+
+        stacks = leaf["weight"], leaf["norm_sq"], factors["A"], factors["B"]
+        total = jax.lax.scan(add, jnp.zeros((), factors["A"].dtype), stacks)[0] + total
+        count += leaf["weight"].shape[0]
+    return jnp.asarray(total / count)
+
+
+def _mean_loss(config, adapter, model: ModelConfig, direction, magnitude, base, batch, key):
+    def one(total, micro):
+        tokens, mask, index = micro
+        loss_sum, _ = decoder.token_loss_sum(
+            config, adapter, base, direction, magnitude, tokens, mask,
+            None if key is None else jax.random.fold_in(key, index),
+            remat=model.remat, attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk,
+        )  # fmt: skip
+        return total + loss_sum, None
+
+    tokens, mask = batch["tokens"], batch["loss_mask"]
+    trained = jnp.maximum(jnp.sum(mask[..., 1:]), 1.0)
+    if tokens.shape[0] == 1:
+        total, _ = one(0.0, (tokens[0], mask[0], 0))
+    else:
+        zero = jnp.zeros((), dora.wide(base["norm"]["weight"].dtype))
+        total, _ = jax.lax.scan(jax.checkpoint(one), zero, (tokens, mask, jnp.arange(tokens.shape[0])))
+    return total / trained

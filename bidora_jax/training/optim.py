@@ -1,0 +1,48 @@
+"""Optimisers of the two levels, as optax chains that can be differentiated through: clip, precondition, decay, step.
+
+    u = −η_t · (P(clip(g)) + λ·p)          P: Adam's m̂ / (√(v̂ + eps_root) + eps), or momentum; λ: decoupled weight decay
+"""
+
+import optax
+
+from bidora_jax.errors import InputError
+from bidora_jax.training.settings import OptimizerConfig
+
+
+def schedule(settings: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warmup from zero over `warmup` of the steps, then constant, linear or cosine decay to zero."""
+    peak, warm = settings.learning_rate, round(settings.warmup * steps)
+    rest = max(steps - warm, 1)
+    decay = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest),
+    }[settings.schedule]
+    if not warm:
+        return decay
+    # The first step of a warmup from zero would do nothing; it starts one increment up instead.
+    return optax.join_schedules([optax.linear_schedule(peak / warm, peak, max(warm - 1, 1)), decay], [warm])
+
+
+def transformation(settings: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optax chain of one level over a phase of `steps` optimiser steps."""
+    clip = [optax.clip_by_global_norm(settings.clip)] if settings.clip else []
+    precondition = {
+        "adamw": optax.scale_by_adam(settings.b1, settings.b2, settings.eps, settings.eps_root),
+        "sgd": optax.trace(settings.b1) if settings.b1 else optax.identity(),
+    }[settings.optimizer]
+    decay = [optax.add_decayed_weights(settings.weight_decay)] if settings.weight_decay else []
+    return optax.chain(*clip, precondition, *decay, optax.scale_by_learning_rate(schedule(settings, steps)))
+
+
+def check(section: str, settings: OptimizerConfig) -> None:
+    """Raises InputError for a value that no optimiser can mean."""
+    bounds = {
+        "learning_rate": (0.0, None), "warmup": (0.0, 1.0), "weight_decay": (0.0, None), "clip": (0.0, None),
+        "b1": (0.0, 1.0), "b2": (0.0, 1.0), "eps": (0.0, None), "eps_root": (0.0, None),
+    }  # fmt: skip
+    for name, (low, high) in bounds.items():
+        value = getattr(settings, name)
+        if not (low <= value and (high is None or value <= high)):
+            expected = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+            raise InputError(f"{section}.{name} must be {expected}, found {value}")
