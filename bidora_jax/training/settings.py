@@ -87,3 +87,11 @@ class RetrainConfig:
     """scratch: a fresh direction, as in the paper; continue: the direction that the search found."""
     learning_rate: float = 0.0
     """Peak learning rate of the direction; 0 takes inner.learning_rate."""
+
+
+@dataclass(frozen=True)
+class OuterConfig(OptimizerConfig):
+    """The magnitude's optimiser."""
+
+    multiplier: float = 2.0
+    """outer.learning_rate is inner.learning_rate times this, as long as nobody sets it."""

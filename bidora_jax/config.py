@@ -1,0 +1,228 @@
+"""The whole configuration of a run: frozen dataclasses composed, read strictly from a file and the command line.
+
+A file in configs/ has `get_config() -> ml_collections.ConfigDict` and sets only what differs from the defaults; a run
+folder's config.json is read the same way. Command-line values are set last. `outer.learning_rate` is a field reference,
+inner.learning_rate × outer.multiplier, so it follows both wherever they are set, until it is set itself.
+"""
+
+import dataclasses
+import json
+import runpy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ml_collections import ConfigDict
+
+from bidora_jax.errors import InputError, did_you_mean, listing
+from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, RetrainConfig, SearchConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    output_dir: str = "runs/default"
+    """The run folder: config.json, metrics.jsonl, checkpoints/, adapter/, merged/."""
+    seed: int = 0
+    """Seed of the split, the data order, the direction's start and the dropout."""
+    log_every: int = 10
+    """Steps between two printed lines where the output is no terminal."""
+    eval_every: int = 50
+    """Steps between two passes over the validation split; 0 evaluates at the end of a phase only."""
+    save_every: int = 100
+    """Steps between two checkpoints; 0 saves at the end of a phase only."""
+    keep: int = 2
+    """Checkpoints kept."""
+    merged: bool = False
+    """Write merged/, the model with the adapter folded in, at the end."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    inner: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The direction's optimiser; for lora and dora, the only one."""
+    outer: OuterConfig = field(default_factory=OuterConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    retrain: RetrainConfig = field(default_factory=RetrainConfig)
+
+
+@dataclass(frozen=True)
+class TrainArguments(Config):
+    """Fine-tune a language model with BiDoRA, DoRA or LoRA."""
+
+    config: str = ""
+    """Configuration file: configs/NAME.py, or the config.json of a run folder."""
+    resume: bool = False
+    """Go on from the last checkpoint of output_dir."""
+
+
+def parse_train(argv: Sequence[str]) -> tuple[Config, bool]:
+    """The configuration that a `train` command line means, and whether to resume."""
+    import tyro
+
+    path, resume = _flag_value(argv, "config"), any(_name(arg) == "resume" for arg in argv)
+    tree = read(path) if path else defaults()
+    default = TrainArguments(**_fields(resolve(tree)), config=path, resume=resume)
+    arguments = tyro.cli(TrainArguments, args=list(argv), default=default, prog="python -m bidora_jax.train")
+    named = {_name(arg) for arg in argv if arg.startswith("--")}
+    for name, value in leaves(arguments):
+        section, _, leaf = name.rpartition(".")
+        if name in named or f"{section}.no_{leaf}".strip(".") in named:
+            _set(tree, name, value)
+    return resolve(tree), arguments.resume
+
+
+def defaults() -> ConfigDict:
+    """All defaults as a ConfigDict, with its field reference in place."""
+    return _tree(ConfigDict())
+
+
+def read(path: str) -> ConfigDict:
+    """Defaults with the values of a configuration file over them. Raises InputError for whatever doesn't fit the schema."""
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"configuration file {path} does not exist; configs/quickstart.py is an example of one")
+    if file.suffix == ".json":
+        return _tree(_read_json(file))
+    if file.suffix != ".py":
+        raise InputError(f"configuration file {path}: expected a .py file with get_config() or a config.json")
+    namespace = runpy.run_path(str(file))
+    if "get_config" not in namespace:
+        raise InputError(f"configuration file {path} has no function get_config()")
+    values = namespace["get_config"]()
+    if not isinstance(values, ConfigDict):
+        raise InputError(f"{path}: get_config() must return an ml_collections.ConfigDict, found {type(values).__name__}")
+    return _tree(values)
+
+
+def resolve(tree: ConfigDict) -> Config:
+    """The dataclasses that a full ConfigDict stands for."""
+
+    def build(schema: type, values: ConfigDict) -> Any:
+        parts = {}
+        for item in dataclasses.fields(schema):
+            kind = get_type_hints(schema)[item.name]
+            value = values[item.name]
+            parts[item.name] = build(kind, value) if dataclasses.is_dataclass(kind) else _as(kind, value)
+        return schema(**parts)
+
+    return build(Config, tree)
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of every field of nested dataclasses."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, value
+
+
+def to_json(config: Config) -> str:
+    """The resolved configuration as the text of a config.json."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def differences(old: Config, new: Config, ignored: tuple[str, ...] = ()) -> list[str]:
+    """Lines 'name: old → new' for every differing field outside of `ignored`."""
+    before = dict(leaves(old))
+    return [f"{k}: {before[k]!r} → {v!r}" for k, v in leaves(new) if k not in ignored and before[k] != v]
+
+
+def _read_json(file: Path) -> ConfigDict:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"configuration file {file} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"configuration file {file}: expected a JSON object, found {type(values).__name__}")
+    return ConfigDict(values)
+
+
+def _tree(given: ConfigDict) -> ConfigDict:
+    """Defaults overlaid with `given`; references of `given` stay references."""
+    problems: list[str] = []
+    tree = _overlay(Config, given, "", problems)
+    if problems:
+        raise InputError(f"the configuration does not fit its schema:\n{listing(problems)}")
+    if "outer" not in given or "learning_rate" not in given.outer:
+        tree.outer.learning_rate = tree.inner.get_ref("learning_rate") * tree.outer.get_ref("multiplier")
+    return tree
+
+
+def _overlay(schema: type, given: ConfigDict, prefix: str, problems: list[str]) -> ConfigDict:
+    hints, names = get_type_hints(schema), [item.name for item in dataclasses.fields(schema)]
+    problems += [f"unknown key {prefix}{key}{did_you_mean(key, names)}" for key in given if key not in names]
+    tree = ConfigDict()
+    default = schema()
+    for name in names:
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind):
+            section = given[name] if name in given else ConfigDict()
+            if not isinstance(section, ConfigDict):
+                problems.append(f"{prefix}{name}: expected a section, found {section!r}")
+                continue
+            tree[name] = _overlay(kind, section, f"{prefix}{name}.", problems)
+        elif name not in given:
+            tree[name] = getattr(default, name)
+        elif not _fits(kind, given[name]):
+            problems.append(f"{prefix}{name}: expected {_describe(kind)}, found {given[name]!r}")
+        elif kind is float:
+            tree[name] = given.get_ref(name) if isinstance(given[name], float) else float(given[name])
+        else:
+            tree[name] = given.get_ref(name)
+    return tree
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and all(_fits(get_args(kind)[0], item) for item in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _as(kind: Any, value: Any) -> Any:
+    return tuple(value) if get_origin(kind) is tuple else value
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"a list of {get_args(kind)[0].__name__}"
+    return {float: "a number", int: "an integer", bool: "true or false", str: "a text"}.get(kind, str(kind))
+
+
+def _fields(config: Config) -> dict[str, Any]:
+    return {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+
+
+def _flag_value(argv: Sequence[str], flag: str) -> str:
+    for position, arg in enumerate(argv):
+        if arg.startswith(f"--{flag}="):
+            return arg.partition("=")[2]
+        if arg == f"--{flag}":
+            if position + 1 == len(argv):
+                raise InputError(f"--{flag} needs a value")
+            return argv[position + 1]
+    return ""
+
+
+def _name(arg: str) -> str:
+    return arg.lstrip("-").partition("=")[0].replace("-", "_")
+
+
+def _set(tree: ConfigDict, name: str, value: Any) -> None:
+    *sections, leaf = name.split(".")
+    for section in sections:
+        if section not in tree:
+            return
+        tree = tree[section]
+    if leaf in tree:
+        tree[leaf] = value
