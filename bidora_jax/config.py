@@ -29,7 +29,7 @@ class Config:
     seed: int = 0
     """Seed of the split, the data order, the direction's start and the dropout."""
     log_every: int = 10
-    """Steps between two printed lines where the output is no terminal."""
+    """Seconds between two printed lines where the output is no terminal."""
     eval_every: int = 50
     """Steps between two passes over the validation split; 0 evaluates at the end of a phase only."""
     save_every: int = 100
@@ -38,6 +38,8 @@ class Config:
     """Checkpoints kept."""
     merged: bool = False
     """Write merged/, the model with the adapter folded in, at the end."""
+    max_new_tokens: int = 128
+    """Longest answer to a record of data.test_file, in tokens."""
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)

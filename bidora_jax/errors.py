@@ -11,6 +11,10 @@ class InputError(Exception):
     """A wrong call or bad input. The command line prints the message and exits with 2, without a traceback."""
 
 
+class RunError(Exception):
+    """A run that had to stop though its input was good. The command line prints the message and exits with 1."""
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """The nearest of `options` as a suffix for a message, or nothing when none is near."""
     close = difflib.get_close_matches(word, list(options), n=1)
@@ -32,6 +36,9 @@ def command(main: Callable[[list[str]], None], argv: list[str] | None = None) ->
         main(sys.argv[1:] if argv is None else argv)
     except InputError as error:
         sys.exit(_refuse(str(error)))
+    except RunError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise

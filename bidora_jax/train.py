@@ -1,0 +1,298 @@
+"""python -m bidora_jax.train --config configs/NAME.py [--SECTION.FIELD VALUE …] [--resume]
+
+Reads everything and refuses what is wrong before it writes the first byte of the run folder; then trains phase by phase
+and leaves the adapter, and the merged model when asked.
+"""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from bidora_jax.config import Config, differences, parse_train, read, resolve, to_json
+from bidora_jax.errors import InputError, command, listing
+
+if TYPE_CHECKING:
+    from bidora_jax.training.checkpoint import Checkpoints
+    from bidora_jax.training.evaluation import Answers, Evaluator
+    from bidora_jax.training.loop import Loop, Phase, Standing
+    from bidora_jax.training.phases import Problem
+    from bidora_jax.training.records import Record, Tokenizer
+
+MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit")
+
+
+class Assembled(NamedTuple):
+    """All that a run needs, read and checked."""
+
+    problem: "Problem"
+    tokenizer: "Tokenizer"
+    test: "list[Record]"
+    model_folder: Path
+
+
+def main(argv: list[str]) -> None:
+    config, resume = parse_train(argv)
+    check(config)
+    check_folder(config, resume)
+    run(config, assemble(config))
+
+
+def run(config: Config, parts: Assembled) -> None:
+    """Trains, and writes the run folder."""
+    from bidora_jax.training import evaluation
+    from bidora_jax.training.checkpoint import Checkpoints
+    from bidora_jax.training.data import full_pass
+    from bidora_jax.training.loop import Loop, Rhythm
+    from bidora_jax.training.metrics import MetricsLog
+
+    problem, folder, began = parts.problem, Path(config.output_dir), time.monotonic()
+    evaluate = evaluation.evaluator(problem.config, replace(problem.adapter, dropout=0.0), problem.model)
+    val = list(full_pass(problem.val, problem.buckets, problem.data.batch_size, problem.pad_id)) if problem.val else []
+
+    def validation_loss(direction, magnitude):
+        return evaluate(problem.base, direction, magnitude, val).loss
+
+    _describe(config, parts)
+    before = _answers(config, parts, problem.base)
+    _start_folder(config)
+    with MetricsLog(folder / "metrics.jsonl") as log, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
+        rhythm = Rhythm(config.eval_every, config.save_every, config.log_every)
+        loop = Loop(validation_loss if val else None, log, checkpoints, rhythm)
+        direction, magnitude = _train(config, problem, loop, checkpoints)
+    _finish(config, parts, direction, magnitude, before, evaluate)
+    print(f"finished in {time.monotonic() - began:.0f} s")
+
+
+def check(config: Config) -> None:
+    """Refuses values and pairs that can't be meant."""
+    from bidora_jax.training import optim
+
+    optim.check("inner", config.inner)
+    optim.check("outer", config.outer)
+    wrong = []
+    least_one = {"data.batch_size", "data.accumulation", "data.buckets", "search.lower_steps", "keep", "max_new_tokens",
+                 "model.attention_chunk", "model.loss_chunk"}  # fmt: skip
+    least_zero = {"log_every", "eval_every", "save_every", "data.test_limit", "search.epochs", "search.steps",
+                  "search.gram_penalty", "search.patience", "retrain.epochs", "retrain.steps", "retrain.learning_rate",
+                  "outer.multiplier"}  # fmt: skip
+    for name, value in _leaves(config).items():
+        if (name in least_one and value < 1) or (name in least_zero and value < 0):
+            wrong.append(f"{name} must be at least {1 if name in least_one else 0}, found {value}")
+    if config.data.max_length < 2:
+        wrong.append(f"data.max_length must be at least 2, found {config.data.max_length}")
+    if not 0 <= config.data.val_fraction < 1:
+        wrong.append(f"data.val_fraction must be in [0, 1), found {config.data.val_fraction}")
+    if not config.model.path:
+        wrong.append("model.path is not set: give a model folder or the name of a model on the Hugging Face hub")
+    if not config.data.train_file:
+        wrong.append("data.train_file is not set: give a JSONL file of records")
+    if config.data.val_file and config.data.val_fraction:
+        wrong.append("data.val_file and data.val_fraction are both set: keep one of them")
+    validated = config.data.val_file or config.data.val_fraction
+    if config.adapter.method == "bidora" and not validated:
+        wrong.append("method bidora trains the magnitude on a validation split, and there is none: "
+                     "set data.val_file, or data.val_fraction (0.2 in the paper), or choose method dora")  # fmt: skip
+    if config.search.patience and not validated:
+        wrong.append("search.patience needs a validation split: set data.val_file or data.val_fraction")
+    if config.search.gram_penalty and config.adapter.method == "lora":
+        wrong.append("search.gram_penalty is on the normalised direction, which method lora does not have")
+    if config.search.lower_steps > 1 and config.adapter.method != "bidora":
+        wrong.append(f"search.lower_steps needs two levels, and method {config.adapter.method} has one")
+    if not config.search.epochs and not config.search.steps:
+        wrong.append("search.epochs and search.steps are both 0: there is nothing to train")
+    if wrong:
+        raise InputError("the configuration can't be run:\n" + listing(wrong))
+
+
+def check_folder(config: Config, resume: bool) -> None:
+    """A new run wants a new folder; a resumed one wants its own, with the configuration it began with."""
+    folder = Path(config.output_dir)
+    saved = folder / "config.json"
+    if not resume:
+        if folder.is_dir() and any(folder.iterdir()):
+            what = "holds another run" if saved.is_file() else "is not empty"
+            raise InputError(f"output_dir {folder} {what}: choose another one with --output-dir, or go on with --resume")
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"output_dir {folder} is a file; choose another one with --output-dir")
+        return
+    if not saved.is_file():
+        raise InputError(f"nothing to resume: {saved} does not exist; start without --resume, or name its --output-dir")
+    changed = differences(resolve(read(str(saved))), config, MAY_CHANGE_ON_RESUME)
+    if changed:
+        raise InputError(
+            f"the configuration differs from the one that {folder} was started with:\n{listing(changed)}\n"
+            f"resume with --config {saved}, or start a new run with another --output-dir"
+        )
+
+
+def assemble(config: Config) -> Assembled:
+    """Reads the data, then the model. The order puts the cheap refusals first."""
+    import jax
+
+    from bidora_jax.models import adapters, hf
+    from bidora_jax.training import records
+    from bidora_jax.training.phases import Problem
+
+    train, val = _records(config)
+    test = records.read_records(config.data.test_file) if config.data.test_file else []
+    model_folder = hf.resolve_folder(config.model.path)
+    decoder_config = hf.read_config(model_folder)
+    adapter = adapters.resolve(config.adapter, decoder_config)
+    tokenizer = records.load_tokenizer(model_folder)
+    encode = {"max_length": config.data.max_length, "loss_on": config.data.loss_on}
+    if config.data.max_length > decoder_config.max_position_embeddings:
+        raise InputError(
+            f"data.max_length is {config.data.max_length}, more than the {decoder_config.max_position_embeddings} "
+            "positions of the model; lower it"
+        )
+    splits = {name: records.encode_all(part, tokenizer, **encode) for name, part in (("train", train), ("val", val)) if part}
+    for name, part in splits.items():
+        _report_split(name, part, config)
+    dtype = None if config.model.dtype == "auto" else jax.numpy.dtype(config.model.dtype)
+    base = adapters.prepare_base(hf.load_base(model_folder, decoder_config, dtype), adapter)
+    problem = Problem(
+        decoder_config, config.model, adapter, base, splits["train"].examples,
+        splits["val"].examples if val else [], config.data, records.pad_id(tokenizer), config.seed,
+    )  # fmt: skip
+    return Assembled(problem, tokenizer, test[: config.data.test_limit or None], Path(model_folder))
+
+
+def _records(config: Config) -> "tuple[list[Record], list[Record]]":
+    from bidora_jax.training import records
+
+    train = records.read_records(config.data.train_file)
+    if config.data.val_file:
+        return train, records.read_records(config.data.val_file)
+    if config.data.val_fraction:
+        return records.split(train, config.data.val_fraction, config.seed)
+    return train, []
+
+
+def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Checkpoints"):
+    """All phases from wherever the checkpoints stand; returns the (direction, magnitude) found."""
+    from bidora_jax.training import phases
+
+    search, standing = (
+        phases.bidora_search(problem, config.search, config.inner, config.outer)
+        if config.adapter.method == "bidora"
+        else phases.one_level(problem, config.search, config.inner)
+    )
+    latest = checkpoints.latest()
+    in_search = latest is None or latest <= search.steps
+    if in_search:
+        standing = loop.run(search, _resumed(loop, checkpoints, search, standing))
+        _say(search, standing)
+    if config.adapter.method != "bidora" or not (config.retrain.epochs or config.retrain.steps):
+        return standing.best
+    begin = (config.retrain, config.inner)
+    phase, fresh = phases.retrain(problem, *begin, standing.best, search.steps)
+    if not in_search:
+        resumed = _resumed(loop, checkpoints, phase, fresh)
+        # The magnitude is the one the checkpoint holds, not the one this process started with.
+        phase, _ = phases.retrain(problem, *begin, resumed.best, search.steps)
+        fresh = resumed
+    standing = loop.run(phase, fresh)
+    _say(phase, standing)
+    return standing.best
+
+
+def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "Standing") -> "Standing":
+    from bidora_jax.training.loop import restored
+
+    latest = checkpoints.latest()
+    if latest is None:
+        return fresh
+    tree, info = checkpoints.restore(latest, {"state": fresh.state, "best": fresh.best})
+    standing = restored(tree, info)
+    loop.log.truncate(phase.name, standing.step + 1)
+    print(f"resumed {phase.name} after step {standing.step} of {phase.steps}")
+    return standing
+
+
+def _finish(
+    config: Config, parts: Assembled, direction, magnitude, before: "Answers | None", evaluate: "Evaluator"
+) -> None:
+    from bidora_jax.models import adapters, peft
+    from bidora_jax.training.data import full_pass
+
+    problem, folder = parts.problem, Path(config.output_dir)
+    if problem.val:
+        batches = full_pass(problem.val, problem.buckets, problem.data.batch_size, problem.pad_id)
+        print(f"validation loss of the result {evaluate(problem.base, direction, magnitude, batches).loss:.4f}")
+    peft.save_adapter(
+        folder / "adapter", problem.adapter, config.adapter, direction, magnitude,
+        base_model_name=config.model.path, replace=True,
+    )  # fmt: skip
+    if config.merged:
+        from bidora_jax.export import export_merged
+
+        export_merged(folder / "merged", parts.model_folder, problem, direction, magnitude, replace=True)
+    if before is not None:
+        after = _answers(config, parts, adapters.merge(problem.adapter, problem.base, direction, magnitude))
+        assert after is not None
+        _compare_answers(parts.test, before, after)
+    print(f"adapter       {folder / 'adapter'}")
+    if config.merged:
+        print(f"merged model  {folder / 'merged'}")
+
+
+def _answers(config: Config, parts: Assembled, base) -> "Answers | None":
+    from bidora_jax.training import evaluation
+
+    if not parts.test:
+        return None
+    return evaluation.answer(
+        parts.problem.config, base, parts.tokenizer, parts.test, max_new_tokens=config.max_new_tokens
+    )
+
+
+def _compare_answers(test: "list[Record]", before: "Answers", after: "Answers") -> None:
+    total = len(test)
+    print(f"exact match on {total} test records: before {before.right} ({before.right / total:.0%}), "
+          f"after {after.right} ({after.right / total:.0%})")  # fmt: skip
+    question = test[0].get("instruction", test[0].get("prompt", ""))
+    print(f"\nfor example: {question}\n--- before\n{before.texts[0]}\n--- after\n{after.texts[0]}\n---")
+
+
+def _describe(config: Config, parts: Assembled) -> None:
+    from bidora_jax.models.adapters import count
+
+    problem = parts.problem
+    directions, magnitudes = (count(tree) for tree in problem.fresh_adapter())
+    total = count(problem.base) + directions + magnitudes
+    print(f"model {config.model.path}: {count(problem.base):,} frozen parameters in {problem.base['norm']['weight'].dtype}")
+    print(f"{config.adapter.method}, rank {config.adapter.rank}: direction {directions:,}, magnitude {magnitudes:,} "
+          f"({(directions + magnitudes) / total:.2%} trained); lengths padded to {', '.join(map(str, problem.buckets))}")  # fmt: skip
+
+
+def _report_split(name: str, split, config: Config) -> None:
+    cut = f", {split.n_truncated} cut at {config.data.max_length} tokens" if split.n_truncated else ""
+    dropped = f", {split.n_untrained} dropped for want of a trained token" if split.n_untrained else ""
+    print(f"{name}: {len(split.examples)} records, {sum(len(e.tokens) for e in split.examples):,} tokens{cut}{dropped}")
+
+
+def _say(phase: "Phase", standing: "Standing") -> None:
+    chosen = f", best validation loss {standing.best_loss:.4f} at step {standing.best_step}" if phase.selects else ""
+    print(f"{phase.name}: {standing.step} of {phase.steps} steps{chosen}")
+
+
+def _start_folder(config: Config) -> None:
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / "config.json"
+    if not target.exists():
+        temporary = folder / ".config.json.tmp"
+        temporary.write_text(to_json(config), encoding="utf-8")
+        temporary.replace(target)
+
+
+def _leaves(config: Config) -> dict[str, object]:
+    from bidora_jax.config import leaves
+
+    return dict(leaves(config))
+
+
+if __name__ == "__main__":
+    command(main)

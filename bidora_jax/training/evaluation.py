@@ -1,0 +1,82 @@
+"""What a model knows (its mean loss over a file) and what it answers (greedy text to test prompts)."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters import Adapter
+from bidora_jax.models.decoder import DecoderConfig
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.training import records
+from bidora_jax.training.data import Batch
+
+
+class Evaluation(NamedTuple):
+    """Σ −log p over all trained tokens of a file, divided by their number."""
+
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))  # e^710 overflows a double
+
+
+Evaluator = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], Evaluation]
+
+
+def evaluator(config: DecoderConfig, adapter: Adapter | None, model: ModelConfig) -> Evaluator:
+    """A function (base, direction, magnitude, batches) to the token-weighted mean loss; sums on the host are float64."""
+
+    @jax.jit
+    def sums(base, direction, magnitude, tokens, mask):
+        return decoder.token_loss_sum(
+            config, adapter, base, direction, magnitude, tokens, mask,
+            remat="none", attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk,
+        )  # fmt: skip
+
+    def evaluate(base, direction, magnitude, batches):
+        total = count = 0.0
+        for batch in batches:
+            loss, trained = sums(base, direction, magnitude, batch["tokens"][0], batch["loss_mask"][0])
+            total, count = total + float(loss), count + float(trained)
+        return Evaluation(total / max(count, 1.0), round(count))
+
+    return evaluate
+
+
+class Answers(NamedTuple):
+    """Greedy answers to test records and how many of them are the expected text, blanks at the ends aside."""
+
+    texts: list[str]
+    expected: list[str]
+
+    @property
+    def right(self) -> int:
+        return sum(text.strip() == wanted.strip() for text, wanted in zip(self.texts, self.expected, strict=True))
+
+
+def answer(
+    config: DecoderConfig, base: PyTree, tokenizer: Any, test: Sequence[records.Record], *, max_new_tokens: int
+) -> Answers:
+    """Greedy answers of a model without adapter (merge it first), cut at the end-of-text token."""
+    prompts = [records.prompt_ids(record, tokenizer) for record in test]
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    padded = np.full((len(prompts), lengths.max()), records.pad_id(tokenizer), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    eos = tokenizer.eos_token_id
+    written = np.asarray(
+        decoder.greedy(
+            config, base, jnp.asarray(padded), jnp.asarray(lengths), max_new_tokens=max_new_tokens, eos_ids=(eos,)
+        )
+    )
+    cut = [row[: int(np.argmax(row == eos))] if (row == eos).any() else row for row in written]
+    texts = tokenizer.batch_decode([row.tolist() for row in cut], skip_special_tokens=True)
+    return Answers(texts, [records.response_text(record) for record in test])

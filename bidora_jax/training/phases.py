@@ -1,0 +1,215 @@
+"""The phases of a method, as the loop runs them.
+
+    bidora   search: direction on train, magnitude on val     then   retrain: magnitude fixed, direction on train + val
+    lora     search: direction on train                       dora   search: direction and magnitude on train
+
+In a bidora search step, `lower_steps − 1` steps move the direction alone and the last one is the bilevel step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from bidora_jax.kernels import hypergrad
+from bidora_jax.models import adapters
+from bidora_jax.models.adapters import Adapter
+from bidora_jax.models.decoder import DecoderConfig
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.training import bilevel, data, objective, optim, state, step
+from bidora_jax.training.loop import Phase, Standing, Work
+from bidora_jax.training.records import Example
+from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, RetrainConfig, SearchConfig
+
+HYPERGRADIENTS = {
+    "exact": hypergrad.exact,
+    "reverse": hypergrad.reverse,
+    "finite-difference": hypergrad.finite_difference,
+    "direct": hypergrad.direct,
+}
+TRAIN, VAL, BOTH = range(3)  # streams of the data order
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every phase of a run is made of."""
+
+    config: DecoderConfig
+    model: ModelConfig
+    adapter: Adapter
+    base: PyTree
+    train: Sequence[Example]
+    val: Sequence[Example]
+    data: DataConfig
+    pad_id: int
+    seed: int
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        lengths = [len(example.tokens) for example in [*self.train, *self.val]]
+        return data.bucket_lengths(lengths, self.data.buckets)
+
+    def key(self, use: int) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(self.seed), use)
+
+    def fresh_adapter(self) -> tuple[PyTree, PyTree]:
+        return adapters.init(self.adapter, self.base, self.key(0))
+
+    def stream(self, examples: Sequence[Example], number: int) -> data.Stream:
+        size = self.data.batch_size * self.data.accumulation
+        return data.Stream([len(example.tokens) for example in examples], size, seed=self.seed, stream=number)
+
+
+def bidora_search(
+    problem: Problem, search: SearchConfig, inner: OptimizerConfig, outer: OuterConfig
+) -> tuple[Phase, Standing]:
+    """Direction on train, magnitude on val."""
+    train, val = problem.stream(problem.train, TRAIN), problem.stream(problem.val, VAL)
+    steps = search.steps or _steps(search.epochs, train.steps_per_epoch, search.lower_steps)
+    inner_tx, outer_tx = optim.transformation(inner, steps * search.lower_steps), optim.transformation(outer, steps)
+    losses = {
+        "inner_loss": objective.inner_loss(
+            problem.config, problem.adapter, problem.model, gram_weight=search.gram_penalty
+        ),
+        "inner_tx": inner_tx,
+    }
+    lower = jax.jit(partial(bilevel.lower_step, **losses), donate_argnums=0)
+    upper = jax.jit(
+        partial(
+            bilevel.bilevel_step,
+            **losses,
+            outer_loss=objective.outer_loss(problem.config, problem.adapter, problem.model),
+            outer_tx=outer_tx,
+            hypergradient=HYPERGRADIENTS[search.hypergradient],
+        ),
+        donate_argnums=0,
+    )
+
+    def advance(current, batches):
+        lower_batches, train_batch, val_batch = batches
+        for batch in lower_batches:
+            current, _ = lower(current, problem.base, batch)
+        return upper(current, problem.base, train_batch, val_batch)
+
+    buckets = problem.buckets
+
+    def work(number: int) -> Work:
+        first = number * search.lower_steps
+        *lower_rows, train_rows = (train.indices(first + i) for i in range(search.lower_steps))
+        val_rows = val.indices(number)
+        lower_batches = [_batch(problem, buckets, _pick(problem.train, rows)) for rows in lower_rows]
+        train_examples, val_examples = _pick(problem.train, train_rows), _pick(problem.val, val_rows)
+        joint = data.joint(train_examples, val_examples, buckets, *_sizes(problem))
+        tokens = _tokens(problem.train, *lower_rows, train_rows) + _tokens(problem.val, val_rows)
+        return Work((lower_batches, *joint), tokens, train_rows)
+
+    rates = {
+        "inner_learning_rate": lambda number: optim.schedule(inner, steps * search.lower_steps)(
+            (number + 1) * search.lower_steps - 1
+        ),
+        "outer_learning_rate": optim.schedule(outer, steps),
+    }
+    direction, magnitude = problem.fresh_adapter()
+    start = state.init_state(direction, magnitude, inner_tx, outer_tx, problem.key(1))
+    phase = Phase(
+        "search", steps, 0, work, advance, lambda s: (s.direction, s.magnitude), _rates(rates), True, search.patience
+    )
+    return phase, Standing(start, problem.fresh_adapter())
+
+
+def one_level(problem: Problem, search: SearchConfig, inner: OptimizerConfig) -> tuple[Phase, Standing]:
+    """LoRA and DoRA: the direction, and the magnitude if there is one, on train."""
+    level = objective.inner_loss(problem.config, problem.adapter, problem.model, gram_weight=search.gram_penalty)
+
+    def loss(params, base, batch, key):
+        return level(*params, base, batch, key)
+
+    stream = problem.stream(problem.train, TRAIN)
+    steps = search.steps or _steps(search.epochs, stream.steps_per_epoch, 1)
+    phase, start = _train_phase(
+        problem, "search", problem.train, stream, steps, 0, loss, problem.base, problem.fresh_adapter(), inner
+    )
+    phase = replace(phase, adapter_of=lambda s: s.params, selects=bool(problem.val), patience=search.patience)
+    return phase, Standing(start, problem.fresh_adapter())
+
+
+def retrain(
+    problem: Problem,
+    settings: RetrainConfig,
+    inner: OptimizerConfig,
+    found: tuple[PyTree, PyTree],
+    first_checkpoint: int,
+) -> tuple[Phase, Standing]:
+    """The direction on train and val together, at the magnitude that the search found.
+
+    The validation split is trained on here, so its loss chooses nothing: the last step is kept.
+    """
+    direction, magnitude = found
+    level = objective.inner_loss(problem.config, problem.adapter, problem.model)
+
+    def loss(params, frozen, batch, key):
+        base, m = frozen
+        return level(params, m, base, batch, key)
+
+    everything = [*problem.train, *problem.val]
+    stream = problem.stream(everything, BOTH)
+    steps = settings.steps or _steps(settings.epochs, stream.steps_per_epoch, 1)
+    if settings.start == "scratch":
+        direction = adapters.init(problem.adapter, problem.base, problem.key(2))[0]
+    optimizer = replace(inner, learning_rate=settings.learning_rate or inner.learning_rate)
+    phase, start = _train_phase(
+        problem, "retrain", everything, stream, steps, first_checkpoint, loss, (problem.base, magnitude),
+        jax.tree.map(jax.numpy.copy, direction), optimizer,
+    )  # fmt: skip
+    phase = replace(phase, adapter_of=lambda s: (s.params, magnitude))
+    return phase, Standing(start, found)
+
+
+def _train_phase(
+    problem, name, examples, stream, steps, first_checkpoint, loss, frozen, params, optimizer: OptimizerConfig
+) -> tuple[Phase, Any]:
+    tx = optim.transformation(optimizer, steps)
+    jitted = jax.jit(partial(step.train_step, loss=loss, tx=tx), donate_argnums=0)
+    buckets = problem.buckets
+
+    def work(number: int) -> Work:
+        rows = stream.indices(number)
+        return Work(_batch(problem, buckets, _pick(examples, rows)), _tokens(examples, rows), rows)
+
+    phase = Phase(
+        name, steps, first_checkpoint, work,
+        advance=lambda current, batch: jitted(current, frozen, batch),
+        adapter_of=lambda s: s.params,
+        rates=_rates({"inner_learning_rate": optim.schedule(optimizer, steps)}),
+        selects=False,
+        patience=0,
+    )  # fmt: skip
+    return phase, state.init_train_state(params, tx, problem.key(3))
+
+
+def _steps(epochs: float, steps_per_epoch: int, lower_steps: int) -> int:
+    return max(round(epochs * steps_per_epoch / lower_steps), 1) if epochs else 0
+
+
+def _sizes(problem: Problem) -> tuple[int, int, int]:
+    return problem.data.accumulation, problem.data.batch_size, problem.pad_id
+
+
+def _batch(problem: Problem, buckets, examples: list[Example]) -> data.Batch:
+    return data.collate(examples, data.length_for(examples, buckets), *_sizes(problem))
+
+
+def _pick(examples: Sequence[Example], rows: list[int]) -> list[Example]:
+    return [examples[row] for row in rows]
+
+
+def _tokens(examples: Sequence[Example], *rows: list[int]) -> int:
+    return int(np.sum([len(examples[row].tokens) for step_rows in rows for row in step_rows]))
+
+
+def _rates(schedules: dict[str, Any]):
+    return lambda number: {name: float(schedule(number)) for name, schedule in schedules.items()}
