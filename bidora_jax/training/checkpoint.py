@@ -1,0 +1,240 @@
+"""Checkpoints through orbax: a pytree of arrays, and a small dictionary that JSON can hold.
+
+    folder/<step>/state   every leaf under its path ('direction.layers.mlp.up_proj.A'), keys as their data
+    folder/<step>/info    {'info': …, 'leaves': {path: [dtype, shape, CRC-32 of the bytes]}}
+
+orbax writes to a temporary name and renames, so a kill leaves the previous checkpoint as it was. It does not notice a
+flipped bit in an array; the checksums do. Saving is synchronous: an adapter is small, and the caller may donate the
+state to its next step at once.
+
+Does not hold the base model; does not gather arrays that are spread over several hosts.
+"""
+
+import errno
+import functools
+import json
+import logging
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bidora_jax.errors import InputError, listing
+
+Manifest = dict[str, tuple[str, list[int]]]  # path -> (dtype, shape)
+
+_OVERHEAD = 1 << 20  # bytes of a checkpoint besides its arrays: index, metadata, info
+
+
+class Checkpoints:
+    """The last `keep` checkpoints in a folder; keep = None opens it for reading and changes nothing in it."""
+
+    def __init__(self, folder: str | os.PathLike[str], keep: int | None) -> None:
+        self.folder = Path(folder).absolute()
+        self.keep = keep
+
+    def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
+        """Writes a checkpoint; `step` must be above every step saved before.
+
+        Raises OSError (with its errno: a full disk, a quota, no permission) and leaves the earlier checkpoints whole.
+        """
+        import orbax.checkpoint as ocp
+
+        leaves = _leaves(state)
+        arrays = {path: _array(leaf) for path, leaf in leaves.items()}
+        manifest = {path: [*_kind(leaf), _checksum(arrays[path])] for path, leaf in leaves.items()}
+        content = json.loads(json.dumps({"info": info, "leaves": manifest}))
+        self._require_space(sum(array.nbytes for array in arrays.values()) + _OVERHEAD)
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), info=ocp.args.JsonSave(content))
+        with _quiet_orbax():
+            try:
+                saved = self._manager.save(step, args=args)
+            except (OSError, ValueError) as error:
+                self._discard(step)
+                raise _as_os_error(error, self.folder) from error
+        if not saved:
+            raise ValueError(f"checkpoint steps must grow: {step} after {self.latest()} in {self.folder}")
+
+    def latest(self) -> int | None:
+        """The newest step, or None when nothing was saved."""
+        if not self.folder.is_dir():
+            return None
+        with _quiet_orbax():
+            return self._manager.latest_step()
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """(state, info) of `step`, with the structure and the kinds of arrays of `like`, whose values are not read.
+
+        Raises InputError that lists every leaf that differs from `like`, or says that the checkpoint is damaged.
+        """
+        content = self._read(step, "info", None)
+        try:
+            info, leaves = content["info"], content["leaves"]
+            kinds: Manifest = {path: (dtype, shape) for path, (dtype, shape, _) in leaves.items()}
+        except (TypeError, KeyError, ValueError) as error:
+            raise self._damaged(step, error) from error
+        wanted = _leaves(like)
+        self._require_same(step, kinds, {path: _kind(leaf) for path, leaf in wanted.items()})
+        restored = []
+        for path, leaf in wanted.items():
+            array = self._read(step, "state", path)
+            if _checksum(array) != leaves[path][2]:
+                raise self._damaged(step, f"the checksum of {path} is wrong")
+            restored.append(_as_leaf(array, leaf))
+        return jax.tree.unflatten(jax.tree.structure(like), restored), info
+
+    def close(self) -> None:
+        """Waits for what orbax still has to do."""
+        if "_manager" in self.__dict__:
+            with _quiet_orbax():
+                self._manager.close()
+            del self._manager
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        import orbax.checkpoint as ocp
+
+        writing = self.keep is not None
+        options = ocp.CheckpointManagerOptions(
+            create=writing,
+            cleanup_tmp_directories=writing,
+            preservation_policy=ocp.checkpoint_managers.LatestN(self.keep),
+            enable_async_checkpointing=False,
+        )
+        return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "info"))
+
+    def _read(self, step: int, item: str, path: str | None) -> Any:
+        """The info, or one array. One by one: orbax prints a traceback for each other array when one cannot be read."""
+        import orbax.checkpoint as ocp
+
+        if path is None:
+            args = ocp.args.Composite(info=ocp.args.JsonRestore())
+        else:
+            as_numpy = {path: ocp.RestoreArgs(restore_type=np.ndarray)}
+            wanted = ocp.args.PyTreeRestore({path: np.zeros(())}, restore_args=as_numpy, partial_restore=True)
+            args = ocp.args.Composite(state=wanted)
+        with _quiet_orbax():
+            try:
+                found = self._manager.restore(step, args=args)[item]
+            except Exception as error:  # orbax has no class of its own: ValueError, KeyError, OSError, …
+                raise self._damaged(step, error) from error
+        return found if path is None else found[path]
+
+    def _damaged(self, step: int, cause: object) -> InputError:
+        folder = self.folder / str(step)
+        if not folder.is_dir():
+            return InputError(f"no checkpoint of step {step} in {self.folder}")
+        with _quiet_orbax():
+            earlier = [known for known in self._manager.all_steps() if known < step]
+        remedy = f"it continues from step {max(earlier)}" if earlier else "it starts anew, there is no earlier one"
+        return InputError(f"checkpoint {folder} is damaged: {_short(cause)}\nDelete that folder and resume: {remedy}.")
+
+    def _require_same(self, step: int, found: Manifest, wanted: Manifest) -> None:
+        differences = [f"{path}: not in the checkpoint" for path in wanted if path not in found]
+        differences += [f"{path}: in the checkpoint, not in this run" for path in found if path not in wanted]
+        differences += [
+            f"{path}: {_words(found[path])} in the checkpoint, {_words(wanted[path])} in this run"
+            for path in wanted
+            if path in found and found[path] != wanted[path]
+        ]
+        if differences:
+            raise InputError(
+                f"checkpoint {self.folder / str(step)} does not fit this run; resume with the configuration it was "
+                f"made with, or choose another output folder:\n{listing(differences)}"
+            )
+
+    def _require_space(self, needed: int) -> None:
+        """A full disk is met before writing, where orbax would print tracebacks of its threads besides raising."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            sizes = f"a checkpoint needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({sizes})", str(self.folder))
+
+    def _discard(self, step: int) -> None:
+        """A half-written checkpoint must not go on filling the disk."""
+        for leftover in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+# Leaves
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _array(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _kind(leaf: Any) -> tuple[str, list[int]]:
+    return str(leaf.dtype), list(leaf.shape)
+
+
+def _words(kind: tuple[str, list[int]]) -> str:
+    return f"{kind[0]} {tuple(kind[1])}"
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).tobytes())
+
+
+def _as_leaf(array: np.ndarray, like: Any) -> Any:
+    """The array as `like` is one: in NumPy, a typed key, or in JAX, spread over devices as `like` is."""
+    if isinstance(like, np.ndarray | np.generic):
+        return array
+    if _is_key(like):
+        impl = jax.random.key_impl(jnp.empty((), like.dtype))  # of the type: `like` may be a ShapeDtypeStruct
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=impl)
+    sharding = getattr(like, "sharding", None)
+    spread = sharding is not None and len(sharding.device_set) > 1
+    return jax.device_put(array, sharding) if spread else jnp.asarray(array)
+
+
+# What orbax says
+
+
+@contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """orbax logs what it also raises, with tracebacks; the user gets one message."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _as_os_error(error: OSError | ValueError, folder: Path) -> Exception:
+    """The OSError inside tensorstore's ValueError, if it is one: it names the system's number in its text."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    if isinstance(error, OSError) or number is None:
+        return error
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(folder))
+
+
+def _short(cause: object) -> str:
+    """One line of at most 200 characters."""
+    text = f"{type(cause).__name__}: {cause}" if isinstance(cause, BaseException) else str(cause)
+    return " ".join(text.split())[:200]

@@ -1,0 +1,277 @@
+"""JSON lines -> records -> tokens.
+
+A record has one of four shapes; `prompt ‖ response ‖ end of text` is the sequence, and `trained` says which of its
+tokens the loss predicts:
+
+    {instruction, input?, output}   prompt = chat template of one user turn (a plain template without one)
+    {prompt, completion}            prompt as it stands
+    {code}, {text}                  no prompt, all of it is trained
+
+Prompt and response are tokenised apart, so that no token straddles the border between them, and without special tokens,
+so that a template's own first token does not come twice. What is trained is decided by position, never by token id: a
+model learns to stop even when its tokenizer pads with the end-of-text token.
+
+Does not do: several turns, packing several records into one sequence.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from bidora_jax.errors import InputError, did_you_mean, listing
+
+Tokenizer = Any  # transformers' PreTrainedTokenizerBase, whose import takes a second
+Record = dict[str, str]
+
+
+class Shape(NamedTuple):
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+
+SHAPES = {  # by the key that marks the shape; the first one present decides; the last required key is the response
+    "instruction": Shape(("instruction", "output"), ("input",)),
+    "prompt": Shape(("prompt", "completion")),
+    "code": Shape(("code",)),
+    "text": Shape(("text",)),
+}
+SHAPES_IN_WORDS = "{instruction, input?, output}, {prompt, completion}, {code} or {text}"
+PLAIN_TEMPLATE = "### Instruction:\n{instruction}\n\n### Response:\n"  # for a tokenizer without a chat template
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+class Example(NamedTuple):
+    tokens: Int32[np.ndarray, " T"]
+    trained: Bool[np.ndarray, " T"]  # the tokens to be predicted; never the first, which has nothing before it
+    truncated: bool
+
+
+class Split(NamedTuple):
+    examples: list[Example]  # each has at least one trained token
+    n_truncated: int  # records cut at max_length, among them dropped ones
+    n_untrained: int  # records dropped because no token of theirs is trained
+
+
+# Reading
+
+
+def read_records(path: str | os.PathLike[str]) -> list[Record]:
+    """The records of a JSON lines file, each with the keys of its shape and no others; blank lines are skipped.
+
+    Raises InputError for a file that is missing or empty, and one that lists every bad line.
+    """
+    records, problems = [], []
+    for number, line in _numbered_lines(Path(path)):
+        try:
+            records.append(_record(line))
+        except _BadLine as problem:
+            problems.append(f"{path}:{number}: {problem}")
+    if problems:
+        raise InputError(
+            f"{len(problems)} of the {len(problems) + len(records)} lines of {path} cannot be used; each should be one "
+            f"JSON object shaped {SHAPES_IN_WORDS}:\n{listing(problems)}"
+        )
+    if not records:
+        raise InputError(f"{path} holds no record; expected one JSON object a line, shaped {SHAPES_IN_WORDS}")
+    return records
+
+
+class _BadLine(Exception):
+    """What is wrong with one line."""
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    if not path.is_file():
+        raise InputError(f"no data file at {path}" + (" (it is a folder)" if path.is_dir() else ""))
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _record(line: bytes) -> Record:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{line[error.start]:02x} in column {error.start + 1}"
+        raise _BadLine(f"not UTF-8 ({byte}); save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise _BadLine(f"not JSON ({error.msg} in column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise _BadLine(f"not JSON that can be read ({error})") from error
+    if not isinstance(value, dict):
+        hint = "; write the elements of the array one a line" if isinstance(value, list) else ""
+        raise _BadLine(f"expected an object, found {_kind(value)}{hint}")
+    shape = SHAPES[_shape_of(value)]
+    optional = [key for key in shape.optional if value.get(key) not in (None, "")]
+    record = {key: value[key] for key in (*shape.required, *optional)}
+    for key, text in record.items():
+        _check_text(key, text)
+    if len(shape.required) > 1 and not record[shape.required[0]].strip():
+        raise _BadLine(f"{shape.required[0]!r} is empty; records without a prompt are written {{text}} or {{code}}")
+    return record
+
+
+def _shape_of(value: dict[str, Any]) -> str:
+    marker = next((key for key in SHAPES if key in value), None)
+    if marker is None:
+        raise _BadLine(f"has none of the keys {', '.join(map(repr, SHAPES))}; {_its_keys(value)}")
+    missing = [key for key in SHAPES[marker].required if key not in value]
+    if missing:
+        raise _BadLine(f"has {marker!r} but lacks {', '.join(map(repr, missing))}; {_its_keys(value)}")
+    return marker
+
+
+def _its_keys(value: dict[str, Any], limit: int = 6) -> str:
+    known = [key for shape in SHAPES.values() for key in shape.required + shape.optional]
+    found = [repr(key) + ("" if key in known else did_you_mean(key, known)) for key in value]
+    return "its keys: " + (", ".join(found[:limit]) + (", …" if len(found) > limit else "") or "none")
+
+
+def _check_text(key: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise _BadLine(f"{key!r} should be text, found {_kind(text)}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise _BadLine(f"{key!r} holds {half}, one half of a surrogate pair, which is no character") from error
+
+
+def _kind(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    return {list: "an array", dict: "an object", str: "a text"}[type(value)]
+
+
+# Splitting
+
+
+def split(records: list[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """(train, val): a random `fraction` of the records goes to val; both keep the file's order."""
+    n_val = round(len(records) * fraction)
+    if not 0 < n_val < len(records):
+        raise InputError(
+            f"val_fraction = {fraction} of {len(records)} records leaves {n_val} for validation and "
+            f"{len(records) - n_val} for training; each needs at least one: give more records, another fraction or a "
+            "val_file"
+        )
+    chosen = np.zeros(len(records), dtype=bool)
+    chosen[np.random.default_rng(seed).permutation(len(records))[:n_val]] = True
+    val = [record for record, in_val in zip(records, chosen, strict=True) if in_val]
+    train = [record for record, in_val in zip(records, chosen, strict=True) if not in_val]
+    return train, val
+
+
+# Tokens
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder. Raises InputError when there is none or it has no end-of-text token."""
+    if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
+        raise InputError(f"no tokenizer in {folder}: expected one of {', '.join(TOKENIZER_FILES)}")
+    auto = _auto_tokenizer()
+    try:
+        tokenizer = auto.from_pretrained(os.fspath(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the Rust tokenizers raise Exception itself
+        raise InputError(f"cannot load the tokenizer in {folder}: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"the tokenizer in {folder} has no end-of-text token; set eos_token in tokenizer_config.json")
+    return tokenizer
+
+
+def _auto_tokenizer() -> Any:
+    """transformers' AutoTokenizer, imported without its advice to install PyTorch, which this package does not use."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """Any id serves, as padding is masked by position: the pad token's, or the end-of-text token's without one."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def prompt_text(record: Record, tokenizer: Tokenizer) -> str:
+    """What stands before the response; empty for {code} and {text}."""
+    if "instruction" not in record:
+        return record.get("prompt", "")
+    content = "\n\n".join([record["instruction"], *filter(None, [record.get("input")])])
+    if not tokenizer.chat_template:
+        return PLAIN_TEMPLATE.format(instruction=content)
+    turn = [{"role": "user", "content": content}]
+    try:
+        return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program: it can raise anything
+        raise InputError(f"the tokenizer's chat template refuses a single user turn: {error}") from error
+
+
+def response_text(record: Record) -> str:
+    """The text to be learned."""
+    return record[SHAPES[_shape_of(record)].required[-1]]
+
+
+def prompt_ids(record: Record, tokenizer: Tokenizer) -> list[int]:
+    """Tokens to generate an answer from. Raises InputError for {code} and {text}, which ask nothing."""
+    prompt = prompt_text(record, tokenizer)
+    if not prompt:
+        raise InputError("a {code} or {text} record has no prompt; use {instruction, output} or {prompt, completion}")
+    return _token_ids([prompt], tokenizer)[0]
+
+
+def encode(record: Record, tokenizer: Tokenizer, *, max_length: int, loss_on: Literal["response", "all"]) -> Example:
+    """One record's tokens, cut at the end to `max_length` (which takes the end-of-text token away first).
+
+    A blank response is not trained, and its end of text neither: it would teach to answer nothing.
+    """
+    return _encode([record], tokenizer, max_length, loss_on)[0]
+
+
+def encode_all(
+    records: list[Record], tokenizer: Tokenizer, *, max_length: int, loss_on: Literal["response", "all"]
+) -> Split:
+    """Every record that has a trained token, and the number of the others. Raises InputError when none has."""
+    encoded = _encode(records, tokenizer, max_length, loss_on)
+    examples = [example for example in encoded if example.trained.any()]
+    if not examples:
+        blank = sum(not response_text(record).strip() for record in records)
+        raise InputError(
+            f"none of the {len(records)} records has a token to train on: {blank} have an empty response, "
+            f"{len(records) - blank} have no response within max_length = {max_length} tokens; "
+            "fill the responses in, raise data.max_length or set data.loss_on to all"
+        )
+    return Split(examples, sum(example.truncated for example in encoded), len(encoded) - len(examples))
+
+
+def _encode(records: list[Record], tokenizer: Tokenizer, max_length: int, loss_on: str) -> list[Example]:
+    prompts = _token_ids([prompt_text(record, tokenizer) for record in records], tokenizer)
+    texts = [response_text(record) for record in records]
+    responses = [
+        [*ids, tokenizer.eos_token_id] if text.strip() else []
+        for text, ids in zip(texts, _token_ids(texts, tokenizer), strict=True)
+    ]
+    pairs = zip(prompts, responses, strict=True)
+    return [_example(prompt, response, max_length, loss_on == "all") for prompt, response in pairs]
+
+
+def _example(prompt: list[int], response: list[int], max_length: int, train_prompt: bool) -> Example:
+    tokens = np.array(prompt + response, dtype=np.int32)
+    trained = np.arange(len(tokens)) >= (0 if train_prompt else len(prompt))
+    trained[:1] = False
+    return Example(tokens[:max_length], trained[:max_length], len(tokens) > max_length)
+
+
+def _token_ids(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,0 +1,294 @@
+"""Records: what is read, what is refused and how, and which tokens are trained."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bidora_jax.errors import InputError
+from bidora_jax.training.records import (
+    PLAIN_TEMPLATE,
+    encode,
+    encode_all,
+    load_tokenizer,
+    pad_id,
+    prompt_ids,
+    read_records,
+    response_text,
+    split,
+)
+
+EOS, USER, BOT = 0, 1, 2
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|user|>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|bot|>{% endif %}"
+)
+
+
+def make_tokenizer(folder: Path, *, chat: bool = True, eos: bool = True):
+    """Three special tokens, one token a byte, and the words 'ab' and 'abc'; it pads with its end of text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = ["<eos>", "<|user|>", "<|bot|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "abc"]
+    tokenizer = Tokenizer(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=[("a", "b"), ("ab", "c")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(words[:3])
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<eos>", "model_max_length": 7}
+    config |= {"eos_token": "<eos>"} if eos else {}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if chat:
+        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def ids(tokenizer, *words: str) -> list[int]:
+    return [tokenizer.get_vocab()[word] for word in words]
+
+
+def write(folder: Path, *lines: str | bytes) -> Path:
+    path = folder / "data.jsonl"
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
+    return path
+
+
+# Reading
+
+
+def test_the_four_shapes_are_read_with_their_keys_only(tmp_path):
+    path = write(
+        tmp_path,
+        b'\xef\xbb\xbf{"instruction": "i", "input": "more", "output": "o", "id": 7}',
+        '{"instruction": "i", "input": null, "output": "", "text": "ignored"}',
+        "",
+        '{"instruction": "i", "input": "", "output": "o"}',
+        '{"prompt": "p", "completion": "c", "text": "ignored"}\r',
+        '  {"code": "c", "text": "ignored"}',
+        '{"text": "zwei Zeilen\\n\u2028"}',
+        "",
+    )
+    assert read_records(path) == [
+        {"instruction": "i", "output": "o", "input": "more"},
+        {"instruction": "i", "output": ""},
+        {"instruction": "i", "output": "o"},
+        {"prompt": "p", "completion": "c"},
+        {"code": "c"},
+        {"text": "zwei Zeilen\n\u2028"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{'text': 'x'}", "not JSON (Expecting property name enclosed in double quotes in column 2)"),
+        ("[" * 100_000, "not JSON that can be read"),
+        ('[{"text": "x"}]', "found an array; write the elements of the array one a line"),
+        ('"x"', "expected an object, found a text"),
+        ('{"instrution": "i", "output": "o"}', "its keys: 'instrution' (did you mean 'instruction'?), 'output'"),
+        ("{}", "its keys: none"),
+        (
+            '{"instruction": "i", "ouput": "o"}',
+            "has 'instruction' but lacks 'output'; its keys: 'instruction', 'ouput' (d",
+        ),
+        ('{"prompt": "p", "text": "t"}', "has 'prompt' but lacks 'completion'"),
+        ('{"instruction": "i", "output": 5}', "'output' should be text, found the number 5"),
+        ('{"instruction": "i", "input": ["a"], "output": "o"}', "'input' should be text, found an array"),
+        ('{"instruction": "i", "input": 0, "output": "o"}', "'input' should be text, found the number 0"),
+        ('{"text": null}', "'text' should be text, found null"),
+        ('{"instruction": " \\n", "output": "o"}', "'instruction' is empty"),
+        ('{"prompt": "", "completion": "o"}', "'prompt' is empty"),
+        ('{"text": "x\\ud83d"}', "'text' holds U+D83D, one half of a surrogate pair"),
+        (b'{"text": "\xe9"}', "not UTF-8 (byte 0xe9 in column 11)"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_fault(tmp_path, line, says):
+    path = write(tmp_path, *['{"text": "fine"}'] * 16, line, '{"text": "fine"}')
+    with pytest.raises(InputError) as refused:
+        read_records(path)
+    message = str(refused.value)
+    assert f"{path}:17: " in message
+    assert says in message
+    assert "1 of the 18 lines" in message
+    assert "{instruction, input?, output}, {prompt, completion}, {code} or {text}" in message
+
+
+def test_all_bad_lines_are_listed_up_to_ten(tmp_path):
+    with pytest.raises(InputError) as refused:
+        read_records(write(tmp_path, *["{}"] * 13))
+    assert str(refused.value).count("data.jsonl:") == 10
+    assert "and 3 more" in str(refused.value)
+
+
+def test_a_missing_file_a_folder_and_an_empty_file_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no data file at .*absent\.jsonl"):
+        read_records(tmp_path / "absent.jsonl")
+    with pytest.raises(InputError, match="it is a folder"):
+        read_records(tmp_path)
+    with pytest.raises(InputError, match="holds no record; expected one JSON object a line"):
+        read_records(write(tmp_path, "", "  "))
+
+
+# Splitting
+
+
+def test_split_takes_a_share_by_seed_and_keeps_every_record_once():
+    records = [{"text": str(i)} for i in range(23)]
+    train, val = split(records, 0.2, seed=5)
+    assert (len(train), len(val)) == (18, 5)
+    assert sorted(train + val, key=records.index) == records
+    assert train == sorted(train, key=records.index)
+    assert split(records, 0.2, seed=5) == (train, val)
+    assert split(records, 0.2, seed=6) != (train, val)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.9, 1.0])
+def test_a_split_that_leaves_a_side_empty_is_refused(fraction):
+    with pytest.raises(InputError, match="each needs at least one"):
+        split([{"text": "a"}, {"text": "b"}, {"text": "c"}], fraction, seed=0)
+
+
+# Tokens
+
+
+def assert_example(example, tokens: list[int], trained: str, truncated: bool = False) -> None:
+    """`trained` has a 1 for each trained token."""
+    np.testing.assert_array_equal(example.tokens, tokens)
+    assert example.tokens.dtype == np.int32
+    assert "".join("01"[int(flag)] for flag in example.trained) == trained
+    assert example.truncated == truncated
+
+
+def test_instruction_goes_through_the_chat_template_and_the_response_is_trained(tokenizer):
+    record = {"instruction": "ab", "input": "c", "output": "abc"}
+    ab, newline, c, abc = ids(tokenizer, "ab", "Ċ", "c", "abc")
+    example = encode(record, tokenizer, max_length=99, loss_on="response")
+    assert_example(example, [USER, ab, newline, newline, c, BOT, abc, EOS], "00000011")
+    assert prompt_ids(record, tokenizer) == [USER, ab, newline, newline, c, BOT]
+    assert response_text(record) == "abc"
+
+
+def test_loss_on_all_trains_the_prompt_but_never_the_first_token(tokenizer):
+    ab, c = ids(tokenizer, "ab", "c")
+    example = encode({"prompt": "cab", "completion": "c"}, tokenizer, max_length=99, loss_on="all")
+    assert_example(example, [c, ab, c, EOS], "0111")
+
+
+def test_no_token_straddles_the_border_of_prompt_and_response(tokenizer):
+    """'ab' ‖ 'c' would be the one token 'abc' if the two were tokenised together."""
+    ab, c = ids(tokenizer, "ab", "c")
+    example = encode({"prompt": "ab", "completion": "c"}, tokenizer, max_length=99, loss_on="response")
+    assert_example(example, [ab, c, EOS], "011")
+
+
+@pytest.mark.parametrize("key", ["code", "text"])
+def test_code_and_text_are_trained_from_the_second_token_to_the_end_of_text(tokenizer, key):
+    a, c, abc = ids(tokenizer, "a", "c", "abc")
+    example = encode({key: "acabc"}, tokenizer, max_length=99, loss_on="response")
+    assert_example(example, [a, c, abc, EOS], "0111")
+    with pytest.raises(InputError, match="has no prompt"):
+        prompt_ids({key: "acabc"}, tokenizer)
+
+
+def test_padding_with_the_end_of_text_does_not_mask_it(tokenizer):
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == pad_id(tokenizer) == EOS
+    example = encode({"prompt": "c", "completion": "<eos>c"}, tokenizer, max_length=99, loss_on="response")
+    assert_example(example, [*ids(tokenizer, "c"), EOS, *ids(tokenizer, "c"), EOS], "0111")
+
+
+def test_truncation_cuts_the_end_and_says_so(tokenizer):
+    a, c = ids(tokenizer, "a", "c")
+    record = {"prompt": "c", "completion": "aac"}
+    assert_example(encode(record, tokenizer, max_length=5, loss_on="response"), [c, a, a, c, EOS], "01111")
+    assert_example(encode(record, tokenizer, max_length=4, loss_on="response"), [c, a, a, c], "0111", truncated=True)
+    assert_example(encode(record, tokenizer, max_length=1, loss_on="response"), [c], "0", truncated=True)
+
+
+def test_a_tokenizer_without_a_template_gets_the_plain_one(tmp_path):
+    plain = make_tokenizer(tmp_path / "plain", chat=False)
+    record = {"instruction": "{a}", "input": "b", "output": "c"}
+    assert plain.decode(prompt_ids(record, plain)) == "### Instruction:\n{a}\n\nb\n\n### Response:\n"
+    assert "{instruction}" in PLAIN_TEMPLATE
+
+
+def test_encode_all_drops_and_counts_what_has_no_trained_token(tokenizer):
+    records = [
+        {"prompt": "c", "completion": "a"},
+        {"prompt": "cc", "completion": "aaaa"},  # cut within the response: kept
+        {"prompt": "cccc", "completion": "a"},  # the response is cut away
+        {"prompt": "c", "completion": " \n"},
+        {"text": ""},
+        {"text": "c"},
+    ]
+    split_ = encode_all(records, tokenizer, max_length=4, loss_on="response")
+    c, a = ids(tokenizer, "c", "a")
+    assert [example.tokens.tolist() for example in split_.examples] == [[c, a, EOS], [c, c, a, a], [c, EOS]]
+    assert (split_.n_truncated, split_.n_untrained) == (2, 3)
+
+
+def test_encode_is_one_element_of_encode_all(tokenizer):
+    records = [{"prompt": "ab", "completion": "abcabc"}, {"instruction": "abc", "output": "c"}, {"code": "ab ab"}]
+    for record, example in zip(
+        records, encode_all(records, tokenizer, max_length=9, loss_on="response").examples, strict=True
+    ):
+        alone = encode(record, tokenizer, max_length=9, loss_on="response")
+        np.testing.assert_array_equal(alone.tokens, example.tokens)
+        np.testing.assert_array_equal(alone.trained, example.trained)
+
+
+def test_nothing_to_train_on_is_refused_with_both_reasons(tokenizer):
+    records = [{"prompt": "c", "completion": ""}, {"prompt": "cccc", "completion": "a"}, {"text": " "}]
+    with pytest.raises(InputError) as refused:
+        encode_all(records, tokenizer, max_length=3, loss_on="response")
+    assert "none of the 3 records has a token to train on: 2 have an empty response, 1 have no" in str(refused.value)
+    assert "max_length = 3" in str(refused.value)
+
+
+def test_long_texts_are_tokenised_without_a_warning(tokenizer, caplog):
+    encode({"text": "abc " * 50}, tokenizer, max_length=99, loss_on="response")
+    assert not caplog.records
+
+
+# The tokenizer's folder
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no tokenizer in .*expected one of tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_broken_tokenizer_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="cannot load the tokenizer in"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_without_an_end_of_text_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no end-of-text token; set eos_token"):
+        make_tokenizer(tmp_path / "endless", eos=False)
+
+
+def test_a_tokenizer_that_wants_to_run_its_own_code_is_refused(tmp_path):
+    make_tokenizer(tmp_path)
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Own: pass\n")
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="cannot load the tokenizer"):
+        load_tokenizer(tmp_path)
+    assert not ran.exists()
+
+
+def test_a_template_that_refuses_the_turn_says_so(tmp_path):
+    tokenizer = make_tokenizer(tmp_path)
+    tokenizer.chat_template = "{{ raise_exception('a system turn is needed') }}"
+    with pytest.raises(InputError, match="chat template refuses a single user turn: a system turn is needed"):
+        prompt_ids({"instruction": "a", "output": "b"}, tokenizer)
