@@ -142,14 +142,15 @@ def assemble(config: Config) -> Assembled:
     adapter = adapters.resolve(config.adapter, decoder_config)
     tokenizer = records.load_tokenizer(model_folder)
     encode = {"max_length": config.data.max_length, "loss_on": config.data.loss_on}
-    if config.data.max_length > decoder_config.max_position_embeddings:
-        raise InputError(
-            f"data.max_length is {config.data.max_length}, more than the {decoder_config.max_position_embeddings} "
-            "positions of the model; lower it"
-        )
     splits = {name: records.encode_all(part, tokenizer, **encode) for name, part in (("train", train), ("val", val)) if part}
     for name, part in splits.items():
         _report_split(name, part, config)
+        longest = max(len(example.tokens) for example in part.examples)
+        if longest > decoder_config.max_position_embeddings:
+            raise InputError(
+                f"{name}: the longest record has {longest} tokens, more than the "
+                f"{decoder_config.max_position_embeddings} positions of the model; lower data.max_length"
+            )
     dtype = None if config.model.dtype == "auto" else jax.numpy.dtype(config.model.dtype)
     base = adapters.prepare_base(hf.load_base(model_folder, decoder_config, dtype), adapter)
     problem = Problem(
@@ -203,6 +204,7 @@ def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "S
 
     latest = checkpoints.latest()
     if latest is None:
+        loop.log.truncate(phase.name, 0)
         return fresh
     tree, info = checkpoints.restore(latest, {"state": fresh.state, "best": fresh.best})
     standing = restored(tree, info)
@@ -214,21 +216,19 @@ def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "S
 def _finish(
     config: Config, parts: Assembled, direction, magnitude, before: "Answers | None", evaluate: "Evaluator"
 ) -> None:
-    from bidora_jax.models import adapters, peft
+    from bidora_jax import export
+    from bidora_jax.models import adapters, hf
     from bidora_jax.training.data import full_pass
 
     problem, folder = parts.problem, Path(config.output_dir)
     if problem.val:
         batches = full_pass(problem.val, problem.buckets, problem.data.batch_size, problem.pad_id)
         print(f"validation loss of the result {evaluate(problem.base, direction, magnitude, batches).loss:.4f}")
-    peft.save_adapter(
-        folder / "adapter", problem.adapter, config.adapter, direction, magnitude,
-        base_model_name=config.model.path, replace=True,
-    )  # fmt: skip
+    trained = (problem.config, problem.adapter, problem.base, direction, magnitude)
+    export.write_adapter(folder / "adapter", config, *trained, replace=True)
     if config.merged:
-        from bidora_jax.export import export_merged
-
-        export_merged(folder / "merged", parts.model_folder, problem, direction, magnitude, replace=True)
+        dtype = hf.source_dtype(parts.model_folder).name
+        export.write_merged(folder / "merged", parts.model_folder, *trained, dtype=dtype, replace=True)
     if before is not None:
         after = _answers(config, parts, adapters.merge(problem.adapter, problem.base, direction, magnitude))
         assert after is not None
@@ -258,11 +258,13 @@ def _compare_answers(test: "list[Record]", before: "Answers", after: "Answers") 
 
 def _describe(config: Config, parts: Assembled) -> None:
     from bidora_jax.models.adapters import count
+    from bidora_jax.models.decoder import base_shapes
 
     problem = parts.problem
     directions, magnitudes = (count(tree) for tree in problem.fresh_adapter())
-    total = count(problem.base) + directions + magnitudes
-    print(f"model {config.model.path}: {count(problem.base):,} frozen parameters in {problem.base['norm']['weight'].dtype}")
+    frozen = count(base_shapes(problem.config, "float32"))
+    total = frozen + directions + magnitudes
+    print(f"model {config.model.path}: {frozen:,} frozen parameters in {problem.base['norm']['weight'].dtype}")
     print(f"{config.adapter.method}, rank {config.adapter.rank}: direction {directions:,}, magnitude {magnitudes:,} "
           f"({(directions + magnitudes) / total:.2%} trained); lengths padded to {', '.join(map(str, problem.buckets))}")  # fmt: skip
 

@@ -1,0 +1,79 @@
+"""python -m bidora_jax.evaluate --model DIR [--adapter DIR] --data-file F [--json OUT]
+
+The loss of a model, with or without an adapter, on a file: the token-weighted mean over all trained tokens.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bidora_jax.errors import InputError, command
+from bidora_jax.models.settings import ModelConfig
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Loss and perplexity of a model on a JSONL file."""
+
+    model: str
+    """Model folder, or the name of a model on the Hugging Face hub."""
+    data_file: str
+    """Records in JSONL, in the shapes that training takes."""
+    adapter: str = ""
+    """PEFT adapter folder, such as the adapter/ of a run."""
+    json: str = ""
+    """Also write the result to this file."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """dtype of the weights and of the products; auto keeps that of the files."""
+    max_length: int = 1024
+    """Tokens a record may have; longer ones are cut at the end, and counted."""
+    batch_size: int = 4
+    """Records evaluated at a time."""
+    loss_on: Literal["response", "all"] = "response"
+    """Tokens that count in records with a prompt."""
+
+
+def main(argv: list[str]) -> None:
+    import tyro
+
+    arguments = tyro.cli(EvaluateArguments, args=argv, prog="python -m bidora_jax.evaluate")
+    result = evaluate(arguments)
+    print(f"loss        {result['loss']:.6f}\nperplexity  {result['perplexity']:.4f}\ntokens      {result['tokens']:,}")
+    if result["records_cut"] or result["records_dropped"]:
+        print(f"{result['records_cut']} records cut at {arguments.max_length} tokens, "
+              f"{result['records_dropped']} dropped for want of a trained token")  # fmt: skip
+    if arguments.json:
+        temporary = Path(arguments.json + ".tmp")
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(arguments.json)
+
+
+def evaluate(arguments: EvaluateArguments) -> dict[str, float | int | str]:
+    """What the command prints, as a dictionary."""
+    import jax
+
+    from bidora_jax.models import adapters, hf, peft
+    from bidora_jax.training import data, evaluation, records
+
+    if arguments.batch_size < 1 or arguments.max_length < 2:
+        raise InputError("--batch-size must be at least 1 and --max-length at least 2")
+    given = records.read_records(arguments.data_file)
+    folder = hf.resolve_folder(arguments.model)
+    config, tokenizer = hf.read_config(folder), records.load_tokenizer(folder)
+    adapter, direction, magnitude = peft.load_adapter(arguments.adapter, config) if arguments.adapter else (None, {}, {})
+    split = records.encode_all(given, tokenizer, max_length=arguments.max_length, loss_on=arguments.loss_on)
+    base = hf.load_base(folder, config, None if arguments.dtype == "auto" else jax.numpy.dtype(arguments.dtype))
+    base = base if adapter is None else adapters.prepare_base(base, adapter)
+    buckets = data.bucket_lengths([len(example.tokens) for example in split.examples], 4)
+    batches = data.full_pass(split.examples, buckets, arguments.batch_size, records.pad_id(tokenizer))
+    result = evaluation.evaluator(config, adapter, ModelConfig())(base, direction, magnitude, batches)
+    return {
+        "model": arguments.model, "adapter": arguments.adapter, "data_file": arguments.data_file,
+        "loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens,
+        "records": len(given), "records_cut": split.n_truncated, "records_dropped": split.n_untrained,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    command(main)

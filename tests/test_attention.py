@@ -1,0 +1,79 @@
+"""kernels/attention.py: a plain float64 twin, causality by gradients, and the chunked form against the dense one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bidora_jax.kernels import attention
+
+BATCH, TOKENS, HEADS, GROUPS, DIM = 2, 11, 6, 2, 10
+
+
+def case(dtype=jnp.float32):
+    random = np.random.default_rng(0)
+    shapes = ((BATCH, TOKENS, HEADS, DIM), (BATCH, TOKENS, GROUPS, DIM), (BATCH, TOKENS, GROUPS, DIM))
+    return [jnp.asarray(random.normal(size=shape), dtype) for shape in shapes]
+
+
+def plain(q, k, v):
+    """One query head at a time, in float64."""
+    q, k, v = (np.asarray(array, np.float64) for array in (q, k, v))
+    out = np.zeros(q.shape)
+    for b in range(BATCH):
+        for head in range(HEADS):
+            group = head // (HEADS // GROUPS)
+            for t in range(TOKENS):
+                scores = k[b, : t + 1, group] @ q[b, t, head] / np.sqrt(DIM)
+                weights = np.exp(scores - scores.max())
+                out[b, t, head] = (weights / weights.sum()) @ v[b, : t + 1, group]
+    return out
+
+
+@pytest.mark.parametrize("chunk", [TOKENS, 4, 1])
+def test_causal_attention_is_the_plain_sum(chunk):
+    q, k, v = case()
+    np.testing.assert_allclose(attention.causal_attention(q, k, v, chunk=chunk), plain(q, k, v), rtol=1e-5, atol=1e-5)
+
+
+def test_chunked_attention_has_the_dense_forms_derivatives_of_second_order(x64):
+    q, k, v = case(jnp.float64)
+
+    def product(chunk):
+        def loss(q, k, v):
+            return jnp.sum(jnp.sin(attention.causal_attention(q, k, v, chunk=chunk)))
+
+        gradient = jax.grad(loss, (0, 1, 2))
+        return jax.jit(lambda: (gradient(q, k, v), jax.jvp(gradient, (q, k, v), (v.repeat(3, 2), q[:, :, :2], k))[1]))()
+
+    for found, expected in zip(jax.tree.leaves(product(4)), jax.tree.leaves(product(TOKENS)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_no_token_sees_a_later_one():
+    q, k, v = case()
+    # The derivative of output t with respect to key and value u > t is exactly zero, whatever the values are.
+    for t in (0, 4, TOKENS - 2):
+        dk, dv = jax.grad(lambda k, v, t=t: jnp.sum(attention.causal_attention(q, k, v, chunk=4)[:, t] ** 2), (0, 1))(k, v)
+        assert not np.asarray(dk)[:, t + 1 :].any() and not np.asarray(dv)[:, t + 1 :].any()
+        assert np.asarray(dv)[:, : t + 1].all()
+
+
+def test_rope_keeps_lengths_and_depends_on_distances_only():
+    q, k, _ = case()
+    cos, sin = attention.rope_angles(jnp.arange(TOKENS), DIM, theta=1e4, dtype=jnp.float32)
+    rotated = attention.rope(q, cos, sin)
+    np.testing.assert_allclose(jnp.linalg.norm(rotated, axis=-1), jnp.linalg.norm(q, axis=-1), rtol=1e-5)
+    one_q, one_k = (jnp.broadcast_to(array[:1, :1, :1], (1, TOKENS, 1, DIM)) for array in (q, k))
+    rq, rk = attention.rope(one_q, cos, sin)[0, :, 0], attention.rope(one_k, cos, sin)[0, :, 0]
+    scores = np.asarray(rq @ rk.T)
+    for offset in (0, 1, 5):
+        np.testing.assert_allclose(np.diag(scores, offset), scores[0, offset], rtol=1e-4, atol=1e-4)
+
+
+def test_rms_norm_is_its_formula():
+    x = case()[0]
+    weight = jnp.arange(1.0, DIM + 1)
+    wide = np.asarray(x, np.float64)
+    expected = np.asarray(weight) * wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(attention.rms_norm(x, weight, eps=1e-6), expected, rtol=1e-5)

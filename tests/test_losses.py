@@ -1,0 +1,61 @@
+"""kernels/losses.py: the chunked loss against the whole one, the Gram penalty against its definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bidora_jax.kernels import losses
+
+TOKENS, WIDTH, VOCABULARY = 17, 6, 29
+
+
+def case():
+    random = np.random.default_rng(0)
+    x, e = random.normal(size=(TOKENS, WIDTH)), random.normal(size=(VOCABULARY, WIDTH))
+    weights = (random.random(TOKENS) < 0.6).astype(np.float32)
+    return jnp.asarray(x, jnp.float32), jnp.asarray(e, jnp.float32), random.integers(VOCABULARY, size=TOKENS), weights
+
+
+def whole(x, e, targets, weights):
+    logits = np.asarray(x, np.float64) @ np.asarray(e, np.float64).T
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return -(log_p[np.arange(TOKENS), targets] * weights).sum()
+
+
+@pytest.mark.parametrize("chunk", [1, 5, TOKENS, 64])
+def test_chunked_cross_entropy_is_the_whole_one(chunk):
+    x, e, targets, weights = case()
+    found = losses.cross_entropy_sum(x, e, jnp.asarray(targets), jnp.asarray(weights), chunk=chunk)
+    np.testing.assert_allclose(found, whole(x, e, targets, weights), rtol=1e-5)
+
+
+def test_untrained_tokens_do_not_count():
+    x, e, targets, weights = case()
+    elsewhere = np.where(weights > 0, targets, (targets + 1) % VOCABULARY)
+    values = [losses.cross_entropy_sum(x, e, jnp.asarray(t), jnp.asarray(weights), chunk=5) for t in (targets, elsewhere)]
+    np.testing.assert_array_equal(*values)
+
+
+def test_no_buffer_of_all_logits_in_the_second_order_pass():
+    x, e, targets, weights = case()
+    x = jnp.tile(x, (16, 1))  # 272 tokens, 8 at a time
+    targets, weights = jnp.tile(jnp.asarray(targets), 16), jnp.tile(jnp.asarray(weights), 16)
+    gradient = jax.grad(lambda x: losses.cross_entropy_sum(x, e, targets, weights, chunk=8))
+    text = jax.jit(lambda x: jax.jvp(gradient, (x,), (x,))).lower(x).compile().as_text()
+    assert f"[8,{VOCABULARY}]" in text
+    assert f"[272,{VOCABULARY}]" not in text and f"[34,8,{VOCABULARY}]" not in text
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (7, 5)])
+def test_gram_penalty_is_its_definition_on_either_side(shape):
+    d = np.random.default_rng(1).normal(size=shape)
+    d /= np.linalg.norm(d, axis=1, keepdims=True)
+    d[2] = 0.0
+    found = losses.gram_penalty(jnp.asarray(d, jnp.float32))
+    np.testing.assert_allclose(found, np.linalg.norm(d @ d.T - np.eye(shape[0])), rtol=1e-5)
+
+
+def test_gram_penalty_of_orthonormal_rows_is_zero_with_a_finite_gradient():
+    value, gradient = jax.value_and_grad(losses.gram_penalty)(jnp.eye(3, 5))
+    assert value == 0 and np.isfinite(gradient).all()
