@@ -124,9 +124,7 @@ class Checkpoints:
         if path is None:
             args = ocp.args.Composite(info=ocp.args.JsonRestore())
         else:
-            as_numpy = {path: ocp.RestoreArgs(restore_type=np.ndarray)}
-            wanted = ocp.args.PyTreeRestore({path: np.zeros(())}, restore_args=as_numpy, partial_restore=True)
-            args = ocp.args.Composite(state=wanted)
+            args = ocp.args.Composite(state=ocp.args.PyTreeRestore({path: np.zeros(())}, partial_restore=True))
         with _quiet_orbax():
             try:
                 found = self._manager.restore(step, args=args)[item]
