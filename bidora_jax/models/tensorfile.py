@@ -1,0 +1,95 @@
+"""The safetensors format, one tensor at a time: 8 bytes little-endian header length, a JSON header, the data.
+
+The header says {name: {"dtype", "shape", "data_offsets": [begin, end]}}, offsets counted from the end of the header
+(https://github.com/huggingface/safetensors#format). Reading goes straight from the file into the caller's array and
+writing straight from it, in bf16 too, so that neither ever holds a second copy of a file; the safetensors package is
+the oracle in the tests. Only floating-point weights are read. Nothing here is specific to a model.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from bidora_jax.errors import InputError
+
+DTYPES = {"F32": np.dtype(jnp.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(jnp.float16)}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# The safetensors package refuses longer headers; a larger number means that the file is something else.
+LONGEST_HEADER = 100_000_000
+DAMAGED = "the file is damaged or its download was cut short: fetch it again"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies: `begin` counts bytes from the start of the file, `dtype` is safetensors' name."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    size: int
+
+
+def read_header(file: Path) -> dict[str, Entry]:
+    """The tensors of a file by name, without reading their data.
+
+    InputError, naming the file, when it is truncated or its header does not describe it.
+    """
+    total = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if total < 8 or length > min(LONGEST_HEADER, total - 8):
+            raise InputError(f"{file} is not a whole safetensors file ({total} bytes); {DAMAGED}")
+        text = stream.read(length)
+    try:
+        header = json.loads(text)
+        entries = {name: _entry(file, 8 + length, fields) for name, fields in header.items() if name != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise InputError(f"{file} has no readable safetensors header; {DAMAGED}") from None
+    expected = max((entry.begin + entry.size for entry in entries.values()), default=8 + length)
+    if total != expected:
+        raise InputError(f"{file} has {total} bytes where its header asks for {expected}; {DAMAGED}")
+    return entries
+
+
+def _entry(file: Path, data: int, fields: Mapping) -> Entry:
+    """One record of a header; ValueError when its size does not fit its shape (unknown dtypes can't be checked)."""
+    dtype, shape, (begin, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
+    entry = Entry(file, dtype, shape, data + begin, end - begin)
+    if begin < 0 or (dtype in DTYPES and entry.size != DTYPES[dtype].itemsize * math.prod(shape)):
+        raise ValueError(fields)
+    return entry
+
+
+def read_into(entry: Entry, out: np.ndarray) -> None:
+    """Fills `out`, contiguous and of the tensor's shape, casting when its dtype is another than the file's."""
+    stored = out if out.dtype == DTYPES[entry.dtype] else np.empty(entry.shape, DTYPES[entry.dtype])
+    with entry.file.open("rb") as stream:
+        stream.seek(entry.begin)
+        count = stream.readinto(stored.reshape(-1).view(np.uint8).data)
+    if count != entry.size:
+        raise InputError(f"{entry.file} ended after {count} of {entry.size} bytes of a tensor; {DAMAGED}")
+    if stored is not out:
+        out[...] = stored
+
+
+def write(file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, tensors: Iterable[np.ndarray]) -> None:
+    """Writes tensors of one dtype in the order of `shapes`; each is taken from the iterable when its turn comes."""
+    header: dict = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
+            if tensor.shape != shape or tensor.dtype != dtype:
+                raise ValueError(f"{name}: {tensor.dtype}{tensor.shape} where {dtype}{shape} was announced")
+            stream.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)

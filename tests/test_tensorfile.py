@@ -1,0 +1,85 @@
+"""The safetensors package is the oracle, in both directions; damaged files are refused by name."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from bidora_jax.errors import InputError
+from bidora_jax.models import tensorfile
+
+SHAPES = {"b": (5, 7), "a": (3,), "c": (2, 3, 11)}
+
+
+def _tensors(dtype):
+    random = np.random.default_rng(0)
+    return {name: random.normal(size=shape).astype(dtype) for name, shape in SHAPES.items()}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_reads_what_the_package_writes(tmp_path, dtype):
+    tensors = _tensors(dtype)
+    save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
+    entries = tensorfile.read_header(tmp_path / "x.safetensors")
+    assert entries.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        out = np.empty(tensor.shape, dtype)
+        tensorfile.read_into(entries[name], out)
+        np.testing.assert_array_equal(out, tensor)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_the_package_reads_what_is_written(tmp_path, dtype):
+    tensors = _tensors(dtype)
+    tensorfile.write(tmp_path / "x.safetensors", SHAPES, np.dtype(dtype), iter(tensors.values()))
+    with safe_open(tmp_path / "x.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert set(file.keys()) == set(tensors)
+        for name, tensor in tensors.items():
+            np.testing.assert_array_equal(file.get_tensor(name), tensor)
+
+
+def test_reading_casts_to_the_dtype_of_the_array(tmp_path):
+    tensor = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    save_file({"x": tensor}, tmp_path / "x.safetensors")
+    out = np.empty((3, 5), jnp.bfloat16)
+    tensorfile.read_into(tensorfile.read_header(tmp_path / "x.safetensors")["x"], out)
+    np.testing.assert_array_equal(out, tensor.astype(jnp.bfloat16))
+
+
+def test_a_tensor_that_was_not_announced_is_a_bug(tmp_path):
+    with pytest.raises(ValueError, match="announced"):
+        tensorfile.write(tmp_path / "x", {"x": (3, 5)}, np.dtype(np.float32), [np.zeros((5, 3), np.float32)])
+
+
+def _cut(content: bytes) -> bytes:
+    return content[:-1]
+
+
+def _longer(content: bytes) -> bytes:
+    return content + b"\0"
+
+
+def _no_json(content: bytes) -> bytes:
+    return content[:8] + b"?" + content[9:]
+
+
+def _other_shape(content: bytes) -> bytes:
+    return content.replace(b"[5,7]", b"[5,8]")
+
+
+def _a_list(content: bytes) -> bytes:
+    return (2).to_bytes(8, "little") + b"[]"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_cut, _longer, _no_json, _other_shape, _a_list, lambda content: content[:30], lambda _: b"", lambda _: b"PK" * 9],
+)
+def test_a_damaged_file_is_refused_by_name(tmp_path, damage):
+    file = tmp_path / "model.safetensors"
+    save_file(_tensors(np.float32), file)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(InputError, match=r"model\.safetensors.*fetch it again"):
+        tensorfile.read_header(file)
