@@ -1,0 +1,251 @@
+"""Hugging Face model folders, read into the stacked tree and written back out of it.
+
+A folder holds config.json, model.safetensors or its shards with model.safetensors.index.json, and the tokenizer.
+Weights keep Hugging Face's names and layout, (out, in); a tensor of layer i is slice i of the leaf of that name. The
+one table that says so, `name_table`, is read in both directions. Nothing is downloaded except by `resolve_folder`, and
+no file is unpickled or executed.
+"""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from bidora_jax.errors import InputError, listing
+from bidora_jax.models import tensorfile
+from bidora_jax.models.decoder import DecoderConfig, base_shapes
+from bidora_jax.models.folders import read_json, staged, write_json
+from bidora_jax.models.hf_config import NOT_A_MODEL, read_config, resolve_folder
+from bidora_jax.models.tensorfile import Entry
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+COPIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+
+__all__ = [
+    "Place",
+    "load_base",
+    "name_table",
+    "read_config",
+    "read_entries",
+    "resolve_folder",
+    "save_model",
+    "source_dtype",
+    "write_model",
+]
+
+
+class Place(NamedTuple):
+    """Where a checkpoint tensor lives: a leaf of the base tree, and the layer when that leaf is stacked."""
+
+    path: tuple[str, ...]
+    layer: int | None
+
+
+def name_table(config: DecoderConfig) -> dict[str, Place]:
+    """Every tensor of the model by its Hugging Face name, layer after layer."""
+    table = {}
+    for path in _flatten(base_shapes(config, jnp.float32)):
+        if path[0] == "layers":
+            names = (f"model.layers.{layer}.{'.'.join(path[1:])}" for layer in range(config.num_layers))
+            table |= {name: Place(path, layer) for layer, name in enumerate(names)}
+        else:
+            table[".".join(path if path[0] == "lm_head" else ("model", *path))] = Place(path, None)
+    return dict(sorted(table.items(), key=lambda item: -1 if item[1].layer is None else item[1].layer))
+
+
+def source_dtype(folder: Path | str) -> np.dtype:
+    """The dtype that all tensors of a folder share; InputError when they are of several, or not floating point."""
+    return _common_dtype(Path(folder), _weights(read_entries(folder)))
+
+
+def load_base(folder: Path | str, config: DecoderConfig, dtype=None) -> PyTree:
+    """The base tree of a model folder, in `dtype` or, without one, in the dtype of the files.
+
+    All names, shapes and dtypes are checked before any weight is read, and all that is wrong is listed in one
+    InputError. Host memory peaks at the model and one stacked leaf.
+    """
+    folder = Path(folder)
+    entries = _weights(read_entries(folder))
+    _check(folder, config, entries)
+    shapes = base_shapes(config, jnp.dtype(dtype) if dtype is not None else _common_dtype(folder, entries))
+    sources: dict[tuple[str, ...], list[Entry]] = {}
+    for name, place in name_table(config).items():
+        sources.setdefault(place.path, []).append(entries[name])
+
+    def load(path, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        array = np.empty(leaf.shape, leaf.dtype)
+        names = _names(path)
+        slots: Iterable[Any] = array if names[0] == "layers" else [array]
+        for slot, entry in zip(slots, sources[names], strict=True):
+            tensorfile.read_into(entry, slot)
+        return jnp.asarray(array)
+
+    return jax.tree_util.tree_map_with_path(load, shapes)
+
+
+def save_model(
+    folder: Path | str,
+    source_folder: Path | str,
+    config: DecoderConfig,
+    base: PyTree,
+    *,
+    dtype,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes `base` as a Hugging Face folder with the config, tokenizer and tensor names of `source_folder`.
+
+    The folder appears whole or not at all; InputError when it exists and is not empty.
+    """
+    with staged(Path(folder)) as fresh:
+        write_model(fresh, source_folder, config, base, dtype=dtype, max_shard_bytes=max_shard_bytes)
+
+
+def write_model(
+    folder: Path,
+    source_folder: Path | str,
+    config: DecoderConfig,
+    base: PyTree,
+    *,
+    dtype,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """`save_model` into an existing folder, for a caller who still has something to check before it gets its name."""
+    source = Path(source_folder)
+    dtype = jnp.dtype(dtype)
+    places = name_table(config)
+    if "lm_head.weight" in read_entries(source):  # some tied checkpoints carry a copy, and their readers may expect it
+        places.setdefault("lm_head.weight", places["model.embed_tokens.weight"])
+    _write_weights(folder, places, base, dtype, max_shard_bytes)
+    settings = read_json(source / "config.json", NOT_A_MODEL)
+    settings.pop("quantization_config", None)
+    spellings = [key for key in ("dtype", "torch_dtype") if key in settings]
+    write_json(folder / "config.json", settings | dict.fromkeys(spellings or ["torch_dtype"], dtype.name))
+    for name in COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def read_entries(folder: Path | str) -> dict[str, Entry]:
+    """Every tensor of a model folder by name, over all shards, from the headers alone."""
+    folder = Path(folder)
+    if not (folder / INDEX).is_file():
+        return tensorfile.read_header(_existing(folder / WEIGHTS))
+    where = read_json(folder / INDEX, tensorfile.DAMAGED).get("weight_map")
+    if not isinstance(where, dict) or not all(Path(str(file)).name == file for file in where.values()):
+        raise InputError(f"{folder / INDEX} has no weight_map of file names; {tensorfile.DAMAGED}")
+    files = sorted(set(where.values()))
+    absent = [file for file in files if not (folder / file).is_file()]
+    if absent:
+        raise InputError(f"{folder / INDEX} names shards that are not there; fetch them again:\n{listing(absent)}")
+    shards = {file: tensorfile.read_header(folder / file) for file in files}
+    lost = [f"{name} in {file}" for name, file in where.items() if name not in shards[file]]
+    if lost:
+        raise InputError(f"{folder / INDEX} names tensors that their shards lack:\n{listing(lost)}")
+    # A name that the index leaves out is still seen, so that a stray tensor is refused and not overlooked.
+    return {name: entry for shard in shards.values() for name, entry in shard.items()} | {
+        name: shards[file][name] for name, file in where.items()
+    }
+
+
+def _existing(file: Path) -> Path:
+    if file.is_file():
+        return file
+    pickled = sorted(path.name for path in file.parent.glob("pytorch_model*.bin"))
+    if pickled:
+        raise InputError(
+            f"{file.parent} holds {pickled[0]} and no safetensors; pickled weights are not read: load the model with "
+            "transformers and save it with save_pretrained"
+        )
+    raise InputError(f"{file.parent} has no {file.name} and no {INDEX}; {NOT_A_MODEL}")
+
+
+def _weights(entries: dict[str, Entry]) -> dict[str, Entry]:
+    """Without the rotary frequencies that old checkpoints carry: they follow from rope_theta."""
+    return {name: entry for name, entry in entries.items() if not name.endswith("rotary_emb.inv_freq")}
+
+
+def _check(folder: Path, config: DecoderConfig, entries: dict[str, Entry]) -> None:
+    table, shapes = name_table(config), _flatten(base_shapes(config, jnp.float32))
+    wrong = [f"missing: {name}" for name in table if name not in entries]
+    spare = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    wrong += [f"not part of this model: {name}" for name in entries if name not in table.keys() | spare]
+    for name, place in table.items():
+        shape = shapes[place.path].shape[0 if place.layer is None else 1 :]
+        if name in entries and entries[name].shape != shape:
+            wrong.append(f"shape of {name}: expected {shape}, found {entries[name].shape}")
+    if wrong:
+        raise InputError(
+            f"{folder}: {len(wrong)} tensors do not fit config.json:\n{listing(wrong)}\n"
+            "the weights and config.json must come from the same model; fetch the folder again"
+        )
+
+
+def _common_dtype(folder: Path, entries: dict[str, Entry]) -> np.dtype:
+    found = sorted({entry.dtype for entry in entries.values()})
+    unknown = [dtype for dtype in found if dtype not in tensorfile.DTYPES]
+    if unknown:
+        raise InputError(
+            f"{folder}: tensors of dtype {', '.join(unknown)}; expected {', '.join(tensorfile.DTYPES)}: "
+            "point at the model before it was quantised"
+        )
+    if len(found) != 1:
+        raise InputError(f"{folder} mixes {' and '.join(found)}; say which dtype is meant (float32 keeps all digits)")
+    return tensorfile.DTYPES[found[0]]
+
+
+def _write_weights(folder: Path, places: dict[str, Place], base: PyTree, dtype: np.dtype, limit: int) -> None:
+    leaves = _flatten(base)
+    shapes = {name: leaves[path].shape[0 if layer is None else 1 :] for name, (path, layer) in places.items()}
+    sizes = {name: dtype.itemsize * int(np.prod(shape)) for name, shape in shapes.items()}
+    shards = _split(sizes, limit)
+    files = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    files = files if len(shards) > 1 else [WEIGHTS]
+    for file, names in zip(files, shards, strict=True):
+        tensors = _slices(leaves, [places[name] for name in names], dtype)
+        tensorfile.write(folder / file, {name: shapes[name] for name in names}, dtype, tensors)
+    if len(shards) > 1:
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
+
+
+def _slices(leaves: dict, places: list[Place], dtype: np.dtype) -> Iterator[np.ndarray]:
+    """Host copies, one at a time. A layer is cut out first: of a whole leaf jax would keep the host copy alive."""
+    for path, layer in places:
+        leaf = leaves[path] if layer is None else leaves[path][layer]
+        yield np.asarray(leaf).astype(dtype, copy=False)
+
+
+def _split(sizes: dict[str, int], limit: int) -> list[list[str]]:
+    """Names in order, cut into runs of at most `limit` bytes (a larger tensor stands alone)."""
+    shards, used = [[]], 0
+    for name, size in sizes.items():
+        if shards[-1] and used + size > limit:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    return shards
+
+
+def _flatten(tree: PyTree) -> dict[tuple[str, ...], Any]:
+    return {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _names(path) -> tuple[str, ...]:
+    return tuple(key.key for key in path)
