@@ -1,0 +1,80 @@
+"""The proof must hold for a right export, in every dtype, and fail for a wrong one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from bidora_jax.models import adapters, hf, parity, peft
+from bidora_jax.models.settings import AdapterConfig
+
+DORA = AdapterConfig(method="dora", rank=5, alpha=7.0)
+
+
+def _trained(folder, dtype="float32", settings=DORA):
+    """A base and a random adapter on it: (adapter, prepared base, direction, magnitude)."""
+    adapter = adapters.resolve(settings, tiny.CONFIG)
+    base = adapters.prepare_base(hf.load_base(folder, tiny.CONFIG, dtype), adapter)
+    trained = adapters.init(adapter, base, jax.random.key(0))
+    random = np.random.default_rng(1)
+    trained = jax.tree.map(lambda leaf: leaf + (0.1 * random.normal(size=leaf.shape)).astype(np.float32), trained)
+    return adapter, base, *trained
+
+
+@pytest.mark.parametrize("settings", [DORA, AdapterConfig(method="lora", rank=5, alpha=7.0)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_right_export_agrees(model_folder, tmp_path, dtype, settings):
+    trained = _trained(model_folder, settings=settings)
+    expected = parity.probe_logits(tiny.CONFIG, *trained)
+    merged = adapters.merge(*trained, dtype=jnp.dtype(dtype))
+    hf.save_model(tmp_path / "out", model_folder, tiny.CONFIG, merged, dtype=dtype)
+    found = parity.verify_saved(tmp_path / "out", expected)
+    assert found.holds
+    assert found.largest > 0 or dtype == "float32"
+    assert found.scale == np.abs(expected).max()
+    assert found.tolerance == parity.TOLERANCE[jnp.dtype(dtype)] * found.scale
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_an_export_that_lost_the_adapter_does_not(model_folder, tmp_path, dtype):
+    trained = _trained(model_folder)
+    expected = parity.probe_logits(tiny.CONFIG, *trained)
+    hf.save_model(tmp_path / "out", model_folder, tiny.CONFIG, trained[1], dtype=dtype)
+    assert not parity.verify_saved(tmp_path / "out", expected).holds
+
+
+def test_one_transposed_or_scaled_matrix_shows(model_folder, tmp_path):
+    trained = _trained(model_folder)
+    expected = parity.probe_logits(tiny.CONFIG, *trained)
+    merged = adapters.merge(*trained)
+    gate = merged["layers"]["mlp"]["gate_proj"]["weight"]
+    merged["layers"]["mlp"]["gate_proj"] = {"weight": gate.at[1].multiply(1.01)}
+    hf.save_model(tmp_path / "out", model_folder, tiny.CONFIG, merged, dtype="float32")
+    assert not parity.verify_saved(tmp_path / "out", expected).holds
+
+
+def test_not_a_number_never_agrees():
+    assert not parity.Agreement(float("nan"), 1.0, 1.0).holds
+    assert not parity.Agreement(float("nan"), float("nan"), float("nan")).holds
+
+
+def test_an_adapter_folder_agrees_and_a_changed_one_does_not(model_folder, tmp_path):
+    adapter, base, direction, magnitude = _trained(model_folder, "bfloat16")
+    expected = parity.probe_logits(tiny.CONFIG, adapter, base, direction, magnitude)
+    peft.save_adapter(tmp_path / "a", adapter, DORA, direction, magnitude, base_model_name=None)
+    assert parity.verify_adapter(tmp_path / "a", tiny.CONFIG, base, expected).largest == 0
+    wrong = jax.tree.map(lambda leaf: 1.001 * leaf, magnitude)
+    peft.save_adapter(tmp_path / "b", adapter, DORA, direction, wrong, base_model_name=None)
+    assert not parity.verify_adapter(tmp_path / "b", tiny.CONFIG, base, expected).holds
+
+
+def test_the_probe_is_computed_in_float32_whatever_the_base(model_folder):
+    adapter, base, direction, magnitude = _trained(model_folder, "bfloat16")
+    plain = hf.load_base(model_folder, tiny.CONFIG, "bfloat16")
+    wide = adapters.prepare_base(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), plain), adapter)
+    expected = parity.probe_logits(tiny.CONFIG, adapter, wide, direction, magnitude)
+    assert expected.dtype == np.float32
+    # Not bit-equal: XLA may sum norm_sq of a bf16 weight in another order than that of a float32 one.
+    found = parity.probe_logits(tiny.CONFIG, adapter, base, direction, magnitude)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -1,0 +1,356 @@
+"""Adapter folders: PEFT is the oracle for the function, the gradients and the files; what it lets pass is refused."""
+
+import json
+import shutil
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file, save_file
+
+from bidora_jax.errors import InputError
+from bidora_jax.models import adapters, decoder, hf, peft
+from bidora_jax.models.settings import AdapterConfig
+
+# PEFT 0.21 asks transformers 5 for a name it deprecates; every other warning of theirs stays an error.
+DEPRECATED = "`is_gradient_checkpointing` is deprecated"
+pytestmark = pytest.mark.filterwarnings(f"ignore:{DEPRECATED}:FutureWarning")
+
+METHODS = {
+    "lora": AdapterConfig(method="lora", rank=5, alpha=7.0),
+    "rslora": AdapterConfig(method="lora", rank=5, alpha=7.0, rslora=True),
+    "dora": AdapterConfig("dora", rank=5, alpha=7.0, dropout=0.1, target_modules=("q_proj", "v_proj", "down_proj")),
+    "rsdora": AdapterConfig(method="dora", rank=3, alpha=2.5, rslora=True),
+}
+
+
+def _random_adapter(settings, config=tiny.CONFIG, base=None):
+    """(adapter, direction, magnitude) of which nothing is zero."""
+    adapter = adapters.resolve(settings, config)
+    base = adapters.prepare_base(tiny.random_base(config) if base is None else base, adapter)
+    direction, magnitude = adapters.init(adapter, base, jax.random.key(0))
+    random = np.random.default_rng(1)
+    direction, magnitude = jax.tree.map(
+        lambda leaf: (leaf + 0.1 * random.normal(size=leaf.shape)).astype(jnp.float32), (direction, magnitude)
+    )
+    return adapter, direction, magnitude
+
+
+def _logits(folder, ids, adapter, direction, magnitude):
+    config = hf.read_config(folder)
+    base = adapters.prepare_base(hf.load_base(folder, config), adapter)
+    return np.asarray(decoder.logits(config, adapter, base, direction, magnitude, jnp.asarray(ids)))
+
+
+def _peft_model(model, settings):
+    """PEFT's adapter on a transformers model, with everything that is trained made random."""
+    import peft as oracle_peft
+    import torch
+
+    wanted = oracle_peft.LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, use_rslora=settings.rslora, lora_dropout=settings.dropout,
+        use_dora=settings.method == "dora", target_modules=list(settings.target_modules), task_type="CAUSAL_LM",
+    )  # fmt: skip
+    adapted = oracle_peft.get_peft_model(model, wanted).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if parameter.requires_grad:
+                assert "lora_" in name
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return adapted
+
+
+@pytest.fixture
+def adapter_folder(tmp_path):
+    """A DoRA adapter for the tiny model, which a test may damage."""
+    adapter, *trained = _random_adapter(METHODS["dora"])
+    peft.save_adapter(tmp_path / "a", adapter, METHODS["dora"], *trained, base_model_name="x")
+    return tmp_path / "a"
+
+
+# The function and its gradients
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("method", METHODS)
+def test_outputs_and_gradients_are_those_of_peft(tmp_path, method):
+    import oracle
+    import torch
+
+    settings = METHODS[method]
+    oracle.qwen3(attention_bias=True).save_pretrained(tmp_path / "base")
+    adapted = _peft_model(oracle.qwen3(attention_bias=True), settings)
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.double()
+    ids = oracle.tokens()
+    weights = torch.randn((*ids.shape, oracle.SIZES["vocab_size"]), generator=torch.Generator().manual_seed(5)).double()
+    out = adapted(input_ids=ids).logits
+    (out * weights).sum().backward()
+    expected = {
+        name.replace(".default", ""): parameter.grad.numpy()
+        for name, parameter in adapted.named_parameters()
+        if parameter.requires_grad
+    }
+
+    with jax.enable_x64(True):
+        config = hf.read_config(tmp_path / "base")
+        adapter, direction, magnitude = peft.load_adapter(tmp_path / "adapter", config)
+        direction, magnitude = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (direction, magnitude))
+        base = adapters.prepare_base(hf.load_base(tmp_path / "base", config, jnp.float64), adapter)
+
+        def projected(trained):
+            found = decoder.logits(config, adapter, base, *trained, jnp.asarray(ids.numpy()))
+            return jnp.sum(found * jnp.asarray(weights.numpy())), found
+
+        gradients, found = jax.tree.map(np.asarray, jax.grad(projected, has_aux=True)((direction, magnitude)))
+
+    # transformers computes norms and rotation angles in float32 even in a float64 model: 1e-6 is what that leaves.
+    _assert_close(found, out.detach().numpy(), 2e-6)
+    compared = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        names = [key.key for key in path[2:]]
+        suffix = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector.weight"}[names.pop()]
+        for layer in range(config.num_layers):
+            name = f"base_model.model.model.layers.{layer}.{'.'.join(names)}.{suffix}"
+            _assert_close(leaf[layer], expected[name], 1e-5)
+            compared.add(name)
+    assert compared == expected.keys()
+
+
+def _assert_close(found, expected, relative):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=relative * np.abs(expected).max())
+
+
+# Files, both ways
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("method", METHODS)
+def test_peft_files_load_here(tmp_path, method):
+    import oracle
+
+    oracle.qwen3().save_pretrained(tmp_path / "base")
+    adapted = _peft_model(oracle.qwen3(), METHODS[method])
+    adapted.save_pretrained(tmp_path / "adapter")
+    ids = oracle.tokens()
+    loaded = peft.load_adapter(tmp_path / "adapter", hf.read_config(tmp_path / "base"))
+    assert loaded[0].magnitude == (METHODS[method].method == "dora")
+    assert loaded[0].dropout == METHODS[method].dropout
+    expected = oracle.logits(adapted, ids)
+    assert np.abs(expected - oracle.logits(oracle.qwen3(), ids)).max() > 1  # the adapter does something
+    np.testing.assert_allclose(_logits(tmp_path / "base", ids.numpy(), *loaded), expected, atol=1e-4)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("method", METHODS)
+def test_peft_loads_what_is_written_without_a_warning(tmp_path, method):
+    import oracle
+    import peft as oracle_peft
+
+    oracle.qwen3().save_pretrained(tmp_path / "base")
+    settings, config = METHODS[method], hf.read_config(tmp_path / "base")
+    trained = _random_adapter(settings, config, hf.load_base(tmp_path / "base", config))
+    peft.save_adapter(tmp_path / "adapter", trained[0], settings, *trained[1:], base_model_name="base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", DEPRECATED, FutureWarning)
+        adapted = oracle_peft.PeftModel.from_pretrained(oracle.qwen3(), tmp_path / "adapter").eval()
+    ids = oracle.tokens()
+    expected = oracle.logits(adapted, ids)
+    np.testing.assert_allclose(_logits(tmp_path / "base", ids.numpy(), *trained), expected, atol=1e-4)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("method", METHODS)
+def test_the_files_are_those_that_peft_writes(tmp_path, method):
+    import oracle
+
+    oracle.qwen3().save_pretrained(tmp_path / "base")
+    settings = METHODS[method]
+    _peft_model(oracle.qwen3(), settings).save_pretrained(tmp_path / "theirs")
+    adapter, *trained = peft.load_adapter(tmp_path / "theirs", hf.read_config(tmp_path / "base"))
+    peft.save_adapter(tmp_path / "ours", adapter, settings, *trained, base_model_name=None)
+    theirs, ours = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("theirs", "ours"))
+    assert list(ours) == sorted(ours)
+    assert ours.pop("target_modules") == sorted(theirs.pop("target_modules"))
+    for settings in (theirs, ours):
+        settings.pop("peft_version")
+    assert ours.items() >= theirs.items()
+    theirs, ours = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("theirs", "ours"))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype
+        np.testing.assert_array_equal(ours[name], tensor)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("targets", ["all-linear", r".*self_attn\.(q|v)_proj", ["self_attn.q_proj", "up_proj"]])
+def test_targets_match_as_in_peft(tmp_path, targets):
+    import oracle
+    import peft as oracle_peft
+
+    oracle.qwen3().save_pretrained(tmp_path / "base")
+    wanted = oracle_peft.LoraConfig(r=3, target_modules=targets, exclude_modules=["v_proj"], task_type="CAUSAL_LM")
+    oracle_peft.get_peft_model(oracle.qwen3(), wanted).save_pretrained(tmp_path / "adapter")
+    adapter, _, _ = peft.load_adapter(tmp_path / "adapter", hf.read_config(tmp_path / "base"))
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {".".join(name.split(".")[5:7]) for name in tensors} == set(adapter.targets)
+    assert "self_attn.v_proj" not in adapter.targets
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_save_then_load_is_the_identity(tmp_path, method):
+    adapter, *trained = _random_adapter(METHODS[method])
+    peft.save_adapter(tmp_path / "a", adapter, METHODS[method], *trained, base_model_name=None)
+    again, *loaded = peft.load_adapter(tmp_path / "a", tiny.CONFIG)
+    assert again == adapter
+    assert jax.tree.structure(loaded) == jax.tree.structure(trained)
+    jax.tree.map(np.testing.assert_array_equal, loaded, trained)
+
+
+def test_the_magnitude_of_older_files_has_a_suffix(adapter_folder):
+    expected = peft.load_adapter(adapter_folder, tiny.CONFIG)
+    file = adapter_folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name + ".weight" * name.endswith("_vector"): tensor for name, tensor in tensors.items()}, file)
+    assert all(name.endswith(".weight") for name in load_file(file))
+    jax.tree.map(np.testing.assert_array_equal, peft.load_adapter(adapter_folder, tiny.CONFIG)[1:], expected[1:])
+
+
+def test_a_folder_is_replaced_only_on_request(adapter_folder):
+    adapter, *trained = _random_adapter(METHODS["lora"])
+    with pytest.raises(InputError, match="not empty"):
+        peft.save_adapter(adapter_folder, adapter, METHODS["lora"], *trained, base_model_name=None)
+    assert peft.load_adapter(adapter_folder, tiny.CONFIG)[0].magnitude
+    peft.save_adapter(adapter_folder, adapter, METHODS["lora"], *trained, base_model_name=None, replace=True)
+    assert not peft.load_adapter(adapter_folder, tiny.CONFIG)[0].magnitude
+    assert [path.name for path in adapter_folder.parent.iterdir()] == ["a"]
+
+
+# What is refused
+
+
+def _change_config(folder, **changes):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def _change_tensors(folder, change):
+    file = folder / "adapter_model.safetensors"
+    tensors = dict(load_file(file))
+    change(tensors)
+    save_file(tensors, file)
+
+
+def _refused(folder, message, config=tiny.CONFIG):
+    with pytest.raises(InputError, match=message):
+        peft.load_adapter(folder, config)
+
+
+Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+def test_tensors_that_do_not_fit_are_listed_at_once(adapter_folder):
+    def change(tensors):
+        del tensors[f"{Q0}.lora_A.weight"]
+        tensors["model.layers.0.self_attn.q_proj.lora_A.weight"] = np.zeros((5, 26), np.float32)
+        tensors[f"{Q0}.lora_B.weight"] = np.zeros((5, 60), np.float32)
+        tensors[f"{Q0}.lora_magnitude_vector"] = np.zeros(60, np.int8)
+
+    _change_tensors(adapter_folder, change)
+    _refused(
+        adapter_folder,
+        r"(?s)4 tensors do not fit.*dtype of .*q_proj\.lora_magnitude_vector: expected F32, BF16, F16, found I8.*"
+        r"missing: base_model.*q_proj\.lora_A\.weight.*"
+        r"not used by adapter_config\.json: model\.layers\.0\.self_attn\.q_proj\.lora_A\.weight.*"
+        r"shape of base_model.*q_proj\.lora_B\.weight: expected \(60, 5\), found \(5, 60\)",
+    )
+
+
+def test_magnitudes_and_use_dora_belong_together(adapter_folder, tmp_path):
+    _change_config(adapter_folder, use_dora=False)
+    _refused(adapter_folder, "holds magnitudes, but use_dora is false")
+    _change_config(adapter_folder, use_dora=True)
+    _change_tensors(adapter_folder, lambda t: [t.pop(name) for name in list(t) if name.endswith("vector")])
+    _refused(adapter_folder, "holds no magnitudes, but use_dora is true")
+
+
+def test_one_magnitude_missing(adapter_folder):
+    _change_tensors(adapter_folder, lambda tensors: tensors.pop(f"{Q0}.lora_magnitude_vector"))
+    _refused(adapter_folder, r"missing: .*q_proj\.lora_magnitude_vector")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type 'LOHA' is not supported"),
+        ({"peft_type": None}, "peft_type None is not supported"),
+        ({"bias": "all"}, "bias: 'all'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"rank_pattern": {"q_proj": 3}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern"),
+        ({"layers_to_transform": [0]}, "layers_to_transform"),
+        ({"layers_to_transform": 0}, "layers_to_transform"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"use_qalora": True}, "use_qalora"),
+        ({"use_bdlora": True}, "use_bdlora"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"kasa_config": {"x": 1}}, "kasa_config"),
+        ({"arrow_config": {"x": 1}}, "arrow_config"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"target_parameters": ["experts"]}, "target_parameters"),
+        ({"a_key_of_next_year": {"on": True}}, "a_key_of_next_year"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights: 'pissa_niter_4' .changes the base"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights"),
+        ({"target_modules": ["q_proj", "q_prj"]}, "matches target_modules 'q_prj' .did you mean 'q_proj'"),
+        ({"target_modules": "q_proj"}, "matches target_modules 'q_proj'"),  # a string must match the whole name
+        ({"target_modules": []}, "none at all"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "an adapter on lm_head is not supported"),
+        ({"target_modules": ["model.layers.1.self_attn.q_proj"]}, "self_attn.q_proj in some layers only"),
+        ({"exclude_modules": ["model.layers.1.self_attn.q_proj"]}, "self_attn.q_proj in some layers only"),
+        ({"exclude_modules": ["q_proj"]}, r"not used by adapter_config\.json: .*q_proj"),
+        ({"target_modules": None}, "target_modules: None"),
+        ({"r": "5"}, "r: '5'"),
+        ({"r": True}, "r: True"),
+        ({"use_dora": 1}, "use_dora: 1"),
+        ({"r": 0}, "rank must be at least 1"),
+        ({"r": 4}, r"shape of .*lora_A\.weight: expected \(4, 26\), found \(5, 26\)"),
+    ],
+)
+def test_a_config_that_means_something_else_is_refused(adapter_folder, changes, message):
+    _change_config(adapter_folder, **changes)
+    _refused(adapter_folder, message)
+
+
+def test_keys_that_only_name_or_train_are_accepted(adapter_folder):
+    _change_config(
+        adapter_folder, auto_mapping={"unsloth_fixed": True}, revision="main", inference_mode=False, task_type=None,
+        eva_config={"rho": 2.0}, init_lora_weights="gaussian", layers_to_transform=[], modules_to_save=[],
+        unknown_but_off=False,
+    )  # fmt: skip
+    assert peft.load_adapter(adapter_folder, tiny.CONFIG)[0].rank == 5
+
+
+def test_an_adapter_of_another_model(adapter_folder):
+    config = decoder.DecoderConfig(**(vars(tiny.CONFIG) | {"hidden_size": 28, "num_layers": 3}))
+    _refused(adapter_folder, r"(?s)missing: .*layers\.2.*shape of", config)
+
+
+def test_folders_that_are_no_adapter(adapter_folder, model_folder, tmp_path):
+    _refused(tmp_path / "nowhere", "there is no folder")
+    _refused(model_folder, r"has no adapter_config\.json; point at a PEFT adapter folder")
+    (adapter_folder / "adapter_model.safetensors").rename(adapter_folder / "adapter_model.bin")
+    _refused(adapter_folder, r"has no adapter_model\.safetensors.*pickled")
+
+
+def test_a_truncated_adapter(adapter_folder):
+    copy = shutil.copytree(adapter_folder, adapter_folder.parent / "b")
+    file = copy / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    _refused(copy, r"adapter_model\.safetensors.*fetch it again")
