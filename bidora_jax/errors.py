@@ -40,7 +40,7 @@ def command(main: Callable[[list[str]], None], argv: list[str] | None = None) ->
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
         where = f" at {os.fspath(error.filename)}" if error.filename else ""
         sys.exit(_refuse(f"cannot write{where}: {error.strerror}; free some space or choose another output folder"))

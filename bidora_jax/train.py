@@ -74,7 +74,7 @@ def check(config: Config) -> None:
     wrong = []
     least_one = {"data.batch_size", "data.accumulation", "data.buckets", "search.lower_steps", "keep", "max_new_tokens",
                  "model.attention_chunk", "model.loss_chunk"}  # fmt: skip
-    least_zero = {"log_every", "eval_every", "save_every", "data.test_limit", "search.epochs", "search.steps",
+    least_zero = {"seed", "log_every", "eval_every", "save_every", "data.test_limit", "search.epochs", "search.steps",
                   "search.gram_penalty", "search.patience", "retrain.epochs", "retrain.steps", "retrain.learning_rate",
                   "outer.multiplier"}  # fmt: skip
     for name, value in _leaves(config).items():

@@ -18,7 +18,7 @@ class ModelConfig:
     """layer: keep one activation a layer and recompute the rest in the backward pass; none: keep all."""
     attention_chunk: int = 512
     """Queries attended at a time; longer sequences never hold a [T, T] score matrix."""
-    loss_chunk: int = 512
+    loss_chunk: int = 256
     """Tokens whose logits exist at a time in the loss."""
 
 

@@ -6,6 +6,7 @@ which is what a checkpoint holds; everything else is a pure function of the conf
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,13 +90,12 @@ class Loop:
         """From where the phase stands to its end, early or not."""
         if self._over(phase, standing):
             return standing
-        batches = prefetch(phase.work, standing.step, phase.steps)
-        with Progress(phase.name, phase.steps, done=standing.step, every=self.rhythm.log) as progress:
+        batches = closing(prefetch(phase.work, standing.step, phase.steps))
+        with batches as work, Progress(phase.name, phase.steps, done=standing.step, every=self.rhythm.log) as progress:
             progress.note(f"{phase.name}: compiling, then {phase.steps - standing.step} steps")
-            for standing in self._steps(phase, standing, batches, progress):
+            for standing in self._steps(phase, standing, work, progress):
                 if self._over(phase, standing):
                     break
-        batches.close()
         return standing
 
     def _steps(self, phase: Phase, standing: Standing, batches: Iterator[Work], progress: Progress):

@@ -1,0 +1,161 @@
+"""The exact hypergradient of a language model against central differences of the whole one-step map, in float64.
+
+    m  ↦  L_val(U(d, ∇_d L_tr(d, m)), m)        a tiny Qwen3, every optimiser, with and without accumulation
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import CONFIG, random_base
+
+from bidora_jax import bilevel_step, init_state
+from bidora_jax.kernels import hypergrad
+from bidora_jax.models import adapters
+from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.training import objective, optim
+from bidora_jax.training.bilevel import lower_step
+from bidora_jax.training.settings import OptimizerConfig
+
+MODEL = ModelConfig(attention_chunk=5, loss_chunk=7)
+OPTIMIZERS = {
+    "sgd": OptimizerConfig("sgd", 0.1, "constant", warmup=0.0, b1=0.0, clip=0.0),
+    "momentum": OptimizerConfig("sgd", 0.1, "linear", b1=0.9, clip=0.0),
+    "adamw": OptimizerConfig("adamw", 1e-3, "cosine", weight_decay=0.1, clip=0.1),
+}
+
+
+def batch(seed: int, micro: int, dtype=np.float64):
+    random = np.random.default_rng(seed)
+    tokens = random.integers(CONFIG.vocab_size, size=(micro, 2, 11), dtype=np.int32)
+    return {"tokens": jnp.asarray(tokens), "loss_mask": jnp.asarray(random.random(tokens.shape) < 0.6, dtype)}
+
+
+def problem(dtype=jnp.float64, targets=("q_proj", "down_proj"), **settings):
+    adapter = adapters.resolve(AdapterConfig(rank=3, target_modules=targets, **settings), CONFIG)
+    base = adapters.prepare_base(random_base(dtype=dtype), adapter)
+    direction, magnitude = adapters.init(adapter, base, jax.random.key(0))
+    losses = {
+        "inner_loss": objective.inner_loss(CONFIG, adapter, MODEL),
+        "outer_loss": objective.outer_loss(CONFIG, adapter, MODEL),
+    }
+    return base, direction, magnitude, losses
+
+
+def hypergradient(state, base, train, val, **step):
+    after, _ = jax.jit(partial(bilevel_step, **step, outer_tx=optax.sgd(1.0)))(
+        state._replace(outer_opt=optax.sgd(1.0).init(state.magnitude)), base, train, val
+    )
+    return jax.tree.map(jnp.subtract, state.magnitude, after.magnitude)
+
+
+def dot(a, b):
+    return float(sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_exact_is_the_central_difference_of_the_whole_step(x64, name, micro):
+    base, direction, magnitude, losses = problem()
+    tx = optim.transformation(OPTIMIZERS[name], 10)
+    train, val = batch(1, micro), batch(2, micro)
+    step = jax.jit(partial(bilevel_step, **losses, inner_tx=tx, outer_tx=optax.sgd(1.0)))
+
+    @jax.jit
+    def whole_map(state, magnitude):
+        def inner(d):
+            return losses["inner_loss"](d, magnitude, base, train, state.key)
+
+        updates, _ = tx.update(jax.grad(inner)(state.direction), state.inner_opt, state.direction)
+        moved = optax.apply_updates(state.direction, updates)
+        return losses["outer_loss"](moved, magnitude, base, val, state.key)
+
+    state = init_state(direction, magnitude, tx, optax.sgd(1.0), jax.random.key(1))
+    random = np.random.default_rng(7)
+    for steps in (0, 5):  # at B = 0, and away from it
+        for _ in range(steps):
+            after, _ = step(state, base, train, val)
+            state = after._replace(magnitude=state.magnitude)
+        after, _ = step(state, base, train, val)
+        h = jax.tree.map(jnp.subtract, state.magnitude, after.magnitude)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(h))
+        along = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape)), magnitude)
+        np.testing.assert_allclose(dot(h, along), central(lambda m: float(whole_map(state, m)), state.magnitude, along), rtol=1e-6)
+
+
+def central(f, at, along, width: float = 1e-4):
+    """df/dt of f(at + t·along), by the five-point rule: at this width its truncation and its rounding are below 1e-8."""
+
+    def shifted(t):
+        return f(jax.tree.map(lambda m, v: m + t * v, at, along))
+
+    return (8 * (shifted(width) - shifted(-width)) - (shifted(2 * width) - shifted(-2 * width))) / (12 * width)
+
+
+def test_accumulated_micro_batches_are_one_large_batch(x64):
+    base, direction, magnitude, losses = problem()
+    tx = optim.transformation(OPTIMIZERS["adamw"], 10)
+    state = init_state(direction, magnitude, tx, tx, jax.random.key(1))
+    three = [batch(seed, 3) for seed in (1, 2)]
+    one = [{name: array.reshape(1, 6, 11) for name, array in b.items()} for b in three]
+    (after_three, _), (after_one, _) = (
+        jax.jit(partial(bilevel_step, **losses, inner_tx=tx, outer_tx=tx))(state, base, *b) for b in (three, one)
+    )
+    for a, b in zip(jax.tree.leaves(after_three[1:3]), jax.tree.leaves(after_one[1:3]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_forward_over_reverse_is_reverse_over_reverse(dtype):
+    """In float32 to 1e-6 of the largest entry; in bfloat16 both round differently, 8 bits at a time."""
+    base, direction, magnitude, losses = problem(dtype)
+    tx = optim.transformation(OPTIMIZERS["sgd"], 10)
+    state = init_state(direction, magnitude, tx, tx, jax.random.key(1))
+    found = [
+        hypergradient(state, base, batch(1, 1, np.float32), batch(2, 1, np.float32), **losses, inner_tx=tx, hypergradient=form)
+        for form in (hypergrad.exact, hypergrad.reverse)
+    ]
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found[1]))
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(a, b, atol=largest * (1e-6 if dtype == jnp.float32 else 5e-2), rtol=0)
+
+
+def test_same_inputs_give_bit_equal_outputs_without_callbacks_in_one_compilation():
+    base, direction, magnitude, losses = problem(jnp.float32, dropout=0.3)
+    tx = optim.transformation(OPTIMIZERS["adamw"], 10)
+    state = init_state(direction, magnitude, tx, tx, jax.random.key(1))
+    step = jax.jit(partial(bilevel_step, **losses, inner_tx=tx, outer_tx=tx))
+    train, val = batch(1, 1, np.float32), batch(2, 1, np.float32)
+    first, again = step(state, base, train, val), step(state, base, train, val)
+    for a, b in zip(*map(jax.tree.leaves, ((first[0][1:5], first[1]), (again[0][1:5], again[1]))), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for seed in (5, 6):
+        state, _ = step(state, base, batch(seed, 1, np.float32), batch(seed + 1, 1, np.float32))
+    assert step._cache_size() == 1
+    assert "callback" not in str(jax.make_jaxpr(step)(state, base, train, val))
+
+
+def test_a_lower_step_is_the_direction_half_of_a_bilevel_step():
+    base, direction, magnitude, losses = problem(jnp.float32, targets=("v_proj",))
+    tx = optim.transformation(OPTIMIZERS["adamw"], 10)
+    state = init_state(direction, magnitude, tx, tx, jax.random.key(1))
+    train, val = batch(1, 1, np.float32), batch(2, 1, np.float32)
+    both, _ = jax.jit(partial(bilevel_step, **losses, inner_tx=tx, outer_tx=tx))(state, base, train, val)
+    lower, _ = jax.jit(partial(lower_step, inner_loss=losses["inner_loss"], inner_tx=tx))(state, base, train)
+    for a, b in zip(jax.tree.leaves(both.direction), jax.tree.leaves(lower.direction), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
+    np.testing.assert_array_equal(lower.magnitude["layers"]["self_attn"]["v_proj"]["m"], magnitude["layers"]["self_attn"]["v_proj"]["m"])
+
+
+def test_the_base_has_no_gradient_and_is_never_copied_out():
+    base, direction, magnitude, losses = problem(jnp.float32)
+    tx = optim.transformation(OPTIMIZERS["sgd"], 10)
+    state = init_state(direction, magnitude, tx, tx, jax.random.key(1))
+    step = jax.jit(partial(bilevel_step, **losses, inner_tx=tx, outer_tx=tx), donate_argnums=0)
+    compiled = step.lower(state, base, batch(1, 1, np.float32), batch(2, 1, np.float32)).compile()
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(state._replace(key=jnp.zeros(2, jnp.uint32)))]
+    assert compiled.memory_analysis().output_size_in_bytes < sum(sizes) + 4096
+    assert compiled.memory_analysis().alias_size_in_bytes > 0.9 * sum(sizes)

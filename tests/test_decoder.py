@@ -1,0 +1,163 @@
+"""models/decoder.py and the adapters over it: laws that hold whatever the weights are. Oracles stand in test_hf.py."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import CONFIG, random_base
+
+from bidora_jax.errors import InputError
+from bidora_jax.models import adapters, decoder
+from bidora_jax.models.settings import AdapterConfig
+
+TOKENS = jnp.asarray(np.random.default_rng(3).integers(CONFIG.vocab_size, size=(2, 11), dtype=np.int32))
+MASK = jnp.asarray(np.random.default_rng(4).random((2, 11)) < 0.7, jnp.float32)
+
+
+def adapted(method: str = "bidora", **settings):
+    """A base with a random, not neutral, adapter on it."""
+    adapter = adapters.resolve(AdapterConfig(method=method, rank=3, **settings), CONFIG)
+    base = adapters.prepare_base(random_base(), adapter)
+    direction, magnitude = adapters.init(adapter, base, jax.random.key(0))
+    random = np.random.default_rng(5)
+    direction = jax.tree.map(lambda leaf: leaf + 0.1 * random.normal(size=leaf.shape).astype(np.float32), direction)
+    magnitude = jax.tree.map(lambda leaf: leaf * random.uniform(0.8, 1.2, leaf.shape).astype(np.float32), magnitude)
+    return adapter, base, direction, magnitude
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "bidora"])
+def test_a_fresh_adapter_changes_nothing(method):
+    adapter = adapters.resolve(AdapterConfig(method=method, rank=3), CONFIG)
+    base = adapters.prepare_base(random_base(), adapter)
+    direction, magnitude = adapters.init(adapter, base, jax.random.key(0))
+    found = decoder.logits(CONFIG, adapter, base, direction, magnitude, TOKENS)
+    np.testing.assert_allclose(found, decoder.logits(CONFIG, None, base, {}, {}, TOKENS), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "bidora"])
+def test_merged_is_adapted(method):
+    adapter, base, direction, magnitude = adapted(method, rslora=True, target_modules=("q_proj", "down_proj"))
+    merged = adapters.merge(adapter, base, direction, magnitude)
+    found = decoder.logits(CONFIG, adapter, base, direction, magnitude, TOKENS)
+    assert jax.tree.structure(merged) == jax.tree.structure(random_base())
+    np.testing.assert_allclose(decoder.logits(CONFIG, None, merged, {}, {}, TOKENS), found, rtol=1e-4, atol=1e-4)
+    assert np.abs(found - decoder.logits(CONFIG, None, base, {}, {}, TOKENS)).max() > 0.1
+
+
+def test_padding_on_the_right_changes_nothing_on_the_left():
+    base = random_base()
+    padded = jnp.concatenate([TOKENS, jnp.full((2, 5), 7, jnp.int32)], axis=1)
+    short, long = (decoder.logits(CONFIG, None, base, {}, {}, tokens) for tokens in (TOKENS, padded))
+    np.testing.assert_allclose(long[:, :11], short, rtol=1e-5, atol=1e-5)
+
+
+def test_loss_is_that_of_the_logits():
+    adapter, base, direction, magnitude = adapted()
+    total, count = decoder.token_loss_sum(CONFIG, adapter, base, direction, magnitude, TOKENS, MASK, loss_chunk=7)
+    log_p = jax.nn.log_softmax(decoder.logits(CONFIG, adapter, base, direction, magnitude, TOKENS))
+    expected = -sum(log_p[b, t - 1, TOKENS[b, t]] for b in range(2) for t in range(1, 11) if MASK[b, t])
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert count == MASK[:, 1:].sum()
+
+
+def test_remat_and_chunks_change_no_gradient():
+    adapter, base, direction, magnitude = adapted()
+
+    def gradient(**how):
+        def loss(trained):
+            return decoder.token_loss_sum(CONFIG, adapter, base, *trained, TOKENS, MASK, **how)[0]
+
+        return jax.jit(jax.grad(loss))((direction, magnitude))
+
+    plain = gradient(remat="none", attention_chunk=64, loss_chunk=64)
+    for found, expected in zip(
+        jax.tree.leaves(gradient(remat="layer", attention_chunk=4, loss_chunk=5)), jax.tree.leaves(plain), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_scan_over_layers_is_the_loop():
+    adapter, base, direction, magnitude = adapted()
+    x = base["embed_tokens"]["weight"][TOKENS]
+    cos, sin = decoder._angles(CONFIG, jnp.arange(11), x.dtype)
+    layer = decoder.DecoderLayer(CONFIG, adapter)
+    stacks = decoder._stacks(base, direction, magnitude)
+    for index in range(CONFIG.num_layers):
+        x, _ = layer.apply(jax.tree.map(lambda leaf, index=index: leaf[index], stacks), x, cos, sin)
+    x = decoder.attention.rms_norm(x, base["norm"]["weight"], eps=CONFIG.rms_norm_eps)
+    found = decoder.hidden(CONFIG, adapter, base, direction, magnitude, TOKENS)
+    np.testing.assert_allclose(found, x, rtol=1e-5, atol=1e-5)
+
+
+def test_a_constant_norm_changes_the_directions_gradient_and_not_the_magnitudes():
+    adapter, base, direction, magnitude = adapted()
+
+    def gradients(adapter):
+        def loss(direction, magnitude):
+            return decoder.token_loss_sum(CONFIG, adapter, base, direction, magnitude, TOKENS, MASK)[0]
+
+        return jax.grad(loss, (0, 1))(direction, magnitude)
+
+    free, constant = gradients(adapter), gradients(replace(adapter, constant_norm=True))
+    for a, b in zip(jax.tree.leaves(free[1]), jax.tree.leaves(constant[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, (free[0], constant[0])), strict=True))
+
+
+def test_dropout_is_a_function_of_the_key():
+    adapter, base, direction, magnitude = adapted("lora", dropout=0.5)
+
+    def loss(key):
+        return float(decoder.token_loss_sum(CONFIG, adapter, base, direction, {}, TOKENS, MASK, key)[0])
+
+    first, again, other, none = loss(jax.random.key(1)), loss(jax.random.key(1)), loss(jax.random.key(2)), loss(None)
+    assert first == again
+    assert len({first, other, none}) == 3
+
+
+def test_greedy_is_the_argmax_of_the_logits_row_by_row():
+    base, lengths, eos = random_base(), jnp.array([11, 4], jnp.int32), 1_000_000
+    found = np.asarray(decoder.greedy(CONFIG, base, TOKENS, lengths, max_new_tokens=6, eos_ids=(eos,)))
+    for row, length, answer in zip(TOKENS, lengths, found, strict=True):
+        tokens = row[:length].tolist()
+        for _ in range(6):
+            logits = decoder.logits(CONFIG, None, base, {}, {}, jnp.array([tokens]))
+            tokens.append(int(logits[0, -1].argmax()))
+        assert list(answer) == tokens[length:]
+
+
+def test_greedy_repeats_its_end_of_text():
+    base, lengths = random_base(), jnp.array([11, 4], jnp.int32)
+    free = np.asarray(decoder.greedy(CONFIG, base, TOKENS, lengths, max_new_tokens=6, eos_ids=(-1,)))
+    stop = int(free[0, 2])
+    first = list(free[0]).index(stop)
+    found = np.asarray(decoder.greedy(CONFIG, base, TOKENS, lengths, max_new_tokens=6, eos_ids=(stop,)))
+    assert list(found[0]) == list(free[0, : first + 1]) + [stop] * (5 - first)
+
+
+def test_keys_come_from_paths():
+    few = adapted(target_modules=("v_proj",))[0]
+    many = adapters.resolve(AdapterConfig(rank=3), CONFIG)
+    base = adapters.prepare_base(random_base(), many)
+    ones, others = (adapters.init(a, base, jax.random.key(0))[0]["layers"] for a in (few, many))
+    np.testing.assert_array_equal(ones["self_attn"]["v_proj"]["A"], others["self_attn"]["v_proj"]["A"])
+    assert np.abs(others["self_attn"]["v_proj"]["A"] - others["self_attn"]["k_proj"]["A"]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rank": 0}, ["adapter.rank", "at least 1", "0"]),
+        ({"rank": 27}, ["adapter.rank", "27", "20"]),
+        ({"dropout": 1.0}, ["adapter.dropout", "1.0"]),
+        ({"target_modules": ("q_porj",)}, ["'q_porj'", "did you mean 'q_proj'"]),
+        ({"target_modules": ()}, ["none at all", "all-linear"]),
+        ({"method": "lora", "norm": "constant"}, ["adapter.norm", "lora"]),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(settings, words):
+    with pytest.raises(InputError) as refusal:
+        adapters.resolve(AdapterConfig(**settings), CONFIG)
+    assert all(word in str(refusal.value) for word in words)
