@@ -50,6 +50,7 @@ def _move_into_place(fresh: Path, folder: Path) -> None:
         fresh.rename(folder)
         return
     old = fresh.with_suffix(".old")
+    shutil.rmtree(old, ignore_errors=True)  # of a process that was killed between the two lines that follow
     folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old)
