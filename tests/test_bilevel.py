@@ -45,13 +45,6 @@ def problem(dtype=jnp.float64, targets=("q_proj", "down_proj"), **settings):
     return base, direction, magnitude, losses
 
 
-def hypergradient(state, base, train, val, **step):
-    after, _ = jax.jit(partial(bilevel_step, **step, outer_tx=optax.sgd(1.0)))(
-        state._replace(outer_opt=optax.sgd(1.0).init(state.magnitude)), base, train, val
-    )
-    return jax.tree.map(jnp.subtract, state.magnitude, after.magnitude)
-
-
 def dot(a, b):
     return float(sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))
 
@@ -108,19 +101,30 @@ def test_accumulated_micro_batches_are_one_large_batch(x64):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_forward_over_reverse_is_reverse_over_reverse(dtype):
-    """In float32 to 1e-6 of the largest entry; in bfloat16 both round differently, 8 bits at a time."""
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)])
+def test_forward_over_reverse_is_reverse_over_reverse(dtype, tolerance):
+    """By the length of the difference; in bfloat16 the two round in different places, 8 bits at a time."""
     base, direction, magnitude, losses = problem(dtype)
-    tx = optim.transformation(OPTIMIZERS["sgd"], 10)
-    state = init_state(direction, magnitude, tx, tx, jax.random.key(1))
-    found = [
-        hypergradient(state, base, batch(1, 1, np.float32), batch(2, 1, np.float32), **losses, inner_tx=tx, hypergradient=form)
-        for form in (hypergrad.exact, hypergrad.reverse)
-    ]
-    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found[1]))
-    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
-        np.testing.assert_allclose(a, b, atol=largest * (1e-6 if dtype == jnp.float32 else 5e-2), rtol=0)
+    tx = optim.transformation(OPTIMIZERS["momentum"], 10)
+    train, val = batch(1, 1, np.float32), batch(2, 1, np.float32)
+
+    def update(d, g):
+        updates, opt = tx.update(g, tx.init(direction), d)
+        return optax.apply_updates(d, updates), opt
+
+    def by(form):
+        def run(base, direction, magnitude):
+            inner, outer = (
+                lambda d, m, loss=loss, b=b: loss(d, m, base, b, jax.random.key(0))
+                for loss, b in ((losses["inner_loss"], train), (losses["outer_loss"], val))
+            )
+            return form(inner, outer, update, direction, magnitude).hypergradient
+
+        return jax.jit(run)(base, direction, magnitude)
+
+    exact, reverse = by(hypergrad.exact), by(hypergrad.reverse)
+    difference = jax.tree.map(jnp.subtract, exact, reverse)
+    assert dot(difference, difference) ** 0.5 < tolerance * dot(reverse, reverse) ** 0.5
 
 
 def test_same_inputs_give_bit_equal_outputs_without_callbacks_in_one_compilation():

@@ -122,9 +122,9 @@ def test_greedy_is_the_argmax_of_the_logits_row_by_row():
     found = np.asarray(decoder.greedy(CONFIG, base, TOKENS, lengths, max_new_tokens=6, eos_ids=(eos,)))
     for row, length, answer in zip(TOKENS, lengths, found, strict=True):
         tokens = row[:length].tolist()
-        for _ in range(6):
-            logits = decoder.logits(CONFIG, None, base, {}, {}, jnp.array([tokens]))
-            tokens.append(int(logits[0, -1].argmax()))
+        for _ in range(6):  # padded on the right to one length, so that it compiles once
+            padded = jnp.array([tokens + [0] * (17 - len(tokens))])
+            tokens.append(int(decoder.logits(CONFIG, None, base, {}, {}, padded)[0, len(tokens) - 1].argmax()))
         assert list(answer) == tokens[length:]
 
 
