@@ -191,8 +191,8 @@ def _weights(entries: dict[str, Entry]) -> dict[str, Entry]:
 def _check(folder: Path, config: DecoderConfig, entries: dict[str, Entry]) -> None:
     table, shapes = name_table(config), _flatten(base_shapes(config, jnp.float32))
     wrong = [f"missing: {name}" for name in table if name not in entries]
-    spare = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    wrong += [f"not part of this model: {name}" for name in entries if name not in table.keys() | spare]
+    known = table.keys() | {"lm_head.weight"}  # a tied model may ship a copy of its head
+    wrong += [f"not part of this model: {name}" for name in entries if name not in known]
     for name, place in table.items():
         shape = shapes[place.path].shape[0 if place.layer is None else 1 :]
         if name in entries and entries[name].shape != shape:
