@@ -1,0 +1,248 @@
+"""Configurations: read strictly, the outer rate follows the inner one until it is set, no field is dead."""
+
+import ast
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bidora_jax
+from bidora_jax import config as configuration
+from bidora_jax.config import Config, leaves, parse_train, read, resolve, to_json
+from bidora_jax.errors import InputError
+
+ROOT = Path(bidora_jax.__file__).parents[1]
+PATHS = [name for name, _ in leaves(Config())]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes values as a .py and as a .json configuration; returns the path of the suffix asked for."""
+
+    def write(values: dict, suffix: str = ".json") -> str:
+        path = tmp_path / f"config{suffix}"
+        text = f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({values!r})\n"
+        path.write_text(text if suffix == ".py" else json.dumps(values))
+        return str(path)
+
+    return write
+
+
+def refused(path: str) -> str:
+    with pytest.raises(InputError) as error:
+        read(path)
+    return str(error.value)
+
+
+def rates(*argv: str) -> tuple[float, float]:
+    config, _ = parse_train(argv)
+    return config.inner.learning_rate, config.outer.learning_rate
+
+
+# Strictness
+
+
+@pytest.mark.parametrize("suffix", [".py", ".json"])
+def test_a_file_sets_what_it_names_and_leaves_the_defaults(file, suffix):
+    config = resolve(read(file({"seed": 7, "adapter": {"target_modules": ["k_proj"], "alpha": 3}}, suffix)))
+    assert (config.seed, config.adapter.target_modules, config.adapter.alpha) == (7, ("k_proj",), 3.0)
+    assert isinstance(config.adapter.alpha, float)
+    assert dataclasses.replace(config, seed=0, adapter=Config().adapter, outer=Config().outer) == Config()
+
+
+def test_all_that_does_not_fit_is_listed_at_once(file):
+    message = refused(
+        file({
+            "sead": 1, "data": {"batchsize": 2}, "inner": {"optimizer": "adam"}, "outer": {"b1": "0.9"},
+            "search": 3, "retrain": {"epochs": True}, "model": {"remat": 1}, "adapter": {"target_modules": "q_proj"},
+        })
+    )  # fmt: skip
+    for line in (
+        "unknown key sead (did you mean 'seed'?)", "unknown key data.batchsize (did you mean 'batch_size'?)",
+        "inner.optimizer: expected one of 'adamw', 'sgd', found 'adam'", "outer.b1: expected a number, found '0.9'",
+        "search: expected a section, found 3", "retrain.epochs: expected a number, found True",
+        "model.remat: expected one of 'layer', 'none', found 1",
+        "adapter.target_modules: expected a list of str, found 'q_proj'",
+    ):  # fmt: skip
+        assert line in message
+
+
+@pytest.mark.parametrize("section", ["", "model", "adapter", "data", "inner", "outer", "search", "retrain"])
+def test_an_unknown_key_is_refused_in_every_section(file, section):
+    values = {"learning_rates": 1}
+    assert "learning_rates" in refused(file({section: values} if section else values))
+
+
+WRONG = {int: [1.5, "1", True, None, [1]], float: ["1", False, None], bool: [1, "true", None], str: [1, None, True]}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, default in leaves(Config()) for value in WRONG.get(type(default), ["x", 1, [1], None])],
+)
+def test_every_field_refuses_the_wrong_type(file, name, value):
+    section, _, leaf = name.rpartition(".")
+    assert f"{name}: expected" in refused(file({section: {leaf: value}} if section else {leaf: value}))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("{", "is not JSON"), ("[1]", "expected a JSON object, found list"), ("\ufeff{}", "is not JSON")],
+)
+def test_a_json_file_that_is_none(tmp_path, content, said):
+    (tmp_path / "c.json").write_text(content)
+    assert said in refused(str(tmp_path / "c.json"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("x = 1", "has no function get_config()"), ("def get_config(): return {}", "must return an ml_collections")],
+)
+def test_a_python_file_without_a_configuration(tmp_path, content, said):
+    (tmp_path / "c.py").write_text(content)
+    assert said in refused(str(tmp_path / "c.py"))
+
+
+def test_a_file_that_is_missing_or_of_another_kind(tmp_path):
+    assert "does not exist; configs/quickstart.py is an example" in refused(str(tmp_path / "none.py"))
+    (tmp_path / "c.yaml").write_text("seed: 1")
+    assert "expected a .py file with get_config() or a config.json" in refused(str(tmp_path / "c.yaml"))
+    with pytest.raises(InputError, match="--config needs a value"):
+        parse_train(["--config"])
+
+
+# The outer rate
+
+FILES = {
+    "nothing": {}, "inner": {"inner": {"learning_rate": 0.25}}, "multiplier": {"outer": {"multiplier": 8.0}},
+    "both": {"inner": {"learning_rate": 0.25}, "outer": {"multiplier": 8.0}},
+    "outer": {"inner": {"learning_rate": 0.25}, "outer": {"multiplier": 8.0, "learning_rate": 0.75}},
+}  # fmt: skip
+FLAGS = {
+    "nothing": [], "inner": ["--inner.learning-rate", "0.5"], "multiplier": ["--outer.multiplier", "4"],
+    "both": ["--outer.multiplier", "4", "--inner.learning-rate", "0.5"],
+    "outer": ["--outer.learning-rate", "0.125", "--inner.learning-rate", "0.5"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("values", FILES)
+@pytest.mark.parametrize("suffix", [".py", ".json"])
+def test_the_outer_rate_follows_the_inner_one_until_it_is_set(file, values, flags, suffix):
+    inner = 0.5 if flags in ("inner", "both", "outer") else 0.25 if values in ("inner", "both", "outer") else 2e-4
+    multiplier = 4.0 if flags in ("multiplier", "both") else 8.0 if values in ("multiplier", "both", "outer") else 2.0
+    outer = 0.125 if flags == "outer" else 0.75 if values == "outer" else inner * multiplier
+    assert rates("--config", file(FILES[values], suffix), *FLAGS[flags]) == (inner, outer)
+
+
+def test_a_reference_that_a_file_makes_itself_is_followed_too(tmp_path):
+    (tmp_path / "c.py").write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        "    config = ConfigDict({'inner': {'learning_rate': 0.25}, 'outer': {}})\n"
+        "    config.outer.learning_rate = config.inner.get_ref('learning_rate') * 3\n    return config\n"
+    )
+    assert rates("--config", str(tmp_path / "c.py")) == (0.25, 0.75)
+    assert rates("--config", str(tmp_path / "c.py"), "--inner.learning-rate", "0.5") == (0.5, 1.5)
+
+
+def test_the_defaults_follow_too():
+    assert rates() == (2e-4, 4e-4)
+    assert rates("--inner.learning-rate=1") == (1.0, 2.0)
+
+
+# The command line
+
+
+@pytest.mark.parametrize("flag", ["--inner.learning-rate", "--inner.learning_rate", "--inner.learning-rate="])
+def test_dashes_and_underscores_mean_the_same(flag):
+    assert rates(*([flag + "0.5"] if flag.endswith("=") else [flag, "0.5"])) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("name", ["merged", "adapter.rslora"])
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("now", [True, False, None])
+def test_switches_go_both_ways_over_a_file(file, name, before, now):
+    section, _, leaf = name.rpartition(".")
+    path = file({section: {leaf: before}} if section else {leaf: before})
+    yes, no = f"--{name}", f"--{section}.no-{leaf}" if section else f"--no-{leaf}"
+    config, _ = parse_train(["--config", path, *([] if now is None else [yes if now else no])])
+    assert dict(leaves(config))[name] is (before if now is None else now)
+
+
+def test_a_value_of_the_command_line_stands_over_the_files(file):
+    argv = ["--config", file({"seed": 3, "keep": 4}), "--seed", "5", "--adapter.target-modules", "q_proj", "up_proj"]
+    config, resume = parse_train(argv)
+    assert (config.seed, config.keep, config.adapter.target_modules, resume) == (5, 4, ("q_proj", "up_proj"), False)
+    assert parse_train([*argv, "--resume"]) == (config, True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [(["--serach.steps", "3"], "--search.steps"), (["--adapter.rank", "big"], "--adapter.rank"),
+     (["--seed", "1.5"], "--seed"), (["--adapter.method", "dorra"], "--adapter.method"),
+     (["--inner.learning-r", "1"], "--inner.learning-r"), (["stray"], "stray")],
+)  # fmt: skip
+def test_a_command_line_that_does_not_fit_is_refused(argv, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_train(argv)
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out) == (2, "")
+    assert said in err
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "export"])
+def test_help_needs_neither_a_model_nor_jax(command):
+    code = (
+        f"import sys\nfrom bidora_jax import {command}\ntry:\n    {command}.main(['--help'])\n"
+        "except SystemExit as stopped:\n    print(stopped.code, sorted({'jax', 'transformers'} & sys.modules.keys()))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.endswith("\n0 []\n")
+    assert {"train": "--adapter.target-modules", "evaluate": "--data-file", "export": "--format"}[command] in run.stdout
+
+
+# Round trip, files, fields
+
+
+def test_a_config_json_reads_back_as_what_was_written(file, tmp_path):
+    values = {"seed": 3, "inner": {"learning_rate": 0.1}, "adapter": {"target_modules": ["q_proj"], "rslora": True}}
+    config = resolve(read(file(values)))
+    (tmp_path / "saved.json").write_text(to_json(config))
+    assert resolve(read(str(tmp_path / "saved.json"))) == config
+    assert json.loads(to_json(config))["outer"]["learning_rate"] == 0.2
+
+
+def test_the_difference_of_two_configurations_names_fields(file):
+    other = resolve(read(file({"seed": 3, "output_dir": "elsewhere", "inner": {"learning_rate": 0.1}})))
+    found = configuration.differences(resolve(configuration.defaults()), other, ("output_dir",))
+    assert found == ["seed: 0 → 3", "inner.learning_rate: 0.0002 → 0.1", "outer.learning_rate: 0.0004 → 0.2"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.name)
+def test_every_configuration_that_ships_is_read(path):
+    config, _ = parse_train(["--config", str(path)])
+    assert config.model.path
+    assert config.data.train_file
+
+
+def test_no_field_is_dead():
+    """A field that nothing outside of the settings reads would be accepted and ignored."""
+    package = ROOT / "bidora_jax"
+    readers = [path for path in package.rglob("*.py") if path.name not in ("settings.py", "config.py")]
+    nodes = [node for path in readers for node in ast.walk(ast.parse(path.read_text()))]
+    read_somewhere = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    by_configuration = {"outer.multiplier"}  # a factor of the field reference, followed by the tests above
+    dead = {name for name in PATHS if name.rpartition(".")[2] not in read_somewhere}
+    assert dead == by_configuration
+
+
+def test_every_field_is_explained():
+    for path in (ROOT / "bidora_jax").rglob("settings.py"):
+        for schema in [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]:
+            follows = list(zip(schema.body, [*schema.body[1:], None], strict=True))
+            bare = [f"{schema.name}.{ast.unparse(field.target)}" for field, after in follows
+                    if isinstance(field, ast.AnnAssign) and not isinstance(after, ast.Expr)]  # fmt: skip
+            assert bare == []
