@@ -12,11 +12,12 @@ import sys
 import time
 from pathlib import Path
 
-SHAPE = dict(
-    vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
-    num_key_value_heads=8, head_dim=128, rms_norm_eps=1e-6, tie_word_embeddings=True, attention_bias=False,
-    max_position_embeddings=40_960, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-)  # fmt: skip
+SHAPE = {
+    "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True, "attention_bias": False, "max_position_embeddings": 40_960,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}  # fmt: skip
 SAVE = """
 import torch, transformers
 torch.manual_seed(0)

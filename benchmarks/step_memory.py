@@ -2,7 +2,7 @@
 
     python benchmarks/step_memory.py [--batch 2] [--tokens 512]
 
-bf16 base, layer remat, rank 8 on all seven projections. Prints the compiler's memory analysis for LoRA, DoRA and each form
+bf16 base, layer remat, rank 8 on all seven projections. Prints the compiler's analysis for LoRA, DoRA and each form
 of the BiDoRA step, and looks for buffers that must not exist: [tokens, vocabulary] and a float32 copy or gradient of a base matrix.
 """
 
@@ -47,15 +47,19 @@ def report(name: str, step, *arguments, batch: int, tokens: int) -> None:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     kinds = set(re.findall(r"(?:f32|bf16)\[[\d,]+\]", text))
     rows = batch * tokens
-    whole = {f"{b}{t},{CONFIG.vocab_size}]" for b in ("[", f"[{batch},", f"[1,{batch},") for t in (tokens, tokens - 1, rows, rows - batch)}
+    whole = {
+        f"{b}{t},{CONFIG.vocab_size}]"
+        for b in ("[", f"[{batch},", f"[1,{batch},")
+        for t in (tokens, tokens - 1, rows, rows - batch)
+    }
     logits = sorted(kind for kind in kinds if any(kind.endswith(shape) for shape in whole))
-    stacks = {f"f32[28,{o},{i}]" for o, i in adapters.linear_shapes(CONFIG).values()} | {f"f32[{CONFIG.vocab_size},1024]"}
-    print(
-        f"{name:34s} arguments {memory.argument_size_in_bytes / 1e9:5.2f} GB   temporaries "
-        f"{memory.temp_size_in_bytes / 1e9:5.2f} GB   all logits: {', '.join(logits) or 'none'}   "
-        f"float32 copies or gradients of the base: {', '.join(sorted(stacks & kinds)) or 'none'}   compiled in {time.monotonic() - began:.0f} s",
-        flush=True,
-    )
+    stacks = {f"f32[28,{o},{i}]" for o, i in adapters.linear_shapes(CONFIG).values()} | {
+        f"f32[{CONFIG.vocab_size},1024]"
+    }
+    print(f"{name:34s} arguments {memory.argument_size_in_bytes / 1e9:5.2f} GB   temporaries "
+          f"{memory.temp_size_in_bytes / 1e9:5.2f} GB   compiled in {time.monotonic() - began:.0f} s\n"
+          f"    all logits: {', '.join(logits) or 'none'};   "
+          f"float32 copies or gradients of the base: {', '.join(sorted(stacks & kinds)) or 'none'}", flush=True)  # fmt: skip
 
 
 def main() -> None:
@@ -68,7 +72,9 @@ def main() -> None:
     batch = {"tokens": jax.ShapeDtypeStruct(micro, jnp.int32), "loss_mask": jax.ShapeDtypeStruct(micro, jnp.float32)}
     tx = optim.transformation(OptimizerConfig(), 100)
     size = {"batch": options.batch, "tokens": options.tokens}
-    print(f"Qwen3-0.6B shape, batch {options.batch} x {options.tokens}, bf16, {jax.devices()[0].platform}, jax {jax.__version__}")
+    print(
+        f"Qwen3-0.6B shape, batch {options.batch} x {options.tokens}, bf16, {jax.devices()[0].platform}, jax {jax.__version__}"
+    )
     for method in ("lora", "dora"):
         adapter, base, *params = shapes(method)
         level = objective.inner_loss(CONFIG, adapter, ModelConfig())

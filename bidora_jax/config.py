@@ -95,7 +95,9 @@ def read(path: str) -> ConfigDict:
         raise InputError(f"configuration file {path} has no function get_config()")
     values = namespace["get_config"]()
     if not isinstance(values, ConfigDict):
-        raise InputError(f"{path}: get_config() must return an ml_collections.ConfigDict, found {type(values).__name__}")
+        raise InputError(
+            f"{path}: get_config() must return an ml_collections.ConfigDict, found {type(values).__name__}"
+        )
     return _tree(values)
 
 
@@ -107,7 +109,7 @@ def resolve(tree: ConfigDict) -> Config:
         for item in dataclasses.fields(schema):
             kind = get_type_hints(schema)[item.name]
             value = values[item.name]
-            parts[item.name] = build(kind, value) if dataclasses.is_dataclass(kind) else _as(kind, value)
+            parts[item.name] = build(kind, value) if isinstance(value, ConfigDict) else _as(kind, value)
         return schema(**parts)
 
     return build(Config, tree)
@@ -155,7 +157,7 @@ def _tree(given: ConfigDict) -> ConfigDict:
     return tree
 
 
-def _overlay(schema: type, given: ConfigDict, prefix: str, problems: list[str]) -> ConfigDict:
+def _overlay(schema: Any, given: ConfigDict, prefix: str, problems: list[str]) -> ConfigDict:
     hints, names = get_type_hints(schema), [item.name for item in dataclasses.fields(schema)]
     problems += [f"unknown key {prefix}{key}{did_you_mean(key, names)}" for key in given if key not in names]
     tree = ConfigDict()
@@ -173,7 +175,8 @@ def _overlay(schema: type, given: ConfigDict, prefix: str, problems: list[str]) 
         elif not _fits(kind, given[name]):
             problems.append(f"{prefix}{name}: expected {_describe(kind)}, found {given[name]!r}")
         elif kind is float:
-            tree[name] = given.get_ref(name) if isinstance(given[name], float) else float(given[name])
+            value: Any = given[name]
+            tree[name] = given.get_ref(name) if isinstance(value, float) else float(value)
         else:
             tree[name] = given.get_ref(name)
     return tree
@@ -220,7 +223,7 @@ def _name(arg: str) -> str:
     return arg.lstrip("-").partition("=")[0].replace("-", "_")
 
 
-def _set(tree: ConfigDict, name: str, value: Any) -> None:
+def _set(tree: Any, name: str, value: Any) -> None:
     *sections, leaf = name.split(".")
     for section in sections:
         if section not in tree:

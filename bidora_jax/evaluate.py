@@ -61,7 +61,9 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, float | int | str]:
     given = records.read_records(arguments.data_file)
     folder = hf.resolve_folder(arguments.model)
     config, tokenizer = hf.read_config(folder), records.load_tokenizer(folder)
-    adapter, direction, magnitude = peft.load_adapter(arguments.adapter, config) if arguments.adapter else (None, {}, {})
+    adapter, direction, magnitude = (
+        peft.load_adapter(arguments.adapter, config) if arguments.adapter else (None, {}, {})
+    )
     split = records.encode_all(given, tokenizer, max_length=arguments.max_length, loss_on=arguments.loss_on)
     base = hf.load_base(folder, config, None if arguments.dtype == "auto" else jax.numpy.dtype(arguments.dtype))
     base = base if adapter is None else adapters.prepare_base(base, adapter)

@@ -12,8 +12,7 @@ from bidora_jax.config import Config, read, resolve
 from bidora_jax.errors import InputError, RunError, command
 
 if TYPE_CHECKING:
-    import numpy as np
-    from jaxtyping import Float, PyTree
+    from jaxtyping import PyTree
 
     from bidora_jax.models.adapters import Adapter
     from bidora_jax.models.decoder import DecoderConfig
@@ -47,7 +46,9 @@ def export(arguments: ExportArguments) -> None:
 
     run, config = Path(arguments.run), run_config(arguments.run)
     if not (run / "adapter").is_dir():
-        raise InputError(f"{run} has no adapter/: the run is not finished; go on with train --config {run}/config.json --resume")
+        raise InputError(
+            f"{run} has no adapter/: the run is not finished; go on with train --config {run}/config.json --resume"
+        )
     if arguments.format == "adapter" and arguments.dtype != "source":
         raise InputError("--dtype is for --format merged; adapters are float32, as PEFT writes them")
     source = hf.resolve_folder(config.model.path)
@@ -90,9 +91,7 @@ def write_adapter(
 
     expected = parity.probe_logits(config, adapter, base, direction, magnitude)
     with staged(folder, replace=replace) as fresh:
-        peft.write_adapter(
-            fresh, adapter, settings.adapter, direction, magnitude, base_model_name=settings.model.path
-        )
+        peft.write_adapter(fresh, adapter, settings.adapter, direction, magnitude, base_model_name=settings.model.path)
         _prove("adapter", "float32", parity.verify_adapter(fresh, config, base, expected))
     print(f"adapter written to {folder}")
 

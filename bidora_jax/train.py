@@ -4,11 +4,10 @@ Reads everything and refuses what is wrong before it writes the first byte of th
 and leaves the adapter, and the merged model when asked.
 """
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bidora_jax.config import Config, differences, parse_train, read, resolve, to_json
 from bidora_jax.errors import InputError, command, listing
@@ -113,7 +112,9 @@ def check_folder(config: Config, resume: bool) -> None:
     if not resume:
         if folder.is_dir() and any(folder.iterdir()):
             what = "holds another run" if saved.is_file() else "is not empty"
-            raise InputError(f"output_dir {folder} {what}: choose another one with --output-dir, or go on with --resume")
+            raise InputError(
+                f"output_dir {folder} {what}: choose another one with --output-dir, or go on with --resume"
+            )
         if folder.exists() and not folder.is_dir():
             raise InputError(f"output_dir {folder} is a file; choose another one with --output-dir")
         return
@@ -142,7 +143,9 @@ def assemble(config: Config) -> Assembled:
     adapter = adapters.resolve(config.adapter, decoder_config)
     tokenizer = records.load_tokenizer(model_folder)
     encode = {"max_length": config.data.max_length, "loss_on": config.data.loss_on}
-    splits = {name: records.encode_all(part, tokenizer, **encode) for name, part in (("train", train), ("val", val)) if part}
+    splits = {
+        name: records.encode_all(part, tokenizer, **encode) for name, part in (("train", train), ("val", val)) if part
+    }
     for name, part in splits.items():
         _report_split(name, part, config)
         longest = max(len(example.tokens) for example in part.examples)
@@ -266,7 +269,7 @@ def _describe(config: Config, parts: Assembled) -> None:
     total = frozen + directions + magnitudes
     print(f"model {config.model.path}: {frozen:,} frozen parameters in {problem.base['norm']['weight'].dtype}")
     print(f"{config.adapter.method}, rank {config.adapter.rank}: direction {directions:,}, magnitude {magnitudes:,} "
-          f"({(directions + magnitudes) / total:.2%} trained); lengths padded to {', '.join(map(str, problem.buckets))}")  # fmt: skip
+          f"({(directions + magnitudes) / total:.2%} trained); padded to {', '.join(map(str, problem.buckets))}")  # fmt: skip
 
 
 def _report_split(name: str, split, config: Config) -> None:
@@ -290,7 +293,7 @@ def _start_folder(config: Config) -> None:
         temporary.replace(target)
 
 
-def _leaves(config: Config) -> dict[str, object]:
+def _leaves(config: Config) -> dict[str, Any]:
     from bidora_jax.config import leaves
 
     return dict(leaves(config))

@@ -1,6 +1,6 @@
 """The exact hypergradient of a language model against central differences of the whole one-step map, in float64.
 
-    m  ↦  L_val(U(d, ∇_d L_tr(d, m)), m)        a tiny Qwen3, every optimiser, with and without accumulation
+m  ↦  L_val(U(d, ∇_d L_tr(d, m)), m)        a tiny Qwen3, every optimiser, with and without accumulation
 """
 
 from functools import partial
@@ -76,7 +76,9 @@ def test_exact_is_the_central_difference_of_the_whole_step(x64, name, micro):
         h = jax.tree.map(jnp.subtract, state.magnitude, after.magnitude)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(h))
         along = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape)), magnitude)
-        np.testing.assert_allclose(dot(h, along), central(lambda m: float(whole_map(state, m)), state.magnitude, along), rtol=1e-6)
+        np.testing.assert_allclose(
+            dot(h, along), central(lambda m, state=state: float(whole_map(state, m)), state.magnitude, along), rtol=1e-6
+        )
 
 
 def central(f, at, along, width: float = 1e-4):
@@ -151,7 +153,9 @@ def test_a_lower_step_is_the_direction_half_of_a_bilevel_step():
     lower, _ = jax.jit(partial(lower_step, inner_loss=losses["inner_loss"], inner_tx=tx))(state, base, train)
     for a, b in zip(jax.tree.leaves(both.direction), jax.tree.leaves(lower.direction), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
-    np.testing.assert_array_equal(lower.magnitude["layers"]["self_attn"]["v_proj"]["m"], magnitude["layers"]["self_attn"]["v_proj"]["m"])
+    np.testing.assert_array_equal(
+        lower.magnitude["layers"]["self_attn"]["v_proj"]["m"], magnitude["layers"]["self_attn"]["v_proj"]["m"]
+    )
 
 
 def test_the_base_has_no_gradient_and_is_never_copied_out():

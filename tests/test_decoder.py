@@ -107,7 +107,7 @@ def test_a_constant_norm_changes_the_directions_gradient_and_not_the_magnitudes(
 
 
 def test_dropout_is_a_function_of_the_key():
-    adapter, base, direction, magnitude = adapted("lora", dropout=0.5)
+    adapter, base, direction, _ = adapted("lora", dropout=0.5)
 
     def loss(key):
         return float(decoder.token_loss_sum(CONFIG, adapter, base, direction, {}, TOKENS, MASK, key)[0])

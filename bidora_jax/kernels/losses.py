@@ -15,7 +15,12 @@ from bidora_jax.kernels.dora import frozen_dot, wide
 
 
 def cross_entropy_sum(
-    x: Float[Array, "N D"], embedding: Float[Array, "V D"], targets: Int[Array, " N"], weights: Float[Array, " N"], *, chunk: int
+    x: Float[Array, "N D"],
+    embedding: Float[Array, "V D"],
+    targets: Int[Array, " N"],
+    weights: Float[Array, " N"],
+    *,
+    chunk: int,
 ) -> Float[Array, ""]:
     """Weighted sum of −log softmax(x·Eᵀ)[target] over N tokens, `chunk` tokens at a time."""
     count = -(-x.shape[0] // chunk)
@@ -33,7 +38,9 @@ def cross_entropy_sum(
     return jax.lax.scan(one, zero, (in_chunks(x), in_chunks(targets), in_chunks(weights)))[0]
 
 
-def token_losses(x: Float[Array, "N D"], embedding: Float[Array, "V D"], targets: Int[Array, " N"]) -> Float[Array, " N"]:
+def token_losses(
+    x: Float[Array, "N D"], embedding: Float[Array, "V D"], targets: Int[Array, " N"]
+) -> Float[Array, " N"]:
     """−log softmax(x·Eᵀ)[target] of each token, with all [N, V] logits in memory."""
     logits = frozen_dot(x, embedding)
     picked = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]

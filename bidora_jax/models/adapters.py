@@ -51,7 +51,9 @@ def resolve(settings: AdapterConfig, config: "DecoderConfig") -> Adapter:
     if settings.alpha <= 0:
         raise InputError(f"adapter.alpha must be positive, found {settings.alpha}; it is often once or twice the rank")
     if settings.norm != "auto" and settings.method == "lora":
-        raise InputError("adapter.norm is set, but adapter.method lora has no norm; leave it at auto or choose dora or bidora")
+        raise InputError(
+            "adapter.norm is set, but adapter.method lora has no norm; leave it at auto or choose dora or bidora"
+        )
     constant = settings.norm == "constant" or (settings.norm == "auto" and settings.method == "dora")
     return Adapter(
         rank=settings.rank,
@@ -121,7 +123,9 @@ def merge(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree, 
         leaf = get(layers, path)
         factors = get(direction["layers"], path)
         m = get(magnitude["layers"], path)["m"] if adapter.magnitude else None
-        merged = _merge_stack(leaf["weight"], factors["A"], factors["B"], m, adapter.scale, dtype or leaf["weight"].dtype)
+        merged = _merge_stack(
+            leaf["weight"], factors["A"], factors["B"], m, adapter.scale, dtype or leaf["weight"].dtype
+        )
         layers = put(layers, path, {name: value for name, value in leaf.items() if name == "bias"} | {"weight": merged})
     return {**base, "layers": layers}
 

@@ -104,7 +104,9 @@ class DecoderLayer(nn.Module):
     def __call__(self, x, cos, sin, cache=None, position=0):
         eps = self.config.rms_norm_eps
         normed = RMSNorm(eps, name="input_layernorm")(x)
-        mixed, cache = Attention(self.config, self.adapter, self.chunk, name="self_attn")(normed, cos, sin, cache, position)
+        mixed, cache = Attention(self.config, self.adapter, self.chunk, name="self_attn")(
+            normed, cos, sin, cache, position
+        )
         x = x + mixed
         normed = RMSNorm(eps, name="post_attention_layernorm")(x)
         return x + MLP(self.config, self.adapter, name="mlp")(normed), cache
@@ -187,9 +189,7 @@ def token_loss_sum(
     loss_chunk: int = 256,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of −log p over the tokens that `loss_mask` marks as predicted, and their number."""
-    x = hidden(
-        config, adapter, base, direction, magnitude, tokens, key, remat=remat, attention_chunk=attention_chunk
-    )
+    x = hidden(config, adapter, base, direction, magnitude, tokens, key, remat=remat, attention_chunk=attention_chunk)
     x = x[:, :-1].reshape(-1, config.hidden_size)
     targets, weights = tokens[:, 1:].reshape(-1), loss_mask[:, 1:].reshape(-1)
     return losses.cross_entropy_sum(x, head(base), targets, weights, chunk=loss_chunk), jnp.sum(weights)

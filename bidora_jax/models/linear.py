@@ -27,10 +27,8 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
         shape = (self.out_features, self.in_features)
         weight = self.variable("base", "weight", jnp.zeros, shape, x.dtype).value
-        if self.adapter is None:
-            y = dora.frozen_dot(x, weight).astype(x.dtype)
-        else:
-            y = self._adapted(x, weight, self.adapter)
+        adapter = self.adapter
+        y = dora.frozen_dot(x, weight).astype(x.dtype) if adapter is None else self._adapted(x, weight, adapter)
         if self.use_bias:
             bias = self.variable("base", "bias", jnp.zeros, (self.out_features,), x.dtype).value
             y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)

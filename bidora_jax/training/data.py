@@ -10,7 +10,7 @@ Does not do: packing, moving batches to a device.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -124,7 +124,7 @@ def full_pass(examples: Sequence[Example], buckets: Sequence[int], B: int, pad_i
         yield collate(rows, length_for(rows, buckets), 1, B, pad_id)
 
 
-def prefetch(make_batch: Callable[[int], Item], start: int, stop: int, depth: int = 2) -> Iterator[Item]:
+def prefetch(make_batch: Callable[[int], Item], start: int, stop: int, depth: int = 2) -> Generator[Item]:
     """make_batch(start), …, make_batch(stop − 1), each made in one background thread up to `depth` steps ahead.
 
     An exception of make_batch comes out at its step. The thread ends with the generator, however that ends.

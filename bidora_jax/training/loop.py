@@ -93,7 +93,8 @@ class Loop:
         batches = closing(prefetch(phase.work, standing.step, phase.steps))
         with batches as work, Progress(phase.name, phase.steps, done=standing.step, every=self.rhythm.log) as progress:
             progress.note(f"{phase.name}: compiling, then {phase.steps - standing.step} steps")
-            for standing in self._steps(phase, standing, work, progress):
+            for reached in self._steps(phase, standing, work, progress):
+                standing = reached
                 if self._over(phase, standing):
                     break
         return standing
@@ -106,7 +107,9 @@ class Loop:
             reporter.add(step, work, metrics)
             standing = standing._replace(state=state, step=step + 1)
             last = standing.step == phase.steps
-            evaluating, saving = (last or _due(standing.step, every) for every in (self.rhythm.evaluate, self.rhythm.save))
+            evaluating, saving = (
+                last or _due(standing.step, every) for every in (self.rhythm.evaluate, self.rhythm.save)
+            )
             if evaluating or saving:
                 extra = {}
                 reporter.check()
@@ -132,7 +135,9 @@ class Loop:
             standing = standing._replace(best_loss=loss, best_step=standing.step, stale=0)
         else:
             standing = standing._replace(stale=standing.stale + 1)
-        progress.note(f"{phase.name} {standing.step}/{phase.steps}  validation loss {loss:.4f}{'  (best)' if better else ''}")
+        progress.note(
+            f"{phase.name} {standing.step}/{phase.steps}  validation loss {loss:.4f}{'  (best)' if better else ''}"
+        )
         return standing, {"evaluation_loss": loss}
 
     def _save(self, phase: Phase, standing: Standing) -> None:

@@ -1,6 +1,6 @@
 """Optimisers of the two levels, as optax chains that can be differentiated through: clip, precondition, decay, step.
 
-    u = −η_t · (P(clip(g)) + λ·p)          P: Adam's m̂ / (√(v̂ + eps_root) + eps), or momentum; λ: decoupled weight decay
+u = −η_t · (P(clip(g)) + λ·p)          P: Adam's m̂ / (√(v̂ + eps_root) + eps), or momentum; λ: decoupled weight decay
 """
 
 import optax

@@ -20,7 +20,8 @@ from bidora_jax.models import adapters
 from bidora_jax.models.adapters import Adapter
 from bidora_jax.models.decoder import DecoderConfig
 from bidora_jax.models.settings import ModelConfig
-from bidora_jax.training import bilevel, data, objective, optim, state, step
+from bidora_jax.training import bilevel, objective, optim, state, step
+from bidora_jax.training import data as batching
 from bidora_jax.training.loop import Phase, Standing, Work
 from bidora_jax.training.records import Example
 from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, RetrainConfig, SearchConfig
@@ -51,7 +52,7 @@ class Problem:
     @property
     def buckets(self) -> tuple[int, ...]:
         lengths = [len(example.tokens) for example in [*self.train, *self.val]]
-        return data.bucket_lengths(lengths, self.data.buckets)
+        return batching.bucket_lengths(lengths, self.data.buckets)
 
     def key(self, use: int) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.seed), use)
@@ -59,9 +60,9 @@ class Problem:
     def fresh_adapter(self) -> tuple[PyTree, PyTree]:
         return adapters.init(self.adapter, self.base, self.key(0))
 
-    def stream(self, examples: Sequence[Example], number: int) -> data.Stream:
+    def stream(self, examples: Sequence[Example], number: int) -> batching.Stream:
         size = self.data.batch_size * self.data.accumulation
-        return data.Stream([len(example.tokens) for example in examples], size, seed=self.seed, stream=number)
+        return batching.Stream([len(example.tokens) for example in examples], size, seed=self.seed, stream=number)
 
 
 def bidora_search(
@@ -103,7 +104,8 @@ def bidora_search(
         val_rows = val.indices(number)
         lower_batches = [_batch(problem, buckets, _pick(problem.train, rows)) for rows in lower_rows]
         train_examples, val_examples = _pick(problem.train, train_rows), _pick(problem.val, val_rows)
-        joint = data.joint(train_examples, val_examples, buckets, *_sizes(problem))
+        micro, rows_each, pad_id = _sizes(problem)
+        joint = batching.joint(train_examples, val_examples, buckets, micro, rows_each, pad_id)
         tokens = _tokens(problem.train, *lower_rows, train_rows) + _tokens(problem.val, val_rows)
         return Work((lower_batches, *joint), tokens, train_rows)
 
@@ -126,7 +128,8 @@ def one_level(problem: Problem, search: SearchConfig, inner: OptimizerConfig) ->
     level = objective.inner_loss(problem.config, problem.adapter, problem.model, gram_weight=search.gram_penalty)
 
     def loss(params, base, batch, key):
-        return level(*params, base, batch, key)
+        direction, magnitude = params
+        return level(direction, magnitude, base, batch, key)
 
     stream = problem.stream(problem.train, TRAIN)
     steps = search.steps or _steps(search.epochs, stream.steps_per_epoch, 1)
@@ -199,8 +202,8 @@ def _sizes(problem: Problem) -> tuple[int, int, int]:
     return problem.data.accumulation, problem.data.batch_size, problem.pad_id
 
 
-def _batch(problem: Problem, buckets, examples: list[Example]) -> data.Batch:
-    return data.collate(examples, data.length_for(examples, buckets), *_sizes(problem))
+def _batch(problem: Problem, buckets, examples: list[Example]) -> batching.Batch:
+    return batching.collate(examples, batching.length_for(examples, buckets), *_sizes(problem))
 
 
 def _pick(examples: Sequence[Example], rows: list[int]) -> list[Example]:
