@@ -58,6 +58,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, float | int | str]:
 
     if arguments.batch_size < 1 or arguments.max_length < 2:
         raise InputError("--batch-size must be at least 1 and --max-length at least 2")
+    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
+        raise InputError(f"there is no folder for --json {arguments.json}; make it, or name another file")
     given = records.read_records(arguments.data_file)
     folder = hf.resolve_folder(arguments.model)
     config, tokenizer = hf.read_config(folder), records.load_tokenizer(folder)

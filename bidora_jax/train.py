@@ -115,8 +115,9 @@ def check_folder(config: Config, resume: bool) -> None:
             raise InputError(
                 f"output_dir {folder} {what}: choose another one with --output-dir, or go on with --resume"
             )
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"output_dir {folder} is a file; choose another one with --output-dir")
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise InputError(f"output_dir {folder} can't be: {nearest} is a file; choose another one with --output-dir")
         return
     if not saved.is_file():
         raise InputError(f"nothing to resume: {saved} does not exist; start without --resume, or name its --output-dir")
@@ -285,12 +286,17 @@ def _say(phase: "Phase", standing: "Standing") -> None:
 
 def _start_folder(config: Config) -> None:
     folder = Path(config.output_dir)
+    target, temporary = folder / "config.json", folder / ".config.json.tmp"
+    if target.exists():
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / "config.json"
-    if not target.exists():
-        temporary = folder / ".config.json.tmp"
+    try:
         temporary.write_text(to_json(config), encoding="utf-8")
         temporary.replace(target)
+    except OSError:  # a folder that is not empty would be refused by the next try
+        temporary.unlink(missing_ok=True)
+        folder.rmdir()
+        raise
 
 
 def _leaves(config: Config) -> dict[str, Any]:

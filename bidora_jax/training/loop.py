@@ -112,7 +112,7 @@ class Loop:
             )
             if evaluating or saving:
                 extra = {}
-                reporter.check()
+                reporter.check({})
                 if evaluating:
                     standing, extra = self._evaluated(phase, standing, progress)
                 reporter.flush(extra)
@@ -135,9 +135,8 @@ class Loop:
             standing = standing._replace(best_loss=loss, best_step=standing.step, stale=0)
         else:
             standing = standing._replace(stale=standing.stale + 1)
-        progress.note(
-            f"{phase.name} {standing.step}/{phase.steps}  validation loss {loss:.4f}{'  (best)' if better else ''}"
-        )
+        chosen = "  (best)" if better and phase.selects else ""
+        progress.note(f"{phase.name} {standing.step}/{phase.steps}  validation loss {loss:.4f}{chosen}")
         return standing, {"evaluation_loss": loss}
 
     def _save(self, phase: Phase, standing: Standing) -> None:
@@ -164,11 +163,11 @@ class _Reporter:
         self.flush({})
         self.pending = (step, work, metrics)
 
-    def check(self) -> None:
-        """Stops the run if a metric of the pending step is not finite."""
+    def check(self, extra: dict[str, float]) -> None:
+        """Stops the run if a metric of the pending step, or one of `extra`, is not finite."""
         assert self.pending is not None
         step, work, metrics = self.pending
-        wrong = {name: value for name, value in _floats(metrics).items() if not math.isfinite(value)}
+        wrong = {name: value for name, value in (_floats(metrics) | extra).items() if not math.isfinite(value)}
         if not wrong:
             return
         self.progress.note("")
@@ -183,7 +182,7 @@ class _Reporter:
     def flush(self, extra: dict[str, float]) -> None:
         if self.pending is None:
             return
-        self.check()
+        self.check(extra)
         step, work, metrics = self.pending
         self.pending = None
         values = _floats(metrics)

@@ -87,7 +87,8 @@ class _BadLine(Exception):
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     if not path.is_file():
-        raise InputError(f"no data file at {path}" + (" (it is a folder)" if path.is_dir() else ""))
+        what = " (it is a folder)" if path.is_dir() else ""
+        raise InputError(f"no data file at {path}{what}; check the path: a relative one starts from {Path.cwd()}")
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
