@@ -1,3 +1,4 @@
+import json
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -6,6 +7,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest
+from runs import BIDORA, inputs, once, process
 from tiny import write_model_folder, write_records
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -31,3 +33,24 @@ def data_files(tmp_path_factory):
     return tuple(write_records(folder / f"{name}.jsonl", n, seed) for seed, (name, n) in enumerate(
         (("train", 23), ("val", 11), ("test", 5))
     ))  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """One temporary folder for all processes of a pytest run."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def finished_run(shared_folder, model_folder, data_files):
+    """Folder of a whole BiDoRA run (its run folder `run`, its command line argv.json, compiled programs `compiled`)."""
+
+    def make(folder):
+        argv = [*inputs(model_folder, data_files, folder / "run"), *BIDORA]
+        (folder / "argv.json").write_text(json.dumps(argv))
+        done = process(["-W", "error", "-m", "bidora_jax.train", *argv], folder / "compiled")
+        assert done.returncode == 0, done.stderr
+        (folder / "stdout").write_text(done.stdout)
+
+    return once(shared_folder / "finished", make)

@@ -1,0 +1,63 @@
+"""Runs of the command line: short ones, in processes of their own where a process has to die."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import bidora_jax
+
+ROOT = Path(bidora_jax.__file__).parents[1]
+# One adapted module and one padded length: compiling is nearly all of the time.
+SMALL = ["--adapter.target-modules", "q_proj", "--adapter.rank", "3", "--data.buckets", "1"]
+BIDORA = [*SMALL, "--adapter.dropout", "0.1", "--inner.learning-rate", "0.02", "--search.steps", "6",
+          "--retrain.steps", "5", "--eval-every", "2", "--save-every", "2", "--merged"]  # fmt: skip
+
+
+def inputs(model_folder: Path, data_files: tuple[Path, ...], output_dir: Path) -> list[str]:
+    """The flags that name a run's model, its data and its folder."""
+    return ["--model.path", str(model_folder), "--data.train-file", str(data_files[0]),
+            "--data.val-file", str(data_files[1]), "--output-dir", str(output_dir)]  # fmt: skip
+
+
+def process(argv: list[str], compiled: Path) -> subprocess.CompletedProcess[str]:
+    """Python with `argv`; what it compiles is kept in `compiled` for the processes after it."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}  # fmt: skip
+    return subprocess.run(
+        [sys.executable, *argv], cwd=ROOT, env=os.environ | cache, capture_output=True, text=True, check=False
+    )
+
+
+def metrics(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl without what a clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file and folder below `folder`, with what is in the files."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def once(folder: Path, make: Callable[[Path], None], patience: float = 600.0) -> Path:
+    """A folder that the first of several test processes makes and the others wait for."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        deadline = time.monotonic() + patience
+        while not (folder / "ready").exists():
+            assert not (folder / "failed").exists(), (folder / "failed").read_text()
+            assert time.monotonic() < deadline, f"{folder} was not made within {patience} s"
+            time.sleep(0.2)
+        return folder
+    try:
+        make(folder)
+    except BaseException as error:
+        (folder / "failed").write_text(str(error))
+        raise
+    (folder / "ready").touch()
+    return folder

@@ -1,0 +1,466 @@
+"""Training from the command line: whole runs, runs that are killed, stop or fill the disk, and refusals."""
+
+import errno
+import json
+import math
+import shutil
+import signal
+from collections import namedtuple
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+from runs import BIDORA, SMALL, contents, inputs, metrics, process
+from safetensors.numpy import load_file
+
+from bidora_jax import train
+from bidora_jax.config import parse_train, read, resolve, to_json
+from bidora_jax.errors import RunError, command
+from bidora_jax.training.checkpoint import Checkpoints
+from bidora_jax.training.loop import Loop, Phase, Rhythm, Standing, Work
+from bidora_jax.training.metrics import MetricsLog
+
+WEIGHTS = Path("adapter", "adapter_model.safetensors")
+EVERY_STEP = {"phase", "step", "train_loss", "inner_learning_rate", "tokens"}
+SEARCH = EVERY_STEP | {"val_loss", "direction_grad_norm", "hypergrad_norm", "outer_learning_rate"}
+RETRAIN = EVERY_STEP | {"grad_norm"}
+
+
+def exit_status(argv: list[str]) -> int:
+    """What the shell would see."""
+    try:
+        command(train.main, argv)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+# A whole run
+
+
+@pytest.mark.slow
+def test_a_run_leaves_its_folder_complete(finished_run):
+    run = finished_run / "run"
+    assert sorted(path.name for path in run.iterdir()) == ["adapter", "checkpoints", "config.json", "merged",
+                                                           "metrics.jsonl"]  # fmt: skip
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["10", "11"]
+    said = (finished_run / "stdout").read_text()
+    for part in ("train: 23 records", "val: 11 records", "search: 6 of 6 steps, best validation loss", "retrain: 5 of 5",
+                 "merged model read back", str(run / "merged"), str(run / "adapter")):  # fmt: skip
+        assert part in said
+
+
+@pytest.mark.slow
+def test_the_configuration_of_a_run_reads_back(finished_run):
+    config, _ = parse_train(json.loads((finished_run / "argv.json").read_text()))
+    assert resolve(read(str(finished_run / "run" / "config.json"))) == config
+
+
+@pytest.mark.slow
+def test_the_metrics_hold_one_line_a_step_of_both_phases(finished_run):
+    lines = metrics(finished_run / "run")
+    wanted = [("search", step) for step in range(1, 7)] + [("retrain", step) for step in range(1, 6)]
+    assert [(line["phase"], line["step"]) for line in lines] == wanted
+    for line in lines:
+        evaluated = {"evaluation_loss"} if line["step"] in (2, 4, 6) or line == lines[-1] else set()
+        assert set(line) == (SEARCH if line["phase"] == "search" else RETRAIN) | evaluated
+        assert all(math.isfinite(value) for name, value in line.items() if name != "phase")
+    assert lines[5]["evaluation_loss"] < lines[1]["evaluation_loss"]  # it learns
+
+
+@pytest.mark.slow
+def test_the_adapter_of_a_run_is_pefts_dora(finished_run):
+    tensors = load_file(finished_run / "run" / WEIGHTS)
+    module = "base_model.model.model.layers.{}.self_attn.q_proj.{}"
+    leaves = {"lora_A.weight": (3, 26), "lora_B.weight": (60, 3), "lora_magnitude_vector": (60,)}
+    shapes = {module.format(layer, name): shape for layer in range(2) for name, shape in leaves.items()}
+    assert {name: tensor.shape for name, tensor in tensors.items()} == shapes
+    settings = json.loads((finished_run / "run" / "adapter" / "adapter_config.json").read_text())
+    assert settings["use_dora"]
+
+
+# Kills
+
+DIE_AT = """
+import json, os, signal, sys
+from bidora_jax import errors, train
+from bidora_jax.training import metrics
+
+point, argv = sys.argv[1], sys.argv[2:]
+rename, append = os.rename, metrics.MetricsLog.append
+
+def renaming(source, *rest, **more):  # orbax has written the arrays under a temporary name
+    if str(source).endswith(f"/{point}.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp"):
+        os.kill(os.getpid(), 9)
+    return rename(source, *rest, **more)
+
+def appending(log, record):
+    if f"{record['phase']} {record['step']}" != point:
+        return append(log, record)
+    with log.path.open("a") as file:
+        file.write(json.dumps(record)[:23])  # a line cut short
+    os.kill(os.getpid(), 9)
+
+os.rename, metrics.MetricsLog.append = renaming, appending
+errors.command(train.main, argv)
+"""
+
+
+def checkpoints(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_three_times_ends_bit_equal_to_one_that_was_not(
+    finished_run, model_folder, data_files, tmp_path
+):
+    """In the search, while the checkpoint that ends the search is being written, and in the retraining."""
+    run, compiled = tmp_path / "run", finished_run / "compiled"
+    resume = ["--config", str(run / "config.json"), "--resume"]
+
+    def die(point: str, argv: list[str]) -> str:
+        done = process(["-c", DIE_AT, point, *argv], compiled)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        return done.stdout
+
+    die("search 3", [*inputs(model_folder, data_files, run), *BIDORA])
+    assert checkpoints(run) == ["2"]
+    assert "resumed search after step 2 of 6" in die("6", resume)
+    assert checkpoints(run) == ["2", "4", "6.orbax-checkpoint-tmp"]
+    assert "resumed search after step 4 of 6" in die("retrain 3", resume)
+    assert checkpoints(run) == ["6", "8"]
+    done = process(["-m", "bidora_jax.train", *resume], compiled)
+    assert done.returncode == 0, done.stderr
+    assert "resumed retrain after step 2 of 5" in done.stdout
+
+    whole = finished_run / "run"
+    assert (run / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert (run / "merged/model.safetensors").read_bytes() == (whole / "merged/model.safetensors").read_bytes()
+    assert metrics(run) == metrics(whole)
+    assert checkpoints(run) == checkpoints(whole)
+
+
+# Roads
+
+
+def test_several_lower_steps_accumulation_the_gram_penalty_and_answers(model_folder, data_files, tmp_path, capfd):
+    argv = [*inputs(model_folder, data_files, tmp_path / "run"), *SMALL, "--data.batch-size", "3",
+            "--data.accumulation", "2", "--search.lower-steps", "2", "--search.steps", "2", "--retrain.steps", "1",
+            "--retrain.start", "continue", "--search.gram-penalty", "1e-5", "--data.test-file", str(data_files[2]),
+            "--data.test-limit", "3", "--max-new-tokens", "2"]  # fmt: skip
+    assert exit_status(argv) == 0
+    lines = metrics(tmp_path / "run")
+    assert [(line["phase"], line["step"]) for line in lines] == [("search", 1), ("search", 2), ("retrain", 1)]
+    assert all(math.isfinite(value) for line in lines for value in line.values() if not isinstance(value, str))
+    # Four inner steps without warmup (a tenth of them rounds to none): the rates of the second and of the fourth.
+    assert [line["inner_learning_rate"] for line in lines] == pytest.approx([1.5e-4, 5e-5, 2e-4])
+    assert [line["outer_learning_rate"] for line in lines[:2]] == pytest.approx([4e-4, 2e-4])
+    said = capfd.readouterr().out
+    assert "exact match on 3 test records: before 0 (0%), after 0 (0%)" in said
+    assert "for example: repeat" in said
+    assert not (tmp_path / "run" / "merged").exists()
+
+
+def test_dora_ends_early_when_the_validation_loss_stays_and_has_no_retraining(
+    model_folder, data_files, tmp_path, capfd
+):
+    argv = [*inputs(model_folder, data_files, tmp_path / "run"), *SMALL, "--adapter.method", "dora", "--eval-every", "1",
+            "--search.steps", "20", "--search.patience", "2", "--inner.learning-rate", "0"]  # fmt: skip
+    assert exit_status(argv) == 0
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3]  # the best, and two that are no better
+    assert "search: 3 of 20 steps, best validation loss" in (said := capfd.readouterr().out)
+    assert "at step 1" in said
+    assert checkpoints(tmp_path / "run") == ["3"]
+    assert any("lora_magnitude_vector" in name for name in load_file(tmp_path / "run" / WEIGHTS))
+
+
+def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(
+    model_folder, data_files, tmp_path, capfd, monkeypatch
+):
+    run, usage = tmp_path / "run", namedtuple("usage", "total used free")
+    without_val = inputs(model_folder, data_files, run)
+    del without_val[4:6]
+    argv = [*without_val, *SMALL, "--adapter.method", "lora", "--search.steps", "2", "--save-every", "1"]
+    room = iter([usage(10**9, 0, 10**9), usage(10**9, 10**9 - 1000, 1000)])
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: next(room))
+        assert exit_status(argv) == 2
+    said = capfd.readouterr().err
+    assert said.count("error:") == 1
+    assert f"cannot write at {run / 'checkpoints'}: No space left on device (a checkpoint needs" in said
+    assert "free some space or choose another output folder" in said
+    assert "Traceback" not in said
+    assert checkpoints(run) == ["1"]
+    assert not (run / "adapter").exists()
+
+    assert exit_status([*argv, "--resume"]) == 0
+    assert checkpoints(run) == ["1", "2"]
+    assert [(line["phase"], line["step"]) for line in metrics(run)] == [("search", 1), ("search", 2)]
+    assert not any("magnitude" in name for name in load_file(run / WEIGHTS))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_step_batch_and_phase(model_folder, data_files, tmp_path, capfd):
+    """A rate of 1e38 leaves the float32 range with the second step's gradient."""
+    run = tmp_path / "run"
+    argv = [*inputs(model_folder, data_files, run), *SMALL, "--adapter.method", "lora", "--search.steps", "6",
+            "--save-every", "1", "--eval-every", "0", "--inner.optimizer", "sgd", "--inner.learning-rate", "1e38",
+            "--inner.schedule", "constant", "--inner.warmup", "0"]  # fmt: skip
+    assert exit_status(argv) == 1
+    said = capfd.readouterr().err
+    print(said)
+    assert said.count("stopped:") == 1
+    assert "Traceback" not in said
+    assert "is nan at step 2 of search, on the batch of training records [" in said
+    assert "the last good checkpoint is 1; look at those records, lower the learning rates or set inner.clip" in said
+    assert checkpoints(run) == ["1"]
+    assert [line["step"] for line in metrics(run)] == [1]
+    assert not (run / "adapter").exists()
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path):
+    phase = Phase(
+        "search", 4, 0, lambda step: Work(None, 5, [step, 7]), lambda state, _: (state, {"train_loss": jnp.ones(())}),
+        lambda state: (state, {}), lambda _: {}, selects=True, patience=0,
+    )  # fmt: skip
+    losses = iter([3.0, math.nan])
+    with MetricsLog(tmp_path / "metrics.jsonl") as log, Checkpoints(tmp_path / "checkpoints", 2) as kept:
+        loop = Loop(lambda *_: next(losses), log, kept, Rhythm(2, 2, 0))
+        with pytest.raises(RunError, match=r"^evaluation_loss is nan at step 4 of search, on the batch of training "
+                                           r"records \[3, 7\]; the last good checkpoint is 2;"):  # fmt: skip
+            loop.run(phase, Standing({"A": jnp.zeros(3)}, ({"A": jnp.zeros(3)}, {})))
+        assert kept.latest() == 2
+
+
+# Refusals
+
+
+class Case:
+    """A good call to spoil, and what must not come into being."""
+
+    def __init__(self, model_folder: Path, data_files: tuple[Path, ...], folder: Path) -> None:
+        self.folder, self.output, self.data = folder, folder / "out", data_files
+        self.model = folder / "model"
+        shutil.copytree(model_folder, self.model)
+        self.argv = [*inputs(self.model, data_files, self.output), *SMALL]
+
+    def records(self, lines: list[str], flag: str = "--data.train-file") -> list[str]:
+        path = self.folder / "records.jsonl"
+        path.write_text("\n".join(lines))
+        return [flag, str(path)]
+
+    def config(self, values: dict) -> list[str]:
+        (self.folder / "c.json").write_text(json.dumps(values))
+        return ["--config", str(self.folder / "c.json")]
+
+
+@pytest.fixture
+def case(model_folder, data_files, tmp_path):
+    return Case(model_folder, data_files, tmp_path)
+
+
+def missing_file(case):
+    return ["--data.train-file", str(case.folder / "none.jsonl")]
+
+
+def missing_val_file(case):
+    return ["--data.val-file", str(case.folder / "none.jsonl")]
+
+
+def empty_file(case):
+    return case.records([])
+
+
+def line_17(case):
+    lines = case.data[0].read_text().splitlines()
+    return case.records([*lines[:16], '{"instruction": "x", "output":', *lines[17:]])
+
+
+def no_known_keys(case):
+    return case.records([json.dumps({"instructions": "x", "answer": "y"})] * 3)
+
+
+def empty_responses(case):
+    return case.records([json.dumps({"instruction": "x", "output": " "})] * 3)
+
+
+def no_validation(case):
+    return ["--data.val-file", ""]
+
+
+def unknown_key(case):
+    return case.config({"serach": {"steps": 1}})
+
+
+def wrong_type(case):
+    return case.config({"adapter": {"rank": "8"}})
+
+
+def rank_0(case):
+    return ["--adapter.rank", "0"]
+
+
+def no_such_module(case):
+    return ["--adapter.target-modules", "q_porj"]
+
+
+def no_model_config(case):
+    (case.model / "config.json").unlink()
+    return []
+
+
+def truncated(case):
+    weights = case.model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    return []
+
+
+def unsupported(case):
+    config = json.loads((case.model / "config.json").read_text())
+    (case.model / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+    return []
+
+
+def no_tokenizer(case):
+    for path in case.model.glob("tokenizer*"):
+        path.unlink()
+    return []
+
+
+def nothing_to_resume(case):
+    return ["--resume"]
+
+
+def below_a_file(case):
+    (case.folder / "file").write_text("")
+    return ["--output-dir", str(case.folder / "file" / "out")]
+
+
+def too_long(case):
+    record = {"instruction": "x", "output": "v" * 500}
+    return case.records([json.dumps(record)])
+
+
+REFUSALS = [
+    (missing_file, ["no data file at", "none.jsonl; check the path: a relative one starts from"]),
+    (missing_val_file, ["no data file at", "none.jsonl; check the path"]),
+    (empty_file, ["holds no record", "expected one JSON object a line"]),
+    (line_17, ["records.jsonl:17: not JSON", "1 of the 23 lines"]),
+    (no_known_keys, ["records.jsonl:1", "records.jsonl:3", "'instructions' (did you mean 'instruction'?)"]),
+    (empty_responses, ["none of the 3 records has a token to train on: 3 have an empty response", "fill the responses in"]),
+    (no_validation, ["method bidora trains the magnitude on a validation split", "set data.val_file"]),
+    (unknown_key, ["unknown key serach (did you mean 'search'?)"]),
+    (wrong_type, ["adapter.rank: expected an integer, found '8'"]),
+    (rank_0, ["adapter.rank must be at least 1, found 0"]),
+    (no_such_module, ["no linear layer of this model matches 'q_porj' (did you mean 'q_proj'?)", "all-linear"]),
+    (no_model_config, ["has no config.json", "point model.path at a Hugging Face model folder"]),
+    (truncated, ["model.safetensors has", "fetch it again"]),
+    (unsupported, ["model_type 'mamba' is not supported", "supported: qwen3"]),
+    (no_tokenizer, ["no tokenizer in", "expected one of"]),
+    (nothing_to_resume, ["nothing to resume", "start without --resume"]),
+    (below_a_file, ["is a file", "choose another"]),
+    (too_long, ["more than the 256 positions of the model; lower data.max_length"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "said"), REFUSALS, ids=[spoil.__name__ for spoil, _ in REFUSALS])
+def test_bad_input_is_refused_with_the_remedy_before_anything_is_written(case, spoil, said, capfd):
+    argv = [*case.argv, *spoil(case)]
+    before = contents(case.folder)
+    assert exit_status(argv) == 2
+    out, err = capfd.readouterr()
+    assert err.startswith("error: ")
+    assert err.count("error: ") == 1
+    assert "Traceback" not in out + err
+    for part in said:
+        assert part in err
+    assert contents(case.folder) == before
+    assert not case.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(["--data.train-file", "none.jsonl"], "error: no data file at none.jsonl"),
+     (["--search.setps", "3"], "--search.steps"), (["--adapter.rank", "big"], "--adapter.rank"),
+     (["--search.steps", "0", "--search.epochs", "0"], "there is nothing to train")],
+)  # fmt: skip
+def test_a_process_exits_with_2(case, flags, said):
+    done = process(["-m", "bidora_jax.train", *case.argv, *flags], case.folder / "compiled")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not case.output.exists()
+
+
+def test_all_values_that_cannot_be_meant_are_listed(case, capfd):
+    flags = ["--keep", "0", "--data.max-length", "1", "--seed", "-1", "--data.val-fraction", "1.5", "--search.steps", "0",
+             "--search.epochs", "0"]  # fmt: skip
+    assert exit_status([*case.argv, *flags]) == 2
+    said = capfd.readouterr().err
+    for part in ("keep must be at least 1, found 0", "data.max_length must be at least 2", "seed must be at least 0",
+                 "data.val_fraction must be in [0, 1), found 1.5", "both set: keep one", "nothing to train"):  # fmt: skip
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(["--adapter.method", "lora", "--search.gram-penalty", "1"], "which method lora does not have"),
+     (["--adapter.method", "dora", "--search.lower-steps", "2"], "search.lower_steps needs two levels"),
+     (["--adapter.method", "dora", "--data.val-file", "", "--search.patience", "1"], "patience needs a validation"),
+     (["--adapter.method", "lora", "--adapter.norm", "constant"], "adapter.norm is set"),
+     (["--model.path", ""], "model.path is not set"), (["--data.train-file", ""], "data.train_file is not set"),
+     (["--outer.learning-rate", "-1"], "outer.learning_rate must be at least 0")],
+)  # fmt: skip
+def test_settings_that_contradict_each_other_are_refused(case, flags, said, capfd):
+    assert exit_status([*case.argv, *flags]) == 2
+    assert said in capfd.readouterr().err
+    assert not case.output.exists()
+
+
+@pytest.fixture
+def begun(case):
+    """A run folder as a run of `case` leaves it, and what is in it."""
+    config, _ = parse_train(case.argv)
+    (case.output / "checkpoints").mkdir(parents=True)
+    (case.output / "config.json").write_text(to_json(config))
+    (case.output / "metrics.jsonl").write_text('{"phase": "search", "step": 1}\n')
+    return contents(case.output)
+
+
+def test_a_changed_configuration_is_not_resumed(case, begun, capfd):
+    changed = ["--adapter.rank", "2", "--inner.learning-rate", "0.5", "--save-every", "7"]
+    assert exit_status([*case.argv, *changed, "--resume"]) == 2
+    said = capfd.readouterr().err
+    for part in ("adapter.rank: 3 → 2", "inner.learning_rate: 0.0002 → 0.5", "outer.learning_rate: 0.0004 → 1.0",
+                 f"resume with --config {case.output / 'config.json'}"):  # fmt: skip
+        assert part in said
+    assert "save_every" not in said  # how often a run saves may change
+    assert contents(case.output) == begun
+
+
+def test_the_folder_of_another_run_is_left_alone(case, begun, capfd):
+    assert exit_status(case.argv) == 2
+    assert "holds another run: choose another one with --output-dir, or go on with --resume" in capfd.readouterr().err
+    assert contents(case.output) == begun
+
+
+def test_a_folder_of_other_things_is_left_alone(case, capfd):
+    case.output.mkdir()
+    (case.output / "thesis.tex").write_text("x")
+    assert exit_status(case.argv) == 2
+    assert "is not empty: choose another one" in capfd.readouterr().err
+    assert contents(case.output) == {"thesis.tex": b"x"}
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_nothing_in_the_way_of_the_next_try(case, monkeypatch, capfd):
+    def full(path, *_, **__):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert exit_status(case.argv) == 2
+    said = capfd.readouterr().err
+    assert (
+        said == f"error: cannot write at {case.output / '.config.json.tmp'}: No space left on device; free some "
+        "space or choose another output folder\n"
+    )
+    assert not case.output.exists()
