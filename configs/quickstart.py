@@ -15,21 +15,21 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.output_dir = "runs/quickstart"
     config.merged = True
-    config.max_new_tokens = 96
-    config.model = ConfigDict({"path": str(MODEL), "dtype": "float32"})
+    config.max_new_tokens = 88
+    config.model = ConfigDict({"path": str(MODEL), "dtype": "float32", "remat": "none"})
     config.adapter = ConfigDict({"method": "bidora", "rank": 8, "alpha": 16.0})
     config.data = ConfigDict(
         {
             "train_file": str(DATA / "train.jsonl"),
             "val_file": str(DATA / "val.jsonl"),
             "test_file": str(DATA / "test.jsonl"),
-            "max_length": 256,
+            "max_length": 160,
             "batch_size": 8,
             "buckets": 1,
         }
     )
-    config.inner = ConfigDict({"learning_rate": 1e-2})
+    config.inner = ConfigDict({"learning_rate": 4e-3})
     config.eval_every = 20
-    config.search = ConfigDict({"steps": 40})
-    config.retrain = ConfigDict({"steps": 160})
+    config.search = ConfigDict({"steps": 60})
+    config.retrain = ConfigDict({"steps": 120})
     return config

@@ -54,7 +54,9 @@ def test_no_token_sees_a_later_one():
     q, k, v = case()
     # The derivative of output t with respect to key and value u > t is exactly zero, whatever the values are.
     for t in (0, 4, TOKENS - 2):
-        dk, dv = jax.grad(lambda k, v, t=t: jnp.sum(attention.causal_attention(q, k, v, chunk=4)[:, t] ** 2), (0, 1))(k, v)
+        dk, dv = jax.grad(lambda k, v, t=t: jnp.sum(attention.causal_attention(q, k, v, chunk=4)[:, t] ** 2), (0, 1))(
+            k, v
+        )
         assert not np.asarray(dk)[:, t + 1 :].any() and not np.asarray(dv)[:, t + 1 :].any()
         assert np.asarray(dv)[:, : t + 1].all()
 

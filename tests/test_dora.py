@@ -110,7 +110,10 @@ def test_narrow_frozen_dot_is_the_plain_dot_forward_and_backward():
     slow, slow_vjp = through(lambda x: dora.frozen_dot(x.astype(jnp.float32), w.astype(jnp.float32)))
     np.testing.assert_array_equal(fast, slow)
     np.testing.assert_allclose(
-        np.asarray(fast_vjp(cotangent)[0], np.float32), np.asarray(slow_vjp(cotangent)[0], np.float32), rtol=2**-7, atol=1e-2
+        np.asarray(fast_vjp(cotangent)[0], np.float32),
+        np.asarray(slow_vjp(cotangent)[0], np.float32),
+        rtol=2**-7,
+        atol=1e-2,
     )
     assert dora.frozen_dot(x, w).dtype == jnp.float32
 

@@ -33,7 +33,9 @@ def test_chunked_cross_entropy_is_the_whole_one(chunk):
 def test_untrained_tokens_do_not_count():
     x, e, targets, weights = case()
     elsewhere = np.where(weights > 0, targets, (targets + 1) % VOCABULARY)
-    values = [losses.cross_entropy_sum(x, e, jnp.asarray(t), jnp.asarray(weights), chunk=5) for t in (targets, elsewhere)]
+    values = [
+        losses.cross_entropy_sum(x, e, jnp.asarray(t), jnp.asarray(weights), chunk=5) for t in (targets, elsewhere)
+    ]
     np.testing.assert_array_equal(*values)
 
 
