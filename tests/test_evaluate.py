@@ -1,0 +1,126 @@
+"""The loss of a file: against a sum by hand, against transformers, with the adapter and merged."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bidora_jax import evaluate
+from bidora_jax.errors import command
+from bidora_jax.models import decoder, hf
+from bidora_jax.training import records
+
+
+def evaluated(*argv: str, to) -> dict:
+    command(evaluate.main, [*argv, "--json", str(to)])
+    return json.loads(to.read_text())
+
+
+def examples(model_folder, data_file, **how):
+    """(tokens, trained) of every record, one at a time."""
+    tokenizer = records.load_tokenizer(model_folder)
+    how = {"max_length": 1024, "loss_on": "response"} | how
+    return [records.encode(record, tokenizer, **how) for record in records.read_records(data_file)]
+
+
+def mean_loss(logits_of, given) -> tuple[float, int]:
+    """Σ −log p over trained tokens / their number, record by record without padding, in float64."""
+    total, count = 0.0, 0
+    for example in given:
+        logits = np.asarray(logits_of(example.tokens), np.float64)[:-1]
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        chosen = log_p[np.arange(len(logits)), example.tokens[1:]][example.trained[1:]]
+        total, count = total - chosen.sum(), count + len(chosen)
+    return total / count, count
+
+
+def our_logits(folder):
+    config = hf.read_config(folder)
+    base = hf.load_base(folder, config)
+
+    def logits(tokens):
+        padded = np.zeros((1, 64), np.int32)
+        padded[0, : len(tokens)] = tokens  # one shape, one compilation; the causal mask keeps padding out
+        return decoder.logits(config, None, base, {}, {}, jnp.asarray(padded))[0, : len(tokens)]
+
+    return logits
+
+
+@pytest.mark.parametrize("loss_on", ["response", "all"])
+def test_the_loss_is_the_token_weighted_mean_over_the_file(model_folder, data_files, tmp_path, capfd, loss_on):
+    """Batches of 3 that do not divide 5 records, of unlike numbers of tokens: a mean of means would differ."""
+    argv = ["--model", str(model_folder), "--data-file", str(data_files[2]), "--batch-size", "3", "--loss-on", loss_on]
+    found = evaluated(*argv, to=tmp_path / "out.json")
+    loss, count = mean_loss(our_logits(model_folder), examples(model_folder, data_files[2], loss_on=loss_on))
+    assert found["loss"] == pytest.approx(loss, rel=1e-5)  # sums of float32 in batches against float64
+    assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+    assert (found["tokens"], found["records"], found["records_cut"], found["records_dropped"]) == (count, 5, 0, 0)
+    out = capfd.readouterr().out
+    assert f"loss        {found['loss']:.6f}" in out
+    assert f"perplexity  {found['perplexity']:.4f}" in out
+    assert f"tokens      {count}" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json"]
+
+
+def test_what_is_cut_and_what_is_dropped_is_counted(model_folder, tmp_path, capfd):
+    lines = [{"instruction": "a", "output": "v1;"}, {"instruction": "a", "output": "v" * 30},
+             {"instruction": "a" * 90, "output": "v1;"}]  # fmt: skip
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = evaluated("--model", str(model_folder), "--data-file", str(tmp_path / "data.jsonl"), "--max-length", "48",
+                      to=tmp_path / "out.json")  # fmt: skip
+    assert (found["records"], found["records_cut"], found["records_dropped"]) == (3, 2, 1)
+    assert "2 records cut at 48 tokens, 1 dropped for want of a trained token" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_base_with_adapter_and_merged_model_have_the_same_loss(finished_run, data_files, tmp_path):
+    run = finished_run / "run"
+    base = json.loads((run / "config.json").read_text())["model"]["path"]
+    data = ["--data-file", str(data_files[1]), "--batch-size", "5"]
+    bare = evaluated("--model", base, *data, to=tmp_path / "bare.json")
+    both = evaluated("--model", base, "--adapter", str(run / "adapter"), *data, to=tmp_path / "both.json")
+    merged = evaluated("--model", str(run / "merged"), *data, to=tmp_path / "merged.json")
+    assert merged["perplexity"] == pytest.approx(both["perplexity"], rel=1e-4)
+    assert abs(bare["loss"] / both["loss"] - 1) > 1e-2  # without the adapter it is another model
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert both["loss"] == pytest.approx(metrics[-1]["evaluation_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_the_loss_is_that_of_a_transformers_loop(finished_run, data_files, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    merged = finished_run / "run" / "merged"
+    found = evaluated("--model", str(merged), "--data-file", str(data_files[1]), to=tmp_path / "out.json")
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+
+    @torch.no_grad()
+    def logits(tokens):
+        return model(torch.from_numpy(tokens[None]).long()).logits[0].numpy()
+
+    loss, count = mean_loss(logits, examples(merged, data_files[1]))
+    assert found["tokens"] == count
+    assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(["--data-file", "none.jsonl"], "no data file at none.jsonl; check the path"),
+     (["--model", "no-such-folder"], "there is no folder no-such-folder"),
+     (["--adapter", "no-such-adapter"], "there is no folder no-such-adapter"),
+     (["--batch-size", "0"], "--batch-size must be at least 1"),
+     (["--json", "nowhere/out.json"], "there is no folder for --json nowhere/out.json")],
+)  # fmt: skip
+def test_bad_input_is_refused_with_one_message(model_folder, data_files, tmp_path, capfd, monkeypatch, flags, said):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--model", str(model_folder), "--data-file", str(data_files[2]), "--json", "out.json", *flags]
+    with pytest.raises(SystemExit) as stopped:
+        command(evaluate.main, argv)
+    out, err = capfd.readouterr()
+    assert (stopped.value.code, out, err.count("error: ")) == (2, "", 1)
+    assert said in err
+    assert list(tmp_path.iterdir()) == []

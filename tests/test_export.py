@@ -1,0 +1,147 @@
+"""Exports of a finished run: a merged model and a PEFT adapter, proved, or nothing at all."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import contents
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from bidora_jax import export
+from bidora_jax.config import parse_train, to_json
+from bidora_jax.errors import command
+from bidora_jax.models import decoder, hf, parity, peft
+from bidora_jax.models.adapters import prepare_base
+
+pytestmark = pytest.mark.slow  # they need the finished run
+
+
+@pytest.fixture
+def run(finished_run):
+    return finished_run / "run"
+
+
+def refused(argv: list[str], capfd, status: int = 2) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        command(export.main, argv)
+    said = capfd.readouterr().err
+    assert stopped.value.code == status
+    assert said.count("error: " if status == 2 else "stopped: ") == 1
+    assert "Traceback" not in said
+    return said
+
+
+def trained_logits(run: Path, tokens) -> np.ndarray:
+    """Logits of the run's base with its adapter, unmerged."""
+    config = export.run_config(str(run))
+    decoder_config = hf.read_config(config.model.path)
+    adapter, direction, magnitude = peft.load_adapter(run / "adapter", decoder_config)
+    base = prepare_base(hf.load_base(config.model.path, decoder_config), adapter)
+    return np.asarray(decoder.logits(decoder_config, adapter, base, direction, magnitude, tokens))
+
+
+def test_a_merged_model_is_the_one_the_run_wrote(run, tmp_path, capfd):
+    command(export.main, ["--run", str(run), "--output", str(tmp_path / "new" / "merged")])
+    assert "largest logit difference to the trained model" in capfd.readouterr().out
+    wanted, found = contents(run / "merged"), contents(tmp_path / "new" / "merged")
+    assert found == wanted
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} == set(found)
+
+
+def test_an_adapter_is_the_one_the_run_wrote(run, tmp_path):
+    command(export.main, ["--run", str(run), "--format", "adapter", "--output", str(tmp_path / "adapter")])
+    assert contents(tmp_path / "adapter") == contents(run / "adapter")
+
+
+def test_training_changed_the_merged_weights_and_no_others(run):
+    base = Path(export.run_config(str(run)).model.path)
+    before, after = load_file(base / "model.safetensors"), load_file(run / "merged" / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(2)}
+
+
+def test_the_merged_weights_can_be_rounded_to_bfloat16(run, tmp_path, capfd):
+    argv = ["--run", str(run), "--output", str(tmp_path / "half"), "--dtype", "bfloat16"]
+    command(export.main, argv)
+    assert "allowed for bfloat16" in capfd.readouterr().out
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    exact = load_file(run / "merged" / "model.safetensors")
+    with safe_open(tmp_path / "half" / "model.safetensors", "flax") as file:
+        for name in file.keys():  # noqa: SIM118
+            assert file.get_tensor(name).dtype == jnp.bfloat16
+            assert jnp.array_equal(file.get_tensor(name), jnp.asarray(exact[name]).astype(jnp.bfloat16))
+
+
+def test_a_folder_that_is_no_run_or_not_finished_is_refused(run, tmp_path, capfd):
+    output = ["--output", str(tmp_path / "out")]
+    assert "is not a run folder" in refused(["--run", str(tmp_path / "none"), *output], capfd)
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.json").write_text(to_json(parse_train([])[0]))
+    said = refused(["--run", str(unfinished), *output], capfd)
+    assert f"the run is not finished; go on with train --config {unfinished}/config.json --resume" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_output_folder_is_left_alone(run, tmp_path, capfd):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x").write_text("1")
+    for kind in ("merged", "adapter"):
+        said = refused(["--run", str(run), "--format", kind, "--output", str(tmp_path / "out")], capfd)
+        assert "is not empty; empty it or choose another output folder" in said
+    assert contents(tmp_path) == {"out": None, "out/x": b"1"}
+
+
+def test_a_dtype_for_an_adapter_is_refused(run, tmp_path, capfd):
+    argv = ["--run", str(run), "--format", "adapter", "--dtype", "bfloat16", "--output", str(tmp_path / "out")]
+    assert "--dtype is for --format merged" in refused(argv, capfd)
+    assert contents(tmp_path) == {}
+
+
+def test_a_base_that_is_gone_is_named(run, tmp_path, capfd):
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    settings = json.loads((moved / "config.json").read_text())
+    settings["model"]["path"] = str(tmp_path / "gone")
+    (moved / "config.json").write_text(json.dumps(settings))
+    assert "there is no folder" in refused(["--run", str(moved), "--output", str(tmp_path / "out")], capfd)
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter"])
+def test_an_export_that_fails_its_proof_is_removed(run, tmp_path, capfd, monkeypatch, kind):
+    monkeypatch.setattr(parity, "TOLERANCE", {jnp.dtype(jnp.float32): -1.0})
+    said = refused(["--run", str(run), "--format", kind, "--output", str(tmp_path / "out")], capfd, status=1)
+    assert "is not the model that was trained: largest logit difference" in said
+    assert "it was removed" in said
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter"])
+def test_a_disk_that_fills_up_leaves_nothing(run, tmp_path, capfd, monkeypatch, kind):
+    def full(*_):
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr("bidora_jax.models.tensorfile.np.ascontiguousarray", full)
+    said = refused(["--run", str(run), "--format", kind, "--output", str(tmp_path / "out")], capfd)
+    assert "cannot write at somewhere: No space left on device; free some space" in said
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.torch
+def test_transformers_loads_the_merged_model_and_gives_the_adapters_logits(run):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(run / "merged", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(run / "merged")
+    tokens = tokenizer("repeat 37 x2v37; v37;", return_tensors="np")["input_ids"]
+    with torch.no_grad():
+        found = model(torch.from_numpy(tokens)).logits.numpy()
+    wanted = trained_logits(run, jnp.asarray(tokens, jnp.int32))
+    # Two float32 implementations that add in another order, logits up to 7: 1e-4 is what the project promises.
+    np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=0)
