@@ -1,8 +1,9 @@
-"""The text the quickstart model is pretrained on, generated: commented OpenSCAD files, and chats about such code.
+"""The text the quickstart model is pretrained on: commented OpenSCAD files, data sheets, and chats about them.
 
-Two documents in five are plain files, a comment followed by code in a random layout. The others are chats: describe
-this code, list the values, change one of them, answer a question, repeat. No chat turns a description into code and no
-file follows the house style of `make_data`: that is what fine-tuning teaches.
+Two documents in five are code files, a comment followed by code in a random layout; one in eight is a data sheet. The
+others are chats: describe this code, change one value of it, answer a question, repeat, write some part of this kind.
+No chat turns a full description into its code and no document follows the house style of `make_data`: fine-tuning
+teaches both.
 """
 
 import random
@@ -28,8 +29,8 @@ from bidora_jax.quickstart.scenes import (
 
 Turn = tuple[str, str]
 
-FILES = 0.4
-"""Share of documents that are files; the others are chats."""
+FILES, SHEETS = 0.38, 0.12
+"""Shares of documents that are code files and data sheets; the others are chats."""
 
 
 def sample_style(rng: random.Random) -> Style:
@@ -80,18 +81,16 @@ def commented_file(rng: random.Random) -> Turn:
     return f"{comment}\n", f"{code(scene, sample_style(rng))}<|endoftext|>"
 
 
+def sheet(rng: random.Random) -> Turn:
+    """A sentence and its specification."""
+    scene = sample_scene(rng)
+    return f"{sentence(scene, rng)}.\n\n", "\n".join(spec_lines(scene, rng)) + "<|endoftext|>"
+
+
 def describe(rng: random.Random) -> Turn:
     scene = sample_scene(rng)
     ask = rng.choice(("Describe this code.", "What does this code make?", "Say in words what this is."))
     return f"{ask}\n\n{code(scene, sample_style(rng))}", f"{sentence(scene, rng)}."
-
-
-def list_values(rng: random.Random) -> Turn:
-    """English to specification."""
-    scene = sample_scene(rng)
-    ask = rng.choice(("List the values of", "Write the specification of", "Give a table for"))
-    lines = [f"{key}: {value}" for key, value in specification(scene)]
-    return f"{ask} {sentence(scene, rng)}.", "\n".join(lines)
 
 
 def tell(rng: random.Random) -> Turn:
@@ -110,7 +109,7 @@ def edit(rng: random.Random) -> Turn:
         changed = replace(scene, name=rng.choice(NAMES))
         ask = f"Rename the {scene.name} to {changed.name}."
     elif kind == "body":
-        changed = replace(scene, body=sample_body(rng))
+        changed = replace(scene, body=sample_body(rng, radii=0.4))
         ask = f"Make it {article(say_body(changed.body, rng))}."
     elif kind == "at":
         scene, changed = replace(scene, at=sample_vector(rng)), replace(scene, at=sample_vector(rng))
@@ -136,6 +135,14 @@ def question(rng: random.Random) -> Turn:
     return f"{text}\n\nWhat is the {key}?", value
 
 
+def request(rng: random.Random) -> Turn:
+    """Code for a request that leaves all numbers open."""
+    scene = sample_scene(rng)
+    lead = rng.choice(("Make", "Model", "Create", "Design", "Please build", "I need", "Write"))
+    wish = rng.choice((scene.name, scene.body.kind, f"{scene.color} {scene.name}", f"{scene.color} {scene.body.kind}"))
+    return f"{lead} {article(wish)}.", code(scene, sample_style(rng))
+
+
 def repeat(rng: random.Random) -> Turn:
     scene = sample_scene(rng)
     text = sentence(scene, rng) if rng.random() < 0.5 else code(scene, sample_style(rng))
@@ -144,11 +151,11 @@ def repeat(rng: random.Random) -> Turn:
 
 TASKS: tuple[tuple[Callable[[random.Random], Turn], int], ...] = (
     (describe, 4),
-    (list_values, 4),
     (tell, 2),
     (edit, 4),
     (question, 1),
     (repeat, 1),
+    (request, 4),
 )
 """The chats with their shares."""
 
@@ -161,7 +168,8 @@ def chat(turn: Turn) -> Turn:
 
 def document(rng: random.Random) -> Turn:
     """One document in two parts, what is given and what follows from it; its text is the two joined."""
-    if rng.random() < FILES:
-        return commented_file(rng)
+    kind = rng.random()
+    if kind < FILES + SHEETS:
+        return commented_file(rng) if kind < FILES else sheet(rng)
     tasks, shares = zip(*TASKS, strict=True)
     return chat(rng.choices(tasks, shares)[0](rng))

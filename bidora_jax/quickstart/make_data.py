@@ -3,14 +3,15 @@
     python -m bidora_jax.quickstart.make_data [--output DIR]
 
 The same seed writes the same bytes. The house style, which no pretraining document shows: a module of the part's name;
-color, then translate, then rotate, each on its own line; everything centred; $fn=64 on round bodies; holes 200 mm
-through; the module is called at the end. One record in five gives the part as a specification in `input`, the others
-as a sentence.
+color, then translate, then rotate, each on its own line; everything centred; $fn=64 on round bodies, which are given by
+their diameter; holes 200 mm through; the module is called at the end. One record in five gives the part as a
+specification in `input`, the others as a sentence.
 """
 
 import argparse
 import json
 import random
+import re
 from pathlib import Path
 
 from bidora_jax.quickstart.scenes import (
@@ -27,6 +28,8 @@ from bidora_jax.quickstart.scenes import (
 
 SEED = 20261123
 SPLITS = {"train": 480, "val": 144, "test": 96}
+LONGEST = 106
+"""Digits, words and runs of signs in a record: at most 128 tokens with the chat's markup, so that steps are short."""
 HOUSE = Style(module=True, color_first=True, lines=True, center=True, facets=64, through=200)
 
 Record = dict[str, str]
@@ -48,7 +51,7 @@ def record(scene: Scene, rng: random.Random) -> Record:
     output = code(scene, HOUSE)
     if rng.random() < 0.8:
         return {"instruction": instruction(scene, rng), "output": output}
-    ask = rng.choice(("Write this part in OpenSCAD.", "Model this part.", "Build the part from its specification."))
+    ask = rng.choice(("Make this.", "Model this.", "Write this."))
     lines = "\n".join(f"{key}: {value}" for key, value in specification(scene))
     return {"instruction": ask, "input": lines, "output": output}
 
@@ -58,8 +61,9 @@ def records(seed: int = SEED) -> dict[str, list[Record]]:
     rng = random.Random(seed)
     unique: dict[str, Record] = {}
     while len(unique) < sum(SPLITS.values()):
-        made = record(sample_scene(rng), rng)
-        unique.setdefault(made["output"], made)
+        made = record(sample_scene(rng, radii=0), rng)
+        if len(re.findall(r"\d|[A-Za-z]+|[^\w\s]+", "\n".join(made.values()))) <= LONGEST:
+            unique.setdefault(made["output"], made)
     made = iter(unique.values())
     return {split: [next(made) for _ in range(count)] for split, count in SPLITS.items()}
 

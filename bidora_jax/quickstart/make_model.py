@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 from jaxtyping import PyTree
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -143,7 +142,7 @@ def make_optimizer(peak: float, steps: int) -> optax.GradientTransformation:
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def train_step(
-    tx: optax.GradientTransformation, base: PyTree, state: optax.OptState, tokens: ArrayLike, weights: ArrayLike
+    tx: optax.GradientTransformation, base: PyTree, state: optax.OptState, tokens: jax.Array, weights: jax.Array
 ):
     """One step of plain language modelling on every weight. Returns the weighted mean loss too."""
 
@@ -164,7 +163,7 @@ def pretrain(tokens: np.ndarray, weights: np.ndarray, steps: int, log_every: int
     started, losses = time.monotonic(), []
     for step in range(steps):
         rows = slice(step * BATCH, (step + 1) * BATCH)
-        base, state, loss = train_step(tx, base, state, tokens[rows], weights[rows])
+        base, state, loss = train_step(tx, base, state, jnp.asarray(tokens[rows]), jnp.asarray(weights[rows]))
         losses.append(loss)
         if (step + 1) % log_every == 0:
             mean = float(np.mean([float(value) for value in losses[-log_every:]]))

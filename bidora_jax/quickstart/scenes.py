@@ -9,11 +9,12 @@ on; both speak through this module. Lengths are millimetres, angles degrees.
 import random
 from dataclasses import dataclass
 
-COLORS = tuple("red green blue yellow orange purple white black gray brown pink cyan".split())
-NAMES = tuple(
-    "lid base peg knob block plate bracket wheel tower post cap tray shelf handle panel stand foot hub pin spacer "
-    "cover column button dial mount step roof wall marker weight stopper nozzle".split()
-)
+COLORS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "black", "gray", "brown", "pink", "cyan")
+NAMES = (
+    "lid", "base", "peg", "knob", "block", "plate", "bracket", "wheel", "tower", "post", "cap", "tray", "shelf",
+    "handle", "panel", "stand", "foot", "hub", "pin", "spacer", "cover", "column", "button", "dial", "mount", "step",
+    "roof", "wall", "marker", "weight", "stopper", "nozzle",
+)  # fmt: skip
 KINDS = ("box", "cylinder", "sphere", "cone")
 AXES = "xyz"
 ANGLES = (10, 15, 20, 25, 30, 40, 45, 50, 60, 70, 75, 80, 90)
@@ -54,12 +55,12 @@ class Scene:
     second: Second | None = None
 
 
-def sample_body(rng: random.Random, kinds: tuple[str, ...] = KINDS) -> Body:
-    """A primitive with sizes of 4 to 60 mm."""
+def sample_body(rng: random.Random, radii: float, kinds: tuple[str, ...] = KINDS) -> Body:
+    """A primitive with sizes of 4 to 60 mm. `radii` is the share of cylinders and spheres given by their radius."""
     kind = rng.choice(kinds)
     count = {"box": 3, "cylinder": 2, "sphere": 1, "cone": 3}[kind]
     sizes = tuple(rng.randint(4, 60) for _ in range(count))
-    return Body(kind, sizes, kind in ("cylinder", "sphere") and rng.random() < 0.4)
+    return Body(kind, sizes, kind in ("cylinder", "sphere") and rng.random() < radii)
 
 
 def sample_vector(rng: random.Random) -> Vector:
@@ -70,18 +71,19 @@ def sample_vector(rng: random.Random) -> Vector:
 
     if rng.random() < 0.5:
         axis = rng.randrange(3)
-        return tuple(number() if i == axis else 0 for i in range(3))
-    return (number(), number() if rng.random() < 0.7 else 0, number())
+        x, y, z = (number() if i == axis else 0 for i in range(3))
+        return x, y, z
+    return number(), number() if rng.random() < 0.7 else 0, number()
 
 
-def sample_scene(rng: random.Random) -> Scene:
+def sample_scene(rng: random.Random, radii: float = 0.4) -> Scene:
     """A scene with up to two of: moved, turned, a hole; or with a second body instead."""
     name, color = rng.choice(NAMES), rng.choice(COLORS)
     if rng.random() < 0.3:
-        second = Second(rng.random() < 0.5, sample_body(rng, ("box", "cylinder", "sphere")), sample_vector(rng))
-        return Scene(name, color, sample_body(rng), second=second)
+        second = Second(rng.random() < 0.5, sample_body(rng, radii, ("box", "cylinder", "sphere")), sample_vector(rng))
+        return Scene(name, color, sample_body(rng, radii), second=second)
     extras = rng.sample(("at", "turn", "hole"), rng.choice((0, 1, 1, 2, 2)))
-    body = sample_body(rng)
+    body = sample_body(rng, radii)
     return Scene(
         name,
         color,
@@ -216,7 +218,7 @@ def code_body(body: Body, style: Style) -> str:
     if style.facets and body.kind != "box":
         arguments.append(f"$fn={style.facets}")
     primitive = {"box": "cube", "cone": "cylinder"}
-    return f"{primitive[body.kind] if body.kind in primitive else body.kind}({','.join(arguments)});"
+    return f"{primitive.get(body.kind, body.kind)}({','.join(arguments)});"
 
 
 def code_solid(scene: Scene, style: Style) -> list[str]:
