@@ -30,6 +30,6 @@ def get_config() -> ConfigDict:
     )
     config.inner = ConfigDict({"learning_rate": 4e-3})
     config.eval_every = 20
-    config.search = ConfigDict({"steps": 60})
+    config.search = ConfigDict({"steps": 40})
     config.retrain = ConfigDict({"steps": 120})
     return config
