@@ -90,6 +90,13 @@ def test_gradients_are_those_of_the_dense_formula(x64):
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_the_norm_over_a_narrow_base_is_that_of_the_same_weights_in_float32():
+    _, w, direction, _ = case(jnp.bfloat16)
+    wide = w.astype(jnp.float32)
+    found, expected = (dora.row_norm(v, dora.square_norm(v), direction, scale=SCALE) for v in (w, wide))
+    np.testing.assert_allclose(found, expected, rtol=2e-5)  # A rounded to 8 bits differs by 2.6e-4
+
+
 def test_a_zero_row_stays_zero_and_has_finite_derivatives():
     x, w, direction, m = case()
     w = w.at[2].set(0.0)
