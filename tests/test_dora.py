@@ -127,7 +127,7 @@ def test_narrow_frozen_dot_is_the_plain_dot_forward_and_backward():
 
 def test_narrow_frozen_dot_refuses_a_gradient_of_the_frozen_weight():
     x, w, _, _ = case(jnp.bfloat16)
-    with pytest.raises(Exception, match=r".*"):
+    with pytest.raises(AssertionError):  # linear_call's own: what it holds constant was differentiated
         jax.grad(lambda w: jnp.sum(dora.frozen_dot(x, w)))(w)
 
 

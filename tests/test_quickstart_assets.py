@@ -128,7 +128,8 @@ def test_every_record_fits_the_length_of_the_quickstart(splits, tokenizer):
 
 
 def test_the_chat_template_renders_the_markup_the_model_was_pretrained_on():
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
     user, assistant = "Make it red.", 'color("red") sphere(d=5);'
     messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
@@ -141,8 +142,9 @@ def test_the_chat_template_renders_the_markup_the_model_was_pretrained_on():
 
 @pytest.mark.torch
 def test_transformers_loads_the_model_and_finds_the_code_likely():
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     model, report = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
