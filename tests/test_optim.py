@@ -1,5 +1,7 @@
 """The optimisers against their formulas, written out in NumPy for the first steps."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +101,14 @@ def test_adamw_by_hand_for_two_steps():
         assert_close(updates(settings, *gradients), wanted)
 
 
+def test_adamw_8bit_is_adamw_with_the_large_moments_in_8_bits():
+    settings = plain(optimizer="adamw_8bit", b1=0.8, b2=0.95, eps=1e-3, eps_root=1e-4)
+    for gradients in ([GRADS], [GRADS, SECOND]):
+        assert_close(updates(settings, *gradients), updates(replace(settings, optimizer="adamw"), *gradients))
+    state = optim.transformation(settings, STEPS).init({"A": jnp.zeros((13, 331)), "m": jnp.zeros(5)})
+    assert [str(leaf.dtype) for leaf in jax.tree.leaves(state)].count("uint8") == 2
+
+
 @pytest.mark.usefixtures("x64")
 def test_sgd_by_hand_with_and_without_momentum():
     assert_close(updates(plain(optimizer="sgd", b1=0.0), GRADS), {name: -0.01 * g for name, g in GRADS.items()})
@@ -116,7 +126,7 @@ def test_clipping_is_of_the_global_norm_and_zero_switches_it_off(limit, clipped)
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "sgd"])
 def test_weight_decay_is_decoupled(optimizer):
     """It adds −η λ p to the update; in the gradient it would pass through the preconditioner and the clipping."""
     settings = {"optimizer": optimizer, "clip": 0.5}

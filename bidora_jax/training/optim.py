@@ -1,11 +1,14 @@
 """Optimisers of the two levels, as optax chains that can be differentiated through: clip, precondition, decay, step.
 
 u = −η_t · (P(clip(g)) + λ·p)          P: Adam's m̂ / (√(v̂ + eps_root) + eps), or momentum; λ: decoupled weight decay
+
+adamw keeps m and v in the parameter's dtype, adamw_8bit in 8 bits between the steps.
 """
 
 import optax
 
 from bidora_jax.errors import InputError
+from bidora_jax.training.adam8bit import scale_by_adam_8bit
 from bidora_jax.training.settings import OptimizerConfig
 
 
@@ -27,8 +30,10 @@ def schedule(settings: OptimizerConfig, steps: int) -> optax.Schedule:
 def transformation(settings: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """The optax chain of one level over a phase of `steps` optimiser steps."""
     clip = [optax.clip_by_global_norm(settings.clip)] if settings.clip else []
+    moments = (settings.b1, settings.b2, settings.eps, settings.eps_root)
     precondition = {
-        "adamw": optax.scale_by_adam(settings.b1, settings.b2, settings.eps, settings.eps_root),
+        "adamw": optax.scale_by_adam(*moments),
+        "adamw_8bit": scale_by_adam_8bit(*moments),
         "sgd": optax.trace(settings.b1) if settings.b1 else optax.identity(),
     }[settings.optimizer]
     decay = [optax.add_decayed_weights(settings.weight_decay)] if settings.weight_decay else []

@@ -34,8 +34,8 @@ class DataConfig:
 class OptimizerConfig:
     """One level's optimiser."""
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """adamw, or sgd with momentum."""
+    optimizer: Literal["adamw", "adamw_8bit", "sgd"] = "adamw"
+    """adamw; adamw_8bit: adamw with its moments stored in 8 bits, a quarter of the memory; sgd, with momentum b1."""
     learning_rate: float = 2e-4
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -47,11 +47,11 @@ class OptimizerConfig:
     clip: float = 1.0
     """Largest global norm of a gradient; 0 switches clipping off."""
     b1: float = 0.9
-    """Decay of the first moment (adamw), or momentum (sgd)."""
+    """Decay of the first moment (adamw, adamw_8bit), or momentum (sgd)."""
     b2: float = 0.999
-    """Decay of the second moment (adamw)."""
+    """Decay of the second moment (adamw, adamw_8bit)."""
     eps: float = 1e-8
-    """Added to the root of the second moment (adamw)."""
+    """Added to the root of the second moment (adamw, adamw_8bit)."""
     eps_root: float = 1e-16
     """Added under that root. Zero would make the hypergradient NaN at B = 0, where a second moment is exactly zero."""
 
