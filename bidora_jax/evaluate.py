@@ -1,4 +1,4 @@
-"""python -m bidora_jax.evaluate --model DIR [--adapter DIR] --data-file F [--json OUT]
+"""python -m bidora_jax.evaluate --model DIR [--adapter DIR] [--quantization nf4] --data-file F [--json OUT]
 
 The loss of a model, with or without an adapter, on a file: the token-weighted mean over all trained tokens.
 """
@@ -26,6 +26,10 @@ class EvaluateArguments:
     """Also write the result to this file."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype of the weights and of the products; auto keeps that of the files."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Quantise the model's linear layers first; a folder that bitsandbytes quantised is read as it is."""
+    double_quant: bool = True
+    """nf4: keep the block scales in 8 bits too."""
     max_length: int = 1024
     """Tokens a record may have; longer ones are cut at the end, and counted."""
     batch_size: int = 4
@@ -51,8 +55,6 @@ def main(argv: list[str]) -> None:
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, float | int | str]:
     """What the command prints, as a dictionary."""
-    import jax
-
     from bidora_jax.models import adapters, hf, peft
     from bidora_jax.training import data, evaluation, records
 
@@ -67,13 +69,17 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, float | int | str]:
         peft.load_adapter(arguments.adapter, config) if arguments.adapter else (None, {}, {})
     )
     split = records.encode_all(given, tokenizer, max_length=arguments.max_length, loss_on=arguments.loss_on)
-    base = hf.load_base(folder, config, None if arguments.dtype == "auto" else jax.numpy.dtype(arguments.dtype))
+    settings = ModelConfig(
+        dtype=arguments.dtype, quantization=arguments.quantization, double_quant=arguments.double_quant
+    )
+    base = hf.load(settings, folder, config)
     base = base if adapter is None else adapters.prepare_base(base, adapter)
     buckets = data.bucket_lengths([len(example.tokens) for example in split.examples], 4)
     batches = data.full_pass(split.examples, buckets, arguments.batch_size, records.pad_id(tokenizer))
-    result = evaluation.evaluator(config, adapter, ModelConfig())(base, direction, magnitude, batches)
+    result = evaluation.evaluator(config, adapter, settings)(base, direction, magnitude, batches)
     return {
-        "model": arguments.model, "adapter": arguments.adapter, "data_file": arguments.data_file,
+        "model": arguments.model, "adapter": arguments.adapter, "quantization": arguments.quantization,
+        "data_file": arguments.data_file,
         "loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens,
         "records": len(given), "records_cut": split.n_truncated, "records_dropped": split.n_untrained,
     }  # fmt: skip

@@ -131,8 +131,6 @@ def check_folder(config: Config, resume: bool) -> None:
 
 def assemble(config: Config) -> Assembled:
     """Reads the data, then the model. The order puts the cheap refusals first."""
-    import jax
-
     from bidora_jax.models import adapters, hf
     from bidora_jax.training import records
     from bidora_jax.training.phases import Problem
@@ -155,8 +153,7 @@ def assemble(config: Config) -> Assembled:
                 f"{name}: the longest record has {longest} tokens, more than the "
                 f"{decoder_config.max_position_embeddings} positions of the model; lower data.max_length"
             )
-    dtype = None if config.model.dtype == "auto" else jax.numpy.dtype(config.model.dtype)
-    base = adapters.prepare_base(hf.load_base(model_folder, decoder_config, dtype), adapter)
+    base = adapters.prepare_base(hf.load(config.model, model_folder, decoder_config), adapter)
     problem = Problem(
         decoder_config, config.model, adapter, base, splits["train"].examples,
         splits["val"].examples if val else [], config.data, records.pad_id(tokenizer), config.seed,
@@ -261,6 +258,7 @@ def _compare_answers(test: "list[Record]", before: "Answers", after: "Answers") 
 
 
 def _describe(config: Config, parts: Assembled) -> None:
+    from bidora_jax.models import quantization
     from bidora_jax.models.adapters import count
     from bidora_jax.models.decoder import base_shapes
 
@@ -269,6 +267,8 @@ def _describe(config: Config, parts: Assembled) -> None:
     frozen = count(base_shapes(problem.config, "float32"))
     total = frozen + directions + magnitudes
     print(f"model {config.model.path}: {frozen:,} frozen parameters in {problem.base['norm']['weight'].dtype}")
+    for line in quantization.describe(problem.base):
+        print(line)
     print(f"{config.adapter.method}, rank {config.adapter.rank}: direction {directions:,}, magnitude {magnitudes:,} "
           f"({(directions + magnitudes) / total:.2%} trained); padded to {', '.join(map(str, problem.buckets))}")  # fmt: skip
 

@@ -4,6 +4,8 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling is most of a test's time, and at these sizes LLVM's optimisation buys nothing back.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# bitsandbytes compiles some of its CPU code with torch.compile, for minutes.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import jax
 import pytest

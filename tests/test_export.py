@@ -116,7 +116,7 @@ def test_a_base_that_is_gone_is_named(run, tmp_path, capfd):
 def test_an_export_that_fails_its_proof_is_removed(run, tmp_path, capfd, monkeypatch, kind):
     monkeypatch.setattr(parity, "TOLERANCE", {jnp.dtype(jnp.float32): -1.0})
     said = refused(["--run", str(run), "--format", kind, "--output", str(tmp_path / "out")], capfd, status=1)
-    assert "is not the model that was trained: largest logit difference" in said
+    assert "is not the trained model: largest logit difference" in said
     assert "it was removed" in said
     assert contents(tmp_path) == {}
 

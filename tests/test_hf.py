@@ -333,10 +333,12 @@ def test_a_folder_without_weights_or_with_pickled_ones(folder):
     _refused(folder, "pickled weights are not read: load the model with transformers and save it")
 
 
-def test_quantised_tensors(folder):
+def test_integer_tensors(folder):
     name = "model.layers.0.mlp.up_proj.weight"
     _keep_tensors(folder, lambda tensors: tensors.update({name: tensors[name].astype(np.int8)}))
-    _refused(folder, r"dtype I8; expected F32, BF16, F16")
+    _refused(folder, rf"{name}: 8-bit codes without their scales")
+    _keep_tensors(folder, lambda tensors: tensors.update({name: tensors[name].astype(np.int16)}))
+    _refused(folder, r"dtype I16; expected F32, BF16, F16")
 
 
 def test_mixed_dtypes_want_a_choice(folder):

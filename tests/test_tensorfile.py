@@ -17,9 +17,9 @@ def _tensors(dtype):
     return {name: random.normal(size=shape).astype(dtype) for name, shape in SHAPES.items()}
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", tensorfile.DTYPES.values())
 def test_reads_what_the_package_writes(tmp_path, dtype):
-    tensors = _tensors(dtype)
+    tensors = {name: (9 * tensor).astype(dtype) for name, tensor in _tensors("f4").items()}
     save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
     entries = tensorfile.read_header(tmp_path / "x.safetensors")
     assert entries.keys() == tensors.keys()
@@ -27,12 +27,13 @@ def test_reads_what_the_package_writes(tmp_path, dtype):
         out = np.empty(tensor.shape, dtype)
         tensorfile.read_into(entries[name], out)
         np.testing.assert_array_equal(out, tensor)
+        np.testing.assert_array_equal(tensorfile.read(entries[name]), tensor)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_the_package_reads_what_is_written(tmp_path, dtype):
-    tensors = _tensors(dtype)
-    tensorfile.write(tmp_path / "x.safetensors", SHAPES, np.dtype(dtype), iter(tensors.values()))
+@pytest.mark.parametrize("dtypes", [[dtype] * 3 for dtype in tensorfile.DTYPES.values()] + [["uint8", "f4", "int8"]])
+def test_the_package_reads_what_is_written(tmp_path, dtypes):
+    tensors = {name: (9 * a).astype(dtype) for (name, a), dtype in zip(_tensors("f4").items(), dtypes, strict=True)}
+    tensorfile.write(tmp_path / "x.safetensors", tensors, iter(tensors.values()))
     with safe_open(tmp_path / "x.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
         assert set(file.keys()) == set(tensors)
@@ -49,8 +50,10 @@ def test_reading_casts_to_the_dtype_of_the_array(tmp_path):
 
 
 def test_a_tensor_that_was_not_announced_is_a_bug(tmp_path):
-    with pytest.raises(ValueError, match="announced"):
-        tensorfile.write(tmp_path / "x", {"x": (3, 5)}, np.dtype(np.float32), [np.zeros((5, 3), np.float32)])
+    specs = {"x": np.zeros((3, 5), np.float32)}
+    for wrong in (np.zeros((5, 3), np.float32), np.zeros((3, 5), np.float16)):
+        with pytest.raises(ValueError, match="announced"):
+            tensorfile.write(tmp_path / "x", specs, [wrong])
 
 
 def _cut(content: bytes) -> bytes:

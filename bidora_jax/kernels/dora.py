@@ -11,8 +11,8 @@ The norm is factored, so that neither B·A nor V exists outside `merge`:
 
 Whether the norm is held constant in a backward pass (DoRA section 4.3) is the caller's business: `apply` takes the norm
 as data. Norms, scales and sums are float32 (float64 when the weights are); products have the dtype of x and accumulate in
-float32. The frozen W0 gets no gradient where its dtype is narrow, see `frozen_dot`. Bias, dropout and quantised weights
-are the layer's business.
+float32. The frozen W0 gets no gradient where its dtype is narrow, see `frozen_dot`. Where W0 = diag(σ)·C (int8), C takes
+its place and σ is `row_scale`. Bias and dropout are the layer's business.
 """
 
 from typing import NamedTuple
@@ -80,11 +80,17 @@ def _narrow_dot_transpose(residuals, g):
 
 
 def row_norm(
-    w0: Float[Array, "O I"], norm_sq: Float[Array, " O"], direction: Direction, *, scale: float
+    w0: Float[Array, "O I"],
+    norm_sq: Float[Array, " O"],
+    direction: Direction,
+    *,
+    scale: float,
+    row_scale: Float[Array, " O"] | None = None,
 ) -> Float[Array, " O"]:
-    """‖W0 + s·B·A‖ of each row. `norm_sq` is `square_norm(w0)`. A zero row has norm 0 and a zero derivative, not NaN."""
+    """‖W0 + s·B·A‖ of each row. `norm_sq` is `square_norm` of W0. A zero row has norm 0 and a zero derivative, not NaN."""
     a, b = direction
     cross = jnp.sum(b * _wide_dot(a, w0).T, axis=1)
+    cross = cross if row_scale is None else cross * row_scale
     update_sq = jnp.sum((b @ (a @ a.T)) * b, axis=1)
     total = norm_sq + 2 * scale * cross + scale**2 * update_sq
     positive = total > 0
@@ -126,15 +132,26 @@ def apply(
     *,
     scale: float,
     x_low_rank: Float[Array, "*batch I"] | None = None,
+    row_scale: Float[Array, " O"] | None = None,
 ) -> Float[Array, "*batch O"]:
     """x·W'ᵀ = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ), rounded once to the dtype of x.
 
     Without a `row_gain` this is LoRA. `x_low_rank` is the input of A where it differs from x (dropout).
     """
-    total = frozen_dot(x, w0) + scale * low_rank(x if x_low_rank is None else x_low_rank, direction)
-    if row_gain is not None:
-        total = total * row_gain.reshape((1,) * (x.ndim - 1) + row_gain.shape)
-    return total.astype(x.dtype)
+    total = _by_row(frozen_dot(x, w0), row_scale)
+    total = total + scale * low_rank(x if x_low_rank is None else x_low_rank, direction)
+    return _by_row(total, row_gain).astype(x.dtype)
+
+
+def linear(
+    x: Float[Array, "*batch I"], w0: Float[Array, "O I"], *, row_scale: Float[Array, " O"] | None = None
+) -> Float[Array, "*batch O"]:
+    """x·W0ᵀ without an adapter, rounded once to the dtype of x."""
+    return _by_row(frozen_dot(x, w0), row_scale).astype(x.dtype)
+
+
+def _by_row(y: Float[Array, "*batch O"], factor: Float[Array, " O"] | None) -> Float[Array, "*batch O"]:
+    return y if factor is None else y * factor.reshape((1,) * (y.ndim - 1) + factor.shape)
 
 
 def merge(

@@ -6,6 +6,8 @@ magnitude['layers']['self_attn']['q_proj'] = {'m': (L, O)}; a method without mag
 
 import zlib
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 from typing import TYPE_CHECKING
 
 import jax
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from bidora_jax.errors import InputError, did_you_mean
-from bidora_jax.kernels import dora
+from bidora_jax.kernels import dora, quant
 from bidora_jax.models.settings import LINEARS, AdapterConfig
 
 if TYPE_CHECKING:
@@ -117,22 +119,36 @@ def init(adapter: Adapter, base: PyTree, key: jax.Array) -> tuple[PyTree, PyTree
 
 
 def merge(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree, dtype=None) -> PyTree:
-    """The base with every adapted weight replaced by W', summed in float32 and rounded once to `dtype` (the base's own)."""
+    """The base with every adapted weight replaced by W', summed in float32 and rounded once to `dtype` (the base's own).
+
+    Quantised weights without an adapter are left as they are.
+    """
     layers = base["layers"]
     for path in adapter.targets:
         leaf = get(layers, path)
         factors = get(direction["layers"], path)
         m = get(magnitude["layers"], path)["m"] if adapter.magnitude else None
-        merged = _merge_stack(
-            leaf["weight"], factors["A"], factors["B"], m, adapter.scale, dtype or leaf["weight"].dtype
-        )
+        to = jnp.dtype(dtype or leaf["weight"].dtype)
+        merged = _merge_stack(leaf["weight"], factors["A"], factors["B"], m, adapter.scale, to)
         layers = put(layers, path, {name: value for name, value in leaf.items() if name == "bias"} | {"weight": merged})
     return {**base, "layers": layers}
 
 
+def dequantise(base: PyTree, dtype=None) -> PyTree:
+    """The base with every quantised weight dense, in `dtype` or its own, one layer at a time."""
+
+    def dense(weight):
+        if not quant.is_quantised(weight):
+            return weight
+        to = jnp.dtype(dtype or weight.dtype)
+        return _dense_stack(weight, to) if len(weight.shape) == 3 else quant.dense(weight).astype(to)
+
+    return jax.tree.map(dense, base, is_leaf=quant.is_quantised)
+
+
 def count(tree: PyTree) -> int:
     """Number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+    return sum(prod(leaf.shape) for leaf in jax.tree.leaves(tree, is_leaf=quant.is_quantised))
 
 
 def get(tree: PyTree, path: str) -> PyTree:
@@ -150,13 +166,18 @@ def put(tree: PyTree, path: str, value: PyTree) -> PyTree:
 
 @jax.jit
 def _square_norms(weight):
-    return jax.lax.map(dora.square_norm, weight)
+    return quant.over_layers(lambda w0: dora.square_norm(quant.dense(w0)), weight)
 
 
+@partial(jax.jit, static_argnames=("scale", "dtype"))
 def _merge_stack(weight, a, b, m, scale: float, dtype):
     # One layer at a time: a whole stack in float32 would be twice a bf16 model's largest leaf.
-    def one(layer):
-        w, a, b, m = layer
-        return dora.merge(w, dora.Direction(a, b), m, scale=scale).astype(dtype)
+    def one(w0, a, b, m):
+        return dora.merge(quant.dense(w0), dora.Direction(a, b), m, scale=scale).astype(dtype)
 
-    return jax.jit(lambda stack: jax.lax.map(one, stack))((weight, a, b, m))
+    return quant.over_layers(one, weight, a, b, m)
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _dense_stack(weight, dtype):
+    return quant.over_layers(lambda w0: quant.dense(w0).astype(dtype), weight)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from bidora_jax.kernels import attention, losses
+from bidora_jax.kernels import attention, losses, quant
 from bidora_jax.kernels.dora import frozen_dot
 from bidora_jax.models.adapters import Adapter, linear_shapes
 from bidora_jax.models.linear import Linear
@@ -58,6 +58,7 @@ class Attention(nn.Module):
     config: DecoderConfig
     adapter: Adapter | None
     chunk: int
+    reopen: bool
 
     @nn.compact
     def __call__(self, x, cos, sin, cache=None, position=0):
@@ -85,6 +86,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     config: DecoderConfig
     adapter: Adapter | None
+    reopen: bool
 
     @nn.compact
     def __call__(self, x):
@@ -99,24 +101,25 @@ class DecoderLayer(nn.Module):
     config: DecoderConfig
     adapter: Adapter | None
     chunk: int = 512
+    reopen: bool = False
+    """See models/linear.py."""
 
     @nn.compact
     def __call__(self, x, cos, sin, cache=None, position=0):
         eps = self.config.rms_norm_eps
         normed = RMSNorm(eps, name="input_layernorm")(x)
-        mixed, cache = Attention(self.config, self.adapter, self.chunk, name="self_attn")(
-            normed, cos, sin, cache, position
-        )
+        attend = Attention(self.config, self.adapter, self.chunk, self.reopen, name="self_attn")
+        mixed, cache = attend(normed, cos, sin, cache, position)
         x = x + mixed
         normed = RMSNorm(eps, name="post_attention_layernorm")(x)
-        return x + MLP(self.config, self.adapter, name="mlp")(normed), cache
+        return x + MLP(self.config, self.adapter, self.reopen, name="mlp")(normed), cache
 
 
 def _linear(parent: Attention | MLP, name: str, bias: bool = False) -> Linear:
     path = f"{parent.name}.{name}"
     out_features, in_features = linear_shapes(parent.config)[path]
     adapted = parent.adapter is not None and path in parent.adapter.targets
-    return Linear(in_features, out_features, bias, parent.adapter if adapted else None, name=name)
+    return Linear(in_features, out_features, bias, parent.adapter if adapted else None, parent.reopen, name=name)
 
 
 def base_shapes(config: DecoderConfig, dtype) -> PyTree:
@@ -142,16 +145,19 @@ def hidden(
     *,
     remat: Remat = "layer",
     attention_chunk: int = 512,
+    dtype=None,
 ) -> Float[Array, "B T D"]:
-    """The normed last hidden states. A `key` switches the adapter's dropout on."""
-    layer = DecoderLayer(config, adapter, attention_chunk)
+    """The normed last hidden states. A `key` switches the adapter's dropout on; `dtype` is that of the activations where
+    it is another than the base's, whose layers are then cast one at a time."""
+    layer = DecoderLayer(config, adapter, attention_chunk, reopen=remat != "layer")
     x = _embedded(base, tokens)
+    x = x if dtype is None else x.astype(dtype)
     cos, sin = _angles(config, jnp.arange(tokens.shape[1]), x.dtype)
 
     def body(x, slices):
         variables, index = slices
         rngs = {} if key is None else {"dropout": jax.random.fold_in(key, index)}
-        return layer.apply(_unpacked(variables, base), x, cos, sin, rngs=rngs)[0], None
+        return layer.apply(_unpacked(variables, base, index), x, cos, sin, rngs=rngs)[0], None
 
     body = jax.checkpoint(body, prevent_cse=False) if remat == "layer" else body
     packed = _packed(_stacks(base, direction, magnitude))
@@ -168,10 +174,11 @@ def logits(
     tokens: Int[Array, "B T"],
     *,
     attention_chunk: int = 512,
+    dtype=None,
 ) -> Float[Array, "B T V"]:
     """All logits in float32; for probes and short texts, the loss never calls it."""
-    x = hidden(config, adapter, base, direction, magnitude, tokens, attention_chunk=attention_chunk)
-    return frozen_dot(x, head(base))
+    x = hidden(config, adapter, base, direction, magnitude, tokens, attention_chunk=attention_chunk, dtype=dtype)
+    return frozen_dot(x, head(base).astype(x.dtype))
 
 
 def token_loss_sum(
@@ -214,7 +221,7 @@ def greedy(
     tokens = jnp.pad(prompts, ((0, 0), (0, max_new_tokens)))
     layer = DecoderLayer(config, None)
     shape = (config.num_layers, batch, width, config.num_kv_heads, config.head_dim)
-    dtype = base["embed_tokens"]["weight"].dtype
+    dtype = base["norm"]["weight"].dtype
     cache = (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     def step(carry, position):
@@ -224,10 +231,10 @@ def greedy(
         cos, sin = _angles(config, position[None], dtype)
 
         def body(x, slices):
-            variables, cache = slices
-            return layer.apply(_unpacked(variables, base), x, cos, sin, cache, position)
+            variables, index, cache = slices
+            return layer.apply(_unpacked(variables, base, index), x, cos, sin, cache, position)
 
-        x, cache = jax.lax.scan(body, x, (_packed({"base": base["layers"]}), cache))
+        x, cache = jax.lax.scan(body, x, (_packed({"base": base["layers"]}), jnp.arange(config.num_layers), cache))
         x = attention.rms_norm(x[:, 0], base["norm"]["weight"], eps=config.rms_norm_eps)
         best = jnp.argmax(frozen_dot(x, head(base)), axis=-1).astype(tokens.dtype)
         best = jnp.where(ended, current, best)
@@ -242,8 +249,9 @@ def greedy(
 
 
 def head(base: PyTree) -> Float[Array, "V D"]:
-    """The output embedding: lm_head, or the input embedding where the two are tied."""
-    return base["lm_head" if "lm_head" in base else "embed_tokens"]["weight"]
+    """The output embedding, dense: lm_head, or the input embedding where the two are tied."""
+    weight = base["lm_head" if "lm_head" in base else "embed_tokens"]["weight"]
+    return quant.dense(weight).astype(weight.dtype)
 
 
 def _angles(config: DecoderConfig, positions, dtype):
@@ -257,15 +265,26 @@ def _stacks(base: PyTree, direction: PyTree, magnitude: PyTree) -> PyTree:
 
 def _embedded(base: PyTree, tokens: Array) -> Array:
     weight = base["embed_tokens"]["weight"]
+    if quant.is_quantised(weight):
+        return quant.rows(weight, tokens)
     return _floats(_bits(weight)[tokens], weight)
 
 
 def _packed(stacks: PyTree) -> PyTree:
-    return {**stacks, "base": jax.tree.map(_bits, stacks["base"])}
+    """What the scan over layers slices: everything but quantised stacks, which are read in place."""
+
+    def pack(leaf):
+        return None if quant.is_quantised(leaf) else _bits(leaf)
+
+    return {**stacks, "base": jax.tree.map(pack, stacks["base"], is_leaf=quant.is_quantised)}
 
 
-def _unpacked(variables: PyTree, base: PyTree) -> PyTree:
-    return {**variables, "base": jax.tree.map(_floats, variables["base"], base["layers"])}
+def _unpacked(variables: PyTree, base: PyTree, index: Array) -> PyTree:
+    def unpack(stack, part):
+        return quant.Layer(stack, index) if quant.is_quantised(stack) else _floats(part, stack)
+
+    layers = jax.tree.map(unpack, base["layers"], variables["base"], is_leaf=quant.is_quantised)
+    return {**variables, "base": layers}
 
 
 def _bits(leaf: Array) -> Array:

@@ -2,12 +2,13 @@
 
 A folder holds config.json, model.safetensors or its shards with model.safetensors.index.json, and the tokenizer.
 Weights keep Hugging Face's names and layout, (out, in); a tensor of layer i is slice i of the leaf of that name. The
-one table that says so, `name_table`, is read in both directions. Nothing is downloaded except by `resolve_folder`, and
-no file is unpickled or executed.
+one table that says so, `name_table`, is read in both directions. Weights may lie in the files dense or as bitsandbytes
+quantised them (models/bnb.py), and dense ones can be quantised on the way, tensor by tensor. Nothing is downloaded except
+by `resolve_folder`, and no file is unpickled or executed.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from bidora_jax.errors import InputError, listing
-from bidora_jax.models import tensorfile
+from bidora_jax.kernels import quant
+from bidora_jax.models import bnb, quantization, tensorfile
+from bidora_jax.models.bnb import Packed
 from bidora_jax.models.decoder import DecoderConfig, base_shapes
 from bidora_jax.models.folders import read_json, staged, write_json
 from bidora_jax.models.hf_config import NOT_A_MODEL, read_config, resolve_folder
+from bidora_jax.models.settings import ModelConfig
 from bidora_jax.models.tensorfile import Entry
 
 WEIGHTS = "model.safetensors"
@@ -39,6 +43,8 @@ COPIED = (
 
 __all__ = [
     "Place",
+    "is_quantised",
+    "load",
     "load_base",
     "name_table",
     "read_config",
@@ -70,33 +76,92 @@ def name_table(config: DecoderConfig) -> dict[str, Place]:
 
 
 def source_dtype(folder: Path | str) -> np.dtype:
-    """The dtype that all tensors of a folder share; InputError when they are of several, or not floating point."""
+    """The dtype that all dense tensors of a folder share; InputError when they are of several, or not floating point."""
     return _common_dtype(Path(folder), _weights(read_entries(folder)))
 
 
-def load_base(folder: Path | str, config: DecoderConfig, dtype=None) -> PyTree:
+def is_quantised(folder: Path | str) -> bool:
+    """Whether bitsandbytes quantised the weights of a folder."""
+    return any(isinstance(weight, Packed) for weight in _weights(read_entries(folder)).values())
+
+
+def load_base(
+    folder: Path | str, config: DecoderConfig, dtype=None, to: quantization.Quantization | None = None
+) -> PyTree:
     """The base tree of a model folder, in `dtype` or, without one, in the dtype of the files.
 
+    Weights that the files hold quantised stay so, bytes and all; with `to` dense ones become so on the way.
     All names, shapes and dtypes are checked before any weight is read, and all that is wrong is listed in one
     InputError. Host memory peaks at the model on a CPU, and at one stacked leaf where the weights go to a device.
     """
     folder = Path(folder)
-    entries = _weights(read_entries(folder))
-    _check(folder, config, entries)
-    shapes = base_shapes(config, jnp.dtype(dtype) if dtype is not None else _common_dtype(folder, entries))
-    sources: dict[tuple[str, ...], list[Entry]] = {}
+    weights = _weights(read_entries(folder))
+    _check(folder, config, weights)
+    shapes = base_shapes(config, jnp.dtype(dtype) if dtype is not None else _common_dtype(folder, weights))
+    sources: dict[tuple[str, ...], list[Entry | Packed]] = {}
     for name, place in name_table(config).items():
-        sources.setdefault(place.path, []).append(entries[name])
+        sources.setdefault(place.path, []).append(weights[name])
+    if to is not None and any(isinstance(weight, Packed) for weight in weights.values()):
+        raise InputError(
+            f"{folder} is quantised already: leave model.quantization at none, or point at the model before it was quantised"
+        )
 
-    def load(path, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        array = _aligned(leaf.shape, leaf.dtype)
+    def load(path, leaf: jax.ShapeDtypeStruct):
         names = _names(path)
-        slots: Iterable[Any] = array if names[0] == "layers" else [array]
-        for slot, entry in zip(slots, sources[names], strict=True):
-            tensorfile.read_into(entry, slot)
+        stacked, parts = names[0] == "layers", sources[names]
+        forms = {_form(part) for part in parts}
+        if len(forms) > 1:
+            raise InputError(_mixed(folder, names, parts))
+        if forms != {"dense"}:
+            return _stacked(
+                (bnb.read(part, leaf.dtype) for part in parts if isinstance(part, Packed)), len(parts), stacked
+            )
+        dense = [part for part in parts if isinstance(part, Entry)]
+        if to is not None and to.covers(names):
+            packed = (to.quantise(tensorfile.read(part), leaf.dtype) for part in dense)
+            return _stacked(packed, len(parts), stacked)
+        array = tensorfile.aligned(leaf.shape, leaf.dtype)
+        slots: Iterable[Any] = array if stacked else [array]
+        for slot, part in zip(slots, dense, strict=True):
+            tensorfile.read_into(part, slot)
         return jax.device_put(array)
 
     return jax.tree_util.tree_map_with_path(load, shapes)
+
+
+def load(settings: ModelConfig, folder: Path | str, config: DecoderConfig) -> PyTree:
+    """The base of a folder as `model.dtype` and `model.quantization` ask for it."""
+    dtype = None if settings.dtype == "auto" else jnp.dtype(settings.dtype)
+    return load_base(folder, config, dtype, quantization.resolve(settings, tied=config.tie_word_embeddings))
+
+
+def _stacked(parts: Iterable[PyTree], count: int, stacked: bool) -> PyTree:
+    """Trees of host arrays, one a layer, copied into stacks as they come; a single one becomes device arrays as it is."""
+    stacks: list[np.ndarray] = []
+    structure = None
+    for index, part in enumerate(parts):
+        leaves, structure = jax.tree.flatten(part)
+        stacks = stacks or [tensorfile.aligned((count, *leaf.shape), leaf.dtype) for leaf in leaves]
+        for stack, leaf in zip(stacks, leaves, strict=True):
+            stack[index] = leaf
+    return jax.tree.unflatten(structure, [jax.device_put(stack if stacked else stack[0]) for stack in stacks])
+
+
+def _form(part: Entry | Packed) -> str:
+    if isinstance(part, Entry):
+        return "dense"
+    return f"{part.form} with double quantisation" if part.double else part.form
+
+
+def _mixed(folder: Path, names: tuple[str, ...], parts: list) -> str:
+    layers: dict[str, list[int]] = {}
+    for layer, part in enumerate(parts):
+        layers.setdefault(_form(part), []).append(layer)
+    found = "; ".join(f"{form} in layers {', '.join(map(str, where))}" for form, where in layers.items())
+    return (
+        f"{folder}: {'.'.join(names[1:])} is {found}; layers are stacked here and must share one form: take a checkpoint "
+        "that is quantised evenly, or the dense model with model.quantization"
+    )
 
 
 def save_model(
@@ -134,19 +199,13 @@ def write_model(
     _write_weights(folder, places, base, dtype, max_shard_bytes)
     settings = read_json(source / "config.json", NOT_A_MODEL)
     settings.pop("quantization_config", None)
+    if packed := [leaf for leaf in _flatten(base).values() if quant.is_quantised(leaf)]:
+        settings["quantization_config"] = bnb.settings(packed[0], _dense_linears(config, base))
     spellings = [key for key in ("dtype", "torch_dtype") if key in settings]
     write_json(folder / "config.json", settings | dict.fromkeys(spellings or ["torch_dtype"], dtype.name))
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array on a 64-byte boundary: device_put takes such memory over on a CPU instead of copying it."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + 64, np.uint8)
-    begin = -raw.ctypes.data % 64
-    return raw[begin : begin + size].view(dtype).reshape(shape)
 
 
 def read_entries(folder: Path | str) -> dict[str, Entry]:
@@ -183,12 +242,12 @@ def _existing(file: Path) -> Path:
     raise InputError(f"{file.parent} has no {file.name} and no {INDEX}; {NOT_A_MODEL}")
 
 
-def _weights(entries: dict[str, Entry]) -> dict[str, Entry]:
+def _weights(entries: dict[str, Entry]) -> dict[str, Entry | Packed]:
     """Without the rotary frequencies that old checkpoints carry: they follow from rope_theta."""
-    return {name: entry for name, entry in entries.items() if not name.endswith("rotary_emb.inv_freq")}
+    return {name: weight for name, weight in bnb.grouped(entries).items() if not name.endswith("rotary_emb.inv_freq")}
 
 
-def _check(folder: Path, config: DecoderConfig, entries: dict[str, Entry]) -> None:
+def _check(folder: Path, config: DecoderConfig, entries: dict[str, Entry | Packed]) -> None:
     table, shapes = name_table(config), _flatten(base_shapes(config, jnp.float32))
     wrong = [f"missing: {name}" for name in table if name not in entries]
     known = table.keys() | {"lm_head.weight"}  # a tied model may ship a copy of its head
@@ -204,12 +263,12 @@ def _check(folder: Path, config: DecoderConfig, entries: dict[str, Entry]) -> No
         )
 
 
-def _common_dtype(folder: Path, entries: dict[str, Entry]) -> np.dtype:
-    found = sorted({entry.dtype for entry in entries.values()})
-    unknown = [dtype for dtype in found if dtype not in tensorfile.DTYPES]
+def _common_dtype(folder: Path, weights: dict[str, Entry | Packed]) -> np.dtype:
+    found = sorted({weight.dtype for weight in weights.values() if isinstance(weight, Entry)})
+    unknown = [dtype for dtype in found if dtype not in tensorfile.FLOATS]
     if unknown:
         raise InputError(
-            f"{folder}: tensors of dtype {', '.join(unknown)}; expected {', '.join(tensorfile.DTYPES)}: "
+            f"{folder}: tensors of dtype {', '.join(unknown)}; expected {', '.join(tensorfile.FLOATS)}: "
             "point at the model before it was quantised"
         )
     if len(found) != 1:
@@ -219,24 +278,43 @@ def _common_dtype(folder: Path, entries: dict[str, Entry]) -> np.dtype:
 
 def _write_weights(folder: Path, places: dict[str, Place], base: PyTree, dtype: np.dtype, limit: int) -> None:
     leaves = _flatten(base)
-    shapes = {name: leaves[path].shape[0 if layer is None else 1 :] for name, (path, layer) in places.items()}
-    sizes = {name: dtype.itemsize * int(np.prod(shape)) for name, shape in shapes.items()}
+    weights = {name: _tensors(name, place, leaves[place.path], dtype) for name, place in places.items()}
+    sizes = {name: sum(_size(tensor) for tensor in parts.values()) for name, parts in weights.items()}
     shards = _split(sizes, limit)
     files = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
     files = files if len(shards) > 1 else [WEIGHTS]
+    weight_map = {}
     for file, names in zip(files, shards, strict=True):
-        tensors = _slices(leaves, [places[name] for name in names], dtype)
-        tensorfile.write(folder / file, {name: shapes[name] for name in names}, dtype, tensors)
+        tensors = {name: tensor for weight in names for name, tensor in weights[weight].items()}
+        tensorfile.write(folder / file, tensors, (tensor.make() for tensor in tensors.values()))
+        weight_map |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
 
 
-def _slices(leaves: dict, places: list[Place], dtype: np.dtype) -> Iterator[np.ndarray]:
-    """Host copies, one at a time. A layer is cut out first: of a whole leaf jax would keep the host copy alive."""
-    for path, layer in places:
-        leaf = leaves[path] if layer is None else leaves[path][layer]
-        yield np.asarray(leaf).astype(dtype, copy=False)
+def _tensors(name: str, place: Place, leaf: Any, dtype: np.dtype) -> dict[str, bnb.Tensor]:
+    """What one weight is written as; host copies are made one at a time, when their turn comes."""
+    if quant.is_quantised(leaf):
+        return bnb.tensors(name, leaf, place.layer)
+    shape = leaf.shape if place.layer is None else leaf.shape[1:]
+
+    def make() -> np.ndarray:
+        # A layer is cut out first: of a whole leaf jax would keep the host copy alive.
+        return np.asarray(leaf if place.layer is None else leaf[place.layer]).astype(dtype, copy=False)
+
+    return {name: bnb.Tensor(shape, dtype, make)}
+
+
+def _size(tensor: bnb.Tensor) -> int:
+    return tensor.dtype.itemsize * int(np.prod(tensor.shape))
+
+
+def _dense_linears(config: DecoderConfig, base: PyTree) -> list[str]:
+    """Linear modules that a reader must not quantise, by name; of a stack, the name inside a layer."""
+    named = {path: leaf for path, leaf in _flatten(base).items() if path[-1] == "weight" and len(leaf.shape) >= 2}
+    dense = [path[-2] for path, leaf in named.items() if not quant.is_quantised(leaf)]
+    dense = [name for name in dense if name.endswith("_proj") or name == "lm_head"]
+    return [*dense, *(["lm_head"] if config.tie_word_embeddings else [])]
 
 
 def _split(sizes: dict[str, int], limit: int) -> list[list[str]]:
@@ -252,7 +330,8 @@ def _split(sizes: dict[str, int], limit: int) -> list[list[str]]:
 
 
 def _flatten(tree: PyTree) -> dict[tuple[str, ...], Any]:
-    return {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=quant.is_quantised)
+    return {_names(path): leaf for path, leaf in leaves}
 
 
 def _names(path) -> tuple[str, ...]:

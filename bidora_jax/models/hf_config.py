@@ -121,7 +121,7 @@ def _unsupported(raw: dict, rope: dict) -> list[str]:
         "use_sliding_window: true (only full attention)": bool(raw["use_sliding_window"]),
         "layer_types other than full_attention": bool(set(raw["layer_types"] or ()) - {"full_attention"}),
         f"hidden_act {raw['hidden_act']!r} (only silu)": raw["hidden_act"] != "silu",
-        "quantization_config (point at the model before it was quantised)": raw["quantization_config"] is not None,
+        **_foreign_quantisation(raw["quantization_config"]),
         "num_attention_heads that is no multiple of num_key_value_heads": bool(
             raw["num_attention_heads"] % raw["num_key_value_heads"]
         ),
@@ -130,6 +130,20 @@ def _unsupported(raw: dict, rope: dict) -> list[str]:
         f"odd head_dim {raw['head_dim']}": bool((raw["head_dim"] or 0) % 2),
     }
     return [name for name, found in checks.items() if found]
+
+
+def _foreign_quantisation(settings: Any) -> dict[str, bool]:
+    """What of a quantization_config can't be read; the weights themselves say in which form they are."""
+    if settings is None:
+        return {}
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
+    if method != "bitsandbytes":
+        return {
+            f"quantization_config {method!r} (bitsandbytes' is read; or point at the model before it was quantised)": True
+        }
+    four = bool(settings.get("load_in_4bit") or settings.get("_load_in_4bit"))
+    kind = settings.get("bnb_4bit_quant_type")
+    return {f"bnb_4bit_quant_type {kind!r} (nf4 is read; quantise the dense model again)": four and kind != "nf4"}
 
 
 def resolve_folder(path: Path | str) -> Path:

@@ -1,17 +1,20 @@
-"""The one linear layer of the package, and the only place that asks whether a layer is adapted.
+"""The one linear layer of the package, and the only place that asks whether a layer is adapted or quantised.
 
-    y = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ) + bias          see kernels/dora.py
+    y = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ) + bias          see kernels/dora.py; W0 opened by kernels/quant.py
 
 Its variables live in three collections, which are the three parameter groups: 'base' (frozen), 'direction' (A, B) and
-'magnitude' (m). Dropout acts on the input of A only, and only where a 'dropout' key is given.
+'magnitude' (m). Dropout acts on the input of A only, and only where a 'dropout' key is given. The weight is opened once a
+pass, for the product and the norm, and used in the dtype of x.
 """
+
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bidora_jax.kernels import dora
+from bidora_jax.kernels import dora, quant
 from bidora_jax.models.adapters import Adapter
 
 
@@ -22,37 +25,59 @@ class Linear(nn.Module):
     out_features: int
     use_bias: bool = False
     adapter: Adapter | None = None
+    reopen: bool = False
+    """Open a quantised weight anew in the backward pass rather than keep it. A layer that is itself recomputed does so anyway."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
         shape = (self.out_features, self.in_features)
         weight = self.variable("base", "weight", jnp.zeros, shape, x.dtype).value
-        adapter = self.adapter
-        y = dora.frozen_dot(x, weight).astype(x.dtype) if adapter is None else self._adapted(x, weight, adapter)
+        adapter, trained = self.adapter, ()
+        if adapter is not None:
+            trained = (self._direction(x.dtype), self._magnitude(x.dtype), self._dropout(x, adapter.dropout))
+        product = partial(_product, adapter)
+        if self.reopen and isinstance(weight, quant.Layer):
+            product = jax.checkpoint(product, policy=_is_dot, prevent_cse=False)
+        y = product(x, weight, *trained)
         if self.use_bias:
             bias = self.variable("base", "bias", jnp.zeros, (self.out_features,), x.dtype).value
             y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
         return y
 
-    def _adapted(self, x, weight, adapter: Adapter):
-        dtype, rank = dora.wide(x.dtype), adapter.rank
+    def _direction(self, dtype) -> dora.Direction:
+        dtype, rank = dora.wide(dtype), self.adapter.rank if self.adapter else 0
         a = self.variable("direction", "A", jnp.zeros, (rank, self.in_features), dtype).value
         b = self.variable("direction", "B", jnp.zeros, (self.out_features, rank), dtype).value
-        direction = dora.Direction(a, b)
-        gain = self._gain(weight, direction, adapter) if adapter.magnitude else None
-        dropped = self._dropout(x, adapter.dropout)
-        return dora.apply(x, weight, direction, gain, scale=adapter.scale, x_low_rank=dropped)
+        return dora.Direction(a, b)
 
-    def _gain(self, weight, direction, adapter: Adapter):
-        dtype = dora.wide(weight.dtype)
-        norm_sq = self.variable("base", "norm_sq", jnp.zeros, (self.out_features,), dtype).value
-        m = self.variable("magnitude", "m", jnp.zeros, (self.out_features,), dtype).value
-        norm = dora.row_norm(weight, norm_sq, direction, scale=adapter.scale)
-        # Held constant, the norm drops out of the direction's gradient: DoRA section 4.3.
-        return dora.gain(m, jax.lax.stop_gradient(norm) if adapter.constant_norm else norm)
+    def _magnitude(self, dtype):
+        """(m, ‖W0‖²), or None for a method without magnitude."""
+        if self.adapter is None or not self.adapter.magnitude:
+            return None
+        names, shape = (("magnitude", "m"), ("base", "norm_sq")), (self.out_features,)
+        return tuple(self.variable(group, name, jnp.zeros, shape, dora.wide(dtype)).value for group, name in names)
 
     def _dropout(self, x, rate: float):
         if not rate or not self.has_rng("dropout"):
-            return x
+            return None
         keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, x.shape)
         return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def _product(adapter: Adapter | None, x, weight: quant.Weight, direction=None, magnitude=None, dropped=None):
+    w0, row_scale = quant.opened(weight)
+    w0 = w0.astype(x.dtype)
+    if adapter is None or direction is None:
+        return dora.linear(x, w0, row_scale=row_scale)
+    gain = None
+    if magnitude is not None:
+        m, norm_sq = magnitude
+        norm = dora.row_norm(w0, norm_sq, direction, scale=adapter.scale, row_scale=row_scale)
+        # Held constant, the norm drops out of the direction's gradient: DoRA section 4.3.
+        gain = dora.gain(m, jax.lax.stop_gradient(norm) if adapter.constant_norm else norm)
+    return dora.apply(x, w0, direction, gain, scale=adapter.scale, x_low_rank=dropped, row_scale=row_scale)
+
+
+def _is_dot(primitive, *_, **__) -> bool:
+    """What a product keeps for its backward pass: the sums, not the matrix."""
+    return primitive.name in ("dot_general", "linear_call")

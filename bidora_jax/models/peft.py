@@ -124,9 +124,12 @@ def write_adapter(
     leaves = _leaves(adapter, direction, magnitude)
     layers = next(iter(leaves.values())).shape[0]
     names = {_name(layer, path, leaf): (path, leaf, layer) for path, leaf in leaves for layer in range(layers)}
-    shapes = {name: leaves[path, leaf].shape[1:] for name, (path, leaf, _) in sorted(names.items())}
-    tensors = (np.asarray(leaves[path, leaf][layer]) for path, leaf, layer in (names[name] for name in shapes))
-    tensorfile.write(folder / WEIGHTS, shapes, jnp.dtype(jnp.float32), tensors)
+    specs = {
+        name: jax.ShapeDtypeStruct(leaves[path, leaf].shape[1:], jnp.float32)
+        for name, (path, leaf, _) in sorted(names.items())
+    }
+    tensors = (np.asarray(leaves[path, leaf][layer]) for path, leaf, layer in (names[name] for name in specs))
+    tensorfile.write(folder / WEIGHTS, specs, tensors)
 
 
 def load_adapter(folder: Path | str, config: DecoderConfig) -> tuple[Adapter, PyTree, PyTree]:
@@ -194,8 +197,8 @@ def _check(folder: Path, adapter: Adapter, config: DecoderConfig, entries: dict,
     for name in expected.keys() & entries.keys():
         if entries[name].shape != expected[name]:
             wrong.append(f"shape of {name}: expected {expected[name]}, found {entries[name].shape}")
-        if entries[name].dtype not in tensorfile.DTYPES:
-            wrong.append(f"dtype of {name}: expected {', '.join(tensorfile.DTYPES)}, found {entries[name].dtype}")
+        if entries[name].dtype not in tensorfile.FLOATS:
+            wrong.append(f"dtype of {name}: expected {', '.join(tensorfile.FLOATS)}, found {entries[name].dtype}")
     if wrong:
         raise InputError(
             f"{file}: {len(wrong)} tensors do not fit:\n{listing(sorted(wrong))}\n"

@@ -14,6 +14,12 @@ class ModelConfig:
     """Folder with config.json, safetensors and tokenizer, or the name of a model on the Hugging Face hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype of the frozen weights and of the products; auto keeps the dtype of the files."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """int8: 8 bits a weight, nf4: 4 bits, both as bitsandbytes; a folder that bitsandbytes quantised is read as it is."""
+    double_quant: bool = True
+    """nf4: keep the block scales in 8 bits too (4.13 bits a weight instead of 4.5)."""
+    quantized_modules: tuple[str, ...] = LINEARS
+    """Modules to quantise by name; 'all-linear' stands for the seven of a layer, lm_head and embed_tokens can be added."""
     remat: Literal["layer", "none"] = "layer"
     """layer: keep one activation a layer and recompute the rest in the backward pass; none: keep all."""
     attention_chunk: int = 512

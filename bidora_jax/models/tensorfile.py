@@ -3,7 +3,8 @@
 The header says {name: {"dtype", "shape", "data_offsets": [begin, end]}}, offsets counted from the end of the header
 (https://github.com/huggingface/safetensors#format). Reading goes straight from the file into the caller's array and
 writing straight from it, in bf16 too, so that neither ever holds a second copy of a file; the safetensors package is
-the oracle in the tests. Only floating-point weights are read. Nothing here is specific to a model.
+the oracle in the tests. Floating-point tensors are read, and the 8-bit integers that quantised weights are made of.
+Nothing here is specific to a model.
 """
 
 import json
@@ -11,13 +12,15 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
 
 from bidora_jax.errors import InputError
 
-DTYPES = {"F32": np.dtype(jnp.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(jnp.float16)}
+FLOATS = {"F32": np.dtype(jnp.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(jnp.float16)}
+DTYPES = FLOATS | {"U8": np.dtype(np.uint8), "I8": np.dtype(np.int8)}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # The safetensors package refuses longer headers; a larger number means that the file is something else.
 LONGEST_HEADER = 100_000_000
@@ -78,18 +81,42 @@ def read_into(entry: Entry, out: np.ndarray) -> None:
         out[...] = stored
 
 
-def write(file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, tensors: Iterable[np.ndarray]) -> None:
-    """Writes tensors of one dtype in the order of `shapes`; each is taken from the iterable when its turn comes."""
+def read(entry: Entry) -> np.ndarray:
+    """A tensor in the dtype of the file."""
+    out = np.empty(entry.shape, DTYPES[entry.dtype])
+    read_into(entry, out)
+    return out
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array on a 64-byte boundary: device_put takes such memory over on a CPU instead of copying it."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    return raw[begin : begin + size].view(dtype).reshape(shape)
+
+
+class Spec(Protocol):
+    """What has to be known of a tensor before it is written; an array will do."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+
+
+def write(file: Path, specs: Mapping[str, Spec], tensors: Iterable[np.ndarray]) -> None:
+    """Writes tensors in the order of `specs`; each is taken from the iterable when its turn comes."""
     header: dict = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    for name, spec in specs.items():
+        begin, end = end, end + spec.dtype.itemsize * math.prod(spec.shape)
+        header[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
-            if tensor.shape != shape or tensor.dtype != dtype:
-                raise ValueError(f"{name}: {tensor.dtype}{tensor.shape} where {dtype}{shape} was announced")
+        for (name, spec), tensor in zip(specs.items(), tensors, strict=True):
+            if tensor.shape != spec.shape or tensor.dtype != spec.dtype:
+                raise ValueError(f"{name}: {tensor.dtype}{tensor.shape} where {spec.dtype}{spec.shape} was announced")
             stream.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)

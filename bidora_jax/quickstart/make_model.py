@@ -228,8 +228,7 @@ def write_folder(folder: Path, tokenizer: Tokenizer, base: PyTree) -> None:
         for name, place in name_table(CONFIG).items():
             leaf = np.asarray(get(base, ".".join(place.path)).astype(jnp.bfloat16))
             tensors[name] = leaf if place.layer is None else leaf[place.layer]
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        tensorfile.write(fresh / "model.safetensors", shapes, np.dtype(jnp.bfloat16), tensors.values())
+        tensorfile.write(fresh / "model.safetensors", tensors, tensors.values())
 
 
 def main(output: Path, steps: int) -> None:

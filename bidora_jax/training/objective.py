@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from bidora_jax.kernels import dora, losses
+from bidora_jax.kernels import dora, losses, quant
 from bidora_jax.models import decoder
 from bidora_jax.models.adapters import Adapter, get
 from bidora_jax.models.decoder import DecoderConfig
@@ -52,16 +52,15 @@ def mean_gram_penalty(adapter: Adapter, base: PyTree, direction: PyTree) -> Floa
         leaf, factors = get(base["layers"], path), get(direction["layers"], path)
 
         @jax.checkpoint
-        def add(total, layer):
-            weight, norm_sq, a, b = layer
-            pair = dora.Direction(a, b)
-            norm = dora.row_norm(weight, norm_sq, pair, scale=adapter.scale)
-            unit = dora.gain(jnp.ones_like(norm), norm)[:, None] * dora.merge(weight, pair, scale=adapter.scale)
-            return total + losses.gram_penalty(unit), None
+        def penalty(weight, norm_sq, a, b):
+            w0, pair = quant.dense(weight), dora.Direction(a, b)
+            norm = dora.row_norm(w0, norm_sq, pair, scale=adapter.scale)
+            unit = dora.gain(jnp.ones_like(norm), norm)[:, None] * dora.merge(w0, pair, scale=adapter.scale)
+            return losses.gram_penalty(unit)
 
-        stacks = leaf["weight"], leaf["norm_sq"], factors["A"], factors["B"]
-        total = jax.lax.scan(add, jnp.zeros((), factors["A"].dtype), stacks)[0] + total
-        count += leaf["weight"].shape[0]
+        penalties = quant.over_layers(penalty, leaf["weight"], leaf["norm_sq"], factors["A"], factors["B"])
+        total = total + jnp.sum(penalties)
+        count += penalties.shape[0]
     return jnp.asarray(total / count)
 
 

@@ -1,0 +1,79 @@
+"""Which weights of a model are quantised, and how: what `model.quantization` and its companions mean."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import numpy as np
+
+from bidora_jax.errors import InputError, did_you_mean
+from bidora_jax.kernels import quant, quantise
+from bidora_jax.models.adapters import PATHS
+from bidora_jax.models.settings import LINEARS, ModelConfig
+
+OUTSIDE = ("lm_head", "embed_tokens")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A form and the modules it is for."""
+
+    form: Literal["int8", "nf4"]
+    double: bool
+    """absmax in 8 bits (nf4 only)."""
+    modules: tuple[str, ...]
+    """Dotted paths below the base tree, such as 'layers.self_attn.q_proj' and 'lm_head'."""
+
+    def covers(self, path: tuple[str, ...]) -> bool:
+        """Whether the leaf of this path in the base tree is to be quantised."""
+        return path[-1] == "weight" and ".".join(path[:-1]) in self.modules
+
+    def quantise(self, weight: np.ndarray, dtype) -> quant.Int8 | quant.NF4:
+        """One weight (O, I) on the host; `dtype` is the one it will be used in."""
+        if self.form == "int8":
+            return quantise.int8(weight, dtype)
+        return quantise.nf4(weight, dtype, double=self.double)
+
+
+def resolve(settings: ModelConfig, *, tied: bool) -> Quantization | None:
+    """What the settings mean on a model whose embeddings are tied or not; None for a dense base.
+
+    Raises InputError for a module that is not there.
+    """
+    if settings.quantization == "none":
+        return None
+    names = [
+        name for chosen in settings.quantized_modules for name in (LINEARS if chosen == "all-linear" else [chosen])
+    ]
+    known = (*LINEARS, *OUTSIDE)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        found = ", ".join(f"{name!r}{did_you_mean(name, known)}" for name in unknown) or "none at all"
+        raise InputError(
+            f"model.quantized_modules: nothing in this model is called {found}; expected some of {', '.join(known)}, "
+            "or all-linear"
+        )
+    if tied and "lm_head" in names:
+        raise InputError(
+            "model.quantized_modules names lm_head, which in this model is the input embedding; name embed_tokens to "
+            "quantise the two"
+        )
+    inside = tuple(f"layers.{path}" for path in PATHS if path.split(".")[1] in names)
+    outside = tuple(name for name in OUTSIDE if name in names)
+    return Quantization(settings.quantization, settings.double_quant, inside + outside)
+
+
+def describe(base) -> list[str]:
+    """Lines that say what of a base tree is quantised, at how many bits, and what is not."""
+    leaves = jax.tree_util.tree_leaves_with_path(base, is_leaf=quant.is_quantised)
+    named = [(".".join(key.key for key in path[:-1]), leaf) for path, leaf in leaves if path[-1].key == "weight"]
+    packed = [(name, leaf) for name, leaf in named if quant.is_quantised(leaf)]
+    if not packed:
+        return []
+    bits = 8 * quant.tree_bytes([leaf for _, leaf in packed]) / sum(int(np.prod(leaf.shape)) for _, leaf in packed)
+    form = type(packed[0][1]).__name__.lower()
+    plain = [name.removeprefix("layers.") for name, leaf in named if not quant.is_quantised(leaf)]
+    return [
+        f"{form}: {', '.join(name.removeprefix('layers.') for name, _ in packed)} at {bits:.2f} bits a parameter",
+        f"kept in {base['norm']['weight'].dtype}: {', '.join(plain)}",
+    ]
