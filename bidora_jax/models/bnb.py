@@ -96,8 +96,10 @@ def tensors(name: str, stack: quant.Int8 | quant.NF4, layer: int | None) -> dict
     """What a weight, or one of a stack, is written as: names, shapes, dtypes, and the arrays when they are asked for."""
 
     def of(leaf, shape=None) -> Tensor:
-        inner = leaf.shape if layer is None else leaf.shape[1:]
-        return Tensor(shape or inner, np.dtype(leaf.dtype), lambda: np.asarray(leaf if layer is None else leaf[layer]))
+        final = shape or (leaf.shape if layer is None else leaf.shape[1:])
+        # A layer is cut out first: of a whole stack jax would keep the host copy alive.
+        make = lambda: np.asarray(leaf if layer is None else leaf[layer]).reshape(final)  # noqa: E731
+        return Tensor(final, np.dtype(leaf.dtype), make)
 
     if isinstance(stack, quant.Int8):
         layout = _constant(np.zeros((), np.uint8))  # 0 is row-major
