@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -504,3 +505,15 @@ def test_the_library_is_named_after_all_that_it_is_made_of(tmp_path, monkeypatch
     assert len(names) == len(build.SOURCES) + 3
     included = {file.name for file in build.HERE.iterdir() if file.suffix in (".h", ".cu", ".cc")}
     assert included - {"twin.cc"} == set(build.SOURCES)
+
+
+def test_a_gpu_older_than_the_library_gets_the_xla_form(tmp_path, monkeypatch):
+    """A P100 would load the library and fail at its first call."""
+    library = tmp_path / "library.so"
+    library.touch()
+    old = types.SimpleNamespace(platform="gpu", compute_capability="6.0", device_kind="Tesla P100")
+    monkeypatch.setattr(build, "library_path", lambda: library)
+    monkeypatch.setattr(jax, "local_devices", lambda: [old])
+    assert ops._load.__wrapped__() == (
+        False, "built, but not for Tesla P100 (compute capability below 7.5): the XLA form is used"
+    )  # fmt: skip

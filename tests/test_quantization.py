@@ -72,9 +72,10 @@ def test_the_head_of_a_tied_model_is_its_embedding():
 def test_what_is_quantised_and_what_is_not_is_said(model_folder):
     config = hf.read_config(model_folder)
     base = hf.load(settings(quantized_modules=("gate_proj", "embed_tokens")), model_folder, config)
-    packed, plain = quantization.describe(base)
+    packed, plain, by = quantization.describe(base)
     assert packed.startswith("nf4: embed_tokens, mlp.gate_proj at 4.1")
     assert "self_attn.q_proj" in plain and "mlp.gate_proj" not in plain and plain.startswith("kept in float32: ")
+    assert by == "dequantised by XLA: there is no CUDA device"
     assert quantization.describe(hf.load(ModelConfig(), model_folder, config)) == []
 
 

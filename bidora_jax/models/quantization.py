@@ -8,6 +8,7 @@ import numpy as np
 
 from bidora_jax.errors import InputError, did_you_mean
 from bidora_jax.kernels import quant, quantise
+from bidora_jax.kernels.cuda import ops
 from bidora_jax.models.adapters import PATHS
 from bidora_jax.models.settings import LINEARS, ModelConfig
 
@@ -73,7 +74,9 @@ def describe(base) -> list[str]:
     bits = 8 * quant.tree_bytes([leaf for _, leaf in packed]) / sum(int(np.prod(leaf.shape)) for _, leaf in packed)
     form = type(packed[0][1]).__name__.lower()
     plain = [name.removeprefix("layers.") for name, leaf in named if not quant.is_quantised(leaf)]
+    by = f"CUDA ops {ops.status()}" if jax.default_backend() == "gpu" else "XLA: there is no CUDA device"
     return [
         f"{form}: {', '.join(name.removeprefix('layers.') for name, _ in packed)} at {bits:.2f} bits a parameter",
         f"kept in {base['norm']['weight'].dtype}: {', '.join(plain)}",
+        f"dequantised by {by}",
     ]

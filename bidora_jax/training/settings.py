@@ -51,7 +51,7 @@ class OptimizerConfig:
     b2: float = 0.999
     """Decay of the second moment (adamw, adamw_8bit)."""
     eps: float = 1e-8
-    """Added to the root of the second moment (adamw, adamw_8bit)."""
+    """Added to the root of the second moment. 1e-6 suits adamw_8bit, which reads small second moments as zero."""
     eps_root: float = 1e-16
     """Added under that root. Zero would make the hypergradient NaN at B = 0, where a second moment is exactly zero."""
 

@@ -24,6 +24,8 @@ from jaxtyping import Array, Float, Float32, Int, Int8, UInt8
 from bidora_jax.kernels.cuda import build
 
 TARGETS = ("bidora_nf4", "bidora_nf4_nested", "bidora_int8")
+OLDEST = 7.5
+"""The lowest compute capability that build.py compiles for."""
 
 
 def nf4(
@@ -71,11 +73,22 @@ def _load() -> tuple[bool, str]:
             f"{path.parent} holds only a library of other sources or versions" if stale else "no library in the cache"
         )
         return False, f"not built ({reason}): {remedy}"
+    old = [device for device in jax.local_devices() if _capability(device) < OLDEST]
+    if old:
+        return (
+            False,
+            f"built, but not for {old[0].device_kind} (compute capability below {OLDEST}): the XLA form is used",
+        )
     try:
         _register(path, "CUDA")
     except (OSError, AttributeError) as error:  # not a library of this machine, or not whole
         return False, f"built but unreadable ({error}): the XLA form is used; remove {path} and run {build.COMMAND}"
     return True, f"built for {build.BUILT_FOR}: {path}"
+
+
+def _capability(device) -> float:
+    """CUDA's number for what a device can run; infinite for anything but a GPU."""
+    return float(device.compute_capability) if device.platform == "gpu" else float("inf")
 
 
 def register_twin(path: Path) -> None:
