@@ -49,7 +49,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.mkdtemp()))
     options = parser.parse_args()
     rows = {form: [cell(form, seed, options.folder) for seed in range(options.seeds)] for form in options.forms}
-    print("\n| base | test loss, mean (each seed) | exact match of 96, mean (each seed) | before |\n| --- | --- | --- | --- |")
+    print(
+        "\n| base | test loss, mean (each seed) | exact match of 96, mean (each seed) | before |\n| --- | --- | --- | --- |"
+    )
     for form, cells in rows.items():
         losses, right = [one["loss"] for one in cells], [one["after"] for one in cells]
         print(f"| {form} | {statistics.mean(losses):.4f} ({', '.join(f'{loss:.4f}' for loss in losses)}) | "

@@ -394,10 +394,10 @@ def test_a_program_for_cuda_calls_the_target_with_the_whole_stack():
         "bidora_int8": (lambda *p: ops.int8(*p, dtype=jnp.bfloat16), (jnp.zeros((3, 7, 13), jnp.int8),),
                         "(tensor<3x7x13xi8>, tensor<i32>)"),
     }  # fmt: skip
-    for target, (call, operands, types) in calls.items():
+    for target, (call, operands, kinds) in calls.items():
         text = jax.jit(call).trace(*operands, jnp.int32(1)).lower(lowering_platforms=("cuda",)).as_text()
         (line,) = [line for line in text.splitlines() if "custom_call" in line]
-        assert f"@{target}(" in line and f"{types} -> tensor<7x13xbf16>" in line
+        assert f"@{target}(" in line and f"{kinds} -> tensor<7x13xbf16>" in line
 
 
 def command(argv, cache, **environment):

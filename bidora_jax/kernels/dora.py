@@ -19,8 +19,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import linear_call
 from jaxtyping import Array, Float, Key, UInt32
+
+FROZEN_DOT = "frozen_dot"
+"""The products with frozen weights, which are nearly all of a model's arithmetic: what is worth keeping, if anything is."""
 
 
 class Direction(NamedTuple):
@@ -57,10 +61,11 @@ def frozen_dot(x: Float[Array, "*batch I"], w0: Float[Array, "O I"]) -> Float[Ar
     For those narrow inputs the product is declared linear in x alone, so that the cotangent is rounded to the dtype of x
     before it meets W0: a float32 cotangent times a bf16 weight is a mixed product that is several times slower. W0 then
     has no derivative at all (differentiating it fails loudly); in float32 and float64 this is an ordinary product.
+    Its name for the policies of `jax.checkpoint` is FROZEN_DOT.
     """
-    if x.dtype == wide(x.dtype):
-        return _contract(x, w0)
-    return linear_call(_narrow_dot, _narrow_dot_transpose, (w0,), x)
+    narrow = x.dtype != wide(x.dtype)
+    y = linear_call(_narrow_dot, _narrow_dot_transpose, (w0,), x) if narrow else _contract(x, w0)
+    return checkpoint_name(y, FROZEN_DOT)
 
 
 def _contract(x, w):

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from bidora_jax.kernels import attention, losses, quant
-from bidora_jax.kernels.dora import frozen_dot
+from bidora_jax.kernels.dora import FROZEN_DOT, frozen_dot
 from bidora_jax.models.adapters import Adapter, linear_shapes
 from bidora_jax.models.linear import Linear
 
-Remat = Literal["layer", "none"]
+Remat = Literal["layer", "dots", "none"]
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def hidden(
 ) -> Float[Array, "B T D"]:
     """The normed last hidden states. A `key` switches the adapter's dropout on; `dtype` is that of the activations where
     it is another than the base's, whose layers are then cast one at a time."""
-    layer = DecoderLayer(config, adapter, attention_chunk, reopen=remat != "layer")
+    layer = DecoderLayer(config, adapter, attention_chunk, reopen=remat == "none")
     x = _embedded(base, tokens)
     x = x if dtype is None else x.astype(dtype)
     cos, sin = _angles(config, jnp.arange(tokens.shape[1]), x.dtype)
@@ -159,10 +159,25 @@ def hidden(
         rngs = {} if key is None else {"dropout": jax.random.fold_in(key, index)}
         return layer.apply(_unpacked(variables, base, index), x, cos, sin, rngs=rngs)[0], None
 
-    body = jax.checkpoint(body, prevent_cse=False) if remat == "layer" else body
+    body = _rematerialised(body, remat, base)
     packed = _packed(_stacks(base, direction, magnitude))
     x, _ = jax.lax.scan(body, x, (packed, jnp.arange(config.num_layers)))
     return attention.rms_norm(x, base["norm"]["weight"], eps=config.rms_norm_eps)
+
+
+def _rematerialised(body, remat: Remat, base: PyTree):
+    """The body of the scan over layers, recomputed in the backward pass as far as `remat` asks for."""
+    if remat == "layer":
+        return jax.checkpoint(body, prevent_cse=False)
+    if remat == "dots":
+        kept = jax.checkpoint_policies.save_only_these_names(FROZEN_DOT)
+        return jax.checkpoint(body, policy=kept, prevent_cse=False)
+    if any(map(quant.is_quantised, jax.tree.leaves(base["layers"], is_leaf=quant.is_quantised))):
+        return body
+    # A weight read back from its bits would be kept once more: a second copy of a 16-bit base among the residuals.
+    return jax.checkpoint(
+        body, policy=lambda primitive, *_, **__: primitive.name != "bitcast_convert_type", prevent_cse=False
+    )
 
 
 def logits(

@@ -37,7 +37,9 @@ class Linear(nn.Module):
             trained = (self._direction(x.dtype), self._magnitude(x.dtype), self._dropout(x, adapter.dropout))
         product = partial(_product, adapter)
         if self.reopen and isinstance(weight, quant.Layer):
-            product = jax.checkpoint(product, policy=_is_dot, prevent_cse=False)
+            # What is kept for the backward pass is the sums, not the matrix.
+            kept = jax.checkpoint_policies.save_only_these_names(dora.FROZEN_DOT)
+            product = jax.checkpoint(product, policy=kept, prevent_cse=False)
         y = product(x, weight, *trained)
         if self.use_bias:
             bias = self.variable("base", "bias", jnp.zeros, (self.out_features,), x.dtype).value
@@ -76,8 +78,3 @@ def _product(adapter: Adapter | None, x, weight: quant.Weight, direction=None, m
         # Held constant, the norm drops out of the direction's gradient: DoRA section 4.3.
         gain = dora.gain(m, jax.lax.stop_gradient(norm) if adapter.constant_norm else norm)
     return dora.apply(x, w0, direction, gain, scale=adapter.scale, x_low_rank=dropped, row_scale=row_scale)
-
-
-def _is_dot(primitive, *_, **__) -> bool:
-    """What a product keeps for its backward pass: the sums, not the matrix."""
-    return primitive.name in ("dot_general", "linear_call")

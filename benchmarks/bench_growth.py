@@ -1,0 +1,190 @@
+"""How the cost of a DoRA step and of a bilevel step grows with each dimension of the problem, the others held still.
+
+    python benchmarks/bench_growth.py [--sweep tokens layers rank vocabulary] [--picture growth.png] [--json OUT]
+
+A model of 8 layers x 512 with a vocabulary of 32,000 and rank 8, a batch of 4,096 tokens on each level, bf16, layer remat; one
+sweep each over
+
+    tokens        in a sequence, 256 to 4,096, with fewer sequences in proportion: what grows is the attention
+    layers        4 to 28
+    rank          4 to 64
+    vocabulary    4,000 to 152,000
+
+Prints seconds a step (median [min, max]), the compiler's temporaries, the seconds of compiling, and the growth from the
+first row of a sweep; `share` is the part of the growth of the swept dimension that the time followed: log(time ratio) /
+log(dimension ratio), 1 for a cost in proportion, 0 for none. The steps are those of training: AdamW, and for the bilevel step
+the exact hypergradient.
+
+--picture needs matplotlib, which only this file uses and no extra of the package installs: pip install matplotlib.
+To scale it down: --shrink 16 divides the tokens of a batch and of the sequences, --largest 2 keeps the first two rows of
+each sweep, --hidden sets the width.
+"""
+
+import argparse
+import json
+import math
+import time
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bidora_jax import bilevel_step, init_state, init_train_state, train_step
+from bidora_jax.models import adapters, decoder
+from bidora_jax.models.decoder import DecoderConfig
+from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.training import objective, optim
+from bidora_jax.training.settings import OptimizerConfig
+
+SWEEPS = {
+    "tokens": (256, 512, 1024, 2048, 4096),
+    "layers": (4, 8, 16, 28),
+    "rank": (4, 8, 16, 32, 64),
+    "vocabulary": (4_000, 16_000, 64_000, 152_000),
+}
+START = {"tokens": 256, "layers": 8, "rank": 8, "vocabulary": 32_000}
+METHODS = ("dora", "bidora")
+
+
+def main() -> None:
+    options = parsed()
+    print(f"hidden {options.hidden}, {options.batch_tokens // options.shrink} tokens a batch, {options.dtype}, remat "
+          f"{options.remat}; {jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)  # fmt: skip
+    rows = []
+    for sweep in options.sweep:
+        for method in options.method:
+            rows += swept(sweep, method, options)
+    if options.json:
+        Path(options.json).write_text(json.dumps({"options": vars(options), "rows": rows}, indent=1))
+    if options.picture:
+        picture(rows, options.picture)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--sweep", nargs="+", choices=list(SWEEPS), default=list(SWEEPS))
+    add("--method", nargs="+", choices=METHODS, default=list(METHODS))
+    add("--steps", type=int, default=3, help="timed steps, after one to warm up")
+    add("--batch-tokens", type=int, default=4096)
+    add("--hidden", type=int, default=512, help="width of the model, a multiple of 64")
+    add("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    add("--remat", default="layer")
+    add("--shrink", type=int, default=1)
+    add("--largest", type=int, default=99)
+    add("--picture", help="file for the curves, for instance growth.png")
+    add("--json", help="file for the raw figures")
+    return parser.parse_args()
+
+
+def swept(sweep: str, method: str, options) -> list[dict]:
+    """Measures and prints one sweep of one method."""
+    print(f"\n{method}, by {sweep}\n{sweep:>10s} {'s/step':>22s} {'growth':>6s} {'share':>6s} {'temporaries GB':>14s} "
+          f"{'growth':>6s} {'compiling s':>11s}", flush=True)  # fmt: skip
+    start = {**START, "tokens": max(START["tokens"] // options.shrink, 2)}
+    rows = []
+    for value in SWEEPS[sweep][: options.largest]:
+        value = max(value // options.shrink, 2) if sweep == "tokens" else value
+        row = {"sweep": sweep, "method": method, "value": value, **measured(method, {**start, sweep: value}, options)}
+        rows.append(row)
+        seconds, first = median(row["seconds"]), rows[0]
+        times = seconds / median(first["seconds"])
+        share = f"{math.log(times) / math.log(value / first['value']):6.2f}" if value != first["value"] else " " * 6
+        between = f"{seconds:.2f} [{min(row['seconds']):.2f}, {max(row['seconds']):.2f}]"
+        print(f"{value:10,d} {between:>22s} {times:6.2f} {share} {row['temporaries_gb']:14.3f} "
+              f"{row['temporaries_gb'] / first['temporaries_gb']:6.2f} {row['compile_seconds']:11.1f}", flush=True)  # fmt: skip
+    return rows
+
+
+def measured(method: str, at: dict, options) -> dict:
+    """Times of a few steps at one point, and what the compiler says."""
+    step, *arguments = problem(method, at, options)
+    began = time.monotonic()
+    run = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+    compile_seconds = time.monotonic() - began
+    state, *rest = arguments
+    seconds = []
+    for _ in range(options.steps + 1):
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(run(state, *rest))
+        seconds.append(time.perf_counter() - began)
+    temporaries = run.memory_analysis().temp_size_in_bytes / 1e9
+    return {"seconds": seconds[1:], "temporaries_gb": temporaries, "compile_seconds": compile_seconds}
+
+
+def problem(method: str, at: dict, options):
+    """(step, state, base, batch or batches) with random weights."""
+    config, model = shape(at, options.hidden), ModelConfig(remat=options.remat)
+    adapter = adapters.resolve(AdapterConfig(method=method, rank=at["rank"]), config)
+    base = adapters.prepare_base(random_base(config, options.dtype), adapter)
+    params = adapters.init(adapter, base, jax.random.key(0))
+    tx = optim.transformation(OptimizerConfig(), 100)
+    inner, outer = objective.inner_loss(config, adapter, model), objective.outer_loss(config, adapter, model)
+    train, val = (batch(at, options, seed) for seed in range(2))
+    if method == "dora":
+        step = partial(train_step, loss=lambda p, *rest: inner(*p, *rest), tx=tx)
+        return step, init_train_state(params, tx, jax.random.key(1)), base, train
+    step = partial(bilevel_step, inner_loss=inner, outer_loss=outer, inner_tx=tx, outer_tx=tx)
+    return step, init_state(*params, tx, tx, jax.random.key(1)), base, train, val
+
+
+def shape(at: dict, hidden: int) -> DecoderConfig:
+    heads = hidden // 64
+    return DecoderConfig(
+        vocab_size=at["vocabulary"], hidden_size=hidden, intermediate_size=3 * hidden, num_layers=at["layers"],
+        num_heads=heads, num_kv_heads=max(heads // 2, 1), head_dim=64, rms_norm_eps=1e-6, rope_theta=1e6,
+        tie_word_embeddings=True, qk_norm=True, qkv_bias=False, o_bias=False, max_position_embeddings=8192,
+    )  # fmt: skip
+
+
+def random_base(config: DecoderConfig, dtype: str):
+    """Normal weights of deviation 0.02, norms of 1, a leaf at a time."""
+    random = np.random.default_rng(0)
+
+    def leaf(path, like):
+        if "norm" in jax.tree_util.keystr(path[:-1]):
+            return jnp.ones(like.shape, like.dtype)
+        return jnp.asarray(0.02 * random.standard_normal(like.shape, np.float32), like.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, decoder.base_shapes(config, jnp.dtype(dtype)))
+
+
+def batch(at: dict, options, seed: int) -> dict[str, jax.Array]:
+    sequences = max(options.batch_tokens // options.shrink // at["tokens"], 1)
+    ids = np.random.default_rng(seed).integers(0, at["vocabulary"], (1, sequences, at["tokens"]), np.int32)
+    return {"tokens": jnp.asarray(ids), "loss_mask": jnp.ones(ids.shape, jnp.float32)}
+
+
+def picture(rows: list[dict], file: str) -> None:
+    """Time and temporaries over each swept dimension, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sweeps = list(dict.fromkeys(row["sweep"] for row in rows))
+    figure, axes = pyplot.subplots(
+        2, len(sweeps), figsize=(3.4 * len(sweeps), 6), sharey="row", squeeze=False, layout="constrained"
+    )
+    for column, sweep in enumerate(sweeps):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            points = [row for row in rows if (row["sweep"], row["method"]) == (sweep, method)]
+            values = [row["value"] for row in points]
+            curves = [median(row["seconds"]) for row in points], [row["temporaries_gb"] for row in points]
+            for axis, curve in zip(axes[:, column], curves, strict=True):
+                axis.loglog(values, curve, marker="o", label=method)
+                axis.set_xticks(values, [f"{value:,}" for value in values], rotation=45)
+                axis.minorticks_off()
+                axis.grid(alpha=0.3)
+        axes[1, column].set_xlabel(sweep)
+    axes[0, 0].set_ylabel("seconds a step")
+    axes[1, 0].set_ylabel("temporaries, GB")
+    axes[0, 0].legend()
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

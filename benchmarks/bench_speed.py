@@ -1,0 +1,448 @@
+"""Training steps of bidora_jax and of PEFT side by side, in one run, taking turns.
+
+    python benchmarks/bench_speed.py --section lora dora dora-over-lora bilevel [--dtypes bfloat16] [--json OUT]
+
+Needs torch, transformers and PEFT. Every contestant lives in a process of its own: it builds or loads the model, compiles,
+does a step to warm up, and then one step whenever it is told to over a pipe, while all others wait. A round is one step of
+each, starting one further down the list every time, so that what else the machine does falls on all alike; ratios are taken
+within a round. All load the same weights (random, SmolLM2-135M's shape as a Qwen3) and the same tokens, and the loss of the
+first step must agree between them.
+
+    lora, dora        our train_step against PEFT's, see opponents.py for its variants
+    dora-over-lora    our DoRA step over our LoRA step
+    bilevel           our hypergradient forms, and the BiDoRA step as released on PEFT's layers, over the two DoRA gradients
+                      (train and val, no hypergradient, no update) that every such step contains
+
+Memory is the peak resident memory of the process (VmHWM): `steps` since the warm-up began, `process` with loading and
+compiling too. `temporaries` are the compiler's, for ours. Optimisers are AdamW without clipping, decay or schedule on both
+sides. A section keeps all its processes alive: reckon with 1 to 2 GB for each and 6 GB for the one that steps.
+
+Options that scale it down: --layers, --vocabulary, --batch, --tokens, --rounds. --env NAME=VALUE sets the environment of
+both sides alike, for instance GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
+"""
+
+import argparse
+import datetime
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+FORMS = ("exact", "reverse", "finite-difference", "direct")
+GRADIENTS = "two gradients"
+FIRST_LOSS_TOLERANCE = 0.01  # relative; bf16 and float32 forwards of a random model differ by 1e-4
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One process: whose step, of which method, in which setting."""
+
+    side: str
+    """ours or peft"""
+    method: str
+    """lora, dora or bidora"""
+    dtype: str
+    variant: str
+    """ours: the remat setting; peft: see opponents.py"""
+    form: str = ""
+    """ours, bidora: the hypergradient"""
+
+    @property
+    def name(self) -> str:
+        parts = [self.side, self.method, self.form, self.dtype, self.variant]
+        if self.side == "ours":
+            parts[-1] = f"remat {self.variant}"
+        return " ".join(filter(None, parts))
+
+    @property
+    def batches(self) -> int:
+        return 2 if self.method == "bidora" else 1
+
+
+@dataclass
+class Result:
+    """What a contestant reported: the warm-up's figures, then one duration for each round."""
+
+    contestant: Contestant
+    ready: dict
+    seconds: list[float] = field(default_factory=list)
+    steps_gb: float = 0.0
+    process_gb: float = 0.0
+
+
+class Worker:
+    """The parent's end of a contestant's process. Building one starts it and waits until it is warm."""
+
+    def __init__(self, contestant: Contestant, folder: Path, options: argparse.Namespace):
+        job = {**asdict(contestant), "folder": str(folder), "rank": options.rank, "loss_chunk": options.loss_chunk}
+        environment = os.environ | dict(pair.split("=", 1) for pair in options.env)
+        command = [sys.executable, __file__, "--worker", json.dumps(job)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1, env=environment)
+        self.result = Result(contestant, {})
+        self.result.ready = self._answer()
+
+    def step(self) -> None:
+        print("step", file=self.process.stdin, flush=True)
+        answer = self._answer()
+        self.result.seconds.append(answer["seconds"])
+        self.result.steps_gb, self.result.process_gb = answer["steps_gb"], answer["process_gb"]
+
+    def stop(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def _answer(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.result.contestant.name} stopped with exit code {self.process.wait()}; see above")
+        return json.loads(line)
+
+
+def main() -> None:
+    options = parsed()
+    if options.worker:
+        work(json.loads(options.worker))
+        return
+    head = machine(options)
+    print(head["machine"] + "\n" + head["model"], flush=True)
+    record = {**head, "options": vars(options), "groups": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        prepare(folder, options)
+        for section in options.section:
+            for group in SECTIONS[section](options):
+                results = raced(group, folder, options)
+                report(section, results, options)
+                record["groups"].append({"section": section, "results": [asdict(result) for result in results]})
+                if options.json:
+                    Path(options.json).write_text(json.dumps(record, indent=1))
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--section", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    add("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
+    add("--remat", nargs="+", default=["layer", "none"], help="ours: settings of model.remat to try")
+    add("--peft", nargs="+", default=["plain", "autocast"], help="PEFT: variants to try, see opponents.py")
+    add("--forms", nargs="+", default=list(FORMS), choices=FORMS, help="ours: hypergradient forms to try")
+    add("--loss-chunk", type=int, default=0, help="ours: model.loss_chunk; 0 leaves the default")
+    add("--batch", type=int, default=4)
+    add("--tokens", type=int, default=256)
+    add("--layers", type=int, default=30)
+    add("--vocabulary", type=int, default=49_152)
+    add("--rank", type=int, default=8)
+    add("--rounds", type=int, default=7)
+    add("--env", nargs="+", default=[], metavar="NAME=VALUE", help="environment of both sides")
+    add("--json", help="file for the raw figures")
+    add("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# Who runs against whom: each section gives groups of contestants that take turns.
+
+
+def against_peft(method: str, options) -> list[list[Contestant]]:
+    ours = [Contestant("ours", method, *pick) for pick in itertools.product(options.dtypes, options.remat)]
+    return [ours + peft(method, options.dtypes, options)]
+
+
+def dora_over_lora(options) -> list[list[Contestant]]:
+    pairs = itertools.product(options.dtypes, options.remat)
+    return [[Contestant("ours", method, *pick) for method in ("lora", "dora")] for pick in pairs]
+
+
+def bilevel(options) -> list[list[Contestant]]:
+    def group(dtype):
+        forms = itertools.product((GRADIENTS, *options.forms), options.remat)
+        ours = [Contestant("ours", "bidora", dtype, remat, form) for form, remat in forms]
+        return ours + peft("bidora", [dtype], options)
+
+    return [group(dtype) for dtype in options.dtypes]
+
+
+def peft(method: str, dtypes: list[str], options) -> list[Contestant]:
+    # In float32 autocast and narrow would be the plain variant under another name.
+    return [
+        Contestant("peft", method, dtype, variant)
+        for dtype, variant in itertools.product(dtypes, options.peft)
+        if dtype != "float32" or variant not in ("autocast", "narrow")
+    ]
+
+
+SECTIONS: dict[str, Callable] = {
+    "lora": partial(against_peft, "lora"),
+    "dora": partial(against_peft, "dora"),
+    "dora-over-lora": dora_over_lora,
+    "bilevel": bilevel,
+}
+
+
+# The parent.
+
+
+def prepare(folder: Path, options) -> None:
+    """The model that all load, and their tokens."""
+    opponents = Path(__file__).with_name("opponents.py")
+    subprocess.run([sys.executable, opponents, folder, json.dumps(shape(options))], check=True)
+    random = np.random.default_rng(0)
+    for name in ("train", "val"):
+        np.save(folder / f"{name}.npy", random.integers(0, options.vocabulary, (options.batch, options.tokens)))
+
+
+def shape(options) -> dict:
+    """SmolLM2-135M's sizes, in Qwen3Config's names."""
+    return {
+        "vocab_size": options.vocabulary, "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": options.layers, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
+        "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "attention_bias": False, "max_position_embeddings": 8192,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
+    }  # fmt: skip
+
+
+def raced(group: list[Contestant], folder: Path, options) -> list[Result]:
+    """Starts the contestants one after the other, then lets them take turns."""
+    workers: list[Worker] = []
+    try:
+        for contestant in group:
+            began = time.monotonic()
+            workers.append(Worker(contestant, folder, options))
+            print(f"  {contestant.name}: warm after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        for number in range(options.rounds):
+            first = number % len(workers)
+            for worker in workers[first:] + workers[:first]:
+                worker.step()
+    finally:
+        for worker in workers:
+            worker.stop()
+    results = [worker.result for worker in workers]
+    check_losses(results)
+    return results
+
+
+def check_losses(results: list[Result]) -> None:
+    """The contestants must compute the same thing. The two gradients are taken of the same train loss."""
+    losses = {result.contestant.name: result.ready["first_loss"] for result in results}
+    low, high = min(losses.values()), max(losses.values())
+    if not high - low <= FIRST_LOSS_TOLERANCE * abs(high):
+        listed = "\n".join(f"    {loss:9.5f}  {name}" for name, loss in losses.items())
+        raise SystemExit(f"the first losses differ by more than {FIRST_LOSS_TOLERANCE:.0%}:\n{listed}")
+
+
+def report(section: str, results: list[Result], options) -> None:
+    base = yardstick(section, results)
+    print(f"\n{section}: {options.rounds} rounds; ratios to: {base.contestant.name}")
+    width = max(len(result.contestant.name) for result in results)
+    print(f"{'':{width}s} {'tokens/s':>22s} {'s/step':>7s} {'speed ratio':>20s}   peak GB: {'steps':>5s} {'ratio':>5s} "
+          f"{'process':>7s} {'temporaries':>11s}")  # fmt: skip
+    for result in results:
+        tokens = result.contestant.batches * options.batch * options.tokens
+        rates = [tokens / seconds for seconds in result.seconds]
+        temporaries = result.ready.get("temporaries_gb")
+        print(f"{result.contestant.name:{width}s} {spread(rates, '.0f'):>22s} {median(result.seconds):7.2f} "
+              f"{spread(ratios(result, base), '.2f'):>20s}            {result.steps_gb:5.2f} "
+              f"{result.steps_gb / base.steps_gb:5.2f} {result.process_gb:7.2f} "
+              f"{'' if temporaries is None else format(temporaries, '11.2f')}")  # fmt: skip
+    duel(results)
+
+
+def yardstick(section: str, results: list[Result]) -> Result:
+    """What the ratios of a section are taken to: the fastest PEFT, our LoRA, or the faster two gradients."""
+    wanted: Callable[[Contestant], bool] = {
+        "dora-over-lora": lambda c: c.method == "lora",
+        "bilevel": lambda c: c.form == GRADIENTS,
+    }.get(section, lambda c: c.side == "peft")
+    return fastest([result for result in results if wanted(result.contestant)] or results)
+
+
+def duel(results: list[Result]) -> None:
+    """Our best settings against PEFT's best. In a bilevel group ours is the exact form: the others compute less."""
+    ours = [r for r in results if r.contestant.side == "ours" and r.contestant.form in ("", "exact")]
+    theirs = [r for r in results if r.contestant.side == "peft"]
+    if not ours or not theirs:
+        return
+    mine, other = fastest(ours), fastest(theirs)
+    print(f"fastest: {mine.contestant.name} over {other.contestant.name}: {spread(ratios(mine, other), '.2f')} times "
+          f"the speed, {mine.steps_gb / other.steps_gb:.2f} of the memory")  # fmt: skip
+    mine, other = (min(side, key=lambda r: r.steps_gb) for side in (ours, theirs))
+    print(f"leanest: {mine.contestant.name} over {other.contestant.name}: {mine.steps_gb / other.steps_gb:.2f} of the "
+          f"memory, {spread(ratios(mine, other), '.2f')} times the speed", flush=True)  # fmt: skip
+
+
+def fastest(results: list[Result]) -> Result:
+    return min(results, key=lambda result: median(result.seconds))
+
+
+def ratios(result: Result, base: Result) -> list[float]:
+    """How many times the speed of `base`, round by round."""
+    return [other / own for own, other in zip(result.seconds, base.seconds, strict=True)]
+
+
+def spread(values: list[float], form: str) -> str:
+    return f"{median(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
+
+
+def machine(options) -> dict[str, str]:
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "torch", "transformers", "peft"))
+    today = datetime.date.today().isoformat()
+    return {
+        "machine": f"{today}, {os.cpu_count()} x {processor()}, Python {platform.python_version()}, {versions}",
+        "model": f"{options.layers} layers x 576, vocabulary {options.vocabulary}, batch {options.batch} x {options.tokens} "
+        f"tokens, rank {options.rank} on all seven projections; environment: {' '.join(options.env) or 'as it is'}",
+    }
+
+
+def processor() -> str:
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return names[0].partition(":")[2].strip() if names else platform.machine()
+
+
+# The worker.
+
+
+def work(job: dict) -> None:
+    """Warms up, says so, then does one step for every line that comes in."""
+    # Libraries print; answers go out on a copy of stdout, and stdout itself joins stderr.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    began = time.monotonic()
+    step, facts = ours(job) if job["side"] == "ours" else theirs(job)
+    facts["build_seconds"] = time.monotonic() - began
+    loaded_gb = peak_gb()
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts anew at what is resident now
+    facts["first_loss"] = step()
+    print(json.dumps(facts), file=answers)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        step()
+        seconds, steps_gb = time.perf_counter() - began, peak_gb()
+        answer = {"seconds": seconds, "steps_gb": steps_gb, "process_gb": max(loaded_gb, steps_gb)}
+        print(json.dumps(answer), file=answers)
+
+
+def peak_gb() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e6
+
+
+def theirs(job: dict) -> tuple[Callable[[], float], dict]:
+    import opponents
+
+    settings = {name: job[name] for name in ("dtype", "variant", "rank")}
+    return opponents.contestant(Path(job["folder"]), job["method"], learning_rate=2e-4, **settings), {}
+
+
+def ours(job: dict) -> tuple[Callable[[], float], dict]:
+    import jax
+    import jax.numpy as jnp
+
+    from bidora_jax.models import adapters, hf
+    from bidora_jax.models.settings import AdapterConfig, ModelConfig
+    from bidora_jax.training import objective
+
+    folder = Path(job["folder"])
+    config = hf.read_config(folder)
+    model = ModelConfig(dtype=job["dtype"], remat=job["variant"])
+    model = replace(model, loss_chunk=job["loss_chunk"] or model.loss_chunk)
+    adapter = adapters.resolve(AdapterConfig(method=job["method"], rank=job["rank"], alpha=2.0 * job["rank"]), config)
+    base = adapters.prepare_base(hf.load(model, folder, config), adapter)
+    params = adapters.init(adapter, base, jax.random.key(0))
+    train, val = (
+        {"tokens": jnp.asarray(tokens, jnp.int32)[None], "loss_mask": jnp.ones((1, *tokens.shape), jnp.float32)}
+        for tokens in (np.load(folder / f"{name}.npy") for name in ("train", "val"))
+    )
+    build = {"bidora": two_gradients if job["form"] == GRADIENTS else two_levels}.get(job["method"], one_level)
+    losses = objective.inner_loss(config, adapter, model), objective.outer_loss(config, adapter, model)
+    step, state = build(losses, params, job["form"])
+    return compiled(step, state, base, *(train, val)[: 2 if job["method"] == "bidora" else 1])
+
+
+def compiled(step, state, *arguments) -> tuple[Callable[[], float], dict]:
+    """A closure over a step of (state, *arguments) to (state, loss), and what the compiler says of it."""
+    import jax
+
+    began = time.monotonic()
+    run = jax.jit(step, donate_argnums=0).lower(state, *arguments).compile()
+    seconds, temporaries = time.monotonic() - began, run.memory_analysis().temp_size_in_bytes
+    held = [state]
+
+    def once() -> float:
+        state, loss = jax.block_until_ready(run(held.pop(), *arguments))
+        held.append(state)
+        return float(loss)
+
+    return once, {"compile_seconds": seconds, "temporaries_gb": temporaries / 1e9}
+
+
+def one_level(losses, params, _):
+    """LoRA or DoRA."""
+    import jax
+
+    from bidora_jax import init_train_state, train_step
+
+    tx = adamw()
+
+    def step(state, base, train):
+        state, metrics = train_step(state, base, train, loss=lambda p, *rest: losses[0](*p, *rest), tx=tx)
+        return state, metrics["train_loss"]
+
+    return step, init_train_state(params, tx, jax.random.key(1))
+
+
+def two_levels(losses, params, form: str):
+    """A bilevel step with one of the hypergradient forms."""
+    import jax
+
+    from bidora_jax import bilevel_step, init_state
+    from bidora_jax.training.phases import HYPERGRADIENTS
+
+    tx = adamw()
+    settings = {"inner_tx": tx, "outer_tx": tx, "hypergradient": HYPERGRADIENTS[form]}
+    settings |= dict(zip(("inner_loss", "outer_loss"), losses, strict=True))
+
+    def step(state, base, train, val):
+        state, metrics = bilevel_step(state, base, train, val, **settings)
+        return state, metrics["train_loss"]
+
+    return step, init_state(*params, tx, tx, jax.random.key(1))
+
+
+def two_gradients(losses, params, _):
+    """The gradients of the train and the val loss in both parts of the adapter; kept, or the compiler drops them."""
+    import jax
+
+    def step(state, base, train, val):
+        (params, _), key = state, jax.random.key(1)
+        (loss, first), (_, second) = (
+            jax.value_and_grad(lambda p, f=f, batch=batch: f(*p, base, batch, key))(params)
+            for f, batch in zip(losses, (train, val), strict=True)
+        )
+        return (params, (first, second)), loss
+
+    zeros = jax.tree.map(jax.numpy.zeros_like, (params, params))
+    return step, (params, zeros)
+
+
+def adamw():
+    from bidora_jax.training import optim
+    from bidora_jax.training.settings import OptimizerConfig
+
+    return optim.transformation(OptimizerConfig(clip=0.0, schedule="constant", warmup=0.0), 1)
+
+
+if __name__ == "__main__":
+    main()
