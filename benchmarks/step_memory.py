@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from bidora_jax import bilevel_step, init_state, init_train_state, train_step
+from bidora_jax.kernels import quant
 from bidora_jax.models import adapters, decoder
 from bidora_jax.models.decoder import DecoderConfig
 from bidora_jax.models.settings import AdapterConfig, ModelConfig
@@ -32,13 +33,23 @@ CONFIG = DecoderConfig(
 def shapes(method: str):
     """(adapter, base, direction, magnitude) as shapes."""
     adapter = adapters.resolve(AdapterConfig(method=method), CONFIG)
-    base = decoder.base_shapes(CONFIG, jnp.bfloat16)
+    base = as_loaded(decoder.base_shapes(CONFIG, jnp.bfloat16))
 
     def build(base, key):
         base = adapters.prepare_base(base, adapter)
         return base, *adapters.init(adapter, base, key)
 
     return adapter, *jax.eval_shape(build, base, jax.random.key(0))
+
+
+def as_loaded(base):
+    """16-bit stacks as models/hf.py holds them on a CPU."""
+
+    def leaf(shape):
+        packed = len(shape.shape) == 3 and jax.default_backend() == "cpu"
+        return quant.Bits(jax.ShapeDtypeStruct(shape.shape, jnp.uint16), shape.dtype) if packed else shape
+
+    return {**base, "layers": jax.tree.map(leaf, base["layers"])}
 
 
 def report(name: str, step, *arguments, batch: int, tokens: int) -> None:

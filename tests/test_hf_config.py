@@ -72,7 +72,7 @@ def test_head_dim_null_divides_the_hidden_size(tmp_path):
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "before it was quantised"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "before it was quantised"),
     ],
 )
 def test_what_is_not_computed_is_refused(tmp_path, changes, message):

@@ -148,7 +148,7 @@ def dequantise(base: PyTree, dtype=None) -> PyTree:
 
 def count(tree: PyTree) -> int:
     """Number of parameters."""
-    return sum(prod(leaf.shape) for leaf in jax.tree.leaves(tree, is_leaf=quant.is_quantised))
+    return sum(prod(leaf.shape) for leaf in jax.tree.leaves(tree, is_leaf=quant.is_packed))
 
 
 def get(tree: PyTree, path: str) -> PyTree:

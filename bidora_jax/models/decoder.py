@@ -172,12 +172,11 @@ def _rematerialised(body, remat: Remat, base: PyTree):
     if remat == "dots":
         kept = jax.checkpoint_policies.save_only_these_names(FROZEN_DOT)
         return jax.checkpoint(body, policy=kept, prevent_cse=False)
-    if any(map(quant.is_quantised, jax.tree.leaves(base["layers"], is_leaf=quant.is_quantised))):
-        return body
+    if any(map(quant.is_packed, jax.tree.leaves(base["layers"], is_leaf=quant.is_packed))):
+        return body  # each linear layer opens its weight anew
     # A weight read back from its bits would be kept once more: a second copy of a 16-bit base among the residuals.
-    return jax.checkpoint(
-        body, policy=lambda primitive, *_, **__: primitive.name != "bitcast_convert_type", prevent_cse=False
-    )
+    read = "bitcast_convert_type"
+    return jax.checkpoint(body, policy=lambda primitive, *_, **__: primitive.name != read, prevent_cse=False)
 
 
 def logits(
@@ -286,27 +285,27 @@ def _embedded(base: PyTree, tokens: Array) -> Array:
 
 
 def _packed(stacks: PyTree) -> PyTree:
-    """What the scan over layers slices: everything but quantised stacks, which are read in place."""
+    """What the scan over layers slices: everything but packed stacks, which are read in place."""
 
     def pack(leaf):
-        return None if quant.is_quantised(leaf) else _bits(leaf)
+        return None if quant.is_packed(leaf) else _bits(leaf)
 
-    return {**stacks, "base": jax.tree.map(pack, stacks["base"], is_leaf=quant.is_quantised)}
+    return {**stacks, "base": jax.tree.map(pack, stacks["base"], is_leaf=quant.is_packed)}
 
 
 def _unpacked(variables: PyTree, base: PyTree, index: Array) -> PyTree:
     def unpack(stack, part):
-        return quant.Layer(stack, index) if quant.is_quantised(stack) else _floats(part, stack)
+        return quant.Layer(stack, index) if quant.is_packed(stack) else _floats(part, stack)
 
-    layers = jax.tree.map(unpack, base["layers"], variables["base"], is_leaf=quant.is_quantised)
+    layers = jax.tree.map(unpack, base["layers"], variables["base"], is_leaf=quant.is_packed)
     return {**variables, "base": layers}
 
 
 def _bits(leaf: Array) -> Array:
     """16-bit weights as their bits, to be sliced as integers and read back by `_floats`.
 
-    XLA's CPU backend has no 16-bit float slice or gather: it would widen the whole array to float32 and slice that, which
-    is a float32 copy of the model (1.8 GB of temporaries for Qwen3-0.6B). On a GPU the two casts are free.
+    XLA's CPU backend has no 16-bit float slice: it would widen the whole array to float32 and slice that. The cast is a
+    copy there, so the large stacks of a loaded model are `quant.Bits` on a CPU. On a GPU the two casts are free.
     """
     return jax.lax.bitcast_convert_type(leaf, jnp.uint16) if leaf.dtype.itemsize == 2 else leaf
 

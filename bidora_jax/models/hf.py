@@ -124,6 +124,8 @@ def load_base(
         slots: Iterable[Any] = array if stacked else [array]
         for slot, part in zip(slots, dense, strict=True):
             tensorfile.read_into(part, slot)
+        if array.ndim == 3 and array.dtype.itemsize == 2 and jax.default_backend() == "cpu":
+            return quant.Bits(jax.device_put(array.view(np.uint16)), array.dtype)
         return jax.device_put(array)
 
     return jax.tree_util.tree_map_with_path(load, shapes)
@@ -296,6 +298,7 @@ def _tensors(name: str, place: Place, leaf: Any, dtype: np.dtype) -> dict[str, b
     """What one weight is written as; host copies are made one at a time, when their turn comes."""
     if quant.is_quantised(leaf):
         return bnb.tensors(name, leaf, place.layer)
+    leaf = np.asarray(leaf.bits).view(leaf.dtype) if isinstance(leaf, quant.Bits) else leaf
     shape = leaf.shape if place.layer is None else leaf.shape[1:]
 
     def make() -> np.ndarray:
@@ -330,7 +333,7 @@ def _split(sizes: dict[str, int], limit: int) -> list[list[str]]:
 
 
 def _flatten(tree: PyTree) -> dict[tuple[str, ...], Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=quant.is_quantised)
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=quant.is_packed)
     return {_names(path): leaf for path, leaf in leaves}
 
 

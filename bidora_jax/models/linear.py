@@ -26,7 +26,7 @@ class Linear(nn.Module):
     use_bias: bool = False
     adapter: Adapter | None = None
     reopen: bool = False
-    """Open a quantised weight anew in the backward pass rather than keep it. A layer that is itself recomputed does so anyway."""
+    """Open a packed weight anew in the backward pass rather than keep it. A layer that is itself recomputed does so anyway."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:

@@ -66,7 +66,7 @@ def resolve(settings: ModelConfig, *, tied: bool) -> Quantization | None:
 
 def describe(base) -> list[str]:
     """Lines that say what of a base tree is quantised, at how many bits, and what is not."""
-    leaves = jax.tree_util.tree_leaves_with_path(base, is_leaf=quant.is_quantised)
+    leaves = jax.tree_util.tree_leaves_with_path(base, is_leaf=quant.is_packed)
     named = [(".".join(key.key for key in path[:-1]), leaf) for path, leaf in leaves if path[-1].key == "weight"]
     packed = [(name, leaf) for name, leaf in named if quant.is_quantised(leaf)]
     if not packed:
