@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from bidora_jax.kernels import quant
 from bidora_jax.models import adapters, hf, parity, peft
 from bidora_jax.models.settings import AdapterConfig
 
@@ -72,7 +73,12 @@ def test_an_adapter_folder_agrees_and_a_changed_one_does_not(model_folder, tmp_p
 def test_the_probe_is_computed_in_float32_whatever_the_base(model_folder):
     adapter, base, direction, magnitude = _trained(model_folder, "bfloat16")
     plain = hf.load_base(model_folder, tiny.CONFIG, "bfloat16")
-    wide = adapters.prepare_base(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), plain), adapter)
+
+    def widened(leaf):
+        each = quant.over_layers(quant.dense, leaf) if quant.is_packed(leaf) else leaf
+        return each.astype(jnp.float32)
+
+    wide = adapters.prepare_base(jax.tree.map(widened, plain, is_leaf=quant.is_packed), adapter)
     expected = parity.probe_logits(tiny.CONFIG, adapter, wide, direction, magnitude)
     assert expected.dtype == np.float32
     # Not bit-equal: XLA may sum norm_sq of a bf16 weight in another order than that of a float32 one.
