@@ -659,9 +659,7 @@ def step_table(rows: list[dict], facts: dict) -> None:
           [step_line(row) for row in ran], notes)  # fmt: skip
     lines = [[row["method"], row["form"], *(f"{row['compiler'][part] / 1e9:.2f}" for part in ("argument", "temp", "total"))]
              for row in analysed]  # fmt: skip
-    notes = [
-        "the compiler's count for a CPU, which copies dense bf16 stacks before it slices them; nothing was allocated"
-    ]
+    notes = ["the compiler's count for a CPU; nothing was allocated"]
     table("5b. memory of a step, Qwen3-8B's shape, 1 x 1,024 tokens a level, GB", facts, 2,
           ["method", "base", "arguments", "temporaries", "in all"], lines, notes)  # fmt: skip
 

@@ -50,13 +50,16 @@ def stack_shapes(form: Form, shape: tuple[int, ...], dtype) -> PyTree:
 
 
 def base_shapes(config: DecoderConfig, form: Form, dtype) -> PyTree:
-    """Shapes of a whole base, with the modules quantised that are by default."""
+    """Shapes of a whole base as the loader makes it: quantised modules by default, 16-bit stacks on a CPU as integers."""
     settings = ModelConfig(quantization=form.removesuffix("-nested"), double_quant=form == "nf4-nested")
     chosen = quantization.resolve(settings, tied=config.tie_word_embeddings)
 
     def leaf(path, like):
         covered = chosen is not None and chosen.covers(tuple(key.key for key in path))
-        return stack_shapes(form if covered else "none", like.shape, like.dtype)
+        if covered:
+            return stack_shapes(form, like.shape, like.dtype)
+        held = len(like.shape) == 3 and like.dtype.itemsize == 2 and jax.default_backend() == "cpu"
+        return quant.Bits(jax.ShapeDtypeStruct(like.shape, jnp.uint16), like.dtype) if held else like
 
     return jax.tree_util.tree_map_with_path(leaf, decoder.base_shapes(config, dtype))
 
@@ -75,7 +78,7 @@ def _kind(path, like) -> str:
     names = [getattr(part, "key", None) or getattr(part, "name", "") for part in path]
     if any("norm" in name for name in names):
         return "norm"
-    return names[-1] if names and names[-1] in ("codes", "absmax", "offset") else "weight"
+    return names[-1] if names and names[-1] in ("codes", "absmax", "offset", "bits") else "weight"
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -90,6 +93,8 @@ def _leaf(kind: str, shape: tuple[int, ...], dtype, key: jax.Array) -> jax.Array
 def _drawn(kind: str, shape: tuple[int, ...], dtype, key: jax.Array) -> jax.Array:
     if kind == "absmax":
         return SCALE * jax.random.uniform(key, shape, dtype, 0.5, 1.5)
+    if kind == "bits":
+        return jax.lax.bitcast_convert_type(_drawn("weight", shape, jnp.bfloat16, key), dtype)
     if kind == "weight":
         return (DEVIATION * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
     codes = jax.random.bits(key, shape, jnp.uint8)
