@@ -133,8 +133,9 @@ def test_a_step_of_bitsandbytes_from_its_own_state():
     Its codes are not always the nearest, and are far off near zero (see test_dynamic8.py): each step starts from what it
     has stored, and codes are compared above a hundredth of the block's largest.
     """
-    torch = pytest.importorskip("torch")
-    optimisers = pytest.importorskip("bitsandbytes.optim")
+    import torch
+    from bitsandbytes import optim as optimisers
+
     rate, decay = 0.01, 0.1
     start = np.random.default_rng(3).normal(size=SHAPES["A"]).astype(np.float32)
     theirs = torch.nn.Parameter(torch.from_numpy(start.copy()))

@@ -54,12 +54,13 @@ def test_the_map_is_cells_of_decades_with_zero_and_one(signed):
 @pytest.mark.torch
 @BOTH
 def test_the_map_is_that_of_bitsandbytes_bit_for_bit(signed):
-    torch = pytest.importorskip("torch")
-    functional = pytest.importorskip("bitsandbytes.functional")
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        pytest.skip("torch.linspace rounds twice on processors without fused multiply-add")
+    import torch
+    from bitsandbytes import functional
+
     wanted = functional.create_dynamic_map(signed).numpy()
-    np.testing.assert_array_equal(dynamic8.dynamic_map(signed).view(np.int32), wanted.view(np.int32))
+    # torch.linspace rounds twice on processors without fused multiply-add, which moves the last bit of some entries.
+    fused = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    np.testing.assert_array_max_ulp(dynamic8.dynamic_map(signed), wanted, maxulp=0 if fused else 1)
 
 
 @BOTH
@@ -166,8 +167,9 @@ def test_against_bitsandbytes(signed, form):
     in 0.1 to 0.3 % of numbers above 0.01, where values lie 0.0005 apart or more. Below 1e-4 the grid is coarser than
     the map, and its codes say nothing.
     """
-    torch = pytest.importorskip("torch")
-    functional = pytest.importorskip("bitsandbytes.functional")
+    import torch
+    from bitsandbytes import functional
+
     x = numbers((11, 13, 509), signed, form)
     theirs, state = functional.quantize_blockwise(
         torch.from_numpy(x), code=functional.create_dynamic_map(signed), blocksize=256

@@ -9,7 +9,8 @@ absmax is float32, or itself in 8 bits (double quantisation): 4.127 bits a param
 A product is made in the open: `opened` gives the matrix C and, for int8, the row scale σ that belongs on the output of the
 dot, where it costs O numbers and not O·I. Dequantised NF4 values are a float32 code times a float32 absmax, rounded once
 to the weight's dtype. Nothing here has a derivative: weights are opaque, and what multiplies them is an ordinary dot.
-The quantisers are in kernels/quantise.py; the CUDA forms of the two dequantisations in kernels/cuda.
+The quantisers are in kernels/quantise.py; the CUDA forms of the two dequantisations in kernels/cuda. `Bits`, for a CPU, is
+a dense 16-bit stack in another guise.
 """
 
 from collections.abc import Callable

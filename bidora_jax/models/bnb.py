@@ -97,8 +97,11 @@ def tensors(name: str, stack: quant.Int8 | quant.NF4, layer: int | None) -> dict
 
     def of(leaf, shape=None) -> Tensor:
         final = shape or (leaf.shape if layer is None else leaf.shape[1:])
-        # A layer is cut out first: of a whole stack jax would keep the host copy alive.
-        make = lambda: np.asarray(leaf if layer is None else leaf[layer]).reshape(final)  # noqa: E731
+
+        def make() -> np.ndarray:
+            # A layer is cut out first: of a whole stack jax would keep the host copy alive.
+            return np.asarray(leaf if layer is None else leaf[layer]).reshape(final)
+
         return Tensor(final, np.dtype(leaf.dtype), make)
 
     if isinstance(stack, quant.Int8):
