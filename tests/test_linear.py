@@ -206,8 +206,8 @@ def test_sixteen_bit_stacks_held_as_integers_are_the_same_weights(remat):
         both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
         out.append(both(direction, magnitude, base, batch(1, 1, np.float32), jax.random.key(0)))
         out.append(adapters.merge(adapter, base, direction, magnitude)["layers"]["mlp"]["up_proj"]["weight"])
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=2e-2, atol=1e-3)
+    # The programs differ in where they round activations to 8 bits, which moves a gradient by a share of its length.
+    assert_close(found[0], expected[0], 3e-2)
     assert jnp.array_equal(found[1], expected[1])
 
 
