@@ -100,7 +100,7 @@ class Bits:
     """A stack of dense 16-bit weights as integers of the same bits, for a CPU.
 
     XLA's CPU backend has no slice of 16-bit floats: it widens the whole stack to float32 and slices that. Casting to
-    integers inside the program is a copy of the stack (both 1.8 and 0.9 GB of temporaries for Qwen3-0.6B); held as
+    integers inside the program copies the stack (1.8 and 0.9 GB of temporaries for Qwen3-0.6B); held as
     integers, a layer is sliced and read back by itself.
     """
 
