@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bidora_jax.kernels.dora import wide
+from bidora_jax.kernels.products import matmul, product, swapped, wide
 
 
 def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], *, eps: float) -> Float[Array, "*batch D"]:
@@ -33,23 +33,27 @@ def rope_angles(positions: Int[Array, " T"], head_dim: int, *, theta: float, dty
 
 
 def rope(x: Float[Array, "B T N h"], cos: Float[Array, "T h"], sin: Float[Array, "T h"]) -> Float[Array, "B T N h"]:
-    """Rotates every head of x by the angle of its position."""
-    first, second = jnp.split(x, 2, axis=-1)
-    rotated = jnp.concatenate([-second, first], axis=-1)
-    return x * cos[None, :, None, :] + rotated * sin[None, :, None, :]
+    """Rotates every head of x by the angle of its position, in float32, rounded once."""
+    wide_x, cos, sin = (array.astype(wide(x.dtype)) for array in (x, cos[None, :, None, :], sin[None, :, None, :]))
+    first, second = jnp.split(wide_x, 2, axis=-1)
+    return (wide_x * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)
 
 
 def attend(
     q: Float[Array, "B Q H h"], k: Float[Array, "B S K h"], v: Float[Array, "B S K h"], visible: Bool[Array, "Q S"]
 ) -> Float[Array, "B Q H h"]:
     """Attention of Q queries over S keys where `visible` allows it, with the [Q, S] scores of every head in memory."""
-    groups = q.shape[2] // k.shape[2]
-    grouped = q.reshape(*q.shape[:2], k.shape[2], groups, q.shape[3])
-    scores = jnp.einsum("bqkgh,bskh->bkgqs", grouped, k, preferred_element_type=wide(q.dtype)) * q.shape[-1] ** -0.5
-    scores = jnp.where(visible[None, None, None], scores, jnp.finfo(scores.dtype).min)
+    batch, queries, heads, dim = q.shape
+    kv_heads = k.shape[2]
+    groups = heads // kv_heads
+    split = (batch, kv_heads, queries, groups)
+    # The queries of all heads that share keys are the rows of one product, in an order that never turns the scores.
+    rows = swapped(q.reshape(batch, queries, kv_heads, groups, dim), 1, 2).reshape(batch, kv_heads, -1, dim)
+    scores = product(rows, swapped(k, 1, 2)).reshape(*split, -1) * dim**-0.5
+    scores = jnp.where(visible[None, None, :, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkgqs,bskh->bqkgh", weights, v, preferred_element_type=wide(v.dtype))
-    return out.reshape(q.shape).astype(q.dtype)
+    out = matmul(weights.reshape(batch, kv_heads, -1, k.shape[1]), swapped(v, 1, 2)).astype(q.dtype)
+    return swapped(out.reshape(*split, dim), 1, 2).reshape(q.shape)
 
 
 def causal_attention(

@@ -19,24 +19,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
-from jax.custom_derivatives import linear_call
 from jaxtyping import Array, Float, Key, UInt32
 
-FROZEN_DOT = "frozen_dot"
-"""The products with frozen weights, which are nearly all of a model's arithmetic: what is worth keeping, if anything is."""
-
+from bidora_jax.kernels.products import frozen_dot, product, wide
 
 class Direction(NamedTuple):
     """The low-rank change of direction. The magnitude is not in it: another level trains it, so it is another argument."""
 
     A: Float[Array, "r I"]
     B: Float[Array, "O r"]
-
-
-def wide(dtype) -> jnp.dtype:
-    """The dtype sums of `dtype` are made in: float32, or float64 for float64."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def init(
@@ -53,35 +44,6 @@ def init(
 def square_norm(w: Float[Array, "O I"]) -> Float[Array, " O"]:
     """Sum of squares of each row, the constant first term of the factored norm."""
     return jnp.sum(jnp.square(w.astype(wide(w.dtype))), axis=1)
-
-
-def frozen_dot(x: Float[Array, "*batch I"], w0: Float[Array, "O I"]) -> Float[Array, "*batch O"]:
-    """x·W0ᵀ with the accumulator returned as it is: float32 for bf16 and float16 inputs.
-
-    For those narrow inputs the product is declared linear in x alone, so that the cotangent is rounded to the dtype of x
-    before it meets W0: a float32 cotangent times a bf16 weight is a mixed product that is several times slower. W0 then
-    has no derivative at all (differentiating it fails loudly); in float32 and float64 this is an ordinary product.
-    Its name for the policies of `jax.checkpoint` is FROZEN_DOT.
-    """
-    narrow = x.dtype != wide(x.dtype)
-    y = linear_call(_narrow_dot, _narrow_dot_transpose, (w0,), x) if narrow else _contract(x, w0)
-    return checkpoint_name(y, FROZEN_DOT)
-
-
-def _contract(x, w):
-    return jax.lax.dot_general(x, w, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=wide(x.dtype))
-
-
-def _narrow_dot(residuals, x):
-    (w0,) = residuals
-    return _contract(x, w0)
-
-
-def _narrow_dot_transpose(residuals, g):
-    (w0,) = residuals
-    g = g.astype(w0.dtype)
-    dims = (((g.ndim - 1,), (0,)), ((), ()))
-    return jax.lax.dot_general(g, w0, dims, preferred_element_type=wide(w0.dtype)).astype(w0.dtype)
 
 
 def row_norm(
@@ -125,8 +87,9 @@ def gain(magnitude: Float[Array, " O"], norm: Float[Array, " O"]) -> Float[Array
 
 def low_rank(x: Float[Array, "*batch I"], direction: Direction) -> Float[Array, "*batch O"]:
     """(x·Aᵀ)·Bᵀ in the dtype of x, its last accumulator returned as it is."""
-    a, b = (factor.astype(x.dtype) for factor in direction)
-    return _contract(_contract(x, a).astype(x.dtype), b)
+    rows = x.reshape(-1, x.shape[-1])
+    y = product(product(rows, direction.A).astype(x.dtype), direction.B)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def apply(

@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from bidora_jax.errors import InputError, did_you_mean
 from bidora_jax.kernels import dora, quant
+from bidora_jax.kernels.products import wide
 from bidora_jax.models.settings import LINEARS, AdapterConfig
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def init(adapter: Adapter, base: PyTree, key: jax.Array) -> tuple[PyTree, PyTree
     for path in adapter.targets:
         leaf = get(base["layers"], path)
         layers, out_features, in_features = leaf["weight"].shape
-        dtype = dora.wide(leaf["weight"].dtype)
+        dtype = wide(leaf["weight"].dtype)
         path_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
         bound = in_features**-0.5
         a = jax.random.uniform(path_key, (layers, adapter.rank, in_features), dtype, -bound, bound)

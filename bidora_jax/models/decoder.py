@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from bidora_jax.kernels import attention, losses, quant
-from bidora_jax.kernels.dora import FROZEN_DOT, frozen_dot
+from bidora_jax.kernels.products import FROZEN_DOT, frozen_dot, wide
 from bidora_jax.models.adapters import Adapter, linear_shapes
 from bidora_jax.models.linear import Linear
 
@@ -92,7 +92,8 @@ class MLP(nn.Module):
     def __call__(self, x):
         gate = _linear(self, "gate_proj")(x)
         up = _linear(self, "up_proj")(x)
-        return _linear(self, "down_proj")(nn.silu(gate) * up)
+        gate = nn.silu(gate.astype(wide(gate.dtype))).astype(up.dtype)  # rounded once, as torch
+        return _linear(self, "down_proj")(gate * up)
 
 
 class DecoderLayer(nn.Module):
@@ -154,15 +155,24 @@ def hidden(
     x = x if dtype is None else x.astype(dtype)
     cos, sin = _angles(config, jnp.arange(tokens.shape[1]), x.dtype)
 
-    def body(x, slices):
+    def body(carried, slices):
         variables, index = slices
         rngs = {} if key is None else {"dropout": jax.random.fold_in(key, index)}
-        return layer.apply(_unpacked(variables, base, index), x, cos, sin, rngs=rngs)[0], None
+        out = layer.apply(_unpacked(variables, base, index), carried.astype(x.dtype), cos, sin, rngs=rngs)[0]
+        return out.astype(carried.dtype), None
 
     body = _rematerialised(body, remat, base)
     packed = _packed(_stacks(base, direction, magnitude))
-    x, _ = jax.lax.scan(body, x, (packed, jnp.arange(config.num_layers)))
-    return attention.rms_norm(x, base["norm"]["weight"], eps=config.rms_norm_eps)
+    last, _ = jax.lax.scan(body, x.astype(_kept_dtype(x.dtype)), (packed, jnp.arange(config.num_layers)))
+    return attention.rms_norm(last.astype(x.dtype), base["norm"]["weight"], eps=config.rms_norm_eps)
+
+
+def _kept_dtype(dtype) -> jnp.dtype:
+    """In which dtype the scan keeps what goes from layer to layer: values of x.dtype, held wide on a CPU.
+
+    XLA's CPU backend has no 16-bit float update of an array in place: it would widen and narrow all layers at every one.
+    """
+    return wide(dtype) if jax.default_backend() == "cpu" else jnp.dtype(dtype)
 
 
 def _rematerialised(body, remat: Remat, base: PyTree):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bidora_jax.kernels import dora, quant
+from bidora_jax.kernels.products import FROZEN_DOT, wide
 from bidora_jax.models.adapters import Adapter
 
 
@@ -38,7 +39,7 @@ class Linear(nn.Module):
         product = partial(_product, adapter)
         if self.reopen and isinstance(weight, quant.Layer):
             # What is kept for the backward pass is the sums, not the matrix.
-            kept = jax.checkpoint_policies.save_only_these_names(dora.FROZEN_DOT)
+            kept = jax.checkpoint_policies.save_only_these_names(FROZEN_DOT)
             product = jax.checkpoint(product, policy=kept, prevent_cse=False)
         y = product(x, weight, *trained)
         if self.use_bias:
@@ -47,7 +48,7 @@ class Linear(nn.Module):
         return y
 
     def _direction(self, dtype) -> dora.Direction:
-        dtype, rank = dora.wide(dtype), self.adapter.rank if self.adapter else 0
+        dtype, rank = wide(dtype), self.adapter.rank if self.adapter else 0
         a = self.variable("direction", "A", jnp.zeros, (rank, self.in_features), dtype).value
         b = self.variable("direction", "B", jnp.zeros, (self.out_features, rank), dtype).value
         return dora.Direction(a, b)
@@ -57,7 +58,7 @@ class Linear(nn.Module):
         if self.adapter is None or not self.adapter.magnitude:
             return None
         names, shape = (("magnitude", "m"), ("base", "norm_sq")), (self.out_features,)
-        return tuple(self.variable(group, name, jnp.zeros, shape, dora.wide(dtype)).value for group, name in names)
+        return tuple(self.variable(group, name, jnp.zeros, shape, wide(dtype)).value for group, name in names)
 
     def _dropout(self, x, rate: float):
         if not rate or not self.has_rng("dropout"):

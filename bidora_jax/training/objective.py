@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from bidora_jax.kernels import dora, losses, quant
+from bidora_jax.kernels.products import wide
 from bidora_jax.models import decoder
 from bidora_jax.models.adapters import Adapter, get
 from bidora_jax.models.decoder import DecoderConfig
@@ -79,6 +80,6 @@ def _mean_loss(config, adapter, model: ModelConfig, direction, magnitude, base, 
     if tokens.shape[0] == 1:
         total, _ = one(0.0, (tokens[0], mask[0], 0))
     else:
-        zero = jnp.zeros((), dora.wide(base["norm"]["weight"].dtype))
+        zero = jnp.zeros((), wide(base["norm"]["weight"].dtype))
         total, _ = jax.lax.scan(jax.checkpoint(one), zero, (tokens, mask, jnp.arange(tokens.shape[0])))
     return total / trained

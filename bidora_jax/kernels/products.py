@@ -1,0 +1,116 @@
+"""Matrix products in the dtype of the activations, with float32 sums and derivatives that move no large operand.
+
+    frozen_dot   y = x·W0ᵀ      W0 is frozen: linear in x alone
+    product      y = x·Wᵀ       both have a derivative, W in any float dtype
+    matmul       y = x·W        the same for a W that lies the other way
+
+For narrow x (bf16, float16) a cotangent is rounded to that dtype before it meets a matrix: a float32 cotangent times a bf16
+matrix is a mixed product, several times slower on a CPU and outside the tensor cores of a GPU. Sums are float32 (float64 for
+float64) and are returned as they are. Every function here is differentiable to second order forward over reverse.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import linear_call
+from jaxtyping import Array, Float
+
+FROZEN_DOT = "frozen_dot"
+"""The products with frozen weights, which are nearly all of a model's arithmetic: what is worth keeping, if anything is."""
+
+
+def wide(dtype) -> jnp.dtype:
+    """The dtype sums of `dtype` are made in: float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def frozen_dot(x: Float[Array, "*batch I"], w0: Float[Array, "O I"]) -> Float[Array, "*batch O"]:
+    """x·W0ᵀ with the accumulator returned as it is: float32 for bf16 and float16 inputs.
+
+    For those narrow inputs the product is declared linear in x alone. W0 then has no derivative at all (differentiating it
+    fails loudly); in float32 and float64 this is an ordinary product. Its name for the policies of `jax.checkpoint` is
+    FROZEN_DOT.
+    """
+    narrow = x.dtype != wide(x.dtype)
+    y = linear_call(_narrow_dot, _narrow_dot_transpose, (w0,), x) if narrow else _contract(x, w0)
+    return checkpoint_name(y, FROZEN_DOT)
+
+
+def _contract(x, w):
+    return jax.lax.dot_general(x, w, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=wide(x.dtype))
+
+
+def _narrow_dot(residuals, x):
+    (w0,) = residuals
+    return _contract(x, w0)
+
+
+def _narrow_dot_transpose(residuals, g):
+    (w0,) = residuals
+    g = g.astype(w0.dtype)
+    dims = (((g.ndim - 1,), (0,)), ((), ()))
+    return jax.lax.dot_general(g, w0, dims, preferred_element_type=wide(w0.dtype)).astype(w0.dtype)
+
+
+def product(x: Float[Array, "*batch M K"], w: Float[Array, "*batch N K"]) -> Float[Array, "*batch M N"]:
+    """x·Wᵀ over equal leading axes; W is rounded to the dtype of x.
+
+    The derivative of W is a sum over rows, for which one of its two factors has to be turned: the smaller one. JAX's own
+    rule turns the cotangent, which is the large one wherever K is small: low-rank factors, heads of attention. Forward-mode
+    differentiation passes through its gradient but not through the function itself.
+    """
+    return _product(x, w, -1)
+
+
+def matmul(x: Float[Array, "*batch M K"], w: Float[Array, "*batch K N"]) -> Float[Array, "*batch M N"]:
+    """x·W, otherwise as `product`."""
+    return _product(x, w, -2)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x, w, axis: int):
+    return dot(x, w.astype(x.dtype), -1, axis)
+
+
+def _product_forward(x, w, axis: int):
+    return dot(x, w.astype(x.dtype), -1, axis), (x, w)  # not _product: it would bar a forward pass over its gradient
+
+
+def _product_backward(axis: int, residuals, g):
+    x, w = residuals
+    g = g.astype(x.dtype)
+    dx = dot(g, w.astype(x.dtype), -1, -3 - axis)
+    small, large = (x, g) if x.shape[-1] < g.shape[-1] else (g, x)
+    dw = dot(small, large, -2, -2)  # (K, N) where x is the small one, else (N, K)
+    dw = dw if (small is x) == (axis == -2) else dw.swapaxes(-1, -2)
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def dot(left, right, left_axis: int, right_axis: int):
+    """Contracts one of the two last axes of each over equal leading axes."""
+    leading = tuple(range(left.ndim - 2))
+    contracted = ((left.ndim + left_axis,), (right.ndim + right_axis,))
+    dims = (contracted, (leading, leading))
+    return jax.lax.dot_general(left, right, dims, preferred_element_type=wide(left.dtype))
+
+
+def swapped(x: Array, first: int, second: int) -> Array:
+    """x with two of its axes swapped, neither of them the last, as an operand of a product.
+
+    On a CPU XLA computes a 16-bit product in float32 if it can see that an operand was transposed, at half the speed. Pairs
+    of numbers transposed as one integer it does not see through.
+    """
+    if jax.default_backend() != "cpu" or x.dtype.itemsize != 2 or x.shape[-1] % 2:
+        return x.swapaxes(first, second)
+    swap = partial(_swapped_pairs, first=first, second=second)
+    return linear_call(lambda _, x: swap(x), lambda _, g: swap(g), (), x)
+
+
+def _swapped_pairs(x: Array, first: int, second: int) -> Array:
+    pairs = jax.lax.bitcast_convert_type(x.reshape(*x.shape[:-1], -1, 2), jnp.uint32).swapaxes(first, second)
+    return jax.lax.bitcast_convert_type(pairs, x.dtype).reshape(*pairs.shape[:-1], -1)
