@@ -50,6 +50,58 @@ def test_what_transformers_4_wrote_outside_and_inside_of_rope_scaling_counts_as_
         assert config.rope_scaling == RopeScaling("llama3", 8.0, length=length, slow=1.0, fast=4.0)
 
 
+# config.json as published, less what only names or generates.
+PUBLISHED = {
+    "Llama-2-7b": {
+        "model_type": "llama", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,
+        "max_position_embeddings": 4096, "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+        "pretraining_tp": 1, "rms_norm_eps": 1e-5, "rope_scaling": None, "tie_word_embeddings": False,
+        "vocab_size": 32000,
+    },
+    "Llama-3.2-1B": {
+        "model_type": "llama", "attention_bias": False, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2048,
+        "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": False, "num_attention_heads": 32,
+        "num_hidden_layers": 16, "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-5,
+        "rope_scaling": {
+            "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0, "tie_word_embeddings": True, "vocab_size": 128256,
+    },
+    "Mistral-7B-v0.1": {
+        "model_type": "mistral", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+        "max_position_embeddings": 32768, "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
+        "vocab_size": 32000,
+    },
+    "Qwen2.5-0.5B": {
+        "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 896, "intermediate_size": 4864,
+        "max_position_embeddings": 32768, "max_window_layers": 24, "num_attention_heads": 14, "num_hidden_layers": 24,
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "sliding_window": 32768,
+        "tie_word_embeddings": True, "use_mrope": False, "use_sliding_window": False, "vocab_size": 151936,
+    },
+}  # fmt: skip
+LLAMA32 = RopeScaling("llama3", 32.0, length=8192, slow=1.0, fast=4.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Llama-2-7b", {"head_dim": 128, "rope_theta": 1e4, "rope_scaling": None, "window": None, "qkv_bias": False}),
+        ("Llama-3.2-1B", {"head_dim": 64, "rope_theta": 5e5, "rope_scaling": LLAMA32, "window": None, "o_bias": False}),
+        ("Mistral-7B-v0.1", {"head_dim": 128, "rope_theta": 1e4, "rope_scaling": None, "window": 4096}),
+        ("Qwen2.5-0.5B", {"head_dim": 64, "rope_theta": 1e6, "window": None, "qkv_bias": True, "o_bias": False}),
+    ],
+)
+def test_published_files_are_read(tmp_path, name, expected):
+    raw = PUBLISHED[name]
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    found = vars(read_config(tmp_path))
+    expected |= {field: raw[key] for key, field in hf_config.SIZES.items()}
+    expected |= {key: raw[key] for key in ("rms_norm_eps", "tie_word_embeddings")}
+    assert {key: found[key] for key in expected} == expected
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "window"),
     [
@@ -213,7 +265,11 @@ def test_a_hub_name_fetches_weights_and_text_and_nothing_that_runs(tmp_path, mon
         huggingface_hub, "snapshot_download", lambda name, **options: calls.append((name, options)) or str(tmp_path)
     )
     assert resolve_folder("Org/Model-0.6B") == tmp_path
-    assert calls == [("Org/Model-0.6B", {"allow_patterns": list(hf_config.DOWNLOADED)})]
+    patterns = {"allow_patterns": list(hf_config.DOWNLOADED), "ignore_patterns": list(hf_config.NOT_DOWNLOADED)}
+    assert calls == [("Org/Model-0.6B", patterns)]
+    files = ["model-00001-of-00002.safetensors", "consolidated.safetensors", "original/params.json", "tokenizer.json"]
+    kept = huggingface_hub.utils.filter_repo_objects(files, **patterns)
+    assert list(kept) == ["model-00001-of-00002.safetensors", "tokenizer.json"]
     assert not any(pattern.endswith((".py", ".bin", ".pt")) or pattern == "*" for pattern in hf_config.DOWNLOADED)
 
 

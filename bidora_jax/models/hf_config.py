@@ -13,6 +13,7 @@ from bidora_jax.models.folders import read_json
 NOT_A_MODEL = "point model.path at a Hugging Face model folder (config.json, *.safetensors, tokenizer files)"
 # Everything a model folder may need; anything executable or pickled stays on the hub.
 DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+NOT_DOWNLOADED = ("consolidated*", "original/*")  # the weights once more, in Mistral's and Meta's own layout
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,11 @@ def _download(name: str) -> Path:
     import huggingface_hub  # slow, and a local folder never needs it
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(DOWNLOADED)))
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, allow_patterns=list(DOWNLOADED), ignore_patterns=list(NOT_DOWNLOADED)
+            )
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

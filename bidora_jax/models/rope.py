@@ -63,7 +63,7 @@ def read(rope: Mapping[str, Any], context: int) -> RopeScaling | None:
     """The stretch that settings without `problems` ask for, of a model of `context` positions; None for none."""
     kind, full = kind_of(rope), _completed(rope, context)
     if kind == "linear":
-        return RopeScaling(kind, *_numbers(full, "factor"))
+        return RopeScaling(kind, float(full["factor"]))
     length = full["original_max_position_embeddings"]
     if kind == "llama3":
         factor, slow, fast = _numbers(full, "factor", "low_freq_factor", "high_freq_factor")
