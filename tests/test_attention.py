@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax.kernels import attention
+from bidora_jax.kernels import attention, rotary
 
 BATCH, TOKENS, HEADS, GROUPS, DIM = 2, 11, 6, 2, 10
 
@@ -16,7 +16,7 @@ def case(dtype=jnp.float32):
     return [jnp.asarray(random.normal(size=shape), dtype) for shape in shapes]
 
 
-def plain(q, k, v):
+def plain(q, k, v, window=TOKENS):
     """One query head at a time, in float64."""
     q, k, v = (np.asarray(array, np.float64) for array in (q, k, v))
     out = np.zeros(q.shape)
@@ -24,9 +24,10 @@ def plain(q, k, v):
         for head in range(HEADS):
             group = head // (HEADS // GROUPS)
             for t in range(TOKENS):
-                scores = k[b, : t + 1, group] @ q[b, t, head] / np.sqrt(DIM)
+                seen = slice(max(0, t + 1 - window), t + 1)
+                scores = k[b, seen, group] @ q[b, t, head] / np.sqrt(DIM)
                 weights = np.exp(scores - scores.max())
-                out[b, t, head] = (weights / weights.sum()) @ v[b, : t + 1, group]
+                out[b, t, head] = (weights / weights.sum()) @ v[b, seen, group]
     return out
 
 
@@ -36,12 +37,21 @@ def test_causal_attention_is_the_plain_sum(chunk):
     np.testing.assert_allclose(attention.causal_attention(q, k, v, chunk=chunk), plain(q, k, v), rtol=1e-5, atol=1e-5)
 
 
-def test_chunked_attention_has_the_dense_forms_derivatives_of_second_order(x64):
+@pytest.mark.parametrize("window", [1, 3, 7, TOKENS, 50])
+@pytest.mark.parametrize("chunk", [TOKENS, 4])
+def test_a_window_is_the_plain_sum_over_the_last_tokens(chunk, window):
+    q, k, v = case()
+    found = attention.causal_attention(q, k, v, chunk=chunk, window=window)
+    np.testing.assert_allclose(found, plain(q, k, v, window), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_chunked_attention_has_the_dense_forms_derivatives_of_second_order(x64, window):
     q, k, v = case(jnp.float64)
 
     def product(chunk):
         def loss(q, k, v):
-            return jnp.sum(jnp.sin(attention.causal_attention(q, k, v, chunk=chunk)))
+            return jnp.sum(jnp.sin(attention.causal_attention(q, k, v, chunk=chunk, window=window)))
 
         gradient = jax.grad(loss, (0, 1, 2))
         return jax.jit(lambda: (gradient(q, k, v), jax.jvp(gradient, (q, k, v), (v.repeat(3, 2), q[:, :, :2], k))[1]))()
@@ -63,7 +73,7 @@ def test_no_token_sees_a_later_one():
 
 def test_rope_keeps_lengths_and_depends_on_distances_only():
     q, k, _ = case()
-    cos, sin = attention.rope_angles(jnp.arange(TOKENS), DIM, theta=1e4, dtype=jnp.float32)
+    cos, sin = attention.rope_angles(jnp.arange(TOKENS), rotary.frequencies(DIM, 1e4), dtype=jnp.float32)
     rotated = attention.rope(q, cos, sin)
     np.testing.assert_allclose(jnp.linalg.norm(rotated, axis=-1), jnp.linalg.norm(q, axis=-1), rtol=1e-5)
     one_q, one_k = (jnp.broadcast_to(array[:1, :1, :1], (1, TOKENS, 1, DIM)) for array in (q, k))

@@ -197,6 +197,29 @@ def test_code_and_text_are_trained_from_the_second_token_to_the_end_of_text(toke
         prompt_ids({key: "acabc"}, tokenizer)
 
 
+@pytest.mark.parametrize("chat", [True, False])
+def test_text_opens_with_the_token_that_the_tokenizer_puts_there_and_a_template_with_its_own(tmp_path, chat):
+    make_tokenizer(tmp_path, chat=chat)
+    raw = json.loads((tmp_path / "tokenizer.json").read_text())
+    opening = {"SpecialToken": {"id": "<|bot|>", "type_id": 0}}
+    raw["post_processor"] = {
+        "type": "TemplateProcessing", "single": [opening, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [opening, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|bot|>": {"id": "<|bot|>", "ids": [BOT], "tokens": ["<|bot|>"]}},
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": "<|bot|>"}))
+    opened = load_tokenizer(tmp_path)
+    c, ab = ids(opened, "c", "ab")
+    record = {"prompt": "c", "completion": "ab"}
+    assert_example(encode(record, opened, max_length=9, loss_on="response"), [BOT, c, ab, EOS], "0011")
+    assert_example(encode({"text": "ab"}, opened, max_length=9, loss_on="response"), [BOT, ab, EOS], "011")
+    assert prompt_ids(record, opened) == [BOT, c] == opened("c")["input_ids"]
+    instruction = prompt_ids({"instruction": "c", "output": "ab"}, opened)
+    assert instruction[: 2 if chat else 1] == ([USER, c] if chat else [BOT])
+
+
 def test_padding_with_the_end_of_text_does_not_mask_it(tokenizer):
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == pad_id(tokenizer) == EOS
     example = encode({"prompt": "c", "completion": "<eos>c"}, tokenizer, max_length=99, loss_on="response")

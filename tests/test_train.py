@@ -354,7 +354,7 @@ REFUSALS = [
     (no_such_module, ["no linear layer of this model matches 'q_porj' (did you mean 'q_proj'?)", "all-linear"]),
     (no_model_config, ["has no config.json", "point model.path at a Hugging Face model folder"]),
     (truncated, ["model.safetensors has", "fetch it again"]),
-    (unsupported, ["model_type 'mamba' is not supported", "supported: qwen3"]),
+    (unsupported, ["model_type 'mamba' is not supported", "supported: llama, mistral, qwen2, qwen3"]),
     (no_tokenizer, ["no tokenizer in", "expected one of"]),
     (nothing_to_resume, ["nothing to resume", "start without --resume"]),
     (below_a_file, ["is a file", "choose another"]),

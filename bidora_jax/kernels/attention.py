@@ -3,6 +3,7 @@
     norm(x) = w ⊙ x / √(mean(x²) + ε)                                  RMSNorm, arXiv:1910.07467
     rope(x)ₜ = x ∘ cos(tθ) + rotate_half(x) ∘ sin(tθ)                   RoPE, arXiv:2104.09864, half-split as in HF
     attend(q, k, v)ₜ = Σ_{u≤t} softmax_u(qₜ·k_u / √h) v_u               each of K key/value heads serves G = H/K queries
+                                                                        with a window w: t − w < u ≤ t (Mistral)
 
 Norms, angles and softmax are float32 (float64 for float64); products have the dtype of the inputs and accumulate in
 float32. Sequences are padded on the right: under the causal mask a real token never sees padding, so no padding mask
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bidora_jax.kernels.products import matmul, product, swapped, wide
+from bidora_jax.kernels.rotary import Pairs
 
 
 def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], *, eps: float) -> Float[Array, "*batch D"]:
@@ -24,12 +26,11 @@ def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], *, eps: fl
     return normed.astype(x.dtype) * weight.reshape((1,) * (x.ndim - 1) + weight.shape)
 
 
-def rope_angles(positions: Int[Array, " T"], head_dim: int, *, theta: float, dtype) -> tuple[Array, Array]:
-    """cos and sin of the rotary angles, each (T, h), rounded to `dtype`; the second half repeats the first."""
-    inverse = theta ** -(jnp.arange(0, head_dim, 2, dtype=wide(dtype)) / head_dim)
-    angles = positions.astype(inverse.dtype)[:, None] * inverse[None, :]
+def rope_angles(positions: Int[Array, " T"], theta: Pairs, *, gain: float = 1.0, dtype) -> tuple[Array, Array]:
+    """cos and sin of the rotary angles times `gain`, each (T, h), rounded to `dtype`; the second half repeats the first."""
+    angles = positions.astype(wide(dtype))[:, None] * jnp.asarray(theta, wide(dtype))[None, :]
     angles = jnp.concatenate([angles, angles], axis=-1)
-    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+    return (gain * jnp.cos(angles)).astype(dtype), (gain * jnp.sin(angles)).astype(dtype)
 
 
 def rope(x: Float[Array, "B T N h"], cos: Float[Array, "T h"], sin: Float[Array, "T h"]) -> Float[Array, "B T N h"]:
@@ -37,6 +38,12 @@ def rope(x: Float[Array, "B T N h"], cos: Float[Array, "T h"], sin: Float[Array,
     wide_x, cos, sin = (array.astype(wide(x.dtype)) for array in (x, cos[None, :, None, :], sin[None, :, None, :]))
     first, second = jnp.split(wide_x, 2, axis=-1)
     return (wide_x * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)
+
+
+def visible(queries: Int[Array, " Q"], keys: Int[Array, " S"], window: int | None = None) -> Bool[Array, "Q S"]:
+    """Which key positions a query position sees: none after it, and with a window only the last `window`, its own included."""
+    distance = queries[:, None] - keys[None, :]
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
 def attend(
@@ -57,7 +64,12 @@ def attend(
 
 
 def causal_attention(
-    q: Float[Array, "B T H h"], k: Float[Array, "B T K h"], v: Float[Array, "B T K h"], *, chunk: int
+    q: Float[Array, "B T H h"],
+    k: Float[Array, "B T K h"],
+    v: Float[Array, "B T K h"],
+    *,
+    chunk: int,
+    window: int | None = None,
 ) -> Float[Array, "B T H h"]:
     """Causal grouped-query attention; sequences longer than `chunk` are attended `chunk` queries at a time.
 
@@ -66,14 +78,14 @@ def causal_attention(
     length = q.shape[1]
     positions = jnp.arange(length)
     if length <= chunk:
-        return attend(q, k, v, positions[:, None] >= positions[None, :])
+        return attend(q, k, v, visible(positions, positions, window))
     count = -(-length // chunk)
     padded = jnp.pad(q, ((0, 0), (0, count * chunk - length), (0, 0), (0, 0)))
     chunks = padded.reshape(q.shape[0], count, chunk, *q.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
     def one(queries, start):
-        return attend(queries, k, v, (start + jnp.arange(chunk))[:, None] >= positions[None, :])
+        return attend(queries, k, v, visible(start + jnp.arange(chunk), positions, window))
 
     out = jax.lax.map(lambda args: one(*args), (chunks, jnp.arange(count) * chunk))
     return out.swapaxes(0, 1).reshape(padded.shape)[:, :length]

@@ -1,4 +1,4 @@
-"""The decoder-only transformer: Qwen3, with its relatives' differences as flags.
+"""The decoder-only transformer of Llama, Mistral, Qwen2 and Qwen3; where they differ is a flag.
 
     x ← E[tokens];   for each layer:  x ← x + attention(norm(x));  x ← x + mlp(norm(x));   logits = norm(x)·Eᵀ
 
@@ -18,8 +18,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from bidora_jax.kernels import attention, losses, quant
 from bidora_jax.kernels.products import FROZEN_DOT, frozen_dot, wide
+from bidora_jax.models import rope
 from bidora_jax.models.adapters import Adapter, linear_shapes
 from bidora_jax.models.linear import Linear
+from bidora_jax.models.rope import RopeScaling
 
 Remat = Literal["layer", "dots", "none"]
 
@@ -43,6 +45,10 @@ class DecoderConfig:
     qkv_bias: bool
     o_bias: bool
     max_position_embeddings: int
+    mlp_bias: bool = False
+    window: int | None = None
+    """Tokens that a position sees, its own included (Mistral); None: all up to it."""
+    rope_scaling: RopeScaling | None = None
 
 
 class RMSNorm(nn.Module):
@@ -71,14 +77,15 @@ class Attention(nn.Module):
             q, k = RMSNorm(c.rms_norm_eps, name="q_norm")(q), RMSNorm(c.rms_norm_eps, name="k_norm")(k)
         q, k = attention.rope(q, cos, sin), attention.rope(k, cos, sin)
         if cache is None:
-            out = attention.causal_attention(q, k, v, chunk=self.chunk)
+            out = attention.causal_attention(q, k, v, chunk=self.chunk, window=c.window)
         else:
             keys, values = (
                 jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
                 for old, new in zip(cache, (k, v), strict=True)
             )
             cache = keys, values
-            out = attention.attend(q, keys, values, (jnp.arange(keys.shape[1]) <= position)[None, :])
+            seen = attention.visible(jnp.reshape(position, 1), jnp.arange(keys.shape[1]), c.window)
+            out = attention.attend(q, keys, values, seen)
         out = out.reshape(*x.shape[:2], c.num_heads * c.head_dim)
         return _linear(self, "o_proj", c.o_bias)(out), cache
 
@@ -90,10 +97,11 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        gate = _linear(self, "gate_proj")(x)
-        up = _linear(self, "up_proj")(x)
+        bias = self.config.mlp_bias
+        gate = _linear(self, "gate_proj", bias)(x)
+        up = _linear(self, "up_proj", bias)(x)
         gate = nn.silu(gate.astype(wide(gate.dtype))).astype(up.dtype)  # rounded once, as torch
-        return _linear(self, "down_proj")(gate * up)
+        return _linear(self, "down_proj", bias)(gate * up)
 
 
 class DecoderLayer(nn.Module):
@@ -279,7 +287,8 @@ def head(base: PyTree) -> Float[Array, "V D"]:
 
 
 def _angles(config: DecoderConfig, positions, dtype):
-    return attention.rope_angles(positions, config.head_dim, theta=config.rope_theta, dtype=dtype)
+    theta, gain = rope.frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    return attention.rope_angles(positions, theta, gain=gain, dtype=dtype)
 
 
 def _stacks(base: PyTree, direction: PyTree, magnitude: PyTree) -> PyTree:

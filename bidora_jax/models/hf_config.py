@@ -3,29 +3,46 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bidora_jax.errors import InputError, did_you_mean, listing
+from bidora_jax.models import rope
 from bidora_jax.models.decoder import DecoderConfig
 from bidora_jax.models.folders import read_json
 
 NOT_A_MODEL = "point model.path at a Hugging Face model folder (config.json, *.safetensors, tokenizer files)"
 # Everything a model folder may need; anything executable or pickled stays on the hub.
 DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+NOT_DOWNLOADED = ("consolidated*", "original/*")  # the weights once more, in Mistral's and Meta's own layout
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a model_type fixes without saying it in config.json. A bias of None follows the key attention_bias."""
+    """What a model_type fixes without saying it in config.json, and what transformers assumes for a key that is not there
+    (transformers/models/*/configuration_*.py)."""
 
     qk_norm: bool
     qkv_bias: bool | None
+    """None, here and below: the key attention_bias, or mlp_bias, decides."""
     o_bias: bool | None
-    head_dim: int | None
-    """Head size where config.json has no head_dim; None: hidden_size / num_attention_heads."""
+    mlp_bias: bool | None
+    windowed: Literal["never", "always", "on request"]
+    """Whether sliding_window is obeyed; on request: if use_sliding_window is true, from layer max_window_layers on."""
+    num_key_value_heads: int | None
+    """None: as many as num_attention_heads."""
+    max_position_embeddings: int
+    head_dim: int | None = None
+    """None: hidden_size / num_attention_heads."""
 
 
-FAMILIES = {"qwen3": Family(qk_norm=True, qkv_bias=None, o_bias=None, head_dim=128)}
+FAMILIES = {
+    "llama": Family(False, None, None, None, "never", num_key_value_heads=None, max_position_embeddings=2048),
+    "mistral": Family(False, False, False, False, "always", num_key_value_heads=8, max_position_embeddings=131072),
+    "qwen2": Family(False, True, False, False, "on request", num_key_value_heads=32, max_position_embeddings=32768),
+    "qwen3": Family(
+        True, None, None, False, "on request", num_key_value_heads=32, max_position_embeddings=32768, head_dim=128
+    ),
+}
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -36,14 +53,18 @@ SIZES = {
     "num_key_value_heads": "num_kv_heads",
     "max_position_embeddings": "max_position_embeddings",
 }
-# What transformers assumes for a key that is not in the file (transformers/models/qwen3/configuration_qwen3.py).
+# What transformers assumes in every family for a key that is not in the file. The other sizes must be there.
 ABSENT: dict[str, Any] = {
+    "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
     "attention_bias": False,
+    "mlp_bias": False,
     "hidden_act": "silu",
     "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
     "layer_types": None,
-    "rope_theta": None,
+    "rope_theta": 10_000.0,
     "rope_scaling": None,
     "rope_parameters": None,
     "quantization_config": None,
@@ -55,23 +76,28 @@ def read_config(folder: Path | str) -> DecoderConfig:
     path = Path(folder) / "config.json"
     given = read_json(path, NOT_A_MODEL)
     family = _family(path, given)
-    raw: dict[str, Any] = {**ABSENT, "head_dim": family.head_dim, **given}
-    rope = _rope(raw)
-    problems = _wrong_values(raw, rope) or _unsupported(raw, rope)
+    own = ("num_key_value_heads", "max_position_embeddings", "head_dim")
+    raw: dict[str, Any] = ABSENT | {key: getattr(family, key) for key in own} | given
+    if raw["num_key_value_heads"] is None:
+        raw["num_key_value_heads"] = raw.get("num_attention_heads")
+    settings = _rope(raw)
+    problems = _wrong_values(family, raw, settings) or _unsupported(family, raw, settings)
     if problems:
         raise InputError(
             f"{path} asks for what is not supported:\n{listing(problems)}\nuse another model, or its plain form"
         )
-    head_dim = raw["head_dim"] or raw["hidden_size"] // raw["num_attention_heads"]
     return DecoderConfig(
         **{field: raw[key] for key, field in SIZES.items()},
-        head_dim=head_dim,
+        head_dim=raw["head_dim"] or raw["hidden_size"] // raw["num_attention_heads"],
         rms_norm_eps=float(raw["rms_norm_eps"]),
-        rope_theta=float(rope["rope_theta"]),
+        rope_theta=float(settings["rope_theta"]),
+        rope_scaling=rope.read(settings, raw["max_position_embeddings"]),
         tie_word_embeddings=raw["tie_word_embeddings"],
         qk_norm=family.qk_norm,
         qkv_bias=raw["attention_bias"] if family.qkv_bias is None else family.qkv_bias,
         o_bias=raw["attention_bias"] if family.o_bias is None else family.o_bias,
+        mlp_bias=raw["mlp_bias"] if family.mlp_bias is None else family.mlp_bias,
+        window=_windows(family, raw)[0],
     )
 
 
@@ -86,40 +112,57 @@ def _family(path: Path, raw: dict) -> Family:
 
 
 def _rope(raw: dict) -> dict[str, Any]:
-    """The rotation's settings in one dictionary; transformers 5 keeps them in rope_parameters, 4 in two keys."""
-    parts = [raw["rope_scaling"], {"rope_theta": raw["rope_theta"]}, raw["rope_parameters"]]
-    return {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+    """The rotation's settings in one dictionary, as transformers gathers them from its old and its new spelling."""
+    given = raw["rope_scaling"] or raw["rope_parameters"] or {}
+    settings = {key: raw[key] for key in ("rope_theta", "partial_rotary_factor") if key in raw}
+    settings |= given if isinstance(given, dict) else {}
+    # Of what may stand outside that dictionary too, this one wins there.
+    original = "original_max_position_embeddings"
+    return settings if raw.get(original) is None else settings | {original: raw[original]}
 
 
-def _wrong_values(raw: dict, rope: dict) -> list[str]:
-    wrong = [_fault(key, raw, "a positive integer") for key in SIZES if not _positive(raw.get(key), int)]
-    if raw["head_dim"] is not None and not _positive(raw["head_dim"], int):
-        wrong.append(_fault("head_dim", raw, "a positive integer"))
-    if not _positive(raw.get("rms_norm_eps"), (int, float)):
+def _obeys_window(family: Family, raw: dict) -> bool:
+    return family.windowed == "always" or (family.windowed == "on request" and bool(raw["use_sliding_window"]))
+
+
+def _windows(family: Family, raw: dict) -> list[int | None]:
+    """The sliding window of every layer."""
+    obeyed = _obeys_window(family, raw)
+    first = raw["max_window_layers"] if family.windowed == "on request" else 0
+    return [raw["sliding_window"] if obeyed and layer >= first else None for layer in range(raw["num_hidden_layers"])]
+
+
+def _wrong_values(family: Family, raw: dict, settings: dict) -> list[str]:
+    wrong = [_fault(key, raw, "a positive integer") for key in SIZES if not rope.positive(raw.get(key), int)]
+    for key in ("head_dim", *(["sliding_window"] if _obeys_window(family, raw) else [])):
+        if raw[key] is not None and not rope.positive(raw[key], int):
+            wrong.append(_fault(key, raw, "a positive integer or null"))
+    if not isinstance(raw["max_window_layers"], int):
+        wrong.append(_fault("max_window_layers", raw, "an integer"))
+    if not rope.positive(raw["rms_norm_eps"]):
         wrong.append(_fault("rms_norm_eps", raw, "a positive number"))
-    if not _positive(rope["rope_theta"], (int, float)):
-        wrong.append("rope_theta: expected a positive number there or in rope_parameters, found none")
-    flags = ("tie_word_embeddings", "attention_bias")
+    if not rope.positive(settings["rope_theta"]):
+        wrong.append(_fault("rope_theta", settings, "a positive number there or in rope_parameters"))
+    flags = ("tie_word_embeddings", "attention_bias", "mlp_bias")
     wrong += [_fault(key, raw, "true or false") for key in flags if not isinstance(raw[key], bool)]
     ropes = ("rope_scaling", "rope_parameters")
     return wrong + [_fault(key, raw, "an object") for key in ropes if not isinstance(raw[key], dict | None)]
-
-
-def _positive(value, kind) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and value > 0
 
 
 def _fault(key: str, raw: dict, expected: str) -> str:
     return f"{key}: expected {expected}, found {repr(raw[key]) if key in raw else 'no such key'}"
 
 
-def _unsupported(raw: dict, rope: dict) -> list[str]:
-    kind = rope.get("rope_type", rope.get("type", "default"))
+def _unsupported(family: Family, raw: dict, settings: dict) -> list[str]:
+    windows = _windows(family, raw)
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    mixed = len(set(kinds)) > 1
     checks = {
-        f"rope scaling {kind!r} (only the default rotation)": kind != "default",
-        "partial_rotary_factor other than 1": rope.get("partial_rotary_factor", 1) != 1,
-        "use_sliding_window: true (only full attention)": bool(raw["use_sliding_window"]),
-        "layer_types other than full_attention": bool(set(raw["layer_types"] or ()) - {"full_attention"}),
+        "partial_rotary_factor other than 1": settings.get("partial_rotary_factor") not in (None, 1),
+        "rope settings of its own for each type of layer": any(isinstance(value, dict) for value in settings.values()),
+        f"use_sliding_window from layer {raw['max_window_layers']} of {len(kinds)} on (only in all layers, or none)": mixed,
+        f"layer_types other than {kinds[0]}, which the other keys ask for": not mixed
+        and raw["layer_types"] not in (None, kinds),
         f"hidden_act {raw['hidden_act']!r} (only silu)": raw["hidden_act"] != "silu",
         **_foreign_quantisation(raw["quantization_config"]),
         "num_attention_heads that is no multiple of num_key_value_heads": bool(
@@ -129,7 +172,7 @@ def _unsupported(raw: dict, rope: dict) -> list[str]:
         and bool(raw["hidden_size"] % raw["num_attention_heads"]),
         f"odd head_dim {raw['head_dim']}": bool((raw["head_dim"] or 0) % 2),
     }
-    return [name for name, found in checks.items() if found]
+    return rope.problems(settings, raw["max_position_embeddings"]) + [name for name, found in checks.items() if found]
 
 
 def _foreign_quantisation(settings: Any) -> dict[str, bool]:
@@ -165,7 +208,11 @@ def _download(name: str) -> Path:
     import huggingface_hub  # slow, and a local folder never needs it
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(DOWNLOADED)))
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, allow_patterns=list(DOWNLOADED), ignore_patterns=list(NOT_DOWNLOADED)
+            )
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

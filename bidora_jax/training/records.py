@@ -8,7 +8,8 @@ tokens the loss predicts:
     {code}, {text}                  no prompt, all of it is trained
 
 Prompt and response are tokenised apart, so that no token straddles the border between them, and without special tokens,
-so that a template's own first token does not come twice. What is trained is decided by position, never by token id: a
+so that a template's own first token does not come twice; text without a template opens with the beginning-of-text token
+where the tokenizer has it so (Llama, Mistral). What is trained is decided by position, never by token id: a
 model learns to stop even when its tokenizer pads with the end-of-text token.
 
 Does not do: several turns, packing several records into one sequence.
@@ -226,10 +227,9 @@ def response_text(record: Record) -> str:
 
 def prompt_ids(record: Record, tokenizer: Tokenizer) -> list[int]:
     """Tokens to generate an answer from. Raises InputError for {code} and {text}, which ask nothing."""
-    prompt = prompt_text(record, tokenizer)
-    if not prompt:
+    if not prompt_text(record, tokenizer):
         raise InputError("a {code} or {text} record has no prompt; use {instruction, output} or {prompt, completion}")
-    return _token_ids([prompt], tokenizer)[0]
+    return _prompts([record], tokenizer)[0]
 
 
 def encode(record: Record, tokenizer: Tokenizer, *, max_length: int, loss_on: Literal["response", "all"]) -> Example:
@@ -257,7 +257,7 @@ def encode_all(
 
 
 def _encode(records: list[Record], tokenizer: Tokenizer, max_length: int, loss_on: str) -> list[Example]:
-    prompts = _token_ids([prompt_text(record, tokenizer) for record in records], tokenizer)
+    prompts = _prompts(records, tokenizer)
     texts = [response_text(record) for record in records]
     responses = [
         [*ids, tokenizer.eos_token_id] if text.strip() else []
@@ -265,6 +265,17 @@ def _encode(records: list[Record], tokenizer: Tokenizer, max_length: int, loss_o
     ]
     pairs = zip(prompts, responses, strict=True)
     return [_example(prompt, response, max_length, loss_on == "all") for prompt, response in pairs]
+
+
+def _prompts(records: list[Record], tokenizer: Tokenizer) -> list[list[int]]:
+    """What stands before each response, in tokens."""
+    texts = [prompt_text(record, tokenizer) for record in records]
+    bos = tokenizer.bos_token_id
+    opening = [bos] if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
+    return [
+        [*([] if "instruction" in record and tokenizer.chat_template else opening), *ids]
+        for record, ids in zip(records, _token_ids(texts, tokenizer), strict=True)
+    ]
 
 
 def _example(prompt: list[int], response: list[int], max_length: int, train_prompt: bool) -> Example:
