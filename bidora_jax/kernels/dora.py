@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from bidora_jax.kernels.products import frozen_dot, product, wide
 
+
 class Direction(NamedTuple):
     """The low-rank change of direction. The magnitude is not in it: another level trains it, so it is another argument."""
 
