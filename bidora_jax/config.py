@@ -11,6 +11,7 @@ import runpy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ml_collections import ConfigDict
@@ -93,7 +94,14 @@ def read(path: str) -> ConfigDict:
     namespace = runpy.run_path(str(file))
     if "get_config" not in namespace:
         raise InputError(f"configuration file {path} has no function get_config()")
-    values = namespace["get_config"]()
+    try:
+        values = namespace["get_config"]()
+    except ValueError as error:
+        if "dots in field names" not in str(error):
+            raise
+        raise InputError(
+            f'{path}: {error}; write patterns with dots as pairs: [["layers.0.self_attn.q_proj", 4]]'
+        ) from None
     if not isinstance(values, ConfigDict):
         raise InputError(
             f"{path}: get_config() must return an ml_collections.ConfigDict, found {type(values).__name__}"
@@ -143,7 +151,17 @@ def _read_json(file: Path) -> ConfigDict:
         raise InputError(f"configuration file {file} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"configuration file {file}: expected a JSON object, found {type(values).__name__}")
-    return ConfigDict(values)
+    return ConfigDict(
+        {
+            name: {key: _pairs(value) for key, value in section.items()} if isinstance(section, dict) else section
+            for name, section in values.items()
+        }
+    )
+
+
+def _pairs(value: Any) -> Any:
+    """A mapping as a list of pairs: a ConfigDict would take it for a section, and refuse dots in its keys."""
+    return tuple(value.items()) if isinstance(value, dict | ConfigDict) else value
 
 
 def _tree(given: ConfigDict) -> ConfigDict:
@@ -172,8 +190,10 @@ def _overlay(schema: Any, given: ConfigDict, prefix: str, problems: list[str]) -
             tree[name] = _overlay(kind, section, f"{prefix}{name}.", problems)
         elif name not in given:
             tree[name] = getattr(default, name)
-        elif not _fits(kind, given[name]):
-            problems.append(f"{prefix}{name}: expected {_describe(kind)}, found {given[name]!r}")
+        elif not _fits(kind, _pairs(given[name])):
+            problems.append(f"{prefix}{name}: expected {_describe(kind)}, found {_pairs(given[name])!r}")
+        elif isinstance(given[name], ConfigDict):
+            tree[name] = _pairs(given[name])
         elif kind is float:
             value: Any = given[name]
             tree[name] = given.get_ref(name) if isinstance(value, float) else float(value)
@@ -185,22 +205,41 @@ def _overlay(schema: Any, given: ConfigDict, prefix: str, problems: list[str]) -
 def _fits(kind: Any, value: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_fits(option, value) for option in get_args(kind))
     if get_origin(kind) is tuple:
-        return isinstance(value, list | tuple) and all(_fits(get_args(kind)[0], item) for item in value)
+        items = get_args(kind)
+        if not isinstance(value, list | tuple):
+            return False
+        if items[-1] is ...:
+            return all(_fits(items[0], item) for item in value)
+        return len(items) == len(value) and all(map(_fits, items, value))
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _as(kind: Any, value: Any) -> Any:
-    return tuple(value) if get_origin(kind) is tuple else value
+    """The value with its lists as tuples and its numbers as the schema has them."""
+    if isinstance(value, list | tuple):
+        kind = next(
+            option for option in (get_args(kind) if isinstance(kind, UnionType) else [kind]) if option is not str
+        )
+        items = get_args(kind)
+        return tuple(_as(items[0] if items[-1] is ... else items[at], item) for at, item in enumerate(value))
+    return float(value) if kind is float else value
 
 
 def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(repr, get_args(kind)))
+    if isinstance(kind, UnionType):
+        return " or ".join(map(_describe, get_args(kind)))
     if get_origin(kind) is tuple:
-        return f"a list of {get_args(kind)[0].__name__}"
+        item = get_args(kind)[0]
+        if get_origin(item) is tuple:
+            return f"a mapping from a pattern to {_describe(get_args(item)[1])}"
+        return f"a list of {item.__name__}"
     return {float: "a number", int: "an integer", bool: "true or false", str: "a text"}.get(kind, str(kind))
 
 
@@ -230,4 +269,5 @@ def _set(tree: Any, name: str, value: Any) -> None:
             return
         tree = tree[section]
     if leaf in tree:
-        tree[leaf] = value
+        with tree.ignore_type():  # a list may stand over a text
+            tree[leaf] = value

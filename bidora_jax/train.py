@@ -259,18 +259,21 @@ def _compare_answers(test: "list[Record]", before: "Answers", after: "Answers") 
 
 def _describe(config: Config, parts: Assembled) -> None:
     from bidora_jax.models import quantization
-    from bidora_jax.models.adapters import count
+    from bidora_jax.models.adapters import count, trainable
     from bidora_jax.models.decoder import base_shapes
 
     problem = parts.problem
-    directions, magnitudes = (count(tree) for tree in problem.fresh_adapter())
-    frozen = count(base_shapes(problem.config, "float32"))
-    total = frozen + directions + magnitudes
+    groups = trainable(problem.adapter, problem.config)
+    frozen, trained = count(base_shapes(problem.config, "float32")), sum(groups.values())
     print(f"model {config.model.path}: {frozen:,} frozen parameters in {problem.base['norm']['weight'].dtype}")
     for line in quantization.describe(problem.base):
         print(line)
-    print(f"{config.adapter.method}, rank {config.adapter.rank}: direction {directions:,}, magnitude {magnitudes:,} "
-          f"({(directions + magnitudes) / total:.2%} trained); padded to {', '.join(map(str, problem.buckets))}")  # fmt: skip
+    ranks = sorted({rank for site in problem.adapter.sites for rank in site.ranks if rank})
+    print(f"{config.adapter.method}, rank {' and '.join(map(str, ranks)) if len(ranks) < 4 else f'{ranks[0]} to {ranks[-1]}'}: "
+          + ", ".join(f"{name} {number:,} ({number / (frozen + trained):.4%})" for name, number in groups.items())
+          + f"; padded to {', '.join(map(str, problem.buckets))}")  # fmt: skip
+    print(f"trainable params: {trained:,} || all params: {frozen + trained:,} || "
+          f"trainable%: {100 * trained / (frozen + trained):.4f}")  # fmt: skip
 
 
 def _report_split(name: str, split, config: Config) -> None:

@@ -57,7 +57,8 @@ def test_all_that_does_not_fit_is_listed_at_once(file):
     message = refused(
         file({
             "sead": 1, "data": {"batchsize": 2}, "inner": {"optimizer": "adam"}, "outer": {"b1": "0.9"},
-            "search": 3, "retrain": {"epochs": True}, "model": {"remat": 1}, "adapter": {"target_modules": "q_proj"},
+            "search": 3, "retrain": {"epochs": True}, "model": {"remat": 1, "quantized_modules": "q_proj"},
+            "adapter": {"target_modules": 3},
         })
     )  # fmt: skip
     for line in (
@@ -65,9 +66,44 @@ def test_all_that_does_not_fit_is_listed_at_once(file):
         "inner.optimizer: expected one of 'adamw', 'adamw_8bit', 'sgd', found 'adam'", "outer.b1: expected a number, found '0.9'",
         "search: expected a section, found 3", "retrain.epochs: expected a number, found True",
         "model.remat: expected one of 'layer', 'dots', 'none', found 1",
-        "adapter.target_modules: expected a list of str, found 'q_proj'",
+        "model.quantized_modules: expected a list of str, found 'q_proj'",
+        "adapter.target_modules: expected a list of str or a text, found 3",
     ):  # fmt: skip
         assert line in message
+
+
+def test_patterns_are_mappings_and_names_a_list_or_a_text(file):
+    values = {
+        "adapter": {"layers_to_transform": [0.5], "rank_pattern": {"q_proj": "3"}, "alpha_pattern": [["q", 1, 2]]}
+    }
+    message = refused(file(values))
+    for line in (
+        "adapter.layers_to_transform: expected a list of int, found [0.5]",
+        "adapter.rank_pattern: expected a mapping from a pattern to an integer, found (('q_proj', '3'),)",
+        "adapter.alpha_pattern: expected a mapping from a pattern to a number, found [['q', 1, 2]]",
+    ):
+        assert line in message
+    values = {
+        "target_modules": r".*\.q_proj",
+        "rank_pattern": {"layers.0.self_attn.q_proj": 3},
+        "alpha_pattern": {"q": 2},
+    }
+    adapter = resolve(read(file({"adapter": values}))).adapter
+    assert adapter.target_modules == r".*\.q_proj"
+    assert adapter.rank_pattern == (("layers.0.self_attn.q_proj", 3),)
+    assert adapter.alpha_pattern == (("q", 2.0),)
+    assert isinstance(adapter.alpha_pattern[0][1], float)
+    path = file({"adapter": values | {"rank_pattern": [["layers.0.self_attn.q_proj", 3]]}}, ".py")
+    flags = ["--adapter.target-modules", "q_proj", "--adapter.rank-pattern", "q.*", "2", "k.v", "7"]
+    adapter = parse_train(["--config", path, *flags])[0].adapter
+    assert adapter.target_modules == ("q_proj",)
+    assert adapter.rank_pattern == (("q.*", 2), ("k.v", 7))
+    assert adapter.alpha_pattern == (("q", 2.0),)
+
+
+def test_a_pattern_with_dots_in_a_python_file_says_how_it_is_written(file):
+    message = refused(file({"adapter": {"rank_pattern": {"layers.0.self_attn.q_proj": 3}}}, ".py"))
+    assert 'write patterns with dots as pairs: [["layers.0.self_attn.q_proj", 4]]' in message
 
 
 @pytest.mark.parametrize("section", ["", "model", "adapter", "data", "inner", "outer", "search", "retrain"])
@@ -77,11 +113,16 @@ def test_an_unknown_key_is_refused_in_every_section(file, section):
 
 
 WRONG = {int: [1.5, "1", True, None, [1]], float: ["1", False, None], bool: [1, "true", None], str: [1, None, True]}
+NAMES = ("adapter.target_modules", "adapter.exclude_modules")  # of which a text is one, as in PEFT
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [(name, value) for name, default in leaves(Config()) for value in WRONG.get(type(default), ["x", 1, [1], None])],
+    [
+        (name, value)
+        for name, default in leaves(Config())
+        for value in WRONG.get(type(default), [1, ["a", 0.5], None] + ["x"] * (name not in NAMES))
+    ],
 )
 def test_every_field_refuses_the_wrong_type(file, name, value):
     section, _, leaf = name.rpartition(".")
@@ -208,7 +249,8 @@ def test_help_needs_neither_a_model_nor_jax(command):
 
 
 def test_a_config_json_reads_back_as_what_was_written(file, tmp_path):
-    values = {"seed": 3, "inner": {"learning_rate": 0.1}, "adapter": {"target_modules": ["q_proj"], "rslora": True}}
+    values = {"seed": 3, "inner": {"learning_rate": 0.1}, "adapter": {"target_modules": ["q_proj"], "rslora": True,
+              "exclude_modules": ".*v", "rank_pattern": {"a.b": 3}, "layers_to_transform": [2, 1]}}  # fmt: skip
     config = resolve(read(file(values)))
     (tmp_path / "saved.json").write_text(to_json(config))
     assert resolve(read(str(tmp_path / "saved.json"))) == config

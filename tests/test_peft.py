@@ -24,7 +24,15 @@ METHODS = {
     "rslora": AdapterConfig(method="lora", rank=5, alpha=7.0, rslora=True),
     "dora": AdapterConfig("dora", rank=5, alpha=7.0, dropout=0.1, target_modules=("q_proj", "v_proj", "down_proj")),
     "rsdora": AdapterConfig(method="dora", rank=3, alpha=2.5, rslora=True),
-}
+    "lora patterns": AdapterConfig(
+        "lora", rank=4, alpha=6.0, rank_pattern=(("q_proj", 2), ("layers.1.mlp.down_proj", 7)),
+        alpha_pattern=((r"1\.self_attn\.\w_proj", 3.0),),
+    ),
+    "rsdora patterns": AdapterConfig(
+        "dora", rank=4, alpha=6.0, rslora=True, layers_to_transform=(0, 1), rank_pattern=(("0.self_attn.q_proj", 7),),
+        exclude_modules=("layers.1.mlp.up_proj",), target_modules=("q_proj", "k_proj", "up_proj"),
+    ),
+}  # fmt: skip
 
 
 def _random_adapter(settings, config=tiny.CONFIG, base=None):
@@ -32,11 +40,7 @@ def _random_adapter(settings, config=tiny.CONFIG, base=None):
     adapter = adapters.resolve(settings, config)
     base = adapters.prepare_base(tiny.random_base(config) if base is None else base, adapter)
     direction, magnitude = adapters.init(adapter, base, jax.random.key(0))
-    random = np.random.default_rng(1)
-    direction, magnitude = jax.tree.map(
-        lambda leaf: (leaf + 0.1 * random.normal(size=leaf.shape)).astype(jnp.float32), (direction, magnitude)
-    )
-    return adapter, direction, magnitude
+    return adapter, *tiny.noisy(adapter, direction, magnitude)
 
 
 def _logits(folder, ids, adapter, direction, magnitude):
@@ -53,6 +57,8 @@ def _peft_model(model, settings):
     wanted = oracle_peft.LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, use_rslora=settings.rslora, lora_dropout=settings.dropout,
         use_dora=settings.method == "dora", target_modules=list(settings.target_modules), task_type="CAUSAL_LM",
+        exclude_modules=list(settings.exclude_modules) or None, rank_pattern=dict(settings.rank_pattern),
+        layers_to_transform=list(settings.layers_to_transform) or None, alpha_pattern=dict(settings.alpha_pattern),
     )  # fmt: skip
     adapted = oracle_peft.get_peft_model(model, wanted).eval()
     generator = torch.Generator().manual_seed(0)
@@ -111,18 +117,39 @@ def test_outputs_and_gradients_are_those_of_peft(tmp_path, method):
     # transformers computes norms and rotation angles in float32 even in a float64 model: 1e-6 is what that leaves.
     _assert_close(found, out.detach().numpy(), 2e-6)
     compared = set()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-        names = [key.key for key in path[2:]]
-        suffix = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector.weight"}[names.pop()]
-        for layer in range(config.num_layers):
-            name = f"base_model.model.model.layers.{layer}.{'.'.join(names)}.{suffix}"
-            _assert_close(leaf[layer], expected[name], 1e-5)
-            compared.add(name)
+    for site in adapter.sites:
+        stacks = adapters.get(gradients[0]["layers"], site.path)
+        stacks |= adapters.get(gradients[1]["layers"], site.path) if adapter.magnitude else {}
+        for leaf, suffix in (("A", "lora_A.weight"), ("B", "lora_B.weight"), ("m", "lora_magnitude_vector.weight")):
+            for layer in range(config.num_layers) if leaf in stacks else ():
+                name, stack = f"base_model.model.model.layers.{layer}.{site.path}.{suffix}", stacks[leaf][layer]
+                rank = site.ranks[layer]
+                used = {"A": np.s_[:rank], "B": np.s_[:, :rank], "m": np.s_[: None if rank else 0]}[leaf]
+                if rank:
+                    _assert_close(stack[used], expected[name], 1e-5)
+                    compared.add(name)
+                # What fills the stack up is not trained.
+                assert np.count_nonzero(stack) == np.count_nonzero(stack[used])
     assert compared == expected.keys()
 
 
 def _assert_close(found, expected, relative):
     np.testing.assert_allclose(found, expected, rtol=0, atol=relative * np.abs(expected).max())
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("method", METHODS)
+def test_the_trained_parameters_are_counted_as_peft_counts_them(tmp_path, method):
+    import oracle
+
+    for tied in (False, True):
+        model = oracle.qwen3(attention_bias=True, tie_word_embeddings=tied)
+        model.save_pretrained(tmp_path / str(tied))
+        config = hf.read_config(tmp_path / str(tied))
+        groups = adapters.trainable(adapters.resolve(METHODS[method], config), config)
+        trained, everything = _peft_model(model, METHODS[method]).get_nb_trainable_parameters()
+        assert sum(groups.values()) == trained
+        assert adapters.count(decoder.base_shapes(config, jnp.float32)) + trained == everything
 
 
 # Files, both ways
@@ -291,10 +318,16 @@ def test_one_magnitude_missing(adapter_folder):
         ({"peft_type": None}, "peft_type None is not supported"),
         ({"bias": "all"}, "bias: 'all'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"rank_pattern": {"q_proj": 3}}, "rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern"),
-        ({"layers_to_transform": [0]}, "layers_to_transform"),
-        ({"layers_to_transform": 0}, "layers_to_transform"),
+        ({"rank_pattern": {"q_proj": 3}}, r"shape of .*q_proj\.lora_A\.weight: expected \(3, 26\), found \(5, 26\)"),
+        ({"rank_pattern": {"q_proj": "3"}}, "rank_pattern: {'q_proj': '3'}"),
+        ({"rank_pattern": {"q_(proj": 3}}, "rank_pattern: .* is not a regular expression"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern"),
+        ({"alpha_pattern": {"q_proj": 0}}, "alpha must be positive"),
+        ({"layers_to_transform": [0]}, r"not used by adapter_config\.json: .*layers\.1\."),
+        ({"layers_to_transform": 0}, r"not used by adapter_config\.json: .*layers\.1\."),
+        ({"layers_to_transform": [2]}, "there is no layer 2"),
+        ({"layers_to_transform": [True]}, "layers_to_transform"),
+        ({"layers_to_transform": [0], "layers_pattern": "h"}, "layers_pattern: 'h'"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"lora_bias": True}, "lora_bias"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
@@ -308,13 +341,14 @@ def test_one_magnitude_missing(adapter_folder):
         ({"a_key_of_next_year": {"on": True}}, "a_key_of_next_year"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights: 'pissa_niter_4' .changes the base"),
         ({"init_lora_weights": "olora"}, "init_lora_weights"),
-        ({"target_modules": ["q_proj", "q_prj"]}, "matches target_modules 'q_prj' .did you mean 'q_proj'"),
-        ({"target_modules": "q_proj"}, "matches target_modules 'q_proj'"),  # a string must match the whole name
+        ({"target_modules": ["q_proj", "q_prj"]}, "target_modules: .* matches 'q_prj' .did you mean 'q_proj'"),
+        ({"target_modules": "q_proj"}, "matches 'q_proj'.*has to match all of a name"),
         ({"target_modules": []}, "none at all"),
         ({"target_modules": ["q_proj", "lm_head"]}, "an adapter on lm_head is not supported"),
-        ({"target_modules": ["model.layers.1.self_attn.q_proj"]}, "self_attn.q_proj in some layers only"),
-        ({"exclude_modules": ["model.layers.1.self_attn.q_proj"]}, "self_attn.q_proj in some layers only"),
+        ({"target_modules": ["model.layers.1.self_attn.q_proj"]}, r"not used by .*layers\.0\.self_attn\.q_proj"),
+        ({"exclude_modules": ["model.layers.1.self_attn.q_proj"]}, r"not used by .*layers\.1\.self_attn\.q_proj"),
         ({"exclude_modules": ["q_proj"]}, r"not used by adapter_config\.json: .*q_proj"),
+        ({"exclude_modules": ["q_proj", "v_proj", "down_proj"]}, "nothing to adapt"),
         ({"target_modules": None}, "target_modules: None"),
         ({"r": "5"}, "r: '5'"),
         ({"r": True}, "r: True"),
@@ -332,9 +366,9 @@ def test_keys_that_only_name_or_train_are_accepted(adapter_folder):
     _change_config(
         adapter_folder, auto_mapping={"unsloth_fixed": True}, revision="main", inference_mode=False, task_type=None,
         eva_config={"rho": 2.0}, init_lora_weights="gaussian", layers_to_transform=[], modules_to_save=[],
-        unknown_but_off=False,
+        unknown_but_off=False, exclude_modules=["vision_tower"], rank_pattern={"vision_tower": 3},
     )  # fmt: skip
-    assert peft.load_adapter(adapter_folder, tiny.CONFIG)[0].rank == 5
+    assert {site.ranks for site in peft.load_adapter(adapter_folder, tiny.CONFIG)[0].sites} == {(5, 5)}
 
 
 def test_an_adapter_of_another_model(adapter_folder):

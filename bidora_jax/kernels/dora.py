@@ -15,13 +15,16 @@ float32. The frozen W0 gets no gradient where its dtype is narrow, see `frozen_d
 its place and σ is `row_scale`. Bias and dropout are the layer's business.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import linear_call
 from jaxtyping import Array, Float, Key, UInt32
+
+Scale: TypeAlias = float | Float[Array, ""]
+"""s; an array where it is another one in each layer of a stack."""
 
 FROZEN_DOT = "frozen_dot"
 """The products with frozen weights, which are nearly all of a model's arithmetic: what is worth keeping, if anything is."""
@@ -89,7 +92,7 @@ def row_norm(
     norm_sq: Float[Array, " O"],
     direction: Direction,
     *,
-    scale: float,
+    scale: Scale,
     row_scale: Float[Array, " O"] | None = None,
 ) -> Float[Array, " O"]:
     """‖W0 + s·B·A‖ of each row. `norm_sq` is `square_norm` of W0. A zero row has norm 0 and a zero derivative, not NaN."""
@@ -135,7 +138,7 @@ def apply(
     direction: Direction,
     row_gain: Float[Array, " O"] | None = None,
     *,
-    scale: float,
+    scale: Scale,
     x_low_rank: Float[Array, "*batch I"] | None = None,
     row_scale: Float[Array, " O"] | None = None,
 ) -> Float[Array, "*batch O"]:
@@ -160,7 +163,7 @@ def _by_row(y: Float[Array, "*batch O"], factor: Float[Array, " O"] | None) -> F
 
 
 def merge(
-    w0: Float[Array, "O I"], direction: Direction, magnitude: Float[Array, " O"] | None = None, *, scale: float
+    w0: Float[Array, "O I"], direction: Direction, magnitude: Float[Array, " O"] | None = None, *, scale: Scale
 ) -> Float[Array, "O I"]:
     """The one matrix W' with the effect of `apply`, in float32 (float64 for float64)."""
     a, b = direction

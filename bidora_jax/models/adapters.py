@@ -2,21 +2,30 @@
 
 Trees are stacked over layers like the base: direction['layers']['self_attn']['q_proj'] = {'A': (L, r, I), 'B': (L, O, r)},
 magnitude['layers']['self_attn']['q_proj'] = {'m': (L, O)}; a method without magnitude has the empty tree {}.
+
+Layers may differ in rank and scale, and a layer may have none. They are stacked with the largest rank, and what a layer does
+not use is zero: rows of A, columns of B, all of m where there is no adapter. Their gradients are exactly zero (∂A = BᵀG, and
+∂B = G·Aᵀ), so are the moments and the decay of zero, and they stay zero in every optimiser. Where the scale differs it is
+data, 'scale' (L,) beside the weight; scale 0 says that a layer is the frozen one, whose gain is 1 whatever m is.
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
-from bidora_jax.errors import InputError, did_you_mean
+from bidora_jax.errors import InputError
 from bidora_jax.kernels import dora, quant
+from bidora_jax.models import targets
 from bidora_jax.models.settings import LINEARS, AdapterConfig
+from bidora_jax.models.targets import Site
 
 if TYPE_CHECKING:
     from bidora_jax.models.decoder import DecoderConfig
@@ -26,59 +35,61 @@ PATHS = tuple(f"self_attn.{name}" for name in ATTENTION) + tuple(f"mlp.{name}" f
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """What a layer has to know of its adapter."""
+class Adapted:
+    """What one linear layer has to know of its adapter."""
 
     rank: int
-    scale: float
-    targets: tuple[str, ...]
-    """Paths inside a layer, such as 'self_attn.q_proj'."""
+    scale: float | None
+    """None: it is in the base beside the weight."""
+    magnitude: bool
+    dropout: float
+    constant_norm: bool
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is adapted, and how."""
+
+    sites: tuple[Site, ...]
     magnitude: bool
     dropout: float = 0.0
     constant_norm: bool = False
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Paths inside a layer, such as 'self_attn.q_proj'."""
+        return tuple(site.path for site in self.sites)
 
-def resolve(settings: AdapterConfig, config: "DecoderConfig") -> Adapter:
-    """The adapter that the settings mean on this model. Raises InputError for settings that can't be meant."""
+    def at(self, path: str) -> Adapted | None:
+        """The part of the linear layer of this path; None where no layer of it is adapted."""
+        found = [
+            Adapted(site.rank, site.scale, self.magnitude, self.dropout, self.constant_norm)
+            for site in self.sites
+            if site.path == path
+        ]
+        return found[0] if found else None
+
+
+def resolve(settings: AdapterConfig, config: "DecoderConfig", *, strict: bool = True) -> Adapter:
+    """The adapter that the settings mean on this model. Raises InputError for settings that can't be meant.
+
+    Without `strict`, for files of other programs, what is excluded or has a rank of its own need not be there.
+    """
     if settings.rank < 1:
         raise InputError(f"adapter.rank must be at least 1, found {settings.rank}; ranks of 4 to 64 are usual")
-    smallest = min(min(shape) for shape in linear_shapes(config).values())
-    if settings.rank > smallest:
-        raise InputError(
-            f"adapter.rank is {settings.rank}, but the smallest linear layer of this model has a side of {smallest}; "
-            f"choose a rank of at most {smallest}"
-        )
     if not 0 <= settings.dropout < 1:
         raise InputError(f"adapter.dropout must be in [0, 1), found {settings.dropout}")
-    if settings.alpha <= 0:
-        raise InputError(f"adapter.alpha must be positive, found {settings.alpha}; it is often once or twice the rank")
     if settings.norm != "auto" and settings.method == "lora":
         raise InputError(
             "adapter.norm is set, but adapter.method lora has no norm; leave it at auto or choose dora or bidora"
         )
     constant = settings.norm == "constant" or (settings.norm == "auto" and settings.method == "dora")
     return Adapter(
-        rank=settings.rank,
-        scale=settings.alpha / (settings.rank**0.5 if settings.rslora else settings.rank),
-        targets=match_targets(settings.target_modules),
+        sites=targets.sites(settings, linear_shapes(config), config.num_layers, strict=strict),
         magnitude=settings.method != "lora",
         dropout=settings.dropout,
         constant_norm=constant,
     )
-
-
-def match_targets(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Paths of the named linear layers in layer order. A name that matches nothing is an InputError."""
-    if tuple(names) == ("all-linear",):
-        return PATHS
-    unknown = [name for name in names if name not in LINEARS]
-    if unknown or not names:
-        found = ", ".join(f"{name!r}{did_you_mean(name, LINEARS)}" for name in unknown) or "none at all"
-        raise InputError(
-            f"adapter.target_modules: no linear layer of this model matches {found}; "
-            f"expected some of {', '.join(LINEARS)}, or all-linear"
-        )
-    return tuple(path for path in PATHS if path.split(".")[1] in names)
 
 
 def linear_shapes(config: "DecoderConfig") -> dict[str, tuple[int, int]]:
@@ -89,13 +100,17 @@ def linear_shapes(config: "DecoderConfig") -> dict[str, tuple[int, int]]:
 
 
 def prepare_base(base: PyTree, adapter: Adapter) -> PyTree:
-    """The base with 'norm_sq' (L, O) beside each adapted weight, the constant term of the factored norm."""
-    if not adapter.magnitude:
-        return base
-    for path in adapter.targets:
-        leaf = get(base["layers"], path)
-        if "norm_sq" not in leaf:
-            base = {**base, "layers": put(base["layers"], path, {**leaf, "norm_sq": _square_norms(leaf["weight"])})}
+    """The base with what this adapter keeps beside a weight: 'norm_sq' (L, O), the constant term of the factored norm, and
+    'scale' (L,) where it differs between layers."""
+    for site in adapter.sites:
+        leaf = get(base["layers"], site.path)
+        beside = {}
+        if adapter.magnitude and "norm_sq" not in leaf:
+            beside["norm_sq"] = _square_norms(leaf["weight"])
+        if site.scale is None:
+            beside["scale"] = jnp.asarray(site.scales, dora.wide(leaf["weight"].dtype))
+        if beside:
+            base = {**base, "layers": put(base["layers"], site.path, {**leaf, **beside})}
     return base
 
 
@@ -105,17 +120,39 @@ def init(adapter: Adapter, base: PyTree, key: jax.Array) -> tuple[PyTree, PyTree
     The key of a layer is folded from its path, so that adding a target never moves the others' seeds.
     """
     direction, magnitude = {}, {}
-    for path in adapter.targets:
-        leaf = get(base["layers"], path)
+    for site in adapter.sites:
+        leaf = get(base["layers"], site.path)
         layers, out_features, in_features = leaf["weight"].shape
         dtype = dora.wide(leaf["weight"].dtype)
-        path_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        path_key = jax.random.fold_in(key, zlib.crc32(site.path.encode()))
         bound = in_features**-0.5
-        a = jax.random.uniform(path_key, (layers, adapter.rank, in_features), dtype, -bound, bound)
-        direction = put(direction, path, {"A": a, "B": jnp.zeros((layers, out_features, adapter.rank), dtype)})
+        a = jax.random.uniform(path_key, (layers, site.rank, in_features), dtype, -bound, bound)
+        factors = {"A": _used_rows(site, a), "B": jnp.zeros((layers, out_features, site.rank), dtype)}
+        direction = put(direction, site.path, factors)
         if adapter.magnitude:
-            magnitude = put(magnitude, path, {"m": jnp.sqrt(leaf["norm_sq"])})
+            magnitude = put(magnitude, site.path, {"m": _used_layers(site, jnp.sqrt(leaf["norm_sq"]))})
     return {"layers": direction}, {"layers": magnitude} if adapter.magnitude else {}
+
+
+def _used_rows(site: Site, a: jax.Array) -> jax.Array:
+    """A (L, r, I) with zeros beyond the rank of each layer."""
+    if len(set(site.ranks)) == 1:
+        return a
+    used = np.arange(site.rank) < np.array(site.ranks)[:, None]
+    return jnp.where(used[..., None], a, 0.0)
+
+
+def _used_layers(site: Site, m: jax.Array) -> jax.Array:
+    """m (L, O) with zeros where a layer is not adapted."""
+    return m if all(site.ranks) else jnp.where(np.array(site.ranks)[:, None] > 0, m, 0.0)
+
+
+def trainable(adapter: Adapter, config: "DecoderConfig") -> dict[str, int]:
+    """Trained parameters by group, as PEFT counts them: what fills a stack up is not counted."""
+    shapes = linear_shapes(config)
+    direction = sum(sum(site.ranks) * sum(shapes[site.path]) for site in adapter.sites)
+    magnitude = sum(len(site.layers) * shapes[site.path][0] for site in adapter.sites)
+    return {"direction": direction} | ({"magnitude": magnitude} if adapter.magnitude else {})
 
 
 def merge(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree, dtype=None) -> PyTree:
@@ -124,14 +161,27 @@ def merge(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree, 
     Quantised weights without an adapter are left as they are.
     """
     layers = base["layers"]
-    for path in adapter.targets:
-        leaf = get(layers, path)
-        factors = get(direction["layers"], path)
-        m = get(magnitude["layers"], path)["m"] if adapter.magnitude else None
+    for site in adapter.sites:
+        leaf = get(layers, site.path)
+        factors = get(direction["layers"], site.path)
+        m = get(magnitude["layers"], site.path)["m"] if adapter.magnitude else None
         to = jnp.dtype(dtype or leaf["weight"].dtype)
-        merged = _merge_stack(leaf["weight"], factors["A"], factors["B"], m, adapter.scale, to)
-        layers = put(layers, path, {name: value for name, value in leaf.items() if name == "bias"} | {"weight": merged})
+        merged = _merge_stack(leaf["weight"], factors["A"], factors["B"], m, site, to)
+        kept = {name: value for name, value in leaf.items() if name == "bias"}
+        layers = put(layers, site.path, kept | {"weight": merged})
     return {**base, "layers": layers}
+
+
+def over_layers(
+    function: Callable[..., Any], site: Site, weight: Any, a: jax.Array, b: jax.Array, *stacks: PyTree
+) -> Any:
+    """`lax.map` of function(weight, direction, scale, *parts) over the layers of a site; a scale is a float or a scalar."""
+    pair = dora.Direction(a, b)
+    if site.scale is not None:
+        scale = site.scale
+        return quant.over_layers(lambda w, d, *parts: function(w, d, scale, *parts), weight, pair, *stacks)
+    scales = jnp.asarray(site.scales, a.dtype)
+    return quant.over_layers(function, weight, pair, scales, *stacks)
 
 
 def dequantise(base: PyTree, dtype=None) -> PyTree:
@@ -169,13 +219,15 @@ def _square_norms(weight):
     return quant.over_layers(lambda w0: dora.square_norm(quant.dense(w0)), weight)
 
 
-@partial(jax.jit, static_argnames=("scale", "dtype"))
-def _merge_stack(weight, a, b, m, scale: float, dtype):
+@partial(jax.jit, static_argnames=("site", "dtype"))
+def _merge_stack(weight, a, b, m, site: Site, dtype):
     # One layer at a time: a whole stack in float32 would be twice a bf16 model's largest leaf.
-    def one(w0, a, b, m):
-        return dora.merge(quant.dense(w0), dora.Direction(a, b), m, scale=scale).astype(dtype)
+    def one(w0, direction, scale, m):
+        w0 = quant.dense(w0)
+        merged = dora.merge(w0, direction, m, scale=scale)
+        return (merged if site.scale is not None else jnp.where(scale == 0, w0, merged)).astype(dtype)
 
-    return quant.over_layers(one, weight, a, b, m)
+    return over_layers(one, site, weight, a, b, m)
 
 
 @partial(jax.jit, static_argnames="dtype")

@@ -118,8 +118,8 @@ class DecoderLayer(nn.Module):
 def _linear(parent: Attention | MLP, name: str, bias: bool = False) -> Linear:
     path = f"{parent.name}.{name}"
     out_features, in_features = linear_shapes(parent.config)[path]
-    adapted = parent.adapter is not None and path in parent.adapter.targets
-    return Linear(in_features, out_features, bias, parent.adapter if adapted else None, parent.reopen, name=name)
+    adapted = None if parent.adapter is None else parent.adapter.at(path)
+    return Linear(in_features, out_features, bias, adapted, parent.reopen, name=name)
 
 
 def base_shapes(config: DecoderConfig, dtype) -> PyTree:

@@ -8,6 +8,7 @@ pass, for the product and the norm, and used in the dtype of x.
 """
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bidora_jax.kernels import dora, quant
-from bidora_jax.models.adapters import Adapter
+from bidora_jax.models.adapters import Adapted
 
 
 class Linear(nn.Module):
@@ -24,7 +25,7 @@ class Linear(nn.Module):
     in_features: int
     out_features: int
     use_bias: bool = False
-    adapter: Adapter | None = None
+    adapter: Adapted | None = None
     reopen: bool = False
     """Open a packed weight anew in the backward pass rather than keep it. A layer that is itself recomputed does so anyway."""
 
@@ -34,7 +35,8 @@ class Linear(nn.Module):
         weight = self.variable("base", "weight", jnp.zeros, shape, x.dtype).value
         adapter, trained = self.adapter, ()
         if adapter is not None:
-            trained = (self._direction(x.dtype), self._magnitude(x.dtype), self._dropout(x, adapter.dropout))
+            trained = (self._direction(x.dtype), self._magnitude(x.dtype), self._dropout(x, adapter.dropout),
+                       self._scale(x.dtype))  # fmt: skip
         product = partial(_product, adapter)
         if self.reopen and isinstance(weight, quant.Layer):
             # What is kept for the backward pass is the sums, not the matrix.
@@ -59,6 +61,12 @@ class Linear(nn.Module):
         names, shape = (("magnitude", "m"), ("base", "norm_sq")), (self.out_features,)
         return tuple(self.variable(group, name, jnp.zeros, shape, dora.wide(dtype)).value for group, name in names)
 
+    def _scale(self, dtype):
+        """The scale of this layer where layers differ in it, or None. 0 says that this layer is not adapted."""
+        if self.adapter is None or self.adapter.scale is not None:
+            return None
+        return self.variable("base", "scale", jnp.zeros, (), dora.wide(dtype)).value
+
     def _dropout(self, x, rate: float):
         if not rate or not self.has_rng("dropout"):
             return None
@@ -66,15 +74,26 @@ class Linear(nn.Module):
         return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
-def _product(adapter: Adapter | None, x, weight: quant.Weight, direction=None, magnitude=None, dropped=None):
+def _product(
+    adapter: Adapted | None,
+    x,
+    weight: quant.Weight,
+    direction=None,
+    magnitude=None,
+    dropped=None,
+    own_scale: Any = None,
+):
     w0, row_scale = quant.opened(weight)
     w0 = w0.astype(x.dtype)
     if adapter is None or direction is None:
         return dora.linear(x, w0, row_scale=row_scale)
+    scale = own_scale if adapter.scale is None else adapter.scale
     gain = None
     if magnitude is not None:
         m, norm_sq = magnitude
-        norm = dora.row_norm(w0, norm_sq, direction, scale=adapter.scale, row_scale=row_scale)
+        norm = dora.row_norm(w0, norm_sq, direction, scale=scale, row_scale=row_scale)
         # Held constant, the norm drops out of the direction's gradient: DoRA section 4.3.
         gain = dora.gain(m, jax.lax.stop_gradient(norm) if adapter.constant_norm else norm)
-    return dora.apply(x, w0, direction, gain, scale=adapter.scale, x_low_rank=dropped, row_scale=row_scale)
+        if adapter.scale is None:
+            gain = jnp.where(own_scale == 0, 1.0, gain)
+    return dora.apply(x, w0, direction, gain, scale=scale, x_low_rank=dropped, row_scale=row_scale)

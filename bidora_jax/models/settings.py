@@ -41,10 +41,22 @@ class AdapterConfig:
     """Scale numerator: the update is multiplied by alpha / rank."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead (rank-stabilised LoRA)."""
+    init: str = "kaiming"
+    """Start of the factors. kaiming: A uniform, B zero (PEFT's True); gaussian: A normal, B zero."""
     dropout: float = 0.0
     """Probability of dropping an input of A, in training on the direction only."""
-    target_modules: tuple[str, ...] = LINEARS
-    """Linear layers to adapt by name; 'all-linear' stands for all seven."""
+    target_modules: tuple[str, ...] | str = LINEARS
+    """Linear layers to adapt: names or endings of module names; 'all-linear' stands for all of them. A lone text, or a
+    single entry with a character that no name has, is a regular expression for the whole name (model.layers.0.mlp.up_proj)."""
+    exclude_modules: tuple[str, ...] | str = ()
+    """Modules to leave out of target_modules, by the same rules."""
+    layers_to_transform: tuple[int, ...] = ()
+    """Numbers of the decoder layers to adapt; none means all. A layer that is left out is exactly the frozen one."""
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    """Other ranks, {PATTERN: RANK}: the first pattern that is, as a regular expression, the end of a module's name after a
+    dot decides; 0 leaves the module out. On the command line: PATTERN RANK PATTERN RANK …"""
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    """Other alphas, by the same rule."""
     norm: Literal["auto", "constant", "differentiated"] = "auto"
     """Whether the row norm takes part in the direction's gradient. auto: constant for dora (DoRA section 4.3, as
     PEFT), differentiated for bidora. The outer loss of bidora always differentiates it."""
