@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from ml_collections import ConfigDict
 
 from bidora_jax.errors import InputError, did_you_mean, listing
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.models import peft_config
+from bidora_jax.models.settings import PRESETS, AdapterConfig, ModelConfig
 from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, RetrainConfig, SearchConfig
 
 
@@ -66,7 +67,11 @@ def parse_train(argv: Sequence[str]) -> tuple[Config, bool]:
     import tyro
 
     path, resume = _flag_value(argv, "config"), any(_name(arg) == "resume" for arg in argv)
-    tree = read(path) if path else defaults()
+    given = _given(path) if path else ConfigDict()
+    sources = {name: _flag_value(argv, f"adapter.{name}") for name in ("preset", "path")}
+    _refuse_idle(sources["preset"], given, path)
+    _set_unset(given, {"adapter": {name: value for name, value in sources.items() if value}}, over=True)
+    tree = _tree(given)
     default = TrainArguments(**_fields(resolve(tree)), config=path, resume=resume)
     arguments = tyro.cli(TrainArguments, args=list(argv), default=default, prog="python -m bidora_jax.train")
     named = {_name(arg) for arg in argv if arg.startswith("--")}
@@ -84,11 +89,16 @@ def defaults() -> ConfigDict:
 
 def read(path: str) -> ConfigDict:
     """Defaults with the values of a configuration file over them. Raises InputError for whatever doesn't fit the schema."""
+    return _tree(_given(path))
+
+
+def _given(path: str) -> ConfigDict:
+    """What a configuration file sets."""
     file = Path(path)
     if not file.is_file():
         raise InputError(f"configuration file {path} does not exist; configs/quickstart.py is an example of one")
     if file.suffix == ".json":
-        return _tree(_read_json(file))
+        return _read_json(file)
     if file.suffix != ".py":
         raise InputError(f"configuration file {path}: expected a .py file with get_config() or a config.json")
     namespace = runpy.run_path(str(file))
@@ -106,7 +116,7 @@ def read(path: str) -> ConfigDict:
         raise InputError(
             f"{path}: get_config() must return an ml_collections.ConfigDict, found {type(values).__name__}"
         )
-    return _tree(values)
+    return values
 
 
 def resolve(tree: ConfigDict) -> Config:
@@ -165,14 +175,59 @@ def _pairs(value: Any) -> Any:
 
 
 def _tree(given: ConfigDict) -> ConfigDict:
-    """Defaults overlaid with `given`; references of `given` stay references."""
+    """Defaults overlaid with `given`; references of `given` stay references. A preset and an adapter to start from stand
+    between the two."""
     problems: list[str] = []
+    _fill(given)
     tree = _overlay(Config, given, "", problems)
     if problems:
         raise InputError(f"the configuration does not fit its schema:\n{listing(problems)}")
     if "outer" not in given or "learning_rate" not in given.outer:
         tree.outer.learning_rate = tree.inner.get_ref("learning_rate") * tree.outer.get_ref("multiplier")
     return tree
+
+
+def _fill(given: ConfigDict) -> None:
+    """Sets what a preset and an adapter folder say of all that `given` does not set itself."""
+    adapter = given.get("adapter")
+    if not isinstance(adapter, ConfigDict):
+        return
+    preset, folder = str(adapter.get("preset", "")), adapter.get("path", "")
+    _set_unset(given, PRESETS.get(preset, {}))
+    if isinstance(folder, str) and folder:
+        found = dataclasses.asdict(peft_config.read(Path(folder)))
+        unsaid = {"preset", "path", "init", "norm"} | ({"method"} if found["method"] == "dora" else set())
+        _set_unset(given, {"adapter": {name: value for name, value in found.items() if name not in unsaid}})
+
+
+def _refuse_idle(preset: str, given: ConfigDict, path: str) -> None:
+    """A preset of the command line that the file leaves nothing to fill, such as the config.json of a run."""
+    names = [f"{section}.{name}" for section, fields in PRESETS.get(preset, {}).items() for name in fields]
+    already = isinstance(part := given.get("adapter"), ConfigDict) and part.get("preset") == preset
+    if names and not already and all(_sets(given, name) for name in names):
+        raise InputError(
+            f"--adapter.preset {preset} would change nothing: {path} sets {', '.join(names)} itself; take them out of the "
+            "file, or set them on the command line"
+        )
+
+
+def _sets(given: ConfigDict, name: str) -> bool:
+    section, leaf = name.split(".")
+    part = given.get(section)
+    return isinstance(part, ConfigDict) and leaf in part
+
+
+def _set_unset(given: ConfigDict, values: dict[str, dict[str, Any]], *, over: bool = False) -> None:
+    """Sets values by section where `given` has none, or `over` what it has."""
+    with given.unlocked():
+        for section, fields in values.items():
+            if fields and section not in given:
+                given[section] = ConfigDict()
+            part = given.get(section)
+            if isinstance(part, ConfigDict):
+                chosen = {name: value for name, value in fields.items() if over or name not in part}
+                with part.ignore_type():
+                    part.update(chosen)
 
 
 def _overlay(schema: Any, given: ConfigDict, prefix: str, problems: list[str]) -> ConfigDict:

@@ -13,6 +13,10 @@ from bidora_jax.config import Config, differences, parse_train, read, resolve, t
 from bidora_jax.errors import InputError, command, listing
 
 if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
+    from bidora_jax.models.adapters import Adapter
+    from bidora_jax.models.decoder import DecoderConfig
     from bidora_jax.training.checkpoint import Checkpoints
     from bidora_jax.training.evaluation import Answers, Evaluator
     from bidora_jax.training.loop import Loop, Phase, Standing
@@ -139,7 +143,7 @@ def assemble(config: Config) -> Assembled:
     test = records.read_records(config.data.test_file) if config.data.test_file else []
     model_folder = hf.resolve_folder(config.model.path)
     decoder_config = hf.read_config(model_folder)
-    adapter = adapters.resolve(config.adapter, decoder_config)
+    adapter, start = _adapter(config, decoder_config)
     tokenizer = records.load_tokenizer(model_folder)
     encode = {"max_length": config.data.max_length, "loss_on": config.data.loss_on}
     splits = {
@@ -156,9 +160,33 @@ def assemble(config: Config) -> Assembled:
     base = adapters.prepare_base(hf.load(config.model, model_folder, decoder_config), adapter)
     problem = Problem(
         decoder_config, config.model, adapter, base, splits["train"].examples,
-        splits["val"].examples if val else [], config.data, records.pad_id(tokenizer), config.seed,
+        splits["val"].examples if val else [], config.data, records.pad_id(tokenizer), config.seed, start,
     )  # fmt: skip
     return Assembled(problem, tokenizer, test[: config.data.test_limit or None], Path(model_folder))
+
+
+def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter, tuple[PyTree, PyTree] | None]":
+    """The adapter, and the factors that adapter.path gives it to start with."""
+    from bidora_jax.models import adapters, peft, targets
+
+    adapter = adapters.resolve(config.adapter, decoder_config, strict=not config.adapter.path)
+    if not config.adapter.path:
+        return adapter, None
+    loaded, *start = peft.load_adapter(config.adapter.path, decoder_config)
+    wrong = targets.differences(adapter.sites, loaded.sites)
+    if adapter.magnitude != loaded.magnitude:
+        has = "a magnitude" if loaded.magnitude else "no magnitude"
+        wrong.append(f"adapter.method is {config.adapter.method}, and the folder has {has}")
+    if adapter.saved != loaded.saved:
+        wrong.append(f"adapter.modules_to_save: {list(adapter.saved)}, found {list(loaded.saved)}")
+    if adapter.subtracts:
+        wrong.append(f"adapter.init {adapter.init} makes factors of its own, and the folder holds some already")
+    if wrong:
+        raise InputError(
+            f"adapter.path {config.adapter.path} does not fit the settings of this run:\n{listing(wrong)}\n"
+            "leave those settings out, and the folder gives its own"
+        )
+    return adapter, (start[0], start[1])
 
 
 def _records(config: Config) -> "tuple[list[Record], list[Record]]":
@@ -226,7 +254,7 @@ def _finish(
         batches = full_pass(problem.val, problem.buckets, problem.data.batch_size, problem.pad_id)
         print(f"validation loss of the result {evaluate(problem.base, direction, magnitude, batches).loss:.4f}")
     trained = (problem.config, problem.adapter, problem.base, direction, magnitude)
-    export.write_adapter(folder / "adapter", config, *trained, replace=True)
+    export.write_adapter(folder / "adapter", config.adapter, config.model.path, *trained, replace=True)
     if config.merged:
         dtype = hf.source_dtype(parts.model_folder).name
         export.write_merged(folder / "merged", parts.model_folder, *trained, dtype=dtype, replace=True)

@@ -13,6 +13,9 @@ import bidora_jax
 from bidora_jax import config as configuration
 from bidora_jax.config import Config, leaves, parse_train, read, resolve, to_json
 from bidora_jax.errors import InputError
+from bidora_jax.models import peft_config
+from bidora_jax.models.settings import ATTENTION, LINEARS, AdapterConfig
+from bidora_jax.models.targets import Site
 
 ROOT = Path(bidora_jax.__file__).parents[1]
 PATHS = [name for name, _ in leaves(Config())]
@@ -194,6 +197,63 @@ def test_the_defaults_follow_too():
     assert rates("--inner.learning-rate=1") == (1.0, 2.0)
 
 
+# Presets and adapters to start from
+
+PRESETS = {
+    "efficient": (4, ("q_proj", "v_proj"), "none"), "balanced": (8, ATTENTION, "none"), "expressive": (16, LINEARS, "none"),
+    "qlora_memory": (4, ("q_proj", "v_proj"), "nf4"), "qlora_quality": (8, ATTENTION, "nf4"), "bidora": (8, ATTENTION, "none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_fills_what_is_not_set(file, preset):
+    rank, targets, quantization = PRESETS[preset]
+    config = resolve(read(file({"adapter": {"preset": preset}})))
+    assert (config.adapter.rank, config.adapter.target_modules, config.model.quantization) == (
+        rank,
+        targets,
+        quantization,
+    )
+    assert config.adapter.alpha == 2 * rank
+    assert parse_train(["--adapter.preset", preset])[0] == config
+    values = {"adapter": {"preset": preset, "rank": 3, "method": "lora"}, "model": {"quantization": "int8"}}
+    config = parse_train(["--config", file(values, ".py"), "--adapter.target-modules", "k_proj"])[0]
+    assert (config.adapter.rank, config.adapter.alpha, config.adapter.method) == (3, 2 * rank, "lora")
+    assert (config.adapter.target_modules, config.model.quantization) == (("k_proj",), "int8")
+
+
+def test_a_preset_of_the_command_line_stands_over_the_files(file):
+    path = file({"adapter": {"preset": "expressive", "alpha": 5}})
+    adapter = parse_train(["--config", path, "--adapter.preset=efficient"])[0].adapter
+    assert (adapter.preset, adapter.rank, adapter.alpha) == ("efficient", 4, 5.0)
+    saved = file(json.loads(to_json(Config())))
+    assert parse_train(["--config", saved])[0] == Config()
+    with pytest.raises(
+        InputError, match=r"--adapter.preset efficient would change nothing: .* sets adapter.rank, adapter"
+    ):
+        parse_train(["--config", saved, "--adapter.preset", "efficient"])
+    assert "adapter.preset: expected one of 'none', 'efficient'" in refused(file({"adapter": {"preset": "huge"}}))
+
+
+def test_an_adapter_folder_gives_its_settings_where_none_are_set(tmp_path, file):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    sites = (Site("self_attn.q_proj", (3, 5), (2.0, 2.0)),)
+    saved = AdapterConfig(
+        "dora", rank=3, alpha=6.0, target_modules=("q_proj",), rank_pattern=(("layers.1.self_attn.q_proj", 5),)
+    )
+    peft_config.write(folder, saved, sites, None)
+    path = file({"adapter": {"path": str(folder), "alpha": 7}})
+    adapter = resolve(read(path)).adapter
+    assert adapter == dataclasses.replace(saved, method="bidora", path=str(folder), alpha=7.0)
+    flags = ["--adapter.path", str(folder), "--adapter.method", "dora", "--adapter.rank-pattern", "q_proj", "2"]
+    found = parse_train(flags)[0].adapter
+    assert found == dataclasses.replace(saved, path=str(folder), rank_pattern=(("q_proj", 2),))
+    peft_config.write(folder, dataclasses.replace(saved, method="lora", rslora=True), sites, None)
+    assert (resolve(read(path)).adapter.method, resolve(read(path)).adapter.rslora) == ("lora", True)
+    assert "there is no folder" in refused(file({"adapter": {"path": str(tmp_path / "none")}}))
+
+
 # The command line
 
 
@@ -276,7 +336,8 @@ def test_no_field_is_dead():
     readers = [path for path in package.rglob("*.py") if path.name not in ("settings.py", "config.py")]
     nodes = [node for path in readers for node in ast.walk(ast.parse(path.read_text()))]
     read_somewhere = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    by_configuration = {"outer.multiplier"}  # a factor of the field reference, followed by the tests above
+    # A factor of the field reference, and what fills others in: followed by the tests above.
+    by_configuration = {"outer.multiplier", "adapter.preset"}
     dead = {name for name in PATHS if name.rpartition(".")[2] not in read_somewhere}
     assert dead == by_configuration
 

@@ -38,7 +38,9 @@ def noisy(adapter, direction, magnitude, *, seed: int = 1):
     random = np.random.default_rng(seed)
 
     def leaf(path, stack):
-        _, *names, kind = (key.key for key in path)
+        top, *names, kind = (key.key for key in path)
+        if top != "layers":
+            return stack + jnp.asarray(0.1 * random.normal(size=stack.shape), stack.dtype)
         ranks = np.array(next(site.ranks for site in adapter.sites if site.path == ".".join(names)))
         used = np.arange(max(ranks)) < ranks[:, None]
         used = {"A": used[..., None], "B": used[:, None], "m": ranks[:, None] > 0}[kind]

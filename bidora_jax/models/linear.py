@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bidora_jax.kernels import dora, quant
+from bidora_jax.kernels import dora, lowrank, quant
 from bidora_jax.models.adapters import Adapted
 
 
@@ -33,10 +33,13 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
         shape = (self.out_features, self.in_features)
         weight = self.variable("base", "weight", jnp.zeros, shape, x.dtype).value
-        adapter, trained = self.adapter, ()
+        adapter = self.adapter
+        trained: list[Any] = []
         if adapter is not None:
-            trained = (self._direction(x.dtype), self._magnitude(x.dtype), self._dropout(x, adapter.dropout),
-                       self._scale(x.dtype))  # fmt: skip
+            trained = [
+                self._direction(x.dtype), self._magnitude(x.dtype), self._dropout(x, adapter.dropout),
+                self._scale(x.dtype), self._start(x.dtype),
+            ]  # fmt: skip
         product = partial(_product, adapter)
         if self.reopen and isinstance(weight, quant.Layer):
             # What is kept for the backward pass is the sums, not the matrix.
@@ -53,6 +56,14 @@ class Linear(nn.Module):
         a = self.variable("direction", "A", jnp.zeros, (rank, self.in_features), dtype).value
         b = self.variable("direction", "B", jnp.zeros, (self.out_features, rank), dtype).value
         return dora.Direction(a, b)
+
+    def _start(self, dtype) -> dora.Direction | None:
+        """The factors that are taken off, for starts away from zero."""
+        if self.adapter is None or not self.adapter.subtracts:
+            return None
+        dtype, rank = dora.wide(dtype), self.adapter.rank
+        shapes = {"A0": (rank, self.in_features), "B0": (self.out_features, rank)}
+        return dora.Direction(*(self.variable("base", name, jnp.zeros, s, dtype).value for name, s in shapes.items()))
 
     def _magnitude(self, dtype):
         """(m, ‖W0‖²), or None for a method without magnitude."""
@@ -75,19 +86,15 @@ class Linear(nn.Module):
 
 
 def _product(
-    adapter: Adapted | None,
-    x,
-    weight: quant.Weight,
-    direction=None,
-    magnitude=None,
-    dropped=None,
-    own_scale: Any = None,
-):
+    adapter: Adapted | None, x, weight: quant.Weight, direction: dora.Direction | None = None, magnitude=None,
+    dropped=None, own_scale: Any = None, start: dora.Direction | None = None,
+):  # fmt: skip
     w0, row_scale = quant.opened(weight)
     w0 = w0.astype(x.dtype)
     if adapter is None or direction is None:
         return dora.linear(x, w0, row_scale=row_scale)
     scale = own_scale if adapter.scale is None else adapter.scale
+    direction = direction if start is None else lowrank.since(direction, start)
     gain = None
     if magnitude is not None:
         m, norm_sq = magnitude

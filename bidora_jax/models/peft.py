@@ -3,6 +3,7 @@
     base_model.model.model.layers.N.self_attn.q_proj.lora_A.weight          (r, in)
     base_model.model.model.layers.N.self_attn.q_proj.lora_B.weight          (out, r)
     base_model.model.model.layers.N.self_attn.q_proj.lora_magnitude_vector  (out,)   DoRA; older files add ".weight"
+    base_model.model.lm_head.weight, base_model.model.model.embed_tokens.weight      modules_to_save
 
 float32, in PEFT's layout, which is ours: nothing is transposed. A file holds of each layer its own rank, and nothing of a
 layer that is not adapted; the stacks here are filled up with zeros. PEFT only warns about tensors it misses and ignores
@@ -27,6 +28,7 @@ from bidora_jax.models.targets import Site, name_of
 from bidora_jax.models.tensorfile import Entry
 
 WEIGHTS = "adapter_model.safetensors"
+WHOLE = {"embed_tokens": "base_model.model.model.embed_tokens.weight", "lm_head": "base_model.model.lm_head.weight"}
 SUFFIXES = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
 
 
@@ -62,15 +64,22 @@ def write_adapter(
         for leaf, stack in _stacks(adapter, site, direction, magnitude).items()
         for layer in site.layers
     }
-    places = dict(sorted(places.items()))
     specs = {
         name: jax.ShapeDtypeStruct(_used(site.ranks[layer], leaf, stack[layer].shape), jnp.float32)
         for name, (site, layer, leaf, stack) in places.items()
     }
-    cut = (
-        np.asarray(stack[layer])[tuple(map(slice, specs[name].shape))] for name, (_, layer, _, stack) in places.items()
+    whole = {WHOLE[name]: direction[name]["weight"] for name in adapter.saved}
+    specs = dict(
+        sorted((specs | {name: jax.ShapeDtypeStruct(w.shape, jnp.float32) for name, w in whole.items()}).items())
     )
-    tensorfile.write(folder / WEIGHTS, specs, cut)
+
+    def tensor(name: str) -> np.ndarray:
+        if name in whole:
+            return np.asarray(whole[name])
+        _, layer, _, stack = places[name]
+        return np.asarray(stack[layer])[tuple(map(slice, specs[name].shape))]
+
+    tensorfile.write(folder / WEIGHTS, specs, map(tensor, specs))
 
 
 def load_adapter(folder: Path | str, config: DecoderConfig) -> tuple[Adapter, PyTree, PyTree]:
@@ -102,6 +111,10 @@ def load_adapter(folder: Path | str, config: DecoderConfig) -> tuple[Adapter, Py
         direction = put(direction, f"layers.{site.path}", {leaf: stacks[leaf] for leaf in "AB"})
         if adapter.magnitude:
             magnitude = put(magnitude, f"layers.{site.path}", {"m": stacks["m"]})
+    for name in adapter.saved:
+        weight = np.empty(entries[WHOLE[name]].shape, np.float32)
+        tensorfile.read_into(entries[WHOLE[name]], weight)
+        direction = put(direction, f"{name}.weight", jnp.asarray(weight))
     return adapter, direction, magnitude
 
 
@@ -148,6 +161,7 @@ def _check(folder: Path, adapter: Adapter, config: DecoderConfig, entries: dict[
         for leaf, shape in _shapes(adapter, site, config).items()
         for layer in site.layers
     }
+    expected |= {WHOLE[name]: (config.vocab_size, config.hidden_size) for name in adapter.saved}
     wrong = [f"missing: {name}" for name in expected if name not in entries]
     wrong += [f"not used by {CONFIG}: {name}" for name in entries if name not in expected]
     for name in expected.keys() & entries.keys():

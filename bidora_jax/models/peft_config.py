@@ -65,7 +65,7 @@ NEUTRAL: dict[str, Any] = {
 # Keys that are read here, that concern training only, or that name things. Any other key must be neutral.
 UNDERSTOOD = {
     *("r", "lora_alpha", "use_rslora", "use_dora", "lora_dropout", "target_modules", "exclude_modules", "peft_type"),
-    *("rank_pattern", "alpha_pattern", "layers_to_transform"),
+    *("rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save"),
     *("auto_mapping", "base_model_name_or_path", "revision", "peft_version", "task_type", "inference_mode"),
     *("corda_config", "eva_config", "lora_ga_config", "loftq_config", "megatron_core", "qalora_group_size"),
     *("layers_pattern", "init_lora_weights", "ensure_weight_tying"),
@@ -98,6 +98,7 @@ def read(folder: Path) -> AdapterConfig:
         layers_to_transform=(layers,) if isinstance(layers, int) else tuple(layers or ()),
         rank_pattern=tuple((raw["rank_pattern"] or {}).items()),
         alpha_pattern=tuple((key, float(alpha)) for key, alpha in (raw["alpha_pattern"] or {}).items()),
+        modules_to_save=tuple(raw["modules_to_save"] or ()),
     )
 
 
@@ -112,6 +113,7 @@ def write(folder: Path, settings: AdapterConfig, sites: tuple[Site, ...], base_m
         "init_lora_weights": True if settings.init == "kaiming" else settings.init,
         "rank_pattern": {key: rank for key, rank in dict(settings.rank_pattern).items() if rank},
         "alpha_pattern": {key: _number(alpha) for key, alpha in dict(settings.alpha_pattern).items()},
+        "modules_to_save": list(settings.modules_to_save) or None,
         "base_model_name_or_path": base_model_name,
     }
     write_json(folder / CONFIG, NEUTRAL | own | _written_names(settings, sites), sort_keys=True)
@@ -152,11 +154,11 @@ def _refuse_wrong_types(file: Path, raw: dict) -> None:
     number, flag, names = (int, float), (bool,), (list, str)
     kinds = {"r": (int,), "lora_alpha": number, "lora_dropout": number, "use_rslora": flag, "use_dora": flag}
     kinds |= {"target_modules": names, "exclude_modules": (*names, type(None))}
-    kinds |= {"layers_to_transform": (int, list, type(None))}
+    kinds |= {"layers_to_transform": (int, list, type(None)), "modules_to_save": (list, type(None))}
     kinds |= dict.fromkeys(("rank_pattern", "alpha_pattern"), (dict, type(None)))
     wrong = [f"{key}: {raw[key]!r}" for key, kind in kinds.items() if not _is(raw[key], kind)]
     items = {"target_modules": (str,), "exclude_modules": (str,), "layers_to_transform": (int,)}
-    items |= {"rank_pattern": (int,), "alpha_pattern": number}
+    items |= {"rank_pattern": (int,), "alpha_pattern": number, "modules_to_save": (str,)}
     for key, kind in items.items():
         inside = raw[key].values() if isinstance(raw[key], dict) else raw[key] if isinstance(raw[key], list) else ()
         wrong += [f"{key}: {raw[key]!r}"] if not all(_is(item, kind) for item in inside) else []
@@ -176,6 +178,8 @@ def _refuse_variants(file: Path, raw: dict) -> None:
             f"init_lora_weights: {raw['init_lora_weights']!r} (changes the base; convert it to LoRA with PEFT: "
             "save_pretrained with path_initial_model_for_weight_conversion)"
         )
+    if raw.get("ensure_weight_tying") and raw.get("modules_to_save"):
+        foreign.append("ensure_weight_tying: True (modules that are trained whole come apart here)")
     # The layers of the models that are read here are called "layers".
     pattern = raw.get("layers_pattern") or ()
     if pattern and "layers" not in ([pattern] if isinstance(pattern, str) else pattern):

@@ -18,7 +18,8 @@ from bidora_jax.errors import InputError, did_you_mean, listing
 from bidora_jax.models.settings import AdapterConfig
 
 ALL_LINEAR = "all-linear"
-EMBEDDINGS = ("model.embed_tokens", "lm_head")
+WHOLE = ("embed_tokens", "lm_head")
+"""Modules outside the layers, which can be trained whole."""
 
 Names = str | Sequence[str]
 Value = TypeVar("Value", int, float)
@@ -57,13 +58,14 @@ def sites(
     """What the settings adapt in `layers` layers whose linear layers have these paths and shapes (O, I), in their order.
 
     InputError for whatever matches nothing, is no regular expression, or has a rank that its layer can't have. Without
-    `strict`, exclusions and patterns may match nothing: files name modules that a model of another kind has.
+    `strict`, exclusions and patterns may match nothing, for files name modules that a model of another kind has, and a
+    rank may be larger than its layer, for a conversion doubles it.
     """
     places = {name_of(layer, path): (path, layer) for path in shapes for layer in range(layers)}
     picked = _picked(settings, list(places), layers, strict)
     ranks = _by_pattern("rank_pattern", settings.rank, dict(settings.rank_pattern), picked, strict)
     alphas = _by_pattern("alpha_pattern", settings.alpha, dict(settings.alpha_pattern), picked, strict)
-    _refuse_ranks(ranks, {name: shapes[places[name][0]] for name in picked})
+    _refuse_ranks(ranks, {name: shapes[places[name][0]] for name in picked}, strict)
     if wrong := [f"{alphas[name]} at {name}" for name in picked if alphas[name] <= 0]:
         raise InputError(f"adapter.alpha must be positive, found\n{listing(wrong)}\nit is often once or twice the rank")
     root = 0.5 if settings.rslora else 1.0
@@ -76,6 +78,30 @@ def sites(
         site = Site(path, tuple(ranks.get(name, 0) for name in names), tuple(scales.get(name, 0.0) for name in names))
         found += [site] if site.rank else []
     return tuple(found)
+
+
+def saved(settings: AdapterConfig) -> tuple[str, ...]:
+    """The modules that are trained whole; InputError for one that can't be."""
+    names = [name.removeprefix("model.") for name in settings.modules_to_save]
+    if unknown := [name for name in names if name not in WHOLE]:
+        found = ", ".join(f"{name!r}{did_you_mean(name, WHOLE)}" for name in unknown)
+        raise InputError(f"adapter.modules_to_save: expected lm_head or embed_tokens, found {found}")
+    return tuple(name for name in WHOLE if name in names)
+
+
+def differences(wanted: Sequence[Site], found: Sequence[Site]) -> list[str]:
+    """What differs between the sites of two adapters, one line a path."""
+    ours, theirs = ({site.path: site for site in sites} for sites in (wanted, found))
+    pairs = {path: (ours.get(path), theirs.get(path)) for path in [*ours, *theirs]}
+    return [f"{path}: {_spelt(one)}, found {_spelt(other)}" for path, (one, other) in pairs.items() if one != other]
+
+
+def _spelt(site: Site | None) -> str:
+    if site is None:
+        return "not adapted"
+    ranks, scales = (sorted({value for value in values if value}) for values in (site.ranks, site.scales))
+    where = "" if all(site.ranks) else f" in layers {', '.join(map(str, site.layers))}"
+    return f"rank {', '.join(map(str, ranks))} and s {', '.join(f'{scale:g}' for scale in scales)}{where}"
 
 
 def name_of(layer: int, path: str) -> str:
@@ -96,7 +122,7 @@ def as_pattern(names: Names) -> Names:
 def _picked(settings: AdapterConfig, linears: list[str], layers: int, strict: bool) -> list[str]:
     """Names of the modules to adapt, in the order of `linears`."""
     wanted, unwanted = as_pattern(settings.target_modules), as_pattern(settings.exclude_modules)
-    candidates = linears if wanted == ALL_LINEAR else [*linears, *EMBEDDINGS]
+    candidates = linears if wanted == ALL_LINEAR else [*linears, "model.embed_tokens", "lm_head"]
     found = _matching("target_modules", wanted, candidates)
     if settings.layers_to_transform:
         found = _in_layers(settings, wanted, found, layers)
@@ -174,7 +200,7 @@ def _compiled(setting: str, expression: str) -> re.Pattern[str]:
         raise InputError(f"adapter.{setting}: {expression!r} is not a regular expression: {error}") from None
 
 
-def _refuse_ranks(ranks: Mapping[str, int], shapes: Mapping[str, tuple[int, int]]) -> None:
+def _refuse_ranks(ranks: Mapping[str, int], shapes: Mapping[str, tuple[int, int]], strict: bool) -> None:
     if negative := [f"{rank} at {name}" for name, rank in ranks.items() if rank < 0]:
         raise InputError(f"adapter.rank_pattern: a rank is at least 0, found\n{listing(negative)}")
     smallest = min(min(shape) for shape in shapes.values())
@@ -183,7 +209,7 @@ def _refuse_ranks(ranks: Mapping[str, int], shapes: Mapping[str, tuple[int, int]
         for name, shape in shapes.items()
         if ranks[name] > min(shape)
     ]
-    if large:
+    if strict and large:
         raise InputError(
             f"adapter.rank is larger than the layer:\n{listing(large)}\na rank of at most {smallest} fits everywhere; "
             "adapter.rank_pattern sets single modules"

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from bidora_jax.kernels import dora, losses, quant
 from bidora_jax.models import decoder
-from bidora_jax.models.adapters import Adapter, get, over_layers
+from bidora_jax.models.adapters import Adapter, change, get, over_layers
 from bidora_jax.models.decoder import DecoderConfig
 from bidora_jax.models.settings import ModelConfig
 
@@ -51,7 +51,7 @@ def mean_gram_penalty(adapter: Adapter, base: PyTree, direction: PyTree) -> Floa
     """Mean over all adapted layers of ‖D·Dᵀ − I‖_F with D = V/‖V‖, one layer's dense D at a time."""
     total, count = 0.0, 0
     for site in adapter.sites:
-        leaf, factors = get(base["layers"], site.path), get(direction["layers"], site.path)
+        leaf = get(base["layers"], site.path)
 
         # A scale that is a number stays one.
         @partial(jax.checkpoint, static_argnums=() if site.scale is None else (2,))
@@ -61,7 +61,7 @@ def mean_gram_penalty(adapter: Adapter, base: PyTree, direction: PyTree) -> Floa
             unit = dora.gain(jnp.ones_like(norm), norm)[:, None] * dora.merge(w0, pair, scale=scale)
             return losses.gram_penalty(unit)
 
-        penalties = over_layers(penalty, site, leaf["weight"], factors["A"], factors["B"], leaf["norm_sq"])
+        penalties = over_layers(penalty, site, leaf["weight"], change(adapter, site, base, direction), leaf["norm_sq"])
         total = total + jnp.sum(penalties[np.array(site.layers)] if len(site.layers) < len(site.ranks) else penalties)
         count += len(site.layers)
     return jnp.asarray(total / count)
