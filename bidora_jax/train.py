@@ -157,6 +157,8 @@ def assemble(config: Config) -> Assembled:
                 f"{name}: the longest record has {longest} tokens, more than the "
                 f"{decoder_config.max_position_embeddings} positions of the model; lower data.max_length"
             )
+    if adapter.subtracts:  # a minute and more for a large model
+        print(f"adapter.init {adapter.init}: decomposing the weights")
     base = adapters.prepare_base(hf.load(config.model, model_folder, decoder_config), adapter)
     problem = Problem(
         decoder_config, config.model, adapter, base, splits["train"].examples,

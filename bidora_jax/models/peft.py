@@ -65,7 +65,7 @@ def write_adapter(
         for layer in site.layers
     }
     specs = {
-        name: jax.ShapeDtypeStruct(_used(site.ranks[layer], leaf, stack[layer].shape), jnp.float32)
+        name: jax.ShapeDtypeStruct(_used(site.ranks[layer], leaf, stack.shape[1:]), jnp.float32)
         for name, (site, layer, leaf, stack) in places.items()
     }
     whole = {WHOLE[name]: direction[name]["weight"] for name in adapter.saved}
