@@ -11,12 +11,14 @@ import runpy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ml_collections import ConfigDict
 
 from bidora_jax.errors import InputError, did_you_mean, listing
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.models import peft_config
+from bidora_jax.models.settings import PRESETS, AdapterConfig, ModelConfig
 from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, RetrainConfig, SearchConfig
 
 
@@ -65,7 +67,11 @@ def parse_train(argv: Sequence[str]) -> tuple[Config, bool]:
     import tyro
 
     path, resume = _flag_value(argv, "config"), any(_name(arg) == "resume" for arg in argv)
-    tree = read(path) if path else defaults()
+    given = _given(path) if path else ConfigDict()
+    sources = {name: _flag_value(argv, f"adapter.{name}") for name in ("preset", "path")}
+    _refuse_idle(sources["preset"], given, path)
+    _set_unset(given, {"adapter": {name: value for name, value in sources.items() if value}}, over=True)
+    tree = _tree(given)
     default = TrainArguments(**_fields(resolve(tree)), config=path, resume=resume)
     arguments = tyro.cli(TrainArguments, args=list(argv), default=default, prog="python -m bidora_jax.train")
     named = {_name(arg) for arg in argv if arg.startswith("--")}
@@ -83,22 +89,34 @@ def defaults() -> ConfigDict:
 
 def read(path: str) -> ConfigDict:
     """Defaults with the values of a configuration file over them. Raises InputError for whatever doesn't fit the schema."""
+    return _tree(_given(path))
+
+
+def _given(path: str) -> ConfigDict:
+    """What a configuration file sets."""
     file = Path(path)
     if not file.is_file():
         raise InputError(f"configuration file {path} does not exist; configs/quickstart.py is an example of one")
     if file.suffix == ".json":
-        return _tree(_read_json(file))
+        return _read_json(file)
     if file.suffix != ".py":
         raise InputError(f"configuration file {path}: expected a .py file with get_config() or a config.json")
     namespace = runpy.run_path(str(file))
     if "get_config" not in namespace:
         raise InputError(f"configuration file {path} has no function get_config()")
-    values = namespace["get_config"]()
+    try:
+        values = namespace["get_config"]()
+    except ValueError as error:
+        if "dots in field names" not in str(error):
+            raise
+        raise InputError(
+            f'{path}: {error}; write patterns with dots as pairs: [["layers.0.self_attn.q_proj", 4]]'
+        ) from None
     if not isinstance(values, ConfigDict):
         raise InputError(
             f"{path}: get_config() must return an ml_collections.ConfigDict, found {type(values).__name__}"
         )
-    return _tree(values)
+    return values
 
 
 def resolve(tree: ConfigDict) -> Config:
@@ -143,18 +161,73 @@ def _read_json(file: Path) -> ConfigDict:
         raise InputError(f"configuration file {file} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"configuration file {file}: expected a JSON object, found {type(values).__name__}")
-    return ConfigDict(values)
+    return ConfigDict(
+        {
+            name: {key: _pairs(value) for key, value in section.items()} if isinstance(section, dict) else section
+            for name, section in values.items()
+        }
+    )
+
+
+def _pairs(value: Any) -> Any:
+    """A mapping as a list of pairs: a ConfigDict would take it for a section, and refuse dots in its keys."""
+    return tuple(value.items()) if isinstance(value, dict | ConfigDict) else value
 
 
 def _tree(given: ConfigDict) -> ConfigDict:
-    """Defaults overlaid with `given`; references of `given` stay references."""
+    """Defaults overlaid with `given`; references of `given` stay references. A preset and an adapter to start from stand
+    between the two."""
     problems: list[str] = []
+    _fill(given)
     tree = _overlay(Config, given, "", problems)
     if problems:
         raise InputError(f"the configuration does not fit its schema:\n{listing(problems)}")
     if "outer" not in given or "learning_rate" not in given.outer:
         tree.outer.learning_rate = tree.inner.get_ref("learning_rate") * tree.outer.get_ref("multiplier")
     return tree
+
+
+def _fill(given: ConfigDict) -> None:
+    """Sets what a preset and an adapter folder say of all that `given` does not set itself."""
+    adapter = given.get("adapter")
+    if not isinstance(adapter, ConfigDict):
+        return
+    preset, folder = str(adapter.get("preset", "")), adapter.get("path", "")
+    _set_unset(given, PRESETS.get(preset, {}))
+    if isinstance(folder, str) and folder:
+        found = dataclasses.asdict(peft_config.read(Path(folder)))
+        unsaid = {"preset", "path", "init", "norm"} | ({"method"} if found["method"] == "dora" else set())
+        _set_unset(given, {"adapter": {name: value for name, value in found.items() if name not in unsaid}})
+
+
+def _refuse_idle(preset: str, given: ConfigDict, path: str) -> None:
+    """A preset of the command line that the file leaves nothing to fill, such as the config.json of a run."""
+    names = [f"{section}.{name}" for section, fields in PRESETS.get(preset, {}).items() for name in fields]
+    already = isinstance(part := given.get("adapter"), ConfigDict) and part.get("preset") == preset
+    if names and not already and all(_sets(given, name) for name in names):
+        raise InputError(
+            f"--adapter.preset {preset} would change nothing: {path} sets {', '.join(names)} itself; take them out of the "
+            "file, or set them on the command line"
+        )
+
+
+def _sets(given: ConfigDict, name: str) -> bool:
+    section, leaf = name.split(".")
+    part = given.get(section)
+    return isinstance(part, ConfigDict) and leaf in part
+
+
+def _set_unset(given: ConfigDict, values: dict[str, dict[str, Any]], *, over: bool = False) -> None:
+    """Sets values by section where `given` has none, or `over` what it has."""
+    with given.unlocked():
+        for section, fields in values.items():
+            if fields and section not in given:
+                given[section] = ConfigDict()
+            part = given.get(section)
+            if isinstance(part, ConfigDict):
+                chosen = {name: value for name, value in fields.items() if over or name not in part}
+                with part.ignore_type():
+                    part.update(chosen)
 
 
 def _overlay(schema: Any, given: ConfigDict, prefix: str, problems: list[str]) -> ConfigDict:
@@ -172,8 +245,10 @@ def _overlay(schema: Any, given: ConfigDict, prefix: str, problems: list[str]) -
             tree[name] = _overlay(kind, section, f"{prefix}{name}.", problems)
         elif name not in given:
             tree[name] = getattr(default, name)
-        elif not _fits(kind, given[name]):
-            problems.append(f"{prefix}{name}: expected {_describe(kind)}, found {given[name]!r}")
+        elif not _fits(kind, _pairs(given[name])):
+            problems.append(f"{prefix}{name}: expected {_describe(kind)}, found {_pairs(given[name])!r}")
+        elif isinstance(given[name], ConfigDict):
+            tree[name] = _pairs(given[name])
         elif kind is float:
             value: Any = given[name]
             tree[name] = given.get_ref(name) if isinstance(value, float) else float(value)
@@ -185,22 +260,41 @@ def _overlay(schema: Any, given: ConfigDict, prefix: str, problems: list[str]) -
 def _fits(kind: Any, value: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_fits(option, value) for option in get_args(kind))
     if get_origin(kind) is tuple:
-        return isinstance(value, list | tuple) and all(_fits(get_args(kind)[0], item) for item in value)
+        items = get_args(kind)
+        if not isinstance(value, list | tuple):
+            return False
+        if items[-1] is ...:
+            return all(_fits(items[0], item) for item in value)
+        return len(items) == len(value) and all(map(_fits, items, value))
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _as(kind: Any, value: Any) -> Any:
-    return tuple(value) if get_origin(kind) is tuple else value
+    """The value with its lists as tuples and its numbers as the schema has them."""
+    if isinstance(value, list | tuple):
+        kind = next(
+            option for option in (get_args(kind) if isinstance(kind, UnionType) else [kind]) if option is not str
+        )
+        items = get_args(kind)
+        return tuple(_as(items[0] if items[-1] is ... else items[at], item) for at, item in enumerate(value))
+    return float(value) if kind is float else value
 
 
 def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(repr, get_args(kind)))
+    if isinstance(kind, UnionType):
+        return " or ".join(map(_describe, get_args(kind)))
     if get_origin(kind) is tuple:
-        return f"a list of {get_args(kind)[0].__name__}"
+        item = get_args(kind)[0]
+        if get_origin(item) is tuple:
+            return f"a mapping from a pattern to {_describe(get_args(item)[1])}"
+        return f"a list of {item.__name__}"
     return {float: "a number", int: "an integer", bool: "true or false", str: "a text"}.get(kind, str(kind))
 
 
@@ -230,4 +324,5 @@ def _set(tree: Any, name: str, value: Any) -> None:
             return
         tree = tree[section]
     if leaf in tree:
-        tree[leaf] = value
+        with tree.ignore_type():  # a list may stand over a text
+            tree[leaf] = value

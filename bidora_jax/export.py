@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bidora_jax.config import Config, read, resolve
 from bidora_jax.errors import InputError, RunError, command
-from bidora_jax.models.settings import ModelConfig
+from bidora_jax.models.settings import AdapterConfig, ModelConfig
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
 
 def export_run(arguments: ExportArguments) -> None:
     """Loads the run's base and adapter and writes them in the format asked for."""
-    from bidora_jax.models import adapters, hf, peft
+    from bidora_jax.models import adapters, hf, peft, peft_config
 
     run, config = Path(arguments.run), run_config(arguments.run)
     if not (run / "adapter").is_dir():
@@ -81,7 +81,8 @@ def export_run(arguments: ExportArguments) -> None:
     base = adapters.prepare_base(hf.load(config.model, source, decoder_config), adapter)
     trained = (adapter, base, direction, magnitude)
     if arguments.format == "adapter":
-        write_adapter(Path(arguments.output), config, decoder_config, *trained)
+        settings = peft_config.read(run / "adapter")
+        write_adapter(Path(arguments.output), settings, config.model.path, decoder_config, *trained)
         return
     written = hf.source_dtype(source).name if arguments.dtype == "source" else arguments.dtype
     if quantised:
@@ -168,16 +169,18 @@ def write_merged(
 
 
 def write_adapter(
-    folder: Path, settings: Config, config: "DecoderConfig", adapter: "Adapter", base: "PyTree",
-    direction: "PyTree", magnitude: "PyTree", *, replace: bool = False,
+    folder: Path, settings: AdapterConfig, base_model_name: str, config: "DecoderConfig", adapter: "Adapter",
+    base: "PyTree", direction: "PyTree", magnitude: "PyTree", *, replace: bool = False,
 ) -> None:  # fmt: skip
-    """The adapter as a PEFT folder, proved before it gets its name."""
+    """The adapter as a PEFT folder that fits the base as its files hold it, proved before it gets its name."""
     from bidora_jax.models import parity, peft
+    from bidora_jax.models.conversion import converted
     from bidora_jax.models.folders import staged
 
     expected = parity.probe_logits(config, adapter, base, direction, magnitude)
+    adapter, settings, direction = converted(adapter, settings, base, direction)
     with staged(folder, replace=replace) as fresh:
-        peft.write_adapter(fresh, adapter, settings.adapter, direction, magnitude, base_model_name=settings.model.path)
+        peft.write_adapter(fresh, adapter, settings, direction, magnitude, base_model_name=base_model_name)
         _prove("adapter", "trained model", "float32", parity.verify_adapter(fresh, config, base, expected))
     print(f"adapter written to {folder}")
 

@@ -13,6 +13,10 @@ from bidora_jax.config import Config, differences, parse_train, read, resolve, t
 from bidora_jax.errors import InputError, command, listing
 
 if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
+    from bidora_jax.models.adapters import Adapter
+    from bidora_jax.models.decoder import DecoderConfig
     from bidora_jax.training.checkpoint import Checkpoints
     from bidora_jax.training.evaluation import Answers, Evaluator
     from bidora_jax.training.loop import Loop, Phase, Standing
@@ -139,7 +143,7 @@ def assemble(config: Config) -> Assembled:
     test = records.read_records(config.data.test_file) if config.data.test_file else []
     model_folder = hf.resolve_folder(config.model.path)
     decoder_config = hf.read_config(model_folder)
-    adapter = adapters.resolve(config.adapter, decoder_config)
+    adapter, start = _adapter(config, decoder_config)
     tokenizer = records.load_tokenizer(model_folder)
     encode = {"max_length": config.data.max_length, "loss_on": config.data.loss_on}
     splits = {
@@ -153,12 +157,38 @@ def assemble(config: Config) -> Assembled:
                 f"{name}: the longest record has {longest} tokens, more than the "
                 f"{decoder_config.max_position_embeddings} positions of the model; lower data.max_length"
             )
+    if adapter.subtracts:  # a minute and more for a large model
+        print(f"adapter.init {adapter.init}: decomposing the weights")
     base = adapters.prepare_base(hf.load(config.model, model_folder, decoder_config), adapter)
     problem = Problem(
         decoder_config, config.model, adapter, base, splits["train"].examples,
-        splits["val"].examples if val else [], config.data, records.pad_id(tokenizer), config.seed,
+        splits["val"].examples if val else [], config.data, records.pad_id(tokenizer), config.seed, start,
     )  # fmt: skip
     return Assembled(problem, tokenizer, test[: config.data.test_limit or None], Path(model_folder))
+
+
+def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter, tuple[PyTree, PyTree] | None]":
+    """The adapter, and the factors that adapter.path gives it to start with."""
+    from bidora_jax.models import adapters, peft, targets
+
+    adapter = adapters.resolve(config.adapter, decoder_config, strict=not config.adapter.path)
+    if not config.adapter.path:
+        return adapter, None
+    loaded, *start = peft.load_adapter(config.adapter.path, decoder_config)
+    wrong = targets.differences(adapter.sites, loaded.sites)
+    if adapter.magnitude != loaded.magnitude:
+        has = "a magnitude" if loaded.magnitude else "no magnitude"
+        wrong.append(f"adapter.method is {config.adapter.method}, and the folder has {has}")
+    if adapter.saved != loaded.saved:
+        wrong.append(f"adapter.modules_to_save: {list(adapter.saved)}, found {list(loaded.saved)}")
+    if adapter.subtracts:
+        wrong.append(f"adapter.init {adapter.init} makes factors of its own, and the folder holds some already")
+    if wrong:
+        raise InputError(
+            f"adapter.path {config.adapter.path} does not fit the settings of this run:\n{listing(wrong)}\n"
+            "leave those settings out, and the folder gives its own"
+        )
+    return adapter, (start[0], start[1])
 
 
 def _records(config: Config) -> "tuple[list[Record], list[Record]]":
@@ -226,7 +256,7 @@ def _finish(
         batches = full_pass(problem.val, problem.buckets, problem.data.batch_size, problem.pad_id)
         print(f"validation loss of the result {evaluate(problem.base, direction, magnitude, batches).loss:.4f}")
     trained = (problem.config, problem.adapter, problem.base, direction, magnitude)
-    export.write_adapter(folder / "adapter", config, *trained, replace=True)
+    export.write_adapter(folder / "adapter", config.adapter, config.model.path, *trained, replace=True)
     if config.merged:
         dtype = hf.source_dtype(parts.model_folder).name
         export.write_merged(folder / "merged", parts.model_folder, *trained, dtype=dtype, replace=True)
@@ -259,18 +289,21 @@ def _compare_answers(test: "list[Record]", before: "Answers", after: "Answers") 
 
 def _describe(config: Config, parts: Assembled) -> None:
     from bidora_jax.models import quantization
-    from bidora_jax.models.adapters import count
+    from bidora_jax.models.adapters import count, trainable
     from bidora_jax.models.decoder import base_shapes
 
     problem = parts.problem
-    directions, magnitudes = (count(tree) for tree in problem.fresh_adapter())
-    frozen = count(base_shapes(problem.config, "float32"))
-    total = frozen + directions + magnitudes
+    groups = trainable(problem.adapter, problem.config)
+    frozen, trained = count(base_shapes(problem.config, "float32")), sum(groups.values())
     print(f"model {config.model.path}: {frozen:,} frozen parameters in {problem.base['norm']['weight'].dtype}")
     for line in quantization.describe(problem.base):
         print(line)
-    print(f"{config.adapter.method}, rank {config.adapter.rank}: direction {directions:,}, magnitude {magnitudes:,} "
-          f"({(directions + magnitudes) / total:.2%} trained); padded to {', '.join(map(str, problem.buckets))}")  # fmt: skip
+    ranks = sorted({rank for site in problem.adapter.sites for rank in site.ranks if rank})
+    print(f"{config.adapter.method}, rank {' and '.join(map(str, ranks)) if len(ranks) < 4 else f'{ranks[0]} to {ranks[-1]}'}: "
+          + ", ".join(f"{name} {number:,} ({number / (frozen + trained):.4%})" for name, number in groups.items())
+          + f"; padded to {', '.join(map(str, problem.buckets))}")  # fmt: skip
+    print(f"trainable params: {trained:,} || all params: {frozen + trained:,} || "
+          f"trainable%: {100 * trained / (frozen + trained):.4f}")  # fmt: skip
 
 
 def _report_split(name: str, split, config: Config) -> None:

@@ -13,6 +13,9 @@ import bidora_jax
 from bidora_jax import config as configuration
 from bidora_jax.config import Config, leaves, parse_train, read, resolve, to_json
 from bidora_jax.errors import InputError
+from bidora_jax.models import peft_config
+from bidora_jax.models.settings import ATTENTION, LINEARS, AdapterConfig
+from bidora_jax.models.targets import Site
 
 ROOT = Path(bidora_jax.__file__).parents[1]
 PATHS = [name for name, _ in leaves(Config())]
@@ -57,7 +60,8 @@ def test_all_that_does_not_fit_is_listed_at_once(file):
     message = refused(
         file({
             "sead": 1, "data": {"batchsize": 2}, "inner": {"optimizer": "adam"}, "outer": {"b1": "0.9"},
-            "search": 3, "retrain": {"epochs": True}, "model": {"remat": 1}, "adapter": {"target_modules": "q_proj"},
+            "search": 3, "retrain": {"epochs": True}, "model": {"remat": 1, "quantized_modules": "q_proj"},
+            "adapter": {"target_modules": 3},
         })
     )  # fmt: skip
     for line in (
@@ -65,9 +69,44 @@ def test_all_that_does_not_fit_is_listed_at_once(file):
         "inner.optimizer: expected one of 'adamw', 'adamw_8bit', 'sgd', found 'adam'", "outer.b1: expected a number, found '0.9'",
         "search: expected a section, found 3", "retrain.epochs: expected a number, found True",
         "model.remat: expected one of 'layer', 'dots', 'none', found 1",
-        "adapter.target_modules: expected a list of str, found 'q_proj'",
+        "model.quantized_modules: expected a list of str, found 'q_proj'",
+        "adapter.target_modules: expected a list of str or a text, found 3",
     ):  # fmt: skip
         assert line in message
+
+
+def test_patterns_are_mappings_and_names_a_list_or_a_text(file):
+    values = {
+        "adapter": {"layers_to_transform": [0.5], "rank_pattern": {"q_proj": "3"}, "alpha_pattern": [["q", 1, 2]]}
+    }
+    message = refused(file(values))
+    for line in (
+        "adapter.layers_to_transform: expected a list of int, found [0.5]",
+        "adapter.rank_pattern: expected a mapping from a pattern to an integer, found (('q_proj', '3'),)",
+        "adapter.alpha_pattern: expected a mapping from a pattern to a number, found [['q', 1, 2]]",
+    ):
+        assert line in message
+    values = {
+        "target_modules": r".*\.q_proj",
+        "rank_pattern": {"layers.0.self_attn.q_proj": 3},
+        "alpha_pattern": {"q": 2},
+    }
+    adapter = resolve(read(file({"adapter": values}))).adapter
+    assert adapter.target_modules == r".*\.q_proj"
+    assert adapter.rank_pattern == (("layers.0.self_attn.q_proj", 3),)
+    assert adapter.alpha_pattern == (("q", 2.0),)
+    assert isinstance(adapter.alpha_pattern[0][1], float)
+    path = file({"adapter": values | {"rank_pattern": [["layers.0.self_attn.q_proj", 3]]}}, ".py")
+    flags = ["--adapter.target-modules", "q_proj", "--adapter.rank-pattern", "q.*", "2", "k.v", "7"]
+    adapter = parse_train(["--config", path, *flags])[0].adapter
+    assert adapter.target_modules == ("q_proj",)
+    assert adapter.rank_pattern == (("q.*", 2), ("k.v", 7))
+    assert adapter.alpha_pattern == (("q", 2.0),)
+
+
+def test_a_pattern_with_dots_in_a_python_file_says_how_it_is_written(file):
+    message = refused(file({"adapter": {"rank_pattern": {"layers.0.self_attn.q_proj": 3}}}, ".py"))
+    assert 'write patterns with dots as pairs: [["layers.0.self_attn.q_proj", 4]]' in message
 
 
 @pytest.mark.parametrize("section", ["", "model", "adapter", "data", "inner", "outer", "search", "retrain"])
@@ -77,11 +116,16 @@ def test_an_unknown_key_is_refused_in_every_section(file, section):
 
 
 WRONG = {int: [1.5, "1", True, None, [1]], float: ["1", False, None], bool: [1, "true", None], str: [1, None, True]}
+NAMES = ("adapter.target_modules", "adapter.exclude_modules")  # of which a text is one, as in PEFT
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [(name, value) for name, default in leaves(Config()) for value in WRONG.get(type(default), ["x", 1, [1], None])],
+    [
+        (name, value)
+        for name, default in leaves(Config())
+        for value in WRONG.get(type(default), [1, ["a", 0.5], None] + ["x"] * (name not in NAMES))
+    ],
 )
 def test_every_field_refuses_the_wrong_type(file, name, value):
     section, _, leaf = name.rpartition(".")
@@ -153,6 +197,63 @@ def test_the_defaults_follow_too():
     assert rates("--inner.learning-rate=1") == (1.0, 2.0)
 
 
+# Presets and adapters to start from
+
+PRESETS = {
+    "efficient": (4, ("q_proj", "v_proj"), "none"), "balanced": (8, ATTENTION, "none"), "expressive": (16, LINEARS, "none"),
+    "qlora_memory": (4, ("q_proj", "v_proj"), "nf4"), "qlora_quality": (8, ATTENTION, "nf4"), "bidora": (8, ATTENTION, "none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_fills_what_is_not_set(file, preset):
+    rank, targets, quantization = PRESETS[preset]
+    config = resolve(read(file({"adapter": {"preset": preset}})))
+    assert (config.adapter.rank, config.adapter.target_modules, config.model.quantization) == (
+        rank,
+        targets,
+        quantization,
+    )
+    assert config.adapter.alpha == 2 * rank
+    assert parse_train(["--adapter.preset", preset])[0] == config
+    values = {"adapter": {"preset": preset, "rank": 3, "method": "lora"}, "model": {"quantization": "int8"}}
+    config = parse_train(["--config", file(values, ".py"), "--adapter.target-modules", "k_proj"])[0]
+    assert (config.adapter.rank, config.adapter.alpha, config.adapter.method) == (3, 2 * rank, "lora")
+    assert (config.adapter.target_modules, config.model.quantization) == (("k_proj",), "int8")
+
+
+def test_a_preset_of_the_command_line_stands_over_the_files(file):
+    path = file({"adapter": {"preset": "expressive", "alpha": 5}})
+    adapter = parse_train(["--config", path, "--adapter.preset=efficient"])[0].adapter
+    assert (adapter.preset, adapter.rank, adapter.alpha) == ("efficient", 4, 5.0)
+    saved = file(json.loads(to_json(Config())))
+    assert parse_train(["--config", saved])[0] == Config()
+    with pytest.raises(
+        InputError, match=r"--adapter.preset efficient would change nothing: .* sets adapter.rank, adapter"
+    ):
+        parse_train(["--config", saved, "--adapter.preset", "efficient"])
+    assert "adapter.preset: expected one of 'none', 'efficient'" in refused(file({"adapter": {"preset": "huge"}}))
+
+
+def test_an_adapter_folder_gives_its_settings_where_none_are_set(tmp_path, file):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    sites = (Site("self_attn.q_proj", (3, 5), (2.0, 2.0)),)
+    saved = AdapterConfig(
+        "dora", rank=3, alpha=6.0, target_modules=("q_proj",), rank_pattern=(("layers.1.self_attn.q_proj", 5),)
+    )
+    peft_config.write(folder, saved, sites, None)
+    path = file({"adapter": {"path": str(folder), "alpha": 7}})
+    adapter = resolve(read(path)).adapter
+    assert adapter == dataclasses.replace(saved, method="bidora", path=str(folder), alpha=7.0)
+    flags = ["--adapter.path", str(folder), "--adapter.method", "dora", "--adapter.rank-pattern", "q_proj", "2"]
+    found = parse_train(flags)[0].adapter
+    assert found == dataclasses.replace(saved, path=str(folder), rank_pattern=(("q_proj", 2),))
+    peft_config.write(folder, dataclasses.replace(saved, method="lora", rslora=True), sites, None)
+    assert (resolve(read(path)).adapter.method, resolve(read(path)).adapter.rslora) == ("lora", True)
+    assert "there is no folder" in refused(file({"adapter": {"path": str(tmp_path / "none")}}))
+
+
 # The command line
 
 
@@ -208,7 +309,8 @@ def test_help_needs_neither_a_model_nor_jax(command):
 
 
 def test_a_config_json_reads_back_as_what_was_written(file, tmp_path):
-    values = {"seed": 3, "inner": {"learning_rate": 0.1}, "adapter": {"target_modules": ["q_proj"], "rslora": True}}
+    values = {"seed": 3, "inner": {"learning_rate": 0.1}, "adapter": {"target_modules": ["q_proj"], "rslora": True,
+              "exclude_modules": ".*v", "rank_pattern": {"a.b": 3}, "layers_to_transform": [2, 1]}}  # fmt: skip
     config = resolve(read(file(values)))
     (tmp_path / "saved.json").write_text(to_json(config))
     assert resolve(read(str(tmp_path / "saved.json"))) == config
@@ -234,7 +336,8 @@ def test_no_field_is_dead():
     readers = [path for path in package.rglob("*.py") if path.name not in ("settings.py", "config.py")]
     nodes = [node for path in readers for node in ast.walk(ast.parse(path.read_text()))]
     read_somewhere = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    by_configuration = {"outer.multiplier"}  # a factor of the field reference, followed by the tests above
+    # A factor of the field reference, and what fills others in: followed by the tests above.
+    by_configuration = {"outer.multiplier", "adapter.preset"}
     dead = {name for name in PATHS if name.rpartition(".")[2] not in read_somewhere}
     assert dead == by_configuration
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +14,33 @@ from safetensors.numpy import load_file, save_file
 
 from bidora_jax.errors import InputError
 from bidora_jax.models import adapters, decoder, hf, peft
+from bidora_jax.models.conversion import converted
 from bidora_jax.models.settings import AdapterConfig
 
 # PEFT 0.21 asks transformers 5 for a name it deprecates; every other warning of theirs stays an error.
 DEPRECATED = "`is_gradient_checkpointing` is deprecated"
 pytestmark = pytest.mark.filterwarnings(f"ignore:{DEPRECATED}:FutureWarning")
 
+TIED = "ignore:Model has `tie_word_embeddings=True` and a tied layer is part of the adapter:UserWarning"
+
 METHODS = {
     "lora": AdapterConfig(method="lora", rank=5, alpha=7.0),
     "rslora": AdapterConfig(method="lora", rank=5, alpha=7.0, rslora=True),
     "dora": AdapterConfig("dora", rank=5, alpha=7.0, dropout=0.1, target_modules=("q_proj", "v_proj", "down_proj")),
     "rsdora": AdapterConfig(method="dora", rank=3, alpha=2.5, rslora=True),
-}
+    "lora patterns": AdapterConfig(
+        "lora", rank=4, alpha=6.0, rank_pattern=(("q_proj", 2), ("layers.1.mlp.down_proj", 7)),
+        alpha_pattern=((r"1\.self_attn\.\w_proj", 3.0),),
+    ),
+    "rsdora patterns": AdapterConfig(
+        "dora", rank=4, alpha=6.0, rslora=True, layers_to_transform=(0, 1), rank_pattern=(("0.self_attn.q_proj", 7),),
+        exclude_modules=("layers.1.mlp.up_proj",), target_modules=("q_proj", "k_proj", "up_proj"),
+    ),
+    "lora embeddings": AdapterConfig(
+        "lora", rank=3, target_modules=("q_proj",), modules_to_save=("lm_head", "embed_tokens"), layers_to_transform=(1,)
+    ),
+    "dora head": AdapterConfig("dora", rank=3, target_modules=("q_proj", "up_proj"), modules_to_save=("lm_head",)),
+}  # fmt: skip
 
 
 def _random_adapter(settings, config=tiny.CONFIG, base=None):
@@ -32,11 +48,7 @@ def _random_adapter(settings, config=tiny.CONFIG, base=None):
     adapter = adapters.resolve(settings, config)
     base = adapters.prepare_base(tiny.random_base(config) if base is None else base, adapter)
     direction, magnitude = adapters.init(adapter, base, jax.random.key(0))
-    random = np.random.default_rng(1)
-    direction, magnitude = jax.tree.map(
-        lambda leaf: (leaf + 0.1 * random.normal(size=leaf.shape)).astype(jnp.float32), (direction, magnitude)
-    )
-    return adapter, direction, magnitude
+    return adapter, *tiny.noisy(adapter, direction, magnitude)
 
 
 def _logits(folder, ids, adapter, direction, magnitude):
@@ -45,7 +57,7 @@ def _logits(folder, ids, adapter, direction, magnitude):
     return np.asarray(decoder.logits(config, adapter, base, direction, magnitude, jnp.asarray(ids)))
 
 
-def _peft_model(model, settings):
+def _peft_model(model, settings, save_start=None):
     """PEFT's adapter on a transformers model, with everything that is trained made random."""
     import peft as oracle_peft
     import torch
@@ -53,13 +65,20 @@ def _peft_model(model, settings):
     wanted = oracle_peft.LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, use_rslora=settings.rslora, lora_dropout=settings.dropout,
         use_dora=settings.method == "dora", target_modules=list(settings.target_modules), task_type="CAUSAL_LM",
+        exclude_modules=list(settings.exclude_modules) or None, rank_pattern=dict(settings.rank_pattern),
+        layers_to_transform=list(settings.layers_to_transform) or None, alpha_pattern=dict(settings.alpha_pattern),
+        init_lora_weights=True if settings.init == "kaiming" else settings.init,
+        modules_to_save=list(settings.modules_to_save) or None,
     )  # fmt: skip
     adapted = oracle_peft.get_peft_model(model, wanted).eval()
+    if save_start is not None:
+        adapted.peft_config["default"].init_lora_weights = True  # as PEFT's guide to the conversion has it
+        adapted.save_pretrained(save_start)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if parameter.requires_grad:
-                assert "lora_" in name
+                assert "lora_" in name or "modules_to_save" in name
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return adapted
 
@@ -91,7 +110,7 @@ def test_outputs_and_gradients_are_those_of_peft(tmp_path, method):
     out = adapted(input_ids=ids).logits
     (out * weights).sum().backward()
     expected = {
-        name.replace(".default", ""): parameter.grad.numpy()
+        name.replace(".default", "").replace(".modules_to_save", ""): parameter.grad.numpy()
         for name, parameter in adapted.named_parameters()
         if parameter.requires_grad
     }
@@ -111,18 +130,176 @@ def test_outputs_and_gradients_are_those_of_peft(tmp_path, method):
     # transformers computes norms and rotation angles in float32 even in a float64 model: 1e-6 is what that leaves.
     _assert_close(found, out.detach().numpy(), 2e-6)
     compared = set()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-        names = [key.key for key in path[2:]]
-        suffix = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector.weight"}[names.pop()]
-        for layer in range(config.num_layers):
-            name = f"base_model.model.model.layers.{layer}.{'.'.join(names)}.{suffix}"
-            _assert_close(leaf[layer], expected[name], 1e-5)
-            compared.add(name)
+    for site in adapter.sites:
+        stacks = adapters.get(gradients[0]["layers"], site.path)
+        stacks |= adapters.get(gradients[1]["layers"], site.path) if adapter.magnitude else {}
+        for leaf, suffix in (("A", "lora_A.weight"), ("B", "lora_B.weight"), ("m", "lora_magnitude_vector.weight")):
+            for layer in range(config.num_layers) if leaf in stacks else ():
+                name, stack = f"base_model.model.model.layers.{layer}.{site.path}.{suffix}", stacks[leaf][layer]
+                rank = site.ranks[layer]
+                used = {"A": np.s_[:rank], "B": np.s_[:, :rank], "m": np.s_[: None if rank else 0]}[leaf]
+                if rank:
+                    _assert_close(stack[used], expected[name], 1e-5)
+                    compared.add(name)
+                # What fills the stack up is not trained.
+                assert np.count_nonzero(stack) == np.count_nonzero(stack[used])
+    for name in adapter.saved:
+        _assert_close(gradients[0][name]["weight"], expected[peft.WHOLE[name]], 1e-5)
+        compared.add(peft.WHOLE[name])
     assert compared == expected.keys()
 
 
 def _assert_close(found, expected, relative):
     np.testing.assert_allclose(found, expected, rtol=0, atol=relative * np.abs(expected).max())
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings(TIED)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_trained_parameters_are_counted_as_peft_counts_them(tmp_path, method):
+    import oracle
+
+    for tied in (False, True):
+        model = oracle.qwen3(attention_bias=True, tie_word_embeddings=tied)
+        model.save_pretrained(tmp_path / str(tied))
+        config = hf.read_config(tmp_path / str(tied))
+        groups = adapters.trainable(adapters.resolve(METHODS[method], config), config)
+        trained, everything = _peft_model(model, METHODS[method]).get_nb_trainable_parameters()
+        assert sum(groups.values()) == trained
+        assert adapters.count(decoder.base_shapes(config, jnp.float32)) + trained == everything
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings(TIED)
+@pytest.mark.parametrize("saved", [("lm_head",), ("embed_tokens",), ("lm_head", "embed_tokens")])
+def test_tied_embeddings_come_apart_as_in_peft(tmp_path, saved):
+    import oracle
+    import transformers
+
+    model = oracle.qwen3(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path / "base")
+    settings = AdapterConfig("lora", rank=3, target_modules=("q_proj",), modules_to_save=saved)
+    adapted, ids = _peft_model(model, settings), oracle.tokens()
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = oracle.logits(adapted, ids)
+    config = hf.read_config(tmp_path / "base")
+    loaded = peft.load_adapter(tmp_path / "adapter", config)
+    np.testing.assert_allclose(_logits(tmp_path / "base", ids.numpy(), *loaded), expected, atol=1e-4)
+    merged = adapters.merge(loaded[0], hf.load_base(tmp_path / "base", config), *loaded[1:])
+    hf.save_model(tmp_path / "merged", tmp_path / "base", config, merged, dtype="float32")
+    assert not hf.read_config(tmp_path / "merged").tie_word_embeddings
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    np.testing.assert_allclose(oracle.logits(again, ids), expected, atol=1e-4)
+
+
+# Starts away from zero
+
+UNEVEN = {"rank": 4, "alpha": 6.0, "rank_pattern": (("q_proj", 2), ("layers.1.mlp.down_proj", 7)),
+          "target_modules": ("q_proj", "down_proj"), "layers_to_transform": (0, 1)}  # fmt: skip
+STARTS = {
+    "gaussian": AdapterConfig("dora", rank=3, alpha=2.5, init="gaussian"),
+    "pissa": AdapterConfig("lora", **UNEVEN, init="pissa"),
+    "pissa dora": AdapterConfig("dora", **UNEVEN, rslora=True, init="pissa", modules_to_save=("lm_head",)),
+    "olora": AdapterConfig("lora", **UNEVEN, alpha_pattern=(("q_proj", 9.0),), init="olora"),
+    "olora dora": AdapterConfig("dora", rank=3, alpha=2.5, init="olora"),
+}
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:Using Rank-Stabilized LoRA with rank_pattern")
+@pytest.mark.parametrize("start", STARTS)
+def test_trained_from_the_same_start_the_function_is_that_of_peft(tmp_path, start):
+    """PEFT holds the residual in its base, we the start beside ours: the same A, B and m give the same logits."""
+    import oracle
+
+    settings, ids = STARTS[start], oracle.tokens()
+    oracle.qwen3().save_pretrained(tmp_path / "base")
+    config = hf.read_config(tmp_path / "base")
+    adapter = adapters.resolve(settings, config)
+    base = adapters.prepare_base(hf.load_base(tmp_path / "base", config), adapter)
+    fresh = adapters.init(adapter, base, jax.random.key(0))
+    expected = oracle.logits(oracle.qwen3(), ids)
+    at_start = decoder.logits(config, adapter, base, *fresh, jnp.asarray(ids.numpy()))
+    np.testing.assert_allclose(at_start, expected, atol=1e-4)
+
+    adapted = _peft_model(oracle.qwen3(), settings)
+    expected = oracle.logits(adapted, ids)
+    theirs = {name.replace(".default", ""): tensor.numpy() for name, tensor in adapted.state_dict().items()}
+    trained = [jax.tree.map(np.array, tree) for tree in fresh]
+    for site in adapter.sites:
+        for layer in site.layers:
+            stacks = {
+                leaf: adapters.get(trained[leaf == "m"]["layers"], site.path)[leaf]
+                for leaf in "ABm"[: 2 + adapter.magnitude]
+            }
+            for leaf, stack in stacks.items():
+                suffix = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector.weight"}[leaf]
+                tensor = theirs[f"base_model.model.model.layers.{layer}.{site.path}.{suffix}"]
+                stack[layer][tuple(map(slice, tensor.shape))] = tensor
+    if adapter.saved:
+        trained[0]["lm_head"]["weight"][:] = theirs["base_model.model.lm_head.modules_to_save.weight"]
+    trained = [jax.tree.map(jnp.asarray, tree) for tree in trained]
+    found = decoder.logits(config, adapter, base, *trained, jnp.asarray(ids.numpy()))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    merged = adapters.merge(adapter, base, *trained)
+    np.testing.assert_allclose(
+        decoder.logits(config, None, merged, {}, {}, jnp.asarray(ids.numpy())), expected, atol=1e-4
+    )
+
+    import peft as oracle_peft
+
+    written, wide, direction = converted(adapter, settings, base, trained[0])
+    peft.save_adapter(tmp_path / "a", written, wide, direction, trained[1], base_model_name=None)
+    on_original = oracle_peft.PeftModel.from_pretrained(oracle.qwen3(), tmp_path / "a").eval()
+    np.testing.assert_allclose(oracle.logits(on_original, ids), expected, atol=1e-4)
+    loaded = peft.load_adapter(tmp_path / "a", config)
+    np.testing.assert_allclose(_logits(tmp_path / "base", ids.numpy(), *loaded), expected, atol=1e-4)
+
+
+@pytest.mark.torch
+def test_a_randomised_start_fits_the_original_base(tmp_path):
+    """Its subspace is its own, so PEFT's factors can't be taken over; what is written has to give our logits in PEFT."""
+    import oracle
+    import peft as oracle_peft
+
+    oracle.qwen3().save_pretrained(tmp_path / "base")
+    settings, ids = AdapterConfig("dora", rank=3, alpha=2.5, rslora=True, init="pissa_niter_2"), oracle.tokens()
+    config = hf.read_config(tmp_path / "base")
+    adapter = adapters.resolve(settings, config)
+    base = adapters.prepare_base(hf.load_base(tmp_path / "base", config), adapter)
+    fresh = adapters.init(adapter, base, jax.random.key(0))
+    at_start = decoder.logits(config, adapter, base, *fresh, jnp.asarray(ids.numpy()))
+    np.testing.assert_allclose(at_start, oracle.logits(oracle.qwen3(), ids), atol=1e-4)
+    direction, magnitude = tiny.noisy(adapter, *fresh)
+    expected = decoder.logits(config, adapter, base, direction, magnitude, jnp.asarray(ids.numpy()))
+    written, wide, direction = converted(adapter, settings, base, direction)
+    peft.save_adapter(tmp_path / "a", written, wide, direction, magnitude, base_model_name=None)
+    on_original = oracle_peft.PeftModel.from_pretrained(oracle.qwen3(), tmp_path / "a").eval()
+    np.testing.assert_allclose(oracle.logits(on_original, ids), expected, atol=1e-4)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_what_peft_converts_loads_here(tmp_path, start):
+    import oracle
+
+    oracle.qwen3().save_pretrained(tmp_path / "base")
+    settings = replace(STARTS[start], alpha_pattern=())
+    adapted = _peft_model(oracle.qwen3(), settings, save_start=tmp_path / "start")
+    adapted.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    ids = oracle.tokens()
+    loaded = peft.load_adapter(tmp_path / "converted", hf.read_config(tmp_path / "base"))
+    np.testing.assert_allclose(_logits(tmp_path / "base", ids.numpy(), *loaded), oracle.logits(adapted, ids), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"init": "pisa"}, "adapter.init: expected kaiming, .* found 'pisa'"), ({"init": "pissa_niter_x"}, "adapter.init"),
+     ({"init": "olora", "dropout": 0.1}, "would drop it with them; set adapter.dropout to 0")],
+)  # fmt: skip
+def test_starts_that_cannot_be_meant_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        adapters.resolve(AdapterConfig(**settings), tiny.CONFIG)
 
 
 # Files, both ways
@@ -162,6 +339,32 @@ def test_peft_loads_what_is_written_without_a_warning(tmp_path, method):
     ids = oracle.tokens()
     expected = oracle.logits(adapted, ids)
     np.testing.assert_allclose(_logits(tmp_path / "base", ids.numpy(), *trained), expected, atol=1e-4)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "settings",
+    [AdapterConfig("dora", rank=3, target_modules=r".*\.(1\.self_attn|mlp)\..*"),
+     AdapterConfig("lora", rank=3, exclude_modules=r".*\.1\..*"),
+     AdapterConfig("lora", rank=3, rank_pattern=((r"1\..*", 0), ("q_proj", 2))),
+     AdapterConfig("lora", rank=3, target_modules=("all-linear",), layers_to_transform=(2,))],
+)  # fmt: skip
+def test_what_peft_has_no_setting_for_is_written_by_name(tmp_path, settings):
+    """Its regular expressions must not match what is no linear layer, ranks must not be 0, all-linear takes no layers."""
+    import oracle
+    import peft as oracle_peft
+
+    oracle.qwen3().save_pretrained(tmp_path / "base")
+    config = hf.read_config(tmp_path / "base")
+    trained = _random_adapter(settings, config, hf.load_base(tmp_path / "base", config))
+    peft.save_adapter(tmp_path / "a", trained[0], settings, *trained[1:], base_model_name=None)
+    adapted = oracle_peft.PeftModel.from_pretrained(oracle.qwen3(), tmp_path / "a").eval()
+    ids = oracle.tokens()
+    expected = oracle.logits(adapted, ids)
+    np.testing.assert_allclose(_logits(tmp_path / "base", ids.numpy(), *trained), expected, atol=1e-4)
+    loaded = peft.load_adapter(tmp_path / "a", config)
+    assert loaded[0].sites == trained[0].sites
+    jax.tree.map(np.testing.assert_array_equal, loaded[1:], trained[1:])
 
 
 @pytest.mark.torch
@@ -290,11 +493,20 @@ def test_one_magnitude_missing(adapter_folder):
         ({"peft_type": "LOHA"}, "peft_type 'LOHA' is not supported"),
         ({"peft_type": None}, "peft_type None is not supported"),
         ({"bias": "all"}, "bias: 'all'"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"rank_pattern": {"q_proj": 3}}, "rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern"),
-        ({"layers_to_transform": [0]}, "layers_to_transform"),
-        ({"layers_to_transform": 0}, "layers_to_transform"),
+        ({"modules_to_save": ["lm_head"]}, r"missing: base_model\.model\.lm_head\.weight"),
+        ({"modules_to_save": ["score"]}, "modules_to_save: expected lm_head or embed_tokens, found 'score'"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save: 'lm_head'"),
+        ({"modules_to_save": ["lm_head"], "ensure_weight_tying": True}, "ensure_weight_tying: True"),
+        ({"rank_pattern": {"q_proj": 3}}, r"shape of .*q_proj\.lora_A\.weight: expected \(3, 26\), found \(5, 26\)"),
+        ({"rank_pattern": {"q_proj": "3"}}, "rank_pattern: {'q_proj': '3'}"),
+        ({"rank_pattern": {"q_(proj": 3}}, "rank_pattern: .* is not a regular expression"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern"),
+        ({"alpha_pattern": {"q_proj": 0}}, "alpha must be positive"),
+        ({"layers_to_transform": [0]}, r"not used by adapter_config\.json: .*layers\.1\."),
+        ({"layers_to_transform": 0}, r"not used by adapter_config\.json: .*layers\.1\."),
+        ({"layers_to_transform": [2]}, "there is no layer 2"),
+        ({"layers_to_transform": [True]}, "layers_to_transform"),
+        ({"layers_to_transform": [0], "layers_pattern": "h"}, "layers_pattern: 'h'"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"lora_bias": True}, "lora_bias"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
@@ -308,13 +520,14 @@ def test_one_magnitude_missing(adapter_folder):
         ({"a_key_of_next_year": {"on": True}}, "a_key_of_next_year"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights: 'pissa_niter_4' .changes the base"),
         ({"init_lora_weights": "olora"}, "init_lora_weights"),
-        ({"target_modules": ["q_proj", "q_prj"]}, "matches target_modules 'q_prj' .did you mean 'q_proj'"),
-        ({"target_modules": "q_proj"}, "matches target_modules 'q_proj'"),  # a string must match the whole name
+        ({"target_modules": ["q_proj", "q_prj"]}, "target_modules: .* matches 'q_prj' .did you mean 'q_proj'"),
+        ({"target_modules": "q_proj"}, "matches 'q_proj'.*has to match all of a name"),
         ({"target_modules": []}, "none at all"),
         ({"target_modules": ["q_proj", "lm_head"]}, "an adapter on lm_head is not supported"),
-        ({"target_modules": ["model.layers.1.self_attn.q_proj"]}, "self_attn.q_proj in some layers only"),
-        ({"exclude_modules": ["model.layers.1.self_attn.q_proj"]}, "self_attn.q_proj in some layers only"),
+        ({"target_modules": ["model.layers.1.self_attn.q_proj"]}, r"not used by .*layers\.0\.self_attn\.q_proj"),
+        ({"exclude_modules": ["model.layers.1.self_attn.q_proj"]}, r"not used by .*layers\.1\.self_attn\.q_proj"),
         ({"exclude_modules": ["q_proj"]}, r"not used by adapter_config\.json: .*q_proj"),
+        ({"exclude_modules": ["q_proj", "v_proj", "down_proj"]}, "nothing to adapt"),
         ({"target_modules": None}, "target_modules: None"),
         ({"r": "5"}, "r: '5'"),
         ({"r": True}, "r: True"),
@@ -332,9 +545,9 @@ def test_keys_that_only_name_or_train_are_accepted(adapter_folder):
     _change_config(
         adapter_folder, auto_mapping={"unsloth_fixed": True}, revision="main", inference_mode=False, task_type=None,
         eva_config={"rho": 2.0}, init_lora_weights="gaussian", layers_to_transform=[], modules_to_save=[],
-        unknown_but_off=False,
+        unknown_but_off=False, exclude_modules=["vision_tower"], rank_pattern={"vision_tower": 3},
     )  # fmt: skip
-    assert peft.load_adapter(adapter_folder, tiny.CONFIG)[0].rank == 5
+    assert {site.ranks for site in peft.load_adapter(adapter_folder, tiny.CONFIG)[0].sites} == {(5, 5)}
 
 
 def test_an_adapter_of_another_model(adapter_folder):

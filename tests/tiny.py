@@ -33,6 +33,22 @@ def random_base(config: DecoderConfig = CONFIG, dtype=jnp.float32, seed: int = 0
     return jax.tree_util.tree_map_with_path(leaf, base_shapes(config, dtype))
 
 
+def noisy(adapter, direction, magnitude, *, seed: int = 1):
+    """The two trees with noise on all that is trained, and none on what only fills the stacks up."""
+    random = np.random.default_rng(seed)
+
+    def leaf(path, stack):
+        top, *names, kind = (key.key for key in path)
+        if top != "layers":
+            return stack + jnp.asarray(0.1 * random.normal(size=stack.shape), stack.dtype)
+        ranks = np.array(next(site.ranks for site in adapter.sites if site.path == ".".join(names)))
+        used = np.arange(max(ranks)) < ranks[:, None]
+        used = {"A": used[..., None], "B": used[:, None], "m": ranks[:, None] > 0}[kind]
+        return (stack + used * 0.1 * random.normal(size=stack.shape)).astype(jnp.float32)
+
+    return tuple(jax.tree_util.tree_map_with_path(leaf, tree) for tree in (direction, magnitude))
+
+
 def write_tokenizer(folder: Path) -> None:
     """One token a character, and ChatML's three special tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers

@@ -15,13 +15,16 @@ float32. The frozen W0 gets no gradient where its dtype is narrow, see `frozen_d
 its place and σ is `row_scale`. Bias and dropout are the layer's business.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
 
 from bidora_jax.kernels.products import frozen_dot, product, wide
+
+Scale: TypeAlias = float | Float[Array, ""]
+"""s; an array where it is another one in each layer of a stack."""
 
 
 class Direction(NamedTuple):
@@ -52,7 +55,7 @@ def row_norm(
     norm_sq: Float[Array, " O"],
     direction: Direction,
     *,
-    scale: float,
+    scale: Scale,
     row_scale: Float[Array, " O"] | None = None,
 ) -> Float[Array, " O"]:
     """‖W0 + s·B·A‖ of each row. `norm_sq` is `square_norm` of W0. A zero row has norm 0 and a zero derivative, not NaN."""
@@ -99,7 +102,7 @@ def apply(
     direction: Direction,
     row_gain: Float[Array, " O"] | None = None,
     *,
-    scale: float,
+    scale: Scale,
     x_low_rank: Float[Array, "*batch I"] | None = None,
     row_scale: Float[Array, " O"] | None = None,
 ) -> Float[Array, "*batch O"]:
@@ -124,7 +127,7 @@ def _by_row(y: Float[Array, "*batch O"], factor: Float[Array, " O"] | None) -> F
 
 
 def merge(
-    w0: Float[Array, "O I"], direction: Direction, magnitude: Float[Array, " O"] | None = None, *, scale: float
+    w0: Float[Array, "O I"], direction: Direction, magnitude: Float[Array, " O"] | None = None, *, scale: Scale
 ) -> Float[Array, "O I"]:
     """The one matrix W' with the effect of `apply`, in float32 (float64 for float64)."""
     a, b = direction

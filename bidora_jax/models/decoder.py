@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from bidora_jax.kernels import attention, losses, quant
 from bidora_jax.kernels.products import FROZEN_DOT, frozen_dot, wide
 from bidora_jax.models import rope
-from bidora_jax.models.adapters import Adapter, linear_shapes
+from bidora_jax.models.adapters import Adapter, linear_shapes, with_saved
 from bidora_jax.models.linear import Linear
 from bidora_jax.models.rope import RopeScaling
 
@@ -127,8 +127,8 @@ class DecoderLayer(nn.Module):
 def _linear(parent: Attention | MLP, name: str, bias: bool = False) -> Linear:
     path = f"{parent.name}.{name}"
     out_features, in_features = linear_shapes(parent.config)[path]
-    adapted = parent.adapter is not None and path in parent.adapter.targets
-    return Linear(in_features, out_features, bias, parent.adapter if adapted else None, parent.reopen, name=name)
+    adapted = None if parent.adapter is None else parent.adapter.at(path)
+    return Linear(in_features, out_features, bias, adapted, parent.reopen, name=name)
 
 
 def base_shapes(config: DecoderConfig, dtype) -> PyTree:
@@ -158,9 +158,9 @@ def hidden(
 ) -> Float[Array, "B T D"]:
     """The normed last hidden states. A `key` switches the adapter's dropout on; `dtype` is that of the activations where
     it is another than the base's, whose layers are then cast one at a time."""
+    base = with_saved(base, direction)
     layer = DecoderLayer(config, adapter, attention_chunk, reopen=remat == "none")
-    x = _embedded(base, tokens)
-    x = x if dtype is None else x.astype(dtype)
+    x = _embedded(base, tokens).astype(dtype or base["norm"]["weight"].dtype)
     cos, sin = _angles(config, jnp.arange(tokens.shape[1]), x.dtype)
 
     def body(carried, slices):
@@ -210,7 +210,7 @@ def logits(
 ) -> Float[Array, "B T V"]:
     """All logits in float32; for probes and short texts, the loss never calls it."""
     x = hidden(config, adapter, base, direction, magnitude, tokens, attention_chunk=attention_chunk, dtype=dtype)
-    return frozen_dot(x, head(base).astype(x.dtype))
+    return frozen_dot(x, head(with_saved(base, direction)).astype(x.dtype))
 
 
 def token_loss_sum(
@@ -231,7 +231,11 @@ def token_loss_sum(
     x = hidden(config, adapter, base, direction, magnitude, tokens, key, remat=remat, attention_chunk=attention_chunk)
     x = x[:, :-1].reshape(-1, config.hidden_size)
     targets, weights = tokens[:, 1:].reshape(-1), loss_mask[:, 1:].reshape(-1)
-    return losses.cross_entropy_sum(x, head(base), targets, weights, chunk=loss_chunk), jnp.sum(weights)
+    vocabulary = head(with_saved(base, direction))
+    # Only a trained head gets a gradient. It is float32, and so is its product.
+    trained = adapter is not None and "lm_head" in adapter.saved
+    loss = losses.trained_cross_entropy_sum if trained else losses.cross_entropy_sum
+    return loss(x.astype(vocabulary.dtype), vocabulary, targets, weights, chunk=loss_chunk), jnp.sum(weights)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("max_new_tokens", "eos_ids"))

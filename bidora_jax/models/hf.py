@@ -9,6 +9,7 @@ by `resolve_folder`, and no file is unpickled or executed.
 
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,12 +196,15 @@ def write_model(
     """`save_model` into an existing folder, for a caller who still has something to check before it gets its name."""
     source = Path(source_folder)
     dtype = jnp.dtype(dtype)
+    apart = config.tie_word_embeddings and "lm_head" in base  # embeddings that were tied before training
+    config = replace(config, tie_word_embeddings=config.tie_word_embeddings and not apart)
     places = name_table(config)
     if "lm_head.weight" in read_entries(source):  # some tied checkpoints carry a copy, and their readers may expect it
         places.setdefault("lm_head.weight", places["model.embed_tokens.weight"])
     _write_weights(folder, places, base, dtype, max_shard_bytes)
     settings = read_json(source / "config.json", NOT_A_MODEL)
     settings.pop("quantization_config", None)
+    settings |= {"tie_word_embeddings": False} if apart else {}
     if packed := [leaf for leaf in _flatten(base).values() if quant.is_quantised(leaf)]:
         settings["quantization_config"] = bnb.settings(packed[0], _dense_linears(config, base))
     spellings = [key for key in ("dtype", "torch_dtype") if key in settings]

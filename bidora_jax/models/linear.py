@@ -8,15 +8,16 @@ pass, for the product and the norm, and used in the dtype of x.
 """
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bidora_jax.kernels import dora, quant
+from bidora_jax.kernels import dora, lowrank, quant
 from bidora_jax.kernels.products import FROZEN_DOT, wide
-from bidora_jax.models.adapters import Adapter
+from bidora_jax.models.adapters import Adapted
 
 
 class Linear(nn.Module):
@@ -25,7 +26,7 @@ class Linear(nn.Module):
     in_features: int
     out_features: int
     use_bias: bool = False
-    adapter: Adapter | None = None
+    adapter: Adapted | None = None
     reopen: bool = False
     """Open a packed weight anew in the backward pass rather than keep it. A layer that is itself recomputed does so anyway."""
 
@@ -33,9 +34,13 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
         shape = (self.out_features, self.in_features)
         weight = self.variable("base", "weight", jnp.zeros, shape, x.dtype).value
-        adapter, trained = self.adapter, ()
+        adapter = self.adapter
+        trained: list[Any] = []
         if adapter is not None:
-            trained = (self._direction(x.dtype), self._magnitude(x.dtype), self._dropout(x, adapter.dropout))
+            trained = [
+                self._direction(x.dtype), self._magnitude(x.dtype), self._dropout(x, adapter.dropout),
+                self._scale(x.dtype), self._start(x.dtype),
+            ]  # fmt: skip
         product = partial(_product, adapter)
         if self.reopen and isinstance(weight, quant.Layer):
             # What is kept for the backward pass is the sums, not the matrix.
@@ -53,12 +58,26 @@ class Linear(nn.Module):
         b = self.variable("direction", "B", jnp.zeros, (self.out_features, rank), dtype).value
         return dora.Direction(a, b)
 
+    def _start(self, dtype) -> dora.Direction | None:
+        """The factors that are taken off, for starts away from zero."""
+        if self.adapter is None or not self.adapter.subtracts:
+            return None
+        dtype, rank = wide(dtype), self.adapter.rank
+        shapes = {"A0": (rank, self.in_features), "B0": (self.out_features, rank)}
+        return dora.Direction(*(self.variable("base", name, jnp.zeros, s, dtype).value for name, s in shapes.items()))
+
     def _magnitude(self, dtype):
         """(m, ‖W0‖²), or None for a method without magnitude."""
         if self.adapter is None or not self.adapter.magnitude:
             return None
         names, shape = (("magnitude", "m"), ("base", "norm_sq")), (self.out_features,)
         return tuple(self.variable(group, name, jnp.zeros, shape, wide(dtype)).value for group, name in names)
+
+    def _scale(self, dtype):
+        """The scale of this layer where layers differ in it, or None. 0 says that this layer is not adapted."""
+        if self.adapter is None or self.adapter.scale is not None:
+            return None
+        return self.variable("base", "scale", jnp.zeros, (), wide(dtype)).value
 
     def _dropout(self, x, rate: float):
         if not rate or not self.has_rng("dropout"):
@@ -67,15 +86,22 @@ class Linear(nn.Module):
         return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
-def _product(adapter: Adapter | None, x, weight: quant.Weight, direction=None, magnitude=None, dropped=None):
+def _product(
+    adapter: Adapted | None, x, weight: quant.Weight, direction: dora.Direction | None = None, magnitude=None,
+    dropped=None, own_scale: Any = None, start: dora.Direction | None = None,
+):  # fmt: skip
     w0, row_scale = quant.opened(weight)
     w0 = w0.astype(x.dtype)
     if adapter is None or direction is None:
         return dora.linear(x, w0, row_scale=row_scale)
+    scale = own_scale if adapter.scale is None else adapter.scale
+    direction = direction if start is None else lowrank.since(direction, start)
     gain = None
     if magnitude is not None:
         m, norm_sq = magnitude
-        norm = dora.row_norm(w0, norm_sq, direction, scale=adapter.scale, row_scale=row_scale)
+        norm = dora.row_norm(w0, norm_sq, direction, scale=scale, row_scale=row_scale)
         # Held constant, the norm drops out of the direction's gradient: DoRA section 4.3.
         gain = dora.gain(m, jax.lax.stop_gradient(norm) if adapter.constant_norm else norm)
-    return dora.apply(x, w0, direction, gain, scale=adapter.scale, x_low_rank=dropped, row_scale=row_scale)
+        if adapter.scale is None:
+            gain = jnp.where(own_scale == 0, 1.0, gain)
+    return dora.apply(x, w0, direction, gain, scale=scale, x_low_rank=dropped, row_scale=row_scale)

@@ -8,15 +8,17 @@ large batch, in the memory of one.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from bidora_jax.kernels import dora, losses, quant
 from bidora_jax.kernels.products import wide
 from bidora_jax.models import decoder
-from bidora_jax.models.adapters import Adapter, get
+from bidora_jax.models.adapters import Adapter, change, get, over_layers
 from bidora_jax.models.decoder import DecoderConfig
 from bidora_jax.models.settings import ModelConfig
 
@@ -49,19 +51,20 @@ def outer_loss(config: DecoderConfig, adapter: Adapter, model: ModelConfig) -> L
 def mean_gram_penalty(adapter: Adapter, base: PyTree, direction: PyTree) -> Float[Array, ""]:
     """Mean over all adapted layers of ‖D·Dᵀ − I‖_F with D = V/‖V‖, one layer's dense D at a time."""
     total, count = 0.0, 0
-    for path in adapter.targets:
-        leaf, factors = get(base["layers"], path), get(direction["layers"], path)
+    for site in adapter.sites:
+        leaf = get(base["layers"], site.path)
 
-        @jax.checkpoint
-        def penalty(weight, norm_sq, a, b):
-            w0, pair = quant.dense(weight), dora.Direction(a, b)
-            norm = dora.row_norm(w0, norm_sq, pair, scale=adapter.scale)
-            unit = dora.gain(jnp.ones_like(norm), norm)[:, None] * dora.merge(w0, pair, scale=adapter.scale)
+        # A scale that is a number stays one.
+        @partial(jax.checkpoint, static_argnums=() if site.scale is None else (2,))
+        def penalty(weight, pair, scale, norm_sq):
+            w0 = quant.dense(weight)
+            norm = dora.row_norm(w0, norm_sq, pair, scale=scale)
+            unit = dora.gain(jnp.ones_like(norm), norm)[:, None] * dora.merge(w0, pair, scale=scale)
             return losses.gram_penalty(unit)
 
-        penalties = quant.over_layers(penalty, leaf["weight"], leaf["norm_sq"], factors["A"], factors["B"])
-        total = total + jnp.sum(penalties)
-        count += penalties.shape[0]
+        penalties = over_layers(penalty, site, leaf["weight"], change(adapter, site, base, direction), leaf["norm_sq"])
+        total = total + jnp.sum(penalties[np.array(site.layers)] if len(site.layers) < len(site.ranks) else penalties)
+        count += len(site.layers)
     return jnp.asarray(total / count)
 
 

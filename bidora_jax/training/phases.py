@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -48,6 +49,8 @@ class Problem:
     data: DataConfig
     pad_id: int
     seed: int
+    start: tuple[PyTree, PyTree] | None = None
+    """The (direction, magnitude) that training starts from; None makes new ones."""
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -57,8 +60,10 @@ class Problem:
     def key(self, use: int) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.seed), use)
 
-    def fresh_adapter(self) -> tuple[PyTree, PyTree]:
-        return adapters.init(self.adapter, self.base, self.key(0))
+    def fresh_adapter(self, use: int = 0) -> tuple[PyTree, PyTree]:
+        if self.start is not None:
+            return jax.tree.map(jnp.copy, self.start)  # a step takes over what it is given
+        return adapters.init(self.adapter, self.base, self.key(use))
 
     def stream(self, examples: Sequence[Example], number: int) -> batching.Stream:
         size = self.data.batch_size * self.data.accumulation
@@ -162,11 +167,11 @@ def retrain(
     stream = problem.stream(everything, BOTH)
     steps = settings.steps or _steps(settings.epochs, stream.steps_per_epoch, 1)
     if settings.start == "scratch":
-        direction = adapters.init(problem.adapter, problem.base, problem.key(2))[0]
+        direction = problem.fresh_adapter(2)[0]
     optimizer = replace(inner, learning_rate=settings.learning_rate or inner.learning_rate)
     phase, start = _train_phase(
         problem, "retrain", everything, stream, steps, first_checkpoint, loss, (problem.base, magnitude),
-        jax.tree.map(jax.numpy.copy, direction), optimizer,
+        jax.tree.map(jnp.copy, direction), optimizer,
     )  # fmt: skip
     phase = replace(phase, adapter_of=lambda s: (s.params, magnitude))
     return phase, Standing(start, found)
