@@ -53,9 +53,11 @@ class Linear(nn.Module):
         return dora.Direction(a, b)
 
     def _magnitude(self, dtype):
-        """(m, ‖W0‖²), or None for a method without magnitude."""
+        """(m, ‖W0‖²), the gain alone where it was computed beforehand, or None for a method without magnitude."""
         if self.adapter is None or not self.adapter.magnitude:
             return None
+        if self.has_variable("magnitude", "gain"):
+            return self.get_variable("magnitude", "gain")
         names, shape = (("magnitude", "m"), ("base", "norm_sq")), (self.out_features,)
         return tuple(self.variable(group, name, jnp.zeros, shape, dora.wide(dtype)).value for group, name in names)
 
@@ -71,10 +73,24 @@ def _product(adapter: Adapter | None, x, weight: quant.Weight, direction=None, m
     w0 = w0.astype(x.dtype)
     if adapter is None or direction is None:
         return dora.linear(x, w0, row_scale=row_scale)
-    gain = None
-    if magnitude is not None:
-        m, norm_sq = magnitude
-        norm = dora.row_norm(w0, norm_sq, direction, scale=adapter.scale, row_scale=row_scale)
-        # Held constant, the norm drops out of the direction's gradient: DoRA section 4.3.
-        gain = dora.gain(m, jax.lax.stop_gradient(norm) if adapter.constant_norm else norm)
+    gain = magnitude
+    if isinstance(magnitude, tuple):
+        gain = _gain(adapter, w0, row_scale, direction, *magnitude)
     return dora.apply(x, w0, direction, gain, scale=adapter.scale, x_low_rank=dropped, row_scale=row_scale)
+
+
+def _gain(adapter: Adapter, w0, row_scale, direction: dora.Direction, m, norm_sq):
+    norm = dora.row_norm(w0, norm_sq, direction, scale=adapter.scale, row_scale=row_scale)
+    # Held constant, the norm drops out of the direction's gradient: DoRA section 4.3.
+    return dora.gain(m, jax.lax.stop_gradient(norm) if adapter.constant_norm else norm)
+
+
+def row_gain(
+    adapter: Adapter,
+    weight: quant.Weight,
+    direction: dora.Direction,
+    m: Float[Array, " O"],
+    norm_sq: Float[Array, " O"],
+) -> Float[Array, " O"]:
+    """m/‖V‖ as the layer computes it in every pass. It hangs on no input, so what trains nothing can compute it once."""
+    return _gain(adapter, *quant.opened(weight), direction, m, norm_sq)
