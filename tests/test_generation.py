@@ -10,7 +10,7 @@ from tiny import CONFIG, random_base
 from bidora_jax.errors import InputError
 from bidora_jax.kernels import cached, sampling
 from bidora_jax.kernels.sampling import Sampling
-from bidora_jax.models import adapters, decoder, generation, hf
+from bidora_jax.models import adapters, decoder, decoding, generation, hf
 
 PROMPTS = [[5, 71, 3, 8, 8, 1, 33, 20, 9, 60, 2], [44, 7, 12, 90], [17, 6, 52, 41, 30, 11, 5]]
 NEVER = [1_000_000]
@@ -26,7 +26,7 @@ def answers(model, prompts=PROMPTS, **how):
 
 @pytest.fixture(scope="module")
 def model():
-    return generation.model(CONFIG, random_base())
+    return generation.assemble(CONFIG, random_base())
 
 
 # Greedy
@@ -44,7 +44,7 @@ def test_greedy_answers_are_those_of_transformers_row_by_row(tmp_path, overrides
     theirs = oracle.qwen3(3, **overrides)
     theirs.save_pretrained(tmp_path)
     config = hf.read_config(tmp_path)
-    ours = generation.model(config, hf.load_base(tmp_path, config))
+    ours = generation.assemble(config, hf.load_base(tmp_path, config))
 
     def expected(prompt, **how):
         ids = torch.tensor([prompt])
@@ -66,13 +66,12 @@ def test_greedy_answers_are_those_of_transformers_row_by_row(tmp_path, overrides
 
 
 def test_greedy_is_the_argmax_of_the_logits(model):
-    base = random_base()
-    for prompt, answer in zip(PROMPTS, answers(model, max_new_tokens=6), strict=True):
-        ids = list(prompt)
-        for _ in range(6):  # padded on the right to one length, so that it compiles once
-            padded = jnp.array([ids + [0] * (17 - len(ids))])
-            ids.append(int(decoder.logits(CONFIG, None, base, {}, {}, padded)[0, len(ids) - 1].argmax()))
-        assert answer == ids[len(prompt) :]
+    found = answers(model)
+    texts = [prompt + answer for prompt, answer in zip(PROMPTS, found, strict=True)]
+    padded = jnp.array([text + [0] * (20 - len(text)) for text in texts])
+    best = np.asarray(decoder.logits(CONFIG, None, random_base(), {}, {}, padded)).argmax(-1)
+    for row, prompt, answer in zip(best, PROMPTS, found, strict=True):
+        assert answer == row[len(prompt) - 1 :][:9].tolist()
 
 
 def test_an_answer_stops_at_an_end_and_does_not_hold_it(model):
@@ -105,7 +104,7 @@ def test_a_stream_is_the_answer_in_pieces(model):
 
 def scanned(model):
     """The same weights, stacked."""
-    return model._replace(weights=generation.Weights(random_base(), None, random_base()["embed_tokens"]["weight"]))
+    return model._replace(weights=decoding.Weights(random_base(), None, random_base()["embed_tokens"]["weight"]))
 
 
 def test_the_loop_over_layers_is_the_scan(model):
@@ -116,7 +115,7 @@ def test_the_loop_over_layers_is_the_scan(model):
 
 def test_split_layers_lie_in_the_memory_of_the_stack():
     base = random_base(decoder.DecoderConfig(**{**vars(CONFIG), "intermediate_size": 64, "hidden_size": 32}))
-    weights = generation.prepare(base)
+    weights = decoding.prepare(base)
     stack = weights.base["layers"]["mlp"]["up_proj"]["weight"].weight
     layers = [layer["mlp"]["up_proj"]["weight"].weight for layer in weights.layers]
     assert stack.shape == (2, 32, 64)
@@ -132,8 +131,8 @@ def test_sixteen_bit_weights_in_every_form(held):
         from test_linear import as_bits
 
         base = as_bits(base)
-    model = generation.model(CONFIG, base)
-    state = generation.prefill(model, *_request(PROMPTS[:2]), room=32)
+    model = generation.assemble(CONFIG, base)
+    state = decoding.prefill(model, *_request(PROMPTS[:2]), room=32)
     expected = decoder.logits(CONFIG, None, base, {}, {}, jnp.array([PROMPTS[0]]))[0, -1]
     assert int(state.last[0]) == int(expected.argmax())
     assert len(answers(model, PROMPTS[:1])[0]) == 9
@@ -155,9 +154,9 @@ def test_an_adapter_applied_answers_as_its_merged_model(method, form):
     if form != "dense":
         base = adapters.prepare_base(quantised(random_base(), form), adapter)
     merged = adapters.dequantise(adapters.merge(adapter, base, direction, magnitude))
-    found = answers(generation.model(CONFIG, base, adapter, direction, magnitude))
-    assert found == answers(generation.model(CONFIG, merged))
-    assert found != answers(generation.model(CONFIG, adapters.dequantise(base)))
+    found = answers(generation.assemble(CONFIG, base, adapter, direction, magnitude))
+    assert found == answers(generation.assemble(CONFIG, merged))
+    assert found != answers(generation.assemble(CONFIG, adapters.dequantise(base)))
 
 
 def test_a_row_never_sees_the_gap_behind_its_prompt():
@@ -172,7 +171,7 @@ def test_a_row_never_sees_the_gap_behind_its_prompt():
 
 def test_settings_lengths_and_seeds_compile_nothing_anew(model):
     def sizes():
-        return generation._prefill._cache_size(), generation._decode._cache_size()
+        return decoding._prefill._cache_size(), decoding._decode._cache_size()
 
     answers(model, sampling=Sampling(temperature=1.0))
     before = sizes()

@@ -166,7 +166,7 @@ def test_generation_runs_on_the_codes(form):
     base = quantised(random_base(), form)
     prompts = [[*range(5)], [*range(11, 22)]]
     found, expected = (
-        generation.answers(generation.model(CONFIG, b), prompts, max_new_tokens=6, ends=[96])
+        generation.answers(generation.assemble(CONFIG, b), prompts, max_new_tokens=6, ends=[96])
         for b in (base, dense_twin(base))
     )
     assert found == expected

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from bidora_jax.models import decoder, generation
+from bidora_jax.models import decoder, ensembles, generation
 from bidora_jax.models.adapters import Adapter
 from bidora_jax.models.decoder import DecoderConfig
 from bidora_jax.models.settings import ModelConfig
@@ -29,11 +29,21 @@ class Evaluation(NamedTuple):
 Evaluator = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], Evaluation]
 
 
-def evaluator(config: DecoderConfig, adapter: Adapter | None, model: ModelConfig) -> Evaluator:
-    """A function (base, direction, magnitude, batches) to the token-weighted mean loss; sums on the host are float64."""
+def evaluator(
+    config: DecoderConfig, adapter: Adapter | None, model: ModelConfig, combine: ensembles.Combine | None = None
+) -> Evaluator:
+    """A function (base, direction, magnitude, batches) to the token-weighted mean loss; sums on the host are float64.
+
+    With `combine` the two trees are stacks of an ensemble's members.
+    """
 
     @jax.jit
     def sums(base, direction, magnitude, tokens, mask):
+        if adapter is not None and combine is not None:
+            return ensembles.token_loss_sum(
+                config, ensembles.Member(adapter, direction, magnitude), base, tokens, mask, combine=combine,
+                attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk,
+            )  # fmt: skip
         return decoder.token_loss_sum(
             config, adapter, base, direction, magnitude, tokens, mask,
             remat="none", attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk,
@@ -67,7 +77,7 @@ def answer(
     prompts = [records.prompt_ids(record, tokenizer) for record in test]
     left = config.max_position_embeddings - max(map(len, prompts))
     written = generation.answers(
-        generation.model(config, base),
+        generation.assemble(config, base),
         prompts,
         max_new_tokens=min(max_new_tokens, max(left, 1)),
         ends=[tokenizer.eos_token_id],
