@@ -1,14 +1,16 @@
 """Greedy text of bidora_jax and of transformers side by side, in one run, taking turns.
 
-    python benchmarks/bench_generate.py [--batches 1 8] [--forms bfloat16 float32 scan int8 nf4] [--json OUT]
+    python benchmarks/bench_generate.py [--batches 1 8] [--ours bfloat16 float32 scan dora int8 nf4]
+                                        [--theirs bfloat16 float32 dora] [--json OUT]
 
-Needs torch and transformers. Every contestant is a process of its own: it loads the model, answers once to warm up (which
-compiles, for ours), and then once whenever it is told to, while all others wait. A round is one answer of each, starting one
-further down the list every time; ratios are taken within a round. All load the same random weights (SmolLM2-135M's shape as
-a Qwen3) and the same prompts; in float32 the two sides must write the same tokens.
+Needs torch, transformers and, for dora, PEFT. Every contestant is a process of its own: it loads the model, answers once to
+warm up (which compiles, for ours), and then once whenever it is told to, while all others wait. A round is one answer of
+each, starting one further down the list every time; ratios are taken within a round. All load the same random weights
+(SmolLM2-135M's shape as a Qwen3) and the same prompts; in float32 the two sides must write the same tokens.
 
     ours            bfloat16, float32; scan: bfloat16 with the layers scanned over their stack; int8, nf4: quantised
     transformers    bfloat16, float32: `generate` with its default cache
+    dora            of either: bfloat16 with a DoRA adapter of rank 8 on all seven projections, applied and not merged
 
 A figure is new tokens of all rows a second, from the prompt to the last token. Memory is the peak resident memory of the
 process (VmHWM) with loading and compiling.
@@ -36,7 +38,6 @@ SHAPE = {
     "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "tie_word_embeddings": True,
     "max_position_embeddings": 2048,
 }  # fmt: skip
-DENSE = ("bfloat16", "float32")
 
 
 class Worker:
@@ -93,7 +94,8 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--batches", nargs="+", type=int, default=[1, 8])
-    add("--forms", nargs="+", default=["bfloat16", "float32", "scan", "int8", "nf4"])
+    add("--ours", nargs="+", default=["bfloat16", "float32", "scan", "dora", "int8", "nf4"])
+    add("--theirs", nargs="+", default=["bfloat16", "float32", "dora"])
     add("--layers", type=int, default=SHAPE["num_hidden_layers"])
     add("--prompt", type=int, default=60)
     add("--new", type=int, default=64)
@@ -105,7 +107,7 @@ def parsed() -> argparse.Namespace:
 
 def raced(batch: int, folder: Path, options: argparse.Namespace) -> list[dict]:
     """The rounds of one batch size; prints a row for each contestant."""
-    sides = [("ours", form) for form in options.forms] + [("transformers", form) for form in DENSE]
+    sides = [("ours", form) for form in options.ours] + [("transformers", form) for form in options.theirs]
     workers = [Worker(side, form, batch, folder, options) for side, form in sides]
     for turn in range(options.rounds):
         for place in range(len(workers)):
@@ -115,7 +117,7 @@ def raced(batch: int, folder: Path, options: argparse.Namespace) -> list[dict]:
     texts = {worker.ready["text"] for worker in workers if worker.form == "float32"}
     if len(texts) > 1:
         raise SystemExit("the two sides write different tokens in float32")
-    theirs = [worker for worker in workers if worker.side == "transformers"]
+    theirs = [worker for worker in workers if worker.side == "transformers" and worker.form != "dora"]
     best = [min(worker.seconds[turn] for worker in theirs) for turn in range(options.rounds)]
     print(
         f"\n| batch {batch} | tokens/s | over transformers' best | first answer | peak memory |\n| --- | --- | --- | --- | --- |"
@@ -151,8 +153,10 @@ def work(job: dict) -> None:
 
 
 def ours(job: dict, prompts: np.ndarray) -> Callable[[], list[list[int]]]:
-    from bidora_jax.models import decoding, generation, hf
-    from bidora_jax.models.settings import ModelConfig
+    import jax
+
+    from bidora_jax.models import adapters, decoding, ensembles, generation, hf
+    from bidora_jax.models.settings import AdapterConfig, ModelConfig
 
     config = hf.read_config(job["folder"])
     form = job["form"]
@@ -163,6 +167,12 @@ def ours(job: dict, prompts: np.ndarray) -> Callable[[], list[list[int]]]:
     model = generation.assemble(config, base)
     if form == "scan":
         model = model._replace(weights=decoding.Weights(base, None, model.weights.head))
+    if form == "dora":
+        adapter = adapters.resolve(AdapterConfig(method="dora", rank=8), config)
+        prepared = adapters.prepare_base(base, adapter)
+        member = ensembles.Member(adapter, *adapters.init(adapter, prepared, jax.random.key(0)))
+        model = decoding.with_adapter(model, *ensembles.at_rest(prepared, [member])[0])
+        del prepared
     del base
 
     def answer() -> list[list[int]]:
@@ -176,14 +186,20 @@ def theirs(job: dict, prompts: np.ndarray) -> Callable[[], list[list[int]]]:
     import torch
     import transformers
 
-    dtype = getattr(torch, job["form"])
-    model = transformers.Qwen3ForCausalLM.from_pretrained(job["folder"], dtype=dtype).eval()
+    dtype = torch.float32 if job["form"] == "float32" else torch.bfloat16
+    model = transformers.Qwen3ForCausalLM.from_pretrained(job["folder"], dtype=dtype)
+    if job["form"] == "dora":
+        import peft
+
+        settings = peft.LoraConfig(r=8, lora_alpha=16, use_dora=True, target_modules="all-linear")
+        model = peft.get_peft_model(model, settings)
+    model.eval()
     ids = torch.from_numpy(prompts).long()
     how = {"max_new_tokens": job["new"], "min_new_tokens": job["new"], "do_sample": False, "pad_token_id": 0}
 
     @torch.no_grad()
     def answer() -> list[list[int]]:
-        return model.generate(ids, attention_mask=torch.ones_like(ids), **how)[:, ids.shape[1] :].tolist()
+        return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **how)[:, ids.shape[1] :].tolist()
 
     return answer
 

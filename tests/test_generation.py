@@ -83,6 +83,18 @@ def test_an_answer_stops_at_an_end_and_does_not_hold_it(model):
     assert found[1].tokens == free[1][:cut]
 
 
+def test_the_loop_ends_when_every_row_has(model):
+    """Also when rows that only fill the batch, which end before they begin, go on to say something else."""
+    free = answers(model)
+    request, _ = _request(PROMPTS)
+    request = request._replace(ends=jnp.array([free[0][3], free[1][2]], jnp.int32))
+    state = decoding.prefill(model, request, jnp.array([False, False, True]), room=32)
+    state = decoding.decode(model, request, state, 32)
+    assert int(state.made) == 1 + max(
+        next(place for place, token in enumerate(row) if token in (free[0][3], free[1][2])) for row in free[:2]
+    )
+
+
 def test_an_answer_is_the_same_alone_in_a_batch_and_in_a_filled_one(model):
     together = answers(model)
     assert [answers(model, [prompt])[0] for prompt in PROMPTS] == together

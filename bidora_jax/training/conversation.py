@@ -8,7 +8,6 @@ from pathlib import Path
 
 from bidora_jax.errors import InputError
 from bidora_jax.models.folders import read_json
-from bidora_jax.training import records
 from bidora_jax.training.records import Tokenizer
 
 Turn = dict[str, str]
@@ -41,7 +40,7 @@ def prompt_ids(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:
     except Exception as error:  # a template is a program: it can raise anything
         roles = ", ".join(turn["role"] for turn in turns)
         raise InputError(f"the tokenizer's chat template refuses the turns {roles}: {error}") from error
-    return records.prompt_ids({"prompt": text}, tokenizer)
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # the template writes them itself
 
 
 def ends(folder: Path, tokenizer: Tokenizer) -> list[int]:
