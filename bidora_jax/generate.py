@@ -85,7 +85,11 @@ def main(argv: list[str]) -> None:
 
         chat(arguments)
         return
-    answers = generate(arguments)
+    try:
+        answers = generate(arguments)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     if arguments.json:
         temporary = Path(arguments.json + ".tmp")
         temporary.write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

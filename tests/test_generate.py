@@ -117,6 +117,16 @@ def test_evaluate_takes_several_adapters(model_folder, adapter_folders, data_fil
     assert "adapter     lora\nloss" in capfd.readouterr().out
 
 
+def test_interrupted_it_stops_without_a_traceback(model_folder, capfd, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generation, "answers", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        command(generate.main, ["--model", str(model_folder), "--prompt", "a", "--max-new-tokens", "7"])
+    assert (stopped.value.code, capfd.readouterr().err) == (130, "stopped\n")
+
+
 # Chat
 
 
