@@ -60,16 +60,16 @@ def ours(folder: Path, ids: list[int], prompt: list[int]) -> tuple[float, list[i
     import jax
     import jax.numpy as jnp
 
-    from bidora_jax.models import decoder, hf
+    from bidora_jax.models import decoder, generation, hf
 
     config = hf.read_config(folder)
     base = hf.load_base(folder, config, jnp.float32)
     tokens = jnp.asarray([ids], jnp.int32)
     loss = jax.jit(decoder.token_loss_sum, static_argnums=(0, 1))
     total, count = loss(config, None, base, {}, {}, tokens, jnp.ones(tokens.shape))
-    asked = jnp.asarray([prompt], jnp.int32), jnp.array([len(prompt)], jnp.int32)
-    text = decoder.greedy(config, base, *asked, max_new_tokens=WRITTEN, eos_ids=(-1,))
-    return math.exp(float(total / count)), [int(token) for token in text[0]]
+    model = generation.assemble(config, base)
+    written = generation.answers(model, [prompt], max_new_tokens=WRITTEN, ends=[])
+    return math.exp(float(total / count)), written[0].tokens
 
 
 def theirs(folder: Path, ids: list[int], prompt: list[int]) -> tuple[float, list[int]]:

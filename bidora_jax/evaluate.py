@@ -1,6 +1,7 @@
 """python -m bidora_jax.evaluate --model DIR [--adapter DIR] [--quantization nf4] --data-file F [--json OUT]
 
-The loss of a model, with or without an adapter, on a file: the token-weighted mean over all trained tokens.
+The loss of a model, with or without an adapter, on a file: the token-weighted mean over all trained tokens. Several adapters
+are evaluated in turn, with one compiled program, or as one: --ensemble, --average.
 """
 
 import json
@@ -20,8 +21,14 @@ class EvaluateArguments:
     """Model folder, or the name of a model on the Hugging Face hub."""
     data_file: str
     """Records in JSONL, in the shapes that training takes."""
-    adapter: str = ""
-    """PEFT adapter folder, such as the adapter/ of a run."""
+    adapter: tuple[str, ...] = ()
+    """PEFT adapter folder, such as the adapter/ of a run, or NAME=DIR; repeat it for several, which are evaluated in turn."""
+    ensemble: Literal["none", "logits", "probabilities"] = "none"
+    """Evaluate several adapters as one, by the mean of their logits or of their probabilities."""
+    average: bool = False
+    """Put the mean of the merged weights in the place of several adapters."""
+    weight: tuple[float, ...] = ()
+    """Share of an adapter in --average; repeat it, one for each adapter. Equal shares without it."""
     json: str = ""
     """Also write the result to this file."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -41,21 +48,26 @@ class EvaluateArguments:
 def main(argv: list[str]) -> None:
     import tyro
 
-    arguments = tyro.cli(EvaluateArguments, args=argv, prog="python -m bidora_jax.evaluate")
-    result = evaluate(arguments)
-    print(f"loss        {result['loss']:.6f}\nperplexity  {result['perplexity']:.4f}\ntokens      {result['tokens']:,}")
-    if result["records_cut"] or result["records_dropped"]:
-        print(f"{result['records_cut']} records cut at {arguments.max_length} tokens, "
-              f"{result['records_dropped']} dropped for want of a trained token")  # fmt: skip
+    arguments = tyro.cli(
+        EvaluateArguments, args=argv, prog="python -m bidora_jax.evaluate", config=(tyro.conf.UseAppendAction,)
+    )
+    results = evaluate(arguments)
+    for result in results:
+        print(f"adapter     {result['adapter']}\n" * (len(results) > 1) + f"loss        {result['loss']:.6f}\n"
+              f"perplexity  {result['perplexity']:.4f}\ntokens      {result['tokens']:,}")  # fmt: skip
+    if results[0]["records_cut"] or results[0]["records_dropped"]:
+        print(f"{results[0]['records_cut']} records cut at {arguments.max_length} tokens, "
+              f"{results[0]['records_dropped']} dropped for want of a trained token")  # fmt: skip
     if arguments.json:
         temporary = Path(arguments.json + ".tmp")
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        written = results[0] if len(results) == 1 else results
+        temporary.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         temporary.replace(arguments.json)
 
 
-def evaluate(arguments: EvaluateArguments) -> dict[str, float | int | str]:
-    """What the command prints, as a dictionary."""
-    from bidora_jax.models import adapters, hf, peft
+def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]:
+    """What the command prints, as a dictionary for each adapter, or for what stands in the place of all."""
+    from bidora_jax.models import ensembles, hf
     from bidora_jax.training import data, evaluation, records
 
     if arguments.batch_size < 1 or arguments.max_length < 2:
@@ -65,24 +77,29 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, float | int | str]:
     given = records.read_records(arguments.data_file)
     folder = hf.resolve_folder(arguments.model)
     config, tokenizer = hf.read_config(folder), records.load_tokenizer(folder)
-    adapter, direction, magnitude = (
-        peft.load_adapter(arguments.adapter, config) if arguments.adapter else (None, {}, {})
-    )
+    combine = None if arguments.ensemble == "none" else arguments.ensemble
+    members = ensembles.load(arguments.adapter, config)
+    ensembles.check(members, combine, arguments.average, arguments.weight)
     split = records.encode_all(given, tokenizer, max_length=arguments.max_length, loss_on=arguments.loss_on)
     settings = ModelConfig(
         dtype=arguments.dtype, quantization=arguments.quantization, double_quant=arguments.double_quant
     )
     base = hf.load(settings, folder, config)
-    base = base if adapter is None else adapters.prepare_base(base, adapter)
+    base, chosen = ensembles.choose(base, members, combine, arguments.average, arguments.weight)
     buckets = data.bucket_lengths([len(example.tokens) for example in split.examples], 4)
-    batches = data.full_pass(split.examples, buckets, arguments.batch_size, records.pad_id(tokenizer))
-    result = evaluation.evaluator(config, adapter, settings)(base, direction, magnitude, batches)
-    return {
-        "model": arguments.model, "adapter": arguments.adapter, "quantization": arguments.quantization,
-        "data_file": arguments.data_file,
-        "loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens,
-        "records": len(given), "records_cut": split.n_truncated, "records_dropped": split.n_untrained,
-    }  # fmt: skip
+    batches = list(data.full_pass(split.examples, buckets, arguments.batch_size, records.pad_id(tokenizer)))
+    adapter = next(iter(chosen.values())).adapter if chosen else None
+    measure = evaluation.evaluator(config, adapter, settings, combine)
+    results = []
+    for name, (_, direction, magnitude) in (dict(chosen) or {"": (None, {}, {})}).items():
+        result = measure(base, direction, magnitude, batches)
+        results.append({
+            "model": arguments.model, "adapter": name, "quantization": arguments.quantization,
+            "data_file": arguments.data_file,
+            "loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens,
+            "records": len(given), "records_cut": split.n_truncated, "records_dropped": split.n_untrained,
+        })  # fmt: skip
+    return results
 
 
 if __name__ == "__main__":

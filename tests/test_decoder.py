@@ -117,26 +117,6 @@ def test_dropout_is_a_function_of_the_key():
     assert len({first, other, none}) == 3
 
 
-def test_greedy_is_the_argmax_of_the_logits_row_by_row():
-    base, lengths, eos = random_base(), jnp.array([11, 4], jnp.int32), 1_000_000
-    found = np.asarray(decoder.greedy(CONFIG, base, TOKENS, lengths, max_new_tokens=6, eos_ids=(eos,)))
-    for row, length, answer in zip(TOKENS, lengths, found, strict=True):
-        tokens = row[:length].tolist()
-        for _ in range(6):  # padded on the right to one length, so that it compiles once
-            padded = jnp.array([tokens + [0] * (17 - len(tokens))])
-            tokens.append(int(decoder.logits(CONFIG, None, base, {}, {}, padded)[0, len(tokens) - 1].argmax()))
-        assert list(answer) == tokens[length:]
-
-
-def test_greedy_repeats_its_end_of_text():
-    base, lengths = random_base(), jnp.array([11, 4], jnp.int32)
-    free = np.asarray(decoder.greedy(CONFIG, base, TOKENS, lengths, max_new_tokens=6, eos_ids=(-1,)))
-    stop = int(free[0, 2])
-    first = list(free[0]).index(stop)
-    found = np.asarray(decoder.greedy(CONFIG, base, TOKENS, lengths, max_new_tokens=6, eos_ids=(stop,)))
-    assert list(found[0]) == list(free[0, : first + 1]) + [stop] * (5 - first)
-
-
 def test_keys_come_from_paths():
     few = adapted(target_modules=("v_proj",))[0]
     many = adapters.resolve(AdapterConfig(rank=3), CONFIG)

@@ -90,7 +90,12 @@ def gain(magnitude: Float[Array, " O"], norm: Float[Array, " O"]) -> Float[Array
 
 
 def low_rank(x: Float[Array, "*batch I"], direction: Direction) -> Float[Array, "*batch O"]:
-    """(x·Aᵀ)·Bᵀ in the dtype of x, its last accumulator returned as it is."""
+    """(x·Aᵀ)·Bᵀ in the dtype of x, its last accumulator returned as it is.
+
+    Factors with a leading axis are those of several adapters side by side: each meets its own part of x's leading axis.
+    """
+    if direction.A.ndim > 2:
+        return jax.vmap(lambda x, a, b: low_rank(x, Direction(a, b)))(x, *direction)
     rows = x.reshape(-1, x.shape[-1])
     y = product(product(rows, direction.A).astype(x.dtype), direction.B)
     return y.reshape(*x.shape[:-1], y.shape[-1])
@@ -100,7 +105,7 @@ def apply(
     x: Float[Array, "*batch I"],
     w0: Float[Array, "O I"],
     direction: Direction,
-    row_gain: Float[Array, " O"] | None = None,
+    row_gain: Float[Array, "*N O"] | None = None,
     *,
     scale: Scale,
     x_low_rank: Float[Array, "*batch I"] | None = None,
@@ -108,7 +113,8 @@ def apply(
 ) -> Float[Array, "*batch O"]:
     """x·W'ᵀ = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ), rounded once to the dtype of x.
 
-    Without a `row_gain` this is LoRA. `x_low_rank` is the input of A where it differs from x (dropout).
+    Without a `row_gain` this is LoRA. `x_low_rank` is the input of A where it differs from x (dropout). Factors and gain may
+    have a leading axis of several adapters, which is then x's first; the product with W0 is one for all.
     """
     total = _by_row(frozen_dot(x, w0), row_scale)
     total = total + scale * low_rank(x if x_low_rank is None else x_low_rank, direction)
@@ -122,8 +128,11 @@ def linear(
     return _by_row(frozen_dot(x, w0), row_scale).astype(x.dtype)
 
 
-def _by_row(y: Float[Array, "*batch O"], factor: Float[Array, " O"] | None) -> Float[Array, "*batch O"]:
-    return y if factor is None else y * factor.reshape((1,) * (y.ndim - 1) + factor.shape)
+def _by_row(y: Float[Array, "*batch O"], factor: Float[Array, "*N O"] | None) -> Float[Array, "*batch O"]:
+    if factor is None:
+        return y
+    *members, rows = factor.shape
+    return y * factor.reshape(*members, *(1,) * (y.ndim - factor.ndim), rows)
 
 
 def merge(

@@ -113,6 +113,16 @@ class Bits:
         return self.bits.shape
 
 
+class Turned(NamedTuple):
+    """A dense weight kept as its transpose, the order in which a CPU multiplies it with few rows.
+
+    Of a weight in the usual order XLA makes a turned copy before it does so, a whole model's in a loop over tokens.
+    """
+
+    weight: Any
+    """(I, O), or a stack of them: an array, Bits, or a Layer of Bits."""
+
+
 class Layer(NamedTuple):
     """One weight of a stack. The stack stays whole, so that a scan over layers copies none of it."""
 
@@ -120,7 +130,7 @@ class Layer(NamedTuple):
     number: Int[Array, ""]
 
 
-Weight: TypeAlias = Array | Int8 | NF4 | Bits | Layer
+Weight: TypeAlias = Array | Int8 | NF4 | Bits | Turned | Layer
 
 
 def is_quantised(leaf: Any) -> TypeGuard[Int8 | NF4]:
@@ -143,6 +153,8 @@ def opened(weight: Weight) -> tuple[Float[Array, "O I"], Float[Array, " O"] | No
 
     Open a weight once for all that is made of it: every call is a pass over its codes.
     """
+    if isinstance(weight, Turned):
+        return opened(weight.weight)[0].T, None
     if not isinstance(weight, Int8 | NF4 | Bits | Layer):
         return weight, None
     stack, index = _layer(weight)
@@ -156,6 +168,8 @@ def opened(weight: Weight) -> tuple[Float[Array, "O I"], Float[Array, " O"] | No
 
 def dense(weight: Weight) -> Float[Array, "O I"]:
     """W0 itself: the weight as it is, and float32 for a quantised one, whose values are the ones products are made with."""
+    if isinstance(weight, Turned):
+        return dense(weight.weight).T
     if not isinstance(weight, Int8 | NF4 | Bits | Layer):
         return weight
     stack, index = _layer(weight)

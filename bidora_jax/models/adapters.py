@@ -13,7 +13,7 @@ data, 'scale' (L,) beside the weight; scale 0 says that a layer is the frozen on
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -230,6 +230,12 @@ def with_saved(base: PyTree, direction: PyTree) -> PyTree:
     """The base with what is trained whole in the place of what is frozen. Tied embeddings come apart."""
     whole = {name: direction[name] for name in targets.WHOLE if name in direction}
     return {**base, "lm_head": base.get("lm_head", base["embed_tokens"]), **whole} if whole else base
+
+
+def placed(adapter: Adapter, base: PyTree, direction: PyTree) -> tuple[PyTree, Adapter, PyTree]:
+    """The base, the adapter and the direction once what is trained whole is in the base, and only layers are adapted."""
+    layers = {"layers": direction["layers"]}
+    return with_saved(base, direction), replace(adapter, saved=()), layers
 
 
 def change(adapter: Adapter, site: Site, base: PyTree, direction: PyTree) -> dora.Direction:

@@ -7,6 +7,7 @@ compile time does not grow with depth and one layer's activations live at a time
 from 0. Activations have the dtype of the base; norms, softmax, logits and losses are float32.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -24,6 +25,8 @@ from bidora_jax.models.linear import Linear
 from bidora_jax.models.rope import RopeScaling
 
 Remat = Literal["layer", "dots", "none"]
+Attend = Callable[..., tuple[Array, PyTree]]
+"""(causal attention, q, k, v) -> (its result, what to keep): how generation.py puts a cache between a layer's two halves."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Attention(nn.Module):
     reopen: bool
 
     @nn.compact
-    def __call__(self, x, cos, sin, cache=None, position=0):
+    def __call__(self, x, cos, sin, attend: Attend | None = None):
         c = self.config
         q, k, v = (
             _linear(self, name, c.qkv_bias)(x).reshape(*x.shape[:2], heads, c.head_dim)
@@ -76,18 +79,10 @@ class Attention(nn.Module):
         if c.qk_norm:
             q, k = RMSNorm(c.rms_norm_eps, name="q_norm")(q), RMSNorm(c.rms_norm_eps, name="k_norm")(k)
         q, k = attention.rope(q, cos, sin), attention.rope(k, cos, sin)
-        if cache is None:
-            out = attention.causal_attention(q, k, v, chunk=self.chunk, window=c.window)
-        else:
-            keys, values = (
-                jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
-                for old, new in zip(cache, (k, v), strict=True)
-            )
-            cache = keys, values
-            seen = attention.visible(jnp.reshape(position, 1), jnp.arange(keys.shape[1]), c.window)
-            out = attention.attend(q, keys, values, seen)
+        causal = partial(attention.causal_attention, chunk=self.chunk, window=c.window)
+        out, kept = (causal(q, k, v), None) if attend is None else attend(causal, q, k, v)
         out = out.reshape(*x.shape[:2], c.num_heads * c.head_dim)
-        return _linear(self, "o_proj", c.o_bias)(out), cache
+        return _linear(self, "o_proj", c.o_bias)(out), kept
 
 
 class MLP(nn.Module):
@@ -114,14 +109,14 @@ class DecoderLayer(nn.Module):
     """See models/linear.py."""
 
     @nn.compact
-    def __call__(self, x, cos, sin, cache=None, position=0):
+    def __call__(self, x, cos, sin, attend: Attend | None = None):
         eps = self.config.rms_norm_eps
         normed = RMSNorm(eps, name="input_layernorm")(x)
-        attend = Attention(self.config, self.adapter, self.chunk, self.reopen, name="self_attn")
-        mixed, cache = attend(normed, cos, sin, cache, position)
+        mix = Attention(self.config, self.adapter, self.chunk, self.reopen, name="self_attn")
+        mixed, kept = mix(normed, cos, sin, attend)
         x = x + mixed
         normed = RMSNorm(eps, name="post_attention_layernorm")(x)
-        return x + MLP(self.config, self.adapter, self.reopen, name="mlp")(normed), cache
+        return x + MLP(self.config, self.adapter, self.reopen, name="mlp")(normed), kept
 
 
 def _linear(parent: Attention | MLP, name: str, bias: bool = False) -> Linear:
@@ -236,52 +231,6 @@ def token_loss_sum(
     trained = adapter is not None and "lm_head" in adapter.saved
     loss = losses.trained_cross_entropy_sum if trained else losses.cross_entropy_sum
     return loss(x.astype(vocabulary.dtype), vocabulary, targets, weights, chunk=loss_chunk), jnp.sum(weights)
-
-
-@partial(jax.jit, static_argnums=0, static_argnames=("max_new_tokens", "eos_ids"))
-def greedy(
-    config: DecoderConfig,
-    base: PyTree,
-    prompts: Int[Array, "B P"],
-    lengths: Int[Array, " B"],
-    *,
-    max_new_tokens: int,
-    eos_ids: tuple[int, ...],
-) -> Int[Array, "B G"]:
-    """The most probable continuation of each right-padded prompt, token by token over a key/value cache.
-
-    Prompts and answers run through the same step, one position at a time, so that rows of different length need no
-    alignment. After its end-of-text token a row repeats that token. `base` carries no adapter: merge it first.
-    """
-    batch, width = prompts.shape[0], prompts.shape[1] + max_new_tokens
-    tokens = jnp.pad(prompts, ((0, 0), (0, max_new_tokens)))
-    layer = DecoderLayer(config, None)
-    shape = (config.num_layers, batch, width, config.num_kv_heads, config.head_dim)
-    dtype = base["norm"]["weight"].dtype
-    cache = (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-    def step(carry, position):
-        tokens, cache, ended = carry
-        current = jax.lax.dynamic_index_in_dim(tokens, position, axis=1, keepdims=False)
-        x = _embedded(base, current)[:, None]
-        cos, sin = _angles(config, position[None], dtype)
-
-        def body(x, slices):
-            variables, index, cache = slices
-            return layer.apply(_unpacked(variables, base, index), x, cos, sin, cache, position)
-
-        x, cache = jax.lax.scan(body, x, (_packed({"base": base["layers"]}), jnp.arange(config.num_layers), cache))
-        x = attention.rms_norm(x[:, 0], base["norm"]["weight"], eps=config.rms_norm_eps)
-        best = jnp.argmax(frozen_dot(x, head(base)), axis=-1).astype(tokens.dtype)
-        best = jnp.where(ended, current, best)
-        in_prompt = position + 1 < lengths
-        following = jnp.where(in_prompt, jax.lax.dynamic_index_in_dim(tokens, position + 1, 1, keepdims=False), best)
-        ended = ~in_prompt & (ended | jnp.isin(following, jnp.array(eos_ids, tokens.dtype)))
-        return (jax.lax.dynamic_update_index_in_dim(tokens, following, position + 1, 1), cache, ended), None
-
-    start = (tokens, cache, jnp.zeros(batch, bool))
-    (tokens, _, _), _ = jax.lax.scan(step, start, jnp.arange(width - 1))
-    return jnp.take_along_axis(tokens, lengths[:, None] + jnp.arange(max_new_tokens)[None, :], axis=1)
 
 
 def head(base: PyTree) -> Float[Array, "V D"]:

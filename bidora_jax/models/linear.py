@@ -67,9 +67,11 @@ class Linear(nn.Module):
         return dora.Direction(*(self.variable("base", name, jnp.zeros, s, dtype).value for name, s in shapes.items()))
 
     def _magnitude(self, dtype):
-        """(m, ‖W0‖²), or None for a method without magnitude."""
+        """(m, ‖W0‖²), the gain alone where it was computed beforehand, or None for a method without magnitude."""
         if self.adapter is None or not self.adapter.magnitude:
             return None
+        if self.has_variable("magnitude", "gain"):
+            return self.get_variable("magnitude", "gain")
         names, shape = (("magnitude", "m"), ("base", "norm_sq")), (self.out_features,)
         return tuple(self.variable(group, name, jnp.zeros, shape, wide(dtype)).value for group, name in names)
 
@@ -96,12 +98,29 @@ def _product(
         return dora.linear(x, w0, row_scale=row_scale)
     scale = own_scale if adapter.scale is None else adapter.scale
     direction = direction if start is None else lowrank.since(direction, start)
-    gain = None
-    if magnitude is not None:
-        m, norm_sq = magnitude
-        norm = dora.row_norm(w0, norm_sq, direction, scale=scale, row_scale=row_scale)
-        # Held constant, the norm drops out of the direction's gradient: DoRA section 4.3.
-        gain = dora.gain(m, jax.lax.stop_gradient(norm) if adapter.constant_norm else norm)
-        if adapter.scale is None:
-            gain = jnp.where(own_scale == 0, 1.0, gain)
+    gain = magnitude
+    if isinstance(magnitude, tuple):
+        gain = _gain(adapter, w0, row_scale, direction, scale, *magnitude)
     return dora.apply(x, w0, direction, gain, scale=scale, x_low_rank=dropped, row_scale=row_scale)
+
+
+def _gain(adapter: Adapted, w0, row_scale, direction: dora.Direction, scale: dora.Scale, m, norm_sq):
+    norm = dora.row_norm(w0, norm_sq, direction, scale=scale, row_scale=row_scale)
+    # Held constant, the norm drops out of the direction's gradient: DoRA section 4.3.
+    gain = dora.gain(m, jax.lax.stop_gradient(norm) if adapter.constant_norm else norm)
+    return gain if adapter.scale is not None else jnp.where(scale == 0, 1.0, gain)
+
+
+def row_gain(
+    adapter: Adapted,
+    weight: quant.Weight,
+    direction: dora.Direction,
+    scale: dora.Scale,
+    m: Float[Array, " O"],
+    norm_sq: Float[Array, " O"],
+) -> Float[Array, " O"]:
+    """m/‖V‖ as the layer computes it in every pass. It hangs on no input, so what trains nothing can compute it once.
+
+    `direction` is the change since the start, where that is not zero.
+    """
+    return _gain(adapter, *quant.opened(weight), direction, scale, m, norm_sq)

@@ -5,11 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 
-from bidora_jax.models import decoder
+from bidora_jax.models import decoder, ensembles, generation
 from bidora_jax.models.adapters import Adapter
 from bidora_jax.models.decoder import DecoderConfig
 from bidora_jax.models.settings import ModelConfig
@@ -31,11 +29,21 @@ class Evaluation(NamedTuple):
 Evaluator = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], Evaluation]
 
 
-def evaluator(config: DecoderConfig, adapter: Adapter | None, model: ModelConfig) -> Evaluator:
-    """A function (base, direction, magnitude, batches) to the token-weighted mean loss; sums on the host are float64."""
+def evaluator(
+    config: DecoderConfig, adapter: Adapter | None, model: ModelConfig, combine: ensembles.Combine | None = None
+) -> Evaluator:
+    """A function (base, direction, magnitude, batches) to the token-weighted mean loss; sums on the host are float64.
+
+    With `combine` the two trees are stacks of an ensemble's members.
+    """
 
     @jax.jit
     def sums(base, direction, magnitude, tokens, mask):
+        if adapter is not None and combine is not None:
+            return ensembles.token_loss_sum(
+                config, ensembles.Member(adapter, direction, magnitude), base, tokens, mask, combine=combine,
+                attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk,
+            )  # fmt: skip
         return decoder.token_loss_sum(
             config, adapter, base, direction, magnitude, tokens, mask,
             remat="none", attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk,
@@ -65,18 +73,14 @@ class Answers(NamedTuple):
 def answer(
     config: DecoderConfig, base: PyTree, tokenizer: Any, test: Sequence[records.Record], *, max_new_tokens: int
 ) -> Answers:
-    """Greedy answers of a model without adapter (merge it first), cut at the end-of-text token."""
+    """Greedy answers of a model without adapter (merge it first), cut at the end-of-text token or the model's context."""
     prompts = [records.prompt_ids(record, tokenizer) for record in test]
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    padded = np.full((len(prompts), lengths.max()), records.pad_id(tokenizer), np.int32)
-    for row, prompt in zip(padded, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    eos = tokenizer.eos_token_id
-    written = np.asarray(
-        decoder.greedy(
-            config, base, jnp.asarray(padded), jnp.asarray(lengths), max_new_tokens=max_new_tokens, eos_ids=(eos,)
-        )
+    left = config.max_position_embeddings - max(map(len, prompts))
+    written = generation.answers(
+        generation.assemble(config, base),
+        prompts,
+        max_new_tokens=min(max_new_tokens, max(left, 1)),
+        ends=[tokenizer.eos_token_id],
     )
-    cut = [row[: int(np.argmax(row == eos))] if (row == eos).any() else row for row in written]
-    texts = tokenizer.batch_decode([row.tolist() for row in cut], skip_special_tokens=True)
+    texts = tokenizer.batch_decode([piece.tokens for piece in written], skip_special_tokens=True)
     return Answers(texts, [records.response_text(record) for record in test])

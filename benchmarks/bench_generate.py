@@ -1,0 +1,208 @@
+"""Greedy text of bidora_jax and of transformers side by side, in one run, taking turns.
+
+    python benchmarks/bench_generate.py [--batches 1 8] [--ours bfloat16 float32 scan dora int8 nf4]
+                                        [--theirs bfloat16 float32 dora] [--json OUT]
+
+Needs torch, transformers and, for dora, PEFT. Every contestant is a process of its own: it loads the model, answers once to
+warm up (which compiles, for ours), and then once whenever it is told to, while all others wait. A round is one answer of
+each, starting one further down the list every time; ratios are taken within a round. All load the same random weights
+(SmolLM2-135M's shape as a Qwen3) and the same prompts; in float32 the two sides must write the same tokens.
+
+    ours            bfloat16, float32; scan: bfloat16 with the layers scanned over their stack; int8, nf4: quantised
+    transformers    bfloat16, float32: `generate` with its default cache
+    dora            of either: bfloat16 with a DoRA adapter of rank 8 on all seven projections, applied and not merged
+
+A figure is new tokens of all rows a second, from the prompt to the last token. Memory is the peak resident memory of the
+process (VmHWM) with loading and compiling.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from bench_speed import peak_gb, processor
+
+SHAPE = {
+    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "tie_word_embeddings": True,
+    "max_position_embeddings": 2048,
+}  # fmt: skip
+
+
+class Worker:
+    """The parent's end of a contestant's process. Building one starts it and waits until it is warm."""
+
+    def __init__(self, side: str, form: str, batch: int, folder: Path, options: argparse.Namespace):
+        self.name, self.side, self.form, self.seconds = f"{side} {form}", side, form, []
+        job = {"side": side, "form": form, "batch": batch, "folder": str(folder), "new": options.new}
+        pipe = subprocess.PIPE
+        command = [sys.executable, __file__, "--worker", json.dumps(job)]
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1)
+        self.ready = self._answer()
+
+    def answer(self) -> None:
+        print("go", file=self.process.stdin, flush=True)
+        self.seconds.append(self._answer()["seconds"])
+
+    def stop(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def _answer(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} stopped with exit code {self.process.wait()}; see above")
+        return json.loads(line)
+
+
+def main() -> None:
+    options = parsed()
+    if options.worker:
+        work(json.loads(options.worker))
+        return
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "torch", "transformers"))
+    print(f"{datetime.date.today()}, {os.cpu_count()} x {processor()}, Python {platform.python_version()}, {versions}")
+    print(
+        f"{options.layers} layers x 576, prompts of {options.prompt} tokens, {options.new} new ones, {options.rounds} rounds"
+    )
+    found = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        shape = json.dumps({**SHAPE, "num_hidden_layers": options.layers})
+        subprocess.run([sys.executable, Path(__file__).with_name("opponents.py"), folder, shape], check=True)
+        prompts = np.random.default_rng(0).integers(SHAPE["vocab_size"], size=(max(options.batches), options.prompt))
+        np.save(folder / "prompts.npy", prompts)
+        for batch in options.batches:
+            found += raced(batch, folder, options)
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=1))
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--batches", nargs="+", type=int, default=[1, 8])
+    add("--ours", nargs="+", default=["bfloat16", "float32", "scan", "dora", "int8", "nf4"])
+    add("--theirs", nargs="+", default=["bfloat16", "float32", "dora"])
+    add("--layers", type=int, default=SHAPE["num_hidden_layers"])
+    add("--prompt", type=int, default=60)
+    add("--new", type=int, default=64)
+    add("--rounds", type=int, default=5)
+    add("--json")
+    add("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def raced(batch: int, folder: Path, options: argparse.Namespace) -> list[dict]:
+    """The rounds of one batch size; prints a row for each contestant."""
+    sides = [("ours", form) for form in options.ours] + [("transformers", form) for form in options.theirs]
+    workers = [Worker(side, form, batch, folder, options) for side, form in sides]
+    for turn in range(options.rounds):
+        for place in range(len(workers)):
+            workers[(turn + place) % len(workers)].answer()
+    for worker in workers:
+        worker.stop()
+    texts = {worker.ready["text"] for worker in workers if worker.form == "float32"}
+    if len(texts) > 1:
+        raise SystemExit("the two sides write different tokens in float32")
+    theirs = [worker for worker in workers if worker.side == "transformers" and worker.form != "dora"]
+    best = [min(worker.seconds[turn] for worker in theirs) for turn in range(options.rounds)]
+    print(
+        f"\n| batch {batch} | tokens/s | over transformers' best | first answer | peak memory |\n| --- | --- | --- | --- | --- |"
+    )
+    rows = []
+    for worker in workers:
+        speed = batch * options.new / median(worker.seconds)
+        ratio = median(other / own for other, own in zip(best, worker.seconds, strict=True))
+        rows.append({"batch": batch, "name": worker.name, "tokens_per_second": speed, "ratio": ratio,
+                     "seconds": worker.seconds, **worker.ready})  # fmt: skip
+        print(f"| {worker.name} | {speed:.1f} | {ratio:.2f} | {worker.ready['first']:.1f} s | "
+              f"{worker.ready['memory_gb']:.2f} GB |", flush=True)  # fmt: skip
+    return rows
+
+
+# The worker.
+
+
+def work(job: dict) -> None:
+    """Answers once to warm up, says what it wrote, then answers for every line that comes in."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # libraries print
+    prompts = np.load(Path(job["folder"]) / "prompts.npy")[: job["batch"]]
+    answer = ours(job, prompts) if job["side"] == "ours" else theirs(job, prompts)
+    began = time.perf_counter()
+    text = answer()
+    first = time.perf_counter() - began
+    print(json.dumps({"text": str(text), "first": first, "memory_gb": peak_gb()}), file=answers)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        answer()
+        print(json.dumps({"seconds": time.perf_counter() - began}), file=answers)
+
+
+def ours(job: dict, prompts: np.ndarray) -> Callable[[], list[list[int]]]:
+    import jax
+
+    from bidora_jax.models import adapters, decoding, ensembles, generation, hf
+    from bidora_jax.models.settings import AdapterConfig, ModelConfig
+
+    config = hf.read_config(job["folder"])
+    form = job["form"]
+    settings = ModelConfig(
+        dtype="float32" if form == "float32" else "bfloat16", quantization=form if form in ("int8", "nf4") else "none"
+    )
+    base = hf.load(settings, job["folder"], config)
+    model = generation.assemble(config, base)
+    if form == "scan":
+        model = model._replace(weights=decoding.Weights(base, None, model.weights.head))
+    if form == "dora":
+        adapter = adapters.resolve(AdapterConfig(method="dora", rank=8), config)
+        prepared = adapters.prepare_base(base, adapter)
+        member = ensembles.Member(adapter, *adapters.init(adapter, prepared, jax.random.key(0)))
+        model = decoding.with_adapter(model, *ensembles.at_rest(prepared, [member])[0])
+        del prepared
+    del base
+
+    def answer() -> list[list[int]]:
+        pieces = generation.answers(model, prompts.tolist(), max_new_tokens=job["new"], ends=[-1])
+        return [piece.tokens for piece in pieces]
+
+    return answer
+
+
+def theirs(job: dict, prompts: np.ndarray) -> Callable[[], list[list[int]]]:
+    import torch
+    import transformers
+
+    dtype = torch.float32 if job["form"] == "float32" else torch.bfloat16
+    model = transformers.Qwen3ForCausalLM.from_pretrained(job["folder"], dtype=dtype)
+    if job["form"] == "dora":
+        import peft
+
+        settings = peft.LoraConfig(r=8, lora_alpha=16, use_dora=True, target_modules="all-linear")
+        model = peft.get_peft_model(model, settings)
+    model.eval()
+    ids = torch.from_numpy(prompts).long()
+    how = {"max_new_tokens": job["new"], "min_new_tokens": job["new"], "do_sample": False, "pad_token_id": 0}
+
+    @torch.no_grad()
+    def answer() -> list[list[int]]:
+        return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **how)[:, ids.shape[1] :].tolist()
+
+    return answer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""python -m bidora_jax.generate --model DIR [--adapter DIR] --prompt TEXT [--max-new-tokens N] [--temperature T]
+python -m bidora_jax.generate --model DIR [--adapter NAME=DIR …] --prompt-file F | --chat
+
+What a model writes after a prompt, with or without adapters, which are applied and not merged. Greedy unless there is a
+temperature. Several adapters answer in turn, or as one: their mean in outputs (--ensemble) or in weights (--average).
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bidora_jax.errors import InputError, command
+from bidora_jax.models.settings import ModelConfig
+
+if TYPE_CHECKING:
+    from bidora_jax.kernels.sampling import Sampling
+    from bidora_jax.models.decoder import DecoderConfig
+    from bidora_jax.models.ensembles import Combine, Member
+    from bidora_jax.models.generation import Model
+
+
+@dataclass(frozen=True)
+class GenerateArguments:
+    """Write text with a model: after one prompt, after each prompt of a file, or in a chat."""
+
+    model: str
+    """Model folder, or the name of a model on the Hugging Face hub."""
+    adapter: tuple[str, ...] = ()
+    """PEFT adapter folder, such as the adapter/ of a run, or NAME=DIR; repeat it for several, which answer in turn."""
+    ensemble: Literal["none", "logits", "probabilities"] = "none"
+    """Let several adapters choose each token together, by the mean of their logits or of their probabilities."""
+    average: bool = False
+    """Put the mean of the merged weights in the place of several adapters."""
+    weight: tuple[float, ...] = ()
+    """Share of an adapter in --average; repeat it, one for each adapter. Equal shares without it."""
+    prompt: str = ""
+    """Text to go on from."""
+    prompt_file: str = ""
+    """File of prompts: one a line, or with the ending .jsonl one object a line with a prompt or an instruction, as in
+    training data."""
+    chat: bool = False
+    """Talk with the model, with its own chat template; /reset starts anew, /exit or Ctrl-D ends."""
+    template: bool = False
+    """Wrap each prompt as a user's turn in the model's chat template."""
+    system: str = ""
+    """System prompt, with --chat or --template."""
+    max_new_tokens: int = 256
+    """Tokens that an answer may have."""
+    temperature: float = 0.0
+    """0: always the most probable token; 1: draw from the model's distribution; between: less at random."""
+    top_k: int = 0
+    """Draw among the k most probable tokens; 0: all."""
+    top_p: float = 1.0
+    """Draw among the fewest tokens whose probabilities reach p; 1: all."""
+    min_p: float = 0.0
+    """Draw among tokens of at least this share of the largest probability; 0: all."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens that were there before less probable."""
+    seed: int = 0
+    """Seed of the draws; the same seed writes the same text."""
+    batch_size: int = 8
+    """Prompts answered at a time."""
+    json: str = ""
+    """Also write prompts and answers to this file."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """dtype of the weights and of the products; auto keeps that of the files."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Quantise the model's linear layers first; a folder that bitsandbytes quantised is read as it is."""
+    double_quant: bool = True
+    """nf4: keep the block scales in 8 bits too."""
+
+
+def main(argv: list[str]) -> None:
+    import tyro
+
+    arguments = tyro.cli(
+        GenerateArguments, args=argv, prog="python -m bidora_jax.generate", config=(tyro.conf.UseAppendAction,)
+    )
+    _check(arguments)
+    if arguments.chat:
+        from bidora_jax.chat import chat
+
+        chat(arguments)
+        return
+    try:
+        answers = generate(arguments)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    if arguments.json:
+        temporary = Path(arguments.json + ".tmp")
+        temporary.write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(arguments.json)
+
+
+def _check(arguments: GenerateArguments) -> None:
+    """All that is wrong with the call by itself, at once."""
+    a = arguments
+    ways = [
+        name for name, given in (("--prompt", a.prompt), ("--prompt-file", a.prompt_file), ("--chat", a.chat)) if given
+    ]
+    checks = {
+        f"give one of --prompt TEXT, --prompt-file FILE and --chat, found {' and '.join(ways) or 'none of them'}": len(
+            ways
+        )
+        != 1,
+        "--system needs --chat or --template": bool(a.system) and not (a.chat or a.template),
+        "--json is for --prompt and --prompt-file": a.chat and bool(a.json),
+        f"--max-new-tokens must be at least 1, found {a.max_new_tokens}": a.max_new_tokens < 1,
+        f"--batch-size must be at least 1, found {a.batch_size}": a.batch_size < 1,
+        f"--temperature must be at least 0, found {a.temperature}": not 0 <= a.temperature < float("inf"),
+        f"--top-k must be at least 0, found {a.top_k}": a.top_k < 0,
+        f"--top-p must be above 0 and at most 1, found {a.top_p}": not 0 < a.top_p <= 1,
+        f"--min-p must be at least 0 and at most 1, found {a.min_p}": not 0 <= a.min_p <= 1,
+        f"--repetition-penalty must be above 0, found {a.repetition_penalty}": not 0
+        < a.repetition_penalty
+        < float("inf"),
+        "--top-k, --top-p and --min-p act on draws: give a --temperature above 0 with them": a.temperature == 0
+        and (a.top_k, a.top_p, a.min_p) != (0, 1, 0),
+        f"there is no folder for --json {a.json}; make it, or name another file": bool(a.json)
+        and not Path(a.json).absolute().parent.is_dir(),
+    }
+    wrong = [message for message, found in checks.items() if found]
+    if wrong:
+        raise InputError("\n".join(wrong))
+
+
+def generate(arguments: GenerateArguments) -> list[dict[str, Any]]:
+    """Prints every answer and returns what --json writes: a dictionary for each prompt and adapter."""
+    from bidora_jax.models import decoding, generation
+    from bidora_jax.training import conversation
+
+    given = _prompts(arguments)
+    folder, config, tokenizer = open_tokens(arguments)
+    prompts = [_ids(record, arguments, tokenizer) for record in given]
+    generation.check_room(config, prompts, arguments.max_new_tokens)
+    model, members = open_model(arguments, folder, config)
+    ends = conversation.ends(folder, tokenizer)
+    size, found, began = min(arguments.batch_size, len(prompts)), [], time.perf_counter()
+    for name, member in members.items():
+        model = model if member is None else decoding.with_adapter(model, *member, combine=combine_of(arguments))
+        for start in range(0, len(prompts), size):
+            numbers = range(start, min(start + size, len(prompts)))
+            pieces = generation.answers(
+                model, [prompts[number] for number in numbers], max_new_tokens=arguments.max_new_tokens, ends=ends,
+                sampling=sampling_of(arguments), seed=arguments.seed, numbers=numbers, rows=size,
+            )  # fmt: skip
+            for number, piece in zip(numbers, pieces, strict=True):
+                asked = given[number].get("prompt") or given[number]["instruction"]
+                text = tokenizer.decode(piece.tokens, skip_special_tokens=True)
+                found.append(
+                    {
+                        "prompt": asked,
+                        "adapter": name,
+                        "answer": text,
+                        "tokens": len(piece.tokens),
+                        "ended": piece.ended,
+                    }
+                )
+                _show(found[-1], several=len(prompts) * len(members) > 1)
+    seconds, made = time.perf_counter() - began, sum(answer["tokens"] for answer in found)
+    print(f"{made} tokens in {seconds:.1f} s, compiling included", file=sys.stderr)
+    return found
+
+
+def _show(answer: dict[str, Any], *, several: bool) -> None:
+    if several:
+        by = f" ({answer['adapter']})" if answer["adapter"] else ""
+        print(f"--- prompt\n{answer['prompt']}\n--- answer{by}")
+    print(answer["answer"], flush=True)
+
+
+def sampling_of(arguments: GenerateArguments) -> "Sampling":
+    """The arguments that say how a token is drawn."""
+    from bidora_jax.kernels.sampling import Sampling
+
+    return Sampling(*(asdict(arguments)[name] for name in Sampling._fields))
+
+
+def combine_of(arguments: GenerateArguments) -> "Combine | None":
+    """What of several adapters is averaged in their outputs, or None."""
+    return None if arguments.ensemble == "none" else arguments.ensemble
+
+
+def _prompts(arguments: GenerateArguments) -> list[dict[str, str]]:
+    """Records with a prompt or an instruction."""
+    if not arguments.prompt_file:
+        return [{"prompt": arguments.prompt}]
+    path = Path(arguments.prompt_file)
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise InputError(f"cannot read the prompts in {path}: {reason}; give a text file, one prompt a line") from None
+    if not lines:
+        raise InputError(f"{path} holds no prompt; write one a line")
+    return [{"prompt": line} for line in lines] if path.suffix != ".jsonl" else _records(path, lines)
+
+
+def _records(path: Path, lines: list[str]) -> list[dict[str, str]]:
+    from bidora_jax.errors import listing
+
+    found, wrong = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        keys = {"prompt", "instruction"} & value.keys() if isinstance(value, dict) else set()
+        texts = {key: value[key] for key in (*keys, "input") if value and key in value}
+        if len(keys) == 1 and all(isinstance(text, str) for text in texts.values()) and texts[next(iter(keys))].strip():
+            found.append(texts)
+        else:
+            wrong.append(f"record {number}: {line[:60]}")
+    if wrong:
+        raise InputError(
+            f"{len(wrong)} of the {len(lines)} records of {path} cannot be used; each should be an object with a text "
+            f"under 'prompt' or under 'instruction' (and 'input'):\n{listing(wrong)}"
+        )
+    return found
+
+
+def open_tokens(arguments: GenerateArguments) -> "tuple[Path, DecoderConfig, Any]":
+    """The model's folder, what its config.json says, and its tokenizer, which must have a template where one is asked for."""
+    from bidora_jax.models import hf
+    from bidora_jax.training import conversation, records
+
+    folder = hf.resolve_folder(arguments.model)
+    config, tokenizer = hf.read_config(folder), records.load_tokenizer(folder)
+    if arguments.chat or arguments.template:
+        conversation.require_template(folder, tokenizer, "--chat" if arguments.chat else "--template")
+    return folder, config, tokenizer
+
+
+def open_model(
+    arguments: GenerateArguments, folder: Path, config: "DecoderConfig"
+) -> "tuple[Model, dict[str, Member | None]]":
+    """The model without adapter, and what answers by name: adapters, or None for the model itself."""
+    from bidora_jax.models import decoding, ensembles, hf
+
+    members = ensembles.load(arguments.adapter, config)
+    ensembles.check(members, combine_of(arguments), arguments.average, arguments.weight)
+    settings = ModelConfig(
+        dtype=arguments.dtype, quantization=arguments.quantization, double_quant=arguments.double_quant
+    )
+    base = hf.load(settings, folder, config)
+    base, chosen = ensembles.choose(base, members, combine_of(arguments), arguments.average, arguments.weight)
+    return decoding.assemble(config, base), dict(chosen) or {"": None}
+
+
+def _ids(record: dict[str, str], arguments: GenerateArguments, tokenizer: Any) -> list[int]:
+    from bidora_jax.training import conversation, records
+
+    if not arguments.template:
+        return records.prompt_ids(record, tokenizer)
+    user = "\n\n".join(record[key] for key in ("prompt", "instruction", "input") if record.get(key))
+    return conversation.prompt_ids(
+        [*conversation.opening(arguments.system), conversation.said_by("user", user)], tokenizer
+    )
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,234 @@
+"""The command that writes text: what it prints, what it writes, a chat over a pipe, and what it refuses."""
+
+import io
+import json
+import sys
+
+import pytest
+import tiny
+from test_ensembles import KINDS
+from test_peft import _random_adapter
+
+from bidora_jax import evaluate, generate
+from bidora_jax.errors import command
+from bidora_jax.models import decoding, ensembles, generation, hf, peft
+from bidora_jax.training import conversation, records
+
+LINES = ["repeat 5 x2", "abc", "v1; v2; and so on"]
+
+
+@pytest.fixture(scope="module")
+def adapter_folders(tmp_path_factory):
+    """Two adapters of the tiny model by name."""
+    root = tmp_path_factory.mktemp("adapters")
+    for name in ("lora", "dora"):
+        adapter, *trained = _random_adapter(KINDS[name])
+        peft.save_adapter(root / name, adapter, KINDS[name], *trained, base_model_name="x")
+    return {name: root / name for name in ("lora", "dora")}
+
+
+def written(*argv, to) -> list[dict]:
+    command(generate.main, [*map(str, argv), "--max-new-tokens", "7", "--json", str(to)])
+    return json.loads(to.read_text())
+
+
+def expected(folder, prompts, member=None, combine=None, **how):
+    """Answers of the library to texts."""
+    config, tokenizer = hf.read_config(folder), records.load_tokenizer(folder)
+    model = generation.assemble(config, hf.load_base(folder, config))
+    if member is not None:
+        model = decoding.with_adapter(model, *member, combine=combine)
+    ids = [records.prompt_ids({"prompt": prompt}, tokenizer) for prompt in prompts]
+    ends = conversation.ends(folder, tokenizer)
+    pieces = generation.answers(model, ids, max_new_tokens=7, ends=ends, **how)
+    return [tokenizer.decode(piece.tokens, skip_special_tokens=True) for piece in pieces]
+
+
+def test_a_prompt_is_answered_on_standard_output(model_folder, tmp_path, capfd):
+    found = written("--model", model_folder, "--prompt", LINES[0], to=tmp_path / "out.json")
+    text = expected(model_folder, LINES[:1])[0]
+    assert [(one["prompt"], one["adapter"], one["answer"]) for one in found] == [(LINES[0], "", text)]
+    out, err = capfd.readouterr()
+    assert out == text + "\n"
+    assert "tokens in" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json"]
+
+
+def test_a_file_is_answered_in_batches_that_change_nothing(model_folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n".join(LINES) + "\n\n")
+    argv = ["--model", model_folder, "--prompt-file", tmp_path / "prompts.txt", "--temperature", "2", "--seed", "5"]
+    found = written(*argv, "--batch-size", "2", to=tmp_path / "two.json")
+    assert [one["prompt"] for one in found] == LINES
+    assert found == written(*argv, "--batch-size", "8", to=tmp_path / "eight.json")
+    assert found != written(*argv[:-1], "6", to=tmp_path / "other.json")
+
+
+def test_records_and_templates_are_what_training_makes_of_them(model_folder, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"instruction": "repeat 5", "output": "v5;"}\n{"prompt": "repeat 5"}\n')
+    found = [one["answer"] for one in written("--model", model_folder, "--prompt-file", file, to=tmp_path / "a.json")]
+    turn = "<|im_start|>user\nrepeat 5<|im_end|>\n<|im_start|>assistant\n"
+    assert found == expected(model_folder, [turn, "repeat 5"])
+    argv = ["--model", model_folder, "--prompt", "repeat 5", "--template", "--system", "be short"]
+    system = "<|im_start|>system\nbe short<|im_end|>\n"
+    found = written(*argv, to=tmp_path / "b.json")
+    assert (found[0]["prompt"], found[0]["answer"]) == ("repeat 5", expected(model_folder, [system + turn])[0])
+
+
+def test_adapters_answer_in_turn_and_together(model_folder, adapter_folders, tmp_path):
+    argv = ["--model", model_folder, "--prompt", LINES[0]]
+    for name, folder in adapter_folders.items():
+        argv += ["--adapter", f"{name}={folder}"]
+    config = hf.read_config(model_folder)
+    base = hf.load_base(model_folder, config)
+    rested = ensembles.at_rest(
+        base, [ensembles.Member(*peft.load_adapter(f, config)) for f in adapter_folders.values()]
+    )
+    each = written(*argv, to=tmp_path / "each.json")
+    assert [one["adapter"] for one in each] == ["lora", "dora"]
+    assert [one["answer"] for one in each] == [expected(model_folder, LINES[:1], member)[0] for member in rested]
+    together = written(*argv, "--ensemble", "probabilities", to=tmp_path / "together.json")
+    stacked = ensembles.stack(rested)
+    assert together[0]["adapter"] == "ensemble of lora, dora"
+    assert together[0]["answer"] == expected(model_folder, LINES[:1], stacked, "probabilities")[0]
+    mean = written(*argv, "--average", "--weight", "3", "--weight", "1", to=tmp_path / "mean.json")
+    assert mean[0]["answer"] == expected(model_folder, LINES[:1], ensembles.average(rested, [3.0, 1.0]))[0]
+
+
+def test_evaluate_takes_several_adapters(model_folder, adapter_folders, data_files, tmp_path, capfd):
+    given = [text for name, folder in adapter_folders.items() for text in ("--adapter", f"{name}={folder}")]
+
+    def losses(*argv):
+        out = tmp_path / "out.json"
+        command(
+            evaluate.main, ["--model", str(model_folder), "--data-file", str(data_files[2]), *argv, "--json", str(out)]
+        )
+        return json.loads(out.read_text())
+
+    several = losses(*given)
+    alone = [losses(*given[:2]), losses(*given[2:])]
+    assert [one["adapter"] for one in several] == ["lora", "dora"] == [one["adapter"] for one in alone]
+    for one, other in zip(several, alone, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    together = losses(*given, "--ensemble", "logits")
+    # −log softmax is convex in the logits: the mean's loss is below the mean of the losses.
+    assert 0 < together["loss"] < (alone[0]["loss"] + alone[1]["loss"]) / 2
+    assert losses(*given, "--average")["loss"] not in (together["loss"], alone[0]["loss"], alone[1]["loss"])
+    assert "adapter     lora\nloss" in capfd.readouterr().out
+
+
+def test_interrupted_it_stops_without_a_traceback(model_folder, capfd, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generation, "answers", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        command(generate.main, ["--model", str(model_folder), "--prompt", "a", "--max-new-tokens", "7"])
+    assert (stopped.value.code, capfd.readouterr().err) == (130, "stopped\n")
+
+
+# Chat
+
+
+def talked(model_folder, lines, capfd, monkeypatch, *argv) -> str:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    command(generate.main, ["--model", str(model_folder), "--chat", "--max-new-tokens", "7", *argv])
+    return capfd.readouterr().out
+
+
+def turn(role, text):
+    return f"<|im_start|>{role}\n{text}<|im_end|>\n"
+
+
+def test_a_chat_remembers_its_turns_until_it_is_reset(model_folder, capfd, monkeypatch):
+    system, first = turn("system", "s"), turn("user", "abc")
+    answer = expected(model_folder, [system + first + "<|im_start|>assistant\n"], numbers=[2])[0]
+    both = system + first + turn("assistant", answer) + turn("user", "and?") + "<|im_start|>assistant\n"
+    second = expected(model_folder, [both])[0]
+    fresh = expected(model_folder, [system + turn("user", "and?") + "<|im_start|>assistant\n"])[0]
+    assert second != fresh
+    lines = ["abc", "", "and?", "/reset", "and?", "/exit", "not heard"]
+    out = talked(model_folder, lines, capfd, monkeypatch, "--system", "s")
+    assert out == f"{answer}\n{second}\n(the conversation is forgotten)\n{fresh}\n"
+
+
+def test_a_chat_switches_adapters(model_folder, adapter_folders, capfd, monkeypatch):
+    given = [text for name, folder in adapter_folders.items() for text in ("--adapter", f"{name}={folder}")]
+    lines = ["abc", "/adapter dora", "/reset", "abc", "/adapter none", "/what"]
+    out = talked(model_folder, lines, capfd, monkeypatch, *given)
+    answers = out.split("(dora answers)\n(the conversation is forgotten)\n")
+    assert answers[0] != answers[1].split("adapters: ")[0]
+    assert "adapters: lora, dora\nthere is no /what; /reset" in out
+
+
+def test_a_conversation_longer_than_the_context_says_so(model_folder, capfd, monkeypatch):
+    out = talked(model_folder, ["a" * 240, "/reset", "a"], capfd, monkeypatch)
+    assert "tokens, as many as the model's context takes; /reset starts anew" in out
+    assert len(out.splitlines()) > 2
+
+
+def test_half_a_character_is_held_back(model_folder):
+    tokenizer = records.load_tokenizer(model_folder)
+
+    class Bytes:
+        def decode(self, tokens, **_):
+            return bytes(tokens).decode("utf-8", errors="replace")
+
+    spoken, whole = conversation.Spoken(Bytes()), "añ€😀".encode()
+    pieces = [spoken.add([byte]) for byte in whole]
+    assert pieces == ["a", "", "ñ", "", "", "€", "", "", "", "😀"]
+    assert spoken.rest() == ""
+    assert spoken.add(whole[6:8]) + spoken.rest() == "\ufffd"
+    spoken = conversation.Spoken(tokenizer)
+    ids = records.prompt_ids({"prompt": "ab c<|im_end|>d"}, tokenizer)
+    assert [spoken.add([token]) for token in ids] == ["a", "b", " ", "c", "", "d"]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [([], "give one of --prompt TEXT, --prompt-file FILE and --chat, found none of them"),
+     (["--prompt", "a", "--chat"], "found --prompt and --chat"),
+     (["--prompt", "a", "--system", "b"], "--system needs --chat or --template"),
+     (["--prompt", "a", "--temperature", "-1", "--top-p", "0"], "--top-p must be above 0"),
+     (["--prompt", "a", "--top-k", "5"], "give a --temperature above 0"),
+     (["--prompt", "a" * 250], "prompt 1 has 250 tokens"),
+     (["--prompt-file", "none.txt"], "cannot read the prompts in none.txt: No such file"),
+     (["--prompt-file", "empty.txt"], "empty.txt holds no prompt"),
+     (["--prompt-file", "bad.jsonl"], "2 of the 3 records of bad.jsonl cannot be used"),
+     (["--prompt", "a", "--adapter", "empty"], "there is no folder empty"),
+     (["--prompt", "a", "--adapter", "other"], "tensors do not fit"),
+     (["--prompt", "a", "--average"], "need two adapters or more, found 0"),
+     (["--prompt", "a", "--weight", "1"], "--weight is a share in --average"),
+     (["--prompt", "a", "--json", "nowhere/out.json"], "there is no folder for --json"),
+     (["--prompt", "a", "--model", "none"], "there is no folder none")],
+)  # fmt: skip
+def test_bad_input_is_refused_with_one_message(model_folder, tmp_path, capfd, monkeypatch, flags, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\nnot JSON\n')
+    if "other" in flags:
+        config = tiny.DecoderConfig(**{**vars(tiny.CONFIG), "hidden_size": 30})
+        adapter, *trained = _random_adapter(KINDS["lora"], config)
+        peft.save_adapter(tmp_path / "other", adapter, KINDS["lora"], *trained, base_model_name="x")
+    argv = ["--max-new-tokens", "7", *([] if "--model" in flags else ["--model", str(model_folder)]), *flags]
+    with pytest.raises(SystemExit) as stopped:
+        command(generate.main, argv)
+    out, err = capfd.readouterr()
+    assert (stopped.value.code, out, err.count("error: ")) == (2, "", 1)
+    assert said in err
+
+
+@pytest.mark.parametrize("flag", ["--chat", "--template"])
+def test_a_model_without_template_cannot_chat(tmp_path, capfd, flag):
+    folder = tiny.write_model_folder(tmp_path / "plain")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    argv = ["--model", str(folder), flag, *(["--prompt", "a"] if flag == "--template" else [])]
+    with pytest.raises(SystemExit) as stopped:
+        command(generate.main, argv)
+    assert stopped.value.code == 2
+    assert f"{flag} needs a chat template" in capfd.readouterr().err
