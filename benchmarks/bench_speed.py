@@ -40,6 +40,8 @@ from statistics import median
 
 import numpy as np
 
+from bidora_jax.training.memory import keep_freed_memory
+
 FORMS = ("exact", "reverse", "finite-difference", "direct")
 GRADIENTS = "two gradients"
 FIRST_LOSS_TOLERANCE = 0.01  # relative; bf16 and float32 forwards of a random model differ by 1e-4
@@ -86,7 +88,8 @@ class Worker:
     """The parent's end of a contestant's process. Building one starts it and waits until it is warm."""
 
     def __init__(self, contestant: Contestant, folder: Path, options: argparse.Namespace):
-        job = {**asdict(contestant), "folder": str(folder), "rank": options.rank, "loss_chunk": options.loss_chunk}
+        job = {**asdict(contestant), "folder": str(folder), "rank": options.rank, "loss_chunk": options.loss_chunk,
+               "freed": options.freed}  # fmt: skip
         environment = os.environ | dict(pair.split("=", 1) for pair in options.env)
         command = [sys.executable, __file__, "--worker", json.dumps(job)]
         pipe = subprocess.PIPE
@@ -137,7 +140,8 @@ def parsed() -> argparse.Namespace:
     add = parser.add_argument
     add("--section", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     add("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
-    add("--remat", nargs="+", default=["layer", "none"], help="ours: settings of model.remat to try")
+    add("--freed", default="kept", choices=["kept", "returned"], help="what malloc does with freed memory, both sides")
+    add("--remat", nargs="+", default=["layer", "dots"], help="ours: settings of model.remat to try")
     add("--peft", nargs="+", default=["plain", "autocast"], help="PEFT: variants to try, see opponents.py")
     add("--forms", nargs="+", default=list(FORMS), choices=FORMS, help="ours: hypergradient forms to try")
     add("--loss-chunk", type=int, default=0, help="ours: model.loss_chunk; 0 leaves the default")
@@ -319,6 +323,8 @@ def work(job: dict) -> None:
     # Libraries print; answers go out on a copy of stdout, and stdout itself joins stderr.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    if job["freed"] == "kept":
+        keep_freed_memory()  # as `train` does; given to PEFT too, which gains by it as well
     began = time.monotonic()
     step, facts = ours(job) if job["side"] == "ours" else theirs(job)
     facts["build_seconds"] = time.monotonic() - began

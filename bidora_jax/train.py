@@ -36,9 +36,12 @@ class Assembled(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
+    from bidora_jax.training.memory import keep_freed_memory
+
     config, resume = parse_train(argv)
     check(config)
     check_folder(config, resume)
+    keep_freed_memory()
     run(config, assemble(config))
 
 

@@ -1,0 +1,32 @@
+"""training/memory.py: freed memory stays with the process."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import ctypes, sys
+from bidora_jax.training.memory import keep_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+block = libc.malloc(ctypes.c_size_t(200_000_000))
+ctypes.memset(block, 1, 200_000_000)
+full = resident()
+libc.free(block)
+print(full - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
+@pytest.mark.parametrize(("mode", "kept"), [("keep", True), ("plain", False)])
+def test_a_large_block_stays_only_when_asked(mode, kept):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) < 1e6) == kept
