@@ -42,6 +42,8 @@ class Config:
     """Write merged/, the model with the adapter folded in, at the end."""
     max_new_tokens: int = 128
     """Longest answer to a record of data.test_file, in tokens."""
+    compilation_cache: str = "auto"
+    """Folder where compiled programs are kept for later runs; auto: the user's cache folder, empty: nowhere."""
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from bidora_jax.training.phases import Problem
     from bidora_jax.training.records import Record, Tokenizer
 
-MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit")
+MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
+                        "compilation_cache")  # fmt: skip
 
 
 class Assembled(NamedTuple):
@@ -36,12 +37,14 @@ class Assembled(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    from bidora_jax.training.memory import keep_freed_memory
-
     config, resume = parse_train(argv)
     check(config)
     check_folder(config, resume)
+    from bidora_jax.training.compilation import keep_compiled
+    from bidora_jax.training.memory import keep_freed_memory
+
     keep_freed_memory()
+    keep_compiled(config.compilation_cache)
     run(config, assemble(config))
 
 
@@ -68,7 +71,8 @@ def run(config: Config, parts: Assembled) -> None:
         loop = Loop(validation_loss if val else None, log, checkpoints, rhythm)
         direction, magnitude = _train(config, problem, loop, checkpoints)
     _finish(config, parts, direction, magnitude, before, evaluate)
-    print(f"finished in {time.monotonic() - began:.0f} s")
+    seconds = time.monotonic() - began
+    print(f"finished in {seconds:.0f} s; {loop.waited / seconds:.1%} of it the device waited for data")
 
 
 def check(config: Config) -> None:

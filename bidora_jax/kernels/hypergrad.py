@@ -98,7 +98,13 @@ def _forward_over_reverse(inner: Loss, direction: PyTree):
 
     def backward(m, cotangents):
         _, v = cotangents
-        return (jax.jvp(lambda d: jax.grad(inner, argnums=1)(d, m), (direction,), (v,))[1],)
+
+        # The gradient is taken in d as well, and dropped: a product of d alone would else be passed by the jvp undifferentiated,
+        # which a custom_vjp does not allow.
+        def magnitude_gradient(d):
+            return jax.grad(inner, argnums=(0, 1))(d, m)[1]
+
+        return (jax.jvp(magnitude_gradient, (direction,), (v,))[1],)
 
     gradient.defvjp(forward, backward)
     return gradient

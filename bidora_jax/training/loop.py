@@ -5,6 +5,7 @@ which is what a checkpoint holds; everything else is a pure function of the conf
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class Loop:
     ) -> None:
         """`evaluate` maps (direction, magnitude) to the validation loss; None where there is no validation split."""
         self.evaluate, self.log, self.checkpoints, self.rhythm = evaluate, log, checkpoints, rhythm
+        self.waited = 0.0
 
     def run(self, phase: Phase, standing: Standing) -> Standing:
         """From where the phase stands to its end, early or not."""
@@ -101,7 +103,7 @@ class Loop:
 
     def _steps(self, phase: Phase, standing: Standing, batches: Iterator[Work], progress: Progress):
         reporter = _Reporter(phase, progress, self.log, self.checkpoints)
-        for work in batches:
+        for work in self._timed(batches):
             step = standing.step
             state, metrics = phase.advance(standing.state, work.batches)
             reporter.add(step, work, metrics)
@@ -119,6 +121,16 @@ class Loop:
                 if saving or self._over(phase, standing):
                     self._save(phase, standing)
             yield standing
+
+    def _timed(self, batches: Iterator[Work]) -> Iterator[Work]:
+        """The batches, with the time that is spent waiting for them kept."""
+        while True:
+            began = time.monotonic()
+            work = next(batches, None)
+            self.waited += time.monotonic() - began
+            if work is None:
+                return
+            yield work
 
     def _over(self, phase: Phase, standing: Standing) -> bool:
         return standing.step >= phase.steps or bool(phase.patience and standing.stale >= phase.patience)

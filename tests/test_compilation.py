@@ -1,0 +1,57 @@
+"""training/compilation.py: what one process compiled, the next one reads."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from bidora_jax.training import compilation
+
+PROGRAM = """
+import sys
+import jax, jax.numpy as jnp
+from bidora_jax.training.compilation import keep_compiled
+print(keep_compiled(sys.argv[1]))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((3, 5)))
+"""
+
+
+def run(setting, tmp_path, **environment):
+    env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | environment
+    env |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, setting], env=env, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_auto_keeps_programs_in_the_users_cache(tmp_path):
+    folder = run("auto", tmp_path)
+    assert folder.startswith(str(tmp_path / "cache" / "bidora_jax" / f"jax-{jax.__version__}-cpu-"))
+    assert any((tmp_path / "cache").rglob("*-cache"))
+
+
+def test_a_folder_is_made_and_used_and_empty_means_none(tmp_path):
+    assert run(str(tmp_path / "mine" / "deep"), tmp_path) == str(tmp_path / "mine" / "deep")
+    assert any((tmp_path / "mine" / "deep").iterdir())
+    assert run("", tmp_path) == "None"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_environments_folder_stays_in_charge(tmp_path):
+    assert run("auto", tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "theirs")) == str(tmp_path / "theirs")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_that_cannot_be_made_costs_the_cache_only(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert run(str(tmp_path / "file" / "below"), tmp_path) == "None"
+
+
+@pytest.mark.parametrize("other", ["avx512f avx512_bf16", ""])
+def test_another_processor_has_another_folder(monkeypatch, other):
+    mine = compilation.default_folder()
+    monkeypatch.setattr(compilation, "_features", lambda: other)
+    assert compilation.default_folder() != mine
