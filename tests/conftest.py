@@ -1,11 +1,16 @@
+import itertools
 import json
 import os
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling is most of a test's time, and at these sizes LLVM's optimisation buys nothing back.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # bitsandbytes compiles some of its CPU code with torch.compile, for minutes.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+# Runs inside this process keep their compiled programs away from the user's cache.
+os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "bidora_jax-tests")
 
 import jax
 import pytest
@@ -13,6 +18,20 @@ from runs import BIDORA, inputs, once, process
 from tiny import write_model_folder, write_records
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+MOST_MAPPINGS = 20_000
+"""Linux gives a process 65,530; every compiled program takes some, and the compiler crashes when there are none left."""
+finished = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def room_for_programs():
+    """Forgets what is compiled before a worker runs out of memory mappings; looks at every tenth test."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if next(finished) % 10 == 0 and mappings.exists() and len(mappings.read_bytes().splitlines()) > MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture

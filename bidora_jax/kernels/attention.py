@@ -1,4 +1,4 @@
-"""RMS norm, rotary positions and causal grouped-query attention, differentiable to any order.
+"""RMS norm, rotary positions and causal grouped-query attention, differentiable to second order.
 
     norm(x) = w ⊙ x / √(mean(x²) + ε)                                  RMSNorm, arXiv:1910.07467
     rope(x)ₜ = x ∘ cos(tθ) + rotate_half(x) ∘ sin(tθ)                   RoPE, arXiv:2104.09864, half-split as in HF
@@ -7,8 +7,8 @@
 
 Norms, angles and softmax are float32 (float64 for float64); products have the dtype of the inputs and accumulate in
 float32. Sequences are padded on the right: under the causal mask a real token never sees padding, so no padding mask
-exists; what stands at padded positions is finite and meaningless. There is no custom derivative anywhere, which is what
-lets a mixed second-order product pass through.
+exists; what stands at padded positions is finite and meaningless. The only custom derivatives are those of the products
+(kernels/products.py), whose gradients are ordinary code: that is what lets a mixed second-order product pass through.
 """
 
 import jax
