@@ -19,8 +19,9 @@ def keep_compiled(setting: str) -> Path | None:
 
     A folder that the environment names for JAX already (JAX_COMPILATION_CACHE_DIR) is left in charge. Returns the folder.
     """
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if named:
+        return Path(named)
     if not setting:
         return None
     folder = default_folder() if setting == AUTO else Path(setting).expanduser()
