@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from bidora_jax.kernels import dora
-from bidora_jax.kernels.products import frozen_dot
 
 BATCH, TOKENS, IN, OUT, RANK, SCALE = 2, 5, 13, 7, 3, 1.7
 
@@ -105,31 +104,6 @@ def test_a_zero_row_stays_zero_and_has_finite_derivatives():
     value, gradients = jax.value_and_grad(lambda d, m: jnp.sum(adapted(x, w, d, m) ** 2), (0, 1))(direction, m)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
     assert not adapted(x, w, direction, m)[..., 2].any()
-
-
-def test_narrow_frozen_dot_is_the_plain_dot_forward_and_backward():
-    x, w, _, _ = case(jnp.bfloat16)
-    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, TOKENS, OUT)), jnp.bfloat16)
-
-    def through(dot):
-        return jax.vjp(lambda x: dot(x).astype(jnp.bfloat16), x)
-
-    fast, fast_vjp = through(lambda x: frozen_dot(x, w))
-    slow, slow_vjp = through(lambda x: frozen_dot(x.astype(jnp.float32), w.astype(jnp.float32)))
-    np.testing.assert_array_equal(fast, slow)
-    np.testing.assert_allclose(
-        np.asarray(fast_vjp(cotangent)[0], np.float32),
-        np.asarray(slow_vjp(cotangent)[0], np.float32),
-        rtol=2**-7,
-        atol=1e-2,
-    )
-    assert frozen_dot(x, w).dtype == jnp.float32
-
-
-def test_narrow_frozen_dot_refuses_a_gradient_of_the_frozen_weight():
-    x, w, _, _ = case(jnp.bfloat16)
-    with pytest.raises(AssertionError):  # linear_call's own: what it holds constant was differentiated
-        jax.grad(lambda w: jnp.sum(frozen_dot(x, w)))(w)
 
 
 def test_vmap_over_layers_is_the_loop():

@@ -30,6 +30,36 @@ def test_chunked_cross_entropy_is_the_whole_one(chunk):
     np.testing.assert_allclose(found, whole(x, e, targets, weights), rtol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [5, 64])
+def test_the_gradient_made_beside_the_loss_is_that_of_the_trained_form(x64, chunk):
+    x, e, targets, weights = case()
+    x, e, v = x.astype(jnp.float64), e.astype(jnp.float64), jnp.cos(x.astype(jnp.float64))
+
+    def both_orders(form):
+        def loss(x):
+            return jnp.sin(form(x, e, jnp.asarray(targets), jnp.asarray(weights, jnp.float64), chunk=chunk))
+
+        gradient = jax.grad(loss)
+        return (
+            jax.value_and_grad(loss)(x),
+            jax.jvp(gradient, (x,), (v,)),
+            jax.grad(lambda x: jnp.vdot(gradient(x), v))(x),
+        )
+
+    found, expected = both_orders(losses.cross_entropy_sum), both_orders(losses.trained_cross_entropy_sum)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_the_trained_form_differentiates_the_embedding():
+    x, e, targets, weights = case()
+    found = jax.grad(
+        lambda e: losses.trained_cross_entropy_sum(x, e, jnp.asarray(targets), jnp.asarray(weights), chunk=5)
+    )(e)
+    expected = jax.grad(lambda e: jnp.vdot(losses.token_losses(x, e, jnp.asarray(targets)), weights))(e)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_untrained_tokens_do_not_count():
     x, e, targets, weights = case()
     elsewhere = np.where(weights > 0, targets, (targets + 1) % VOCABULARY)

@@ -1,0 +1,87 @@
+"""kernels/products.py against plain einsum and JAX's own derivatives of it."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bidora_jax.kernels import products
+from bidora_jax.kernels.products import frozen_dot, swapped
+
+BATCH, ROWS, INNER = 3, 11, 5
+
+
+def arrays(dtype, *shapes):
+    random = np.random.default_rng(0)
+    return [jnp.asarray(random.normal(size=shape), dtype) for shape in shapes]
+
+
+# The small factor of a sum over rows is x for 13 columns and the cotangent for 2: each is turned in one case.
+@pytest.mark.parametrize("columns", [13, 2])
+@pytest.mark.parametrize(("fast", "plain"), [("product", "bmk,bnk->bmn"), ("matmul", "bmk,bkn->bmn")])
+def test_products_have_einsums_value_and_derivatives_of_both_orders(x64, fast, plain, columns):
+    right = (BATCH, columns, INNER) if fast == "product" else (BATCH, INNER, columns)
+    x, w, dx, dw = arrays(jnp.float64, (BATCH, ROWS, INNER), right, (BATCH, ROWS, INNER), right)
+
+    def derivatives(multiply):
+        gradient = jax.grad(lambda x, w: jnp.sum(jnp.sin(multiply(x, w))), (0, 1))
+        forward = jax.jvp(gradient, (x, w), (dx, dw))
+        backward = jax.grad(lambda x, w: jnp.vdot(gradient(x, w)[0], dx) + jnp.vdot(gradient(x, w)[1], dw), (0, 1))
+        return multiply(x, w), forward, backward(x, w)
+
+    found, expected = derivatives(getattr(products, fast)), derivatives(lambda x, w: jnp.einsum(plain, x, w))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_wide_factor_gets_its_gradient_unrounded():
+    x, w, g = arrays(jnp.float32, (ROWS, INNER), (13, INNER), (ROWS, 13))
+    narrow_x, narrow_g = (array.astype(jnp.bfloat16).astype(jnp.float32) for array in (x, g))
+    found = jax.vjp(lambda w: products.product(x.astype(jnp.bfloat16), w), w)[1](g)[0]
+    assert found.dtype == jnp.float32
+    # Products of two bf16 numbers are exact in float32; only the order of the sum may differ.
+    np.testing.assert_allclose(found, narrow_g.T @ narrow_x, rtol=1e-5, atol=1e-5)
+
+
+def test_the_large_cotangent_is_never_turned():
+    x, w, g = arrays(jnp.float32, (331, 3), (257, 3), (331, 257))
+    text = jax.jit(lambda x, w, g: jax.vjp(products.product, x, w)[1](g)).lower(x, w, g).as_text()
+    contracted = re.findall(r"contracting_dims = \[(\d)\] x \[(\d)\].*?\((tensor<[^>]+>), (tensor<[^>]+>)\)", text)
+    assert ("0", "0", "tensor<331x3xf32>", "tensor<331x257xf32>") in contracted
+    assert not any(left == "tensor<331x257xf32>" and axis == "0" for axis, _, left, _ in contracted)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("last", [6, 7])
+def test_swapped_is_swapaxes_with_its_transpose(dtype, last):
+    x, g = arrays(dtype, (2, 3, 5, last), (2, 5, 3, last))
+    found, pull = jax.vjp(lambda x: swapped(x, 1, 2), x)
+    np.testing.assert_array_equal(found, x.swapaxes(1, 2))
+    np.testing.assert_array_equal(pull(g)[0], g.swapaxes(1, 2))
+
+
+def test_narrow_frozen_dot_is_the_plain_dot_forward_and_backward():
+    x, w = arrays(jnp.bfloat16, (2, 5, 13), (7, 13))
+    (cotangent,) = arrays(jnp.bfloat16, (2, 5, 7))
+
+    def through(dot):
+        return jax.vjp(lambda x: dot(x).astype(jnp.bfloat16), x)
+
+    fast, fast_vjp = through(lambda x: frozen_dot(x, w))
+    slow, slow_vjp = through(lambda x: frozen_dot(x.astype(jnp.float32), w.astype(jnp.float32)))
+    np.testing.assert_array_equal(fast, slow)
+    np.testing.assert_allclose(
+        np.asarray(fast_vjp(cotangent)[0], np.float32),
+        np.asarray(slow_vjp(cotangent)[0], np.float32),
+        rtol=2**-7,
+        atol=1e-2,
+    )
+    assert frozen_dot(x, w).dtype == jnp.float32
+
+
+def test_narrow_frozen_dot_refuses_a_gradient_of_the_frozen_weight():
+    x, w = arrays(jnp.bfloat16, (2, 5, 13), (7, 13))
+    with pytest.raises(AssertionError):  # linear_call's own: what it holds constant was differentiated
+        jax.grad(lambda w: jnp.sum(frozen_dot(x, w)))(w)
