@@ -213,10 +213,8 @@ def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Check
     """All phases from wherever the checkpoints stand; returns the (direction, magnitude) found."""
     from bidora_jax.training import phases
 
-    search, standing = (
-        phases.bidora_search(problem, config.search, config.inner, config.outer)
-        if config.adapter.method == "bidora"
-        else phases.one_level(problem, config.search, config.inner)
+    search, standing = phases.first_phase(
+        config.adapter.method, problem, config.search, config.inner, config.outer
     )
     latest = checkpoints.latest()
     in_search = latest is None or latest <= search.steps

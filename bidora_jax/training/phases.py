@@ -6,7 +6,7 @@
 In a bidora search step, `lower_steps − 1` steps move the direction alone and the last one is the bilevel step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from bidora_jax.training import data as batching
 from bidora_jax.training.loop import Phase, Standing, Work
 from bidora_jax.training.programs import Meeting, Program
 from bidora_jax.training.records import Example
-from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, RetrainConfig, SearchConfig
+from bidora_jax.training.settings import DataConfig, OptimizerConfig, RetrainConfig, SearchConfig
 
 HYPERGRADIENTS = {
     "exact": hypergrad.exact,
@@ -64,7 +64,7 @@ class Problem:
     def fresh_adapter(self, use: int = 0) -> tuple[PyTree, PyTree]:
         if self.start is not None:
             return jax.tree.map(jnp.copy, self.start)  # a step takes over what it is given
-        return adapters.init(self.adapter, self.base, self.key(use))
+        return made(lambda base: adapters.init(self.adapter, base, self.key(use)), self.base)
 
     def blank(self, length: int) -> batching.Batch:
         """A batch of padding alone: what is compiled for has its shapes."""
@@ -75,8 +75,15 @@ class Problem:
         return batching.Stream([len(example.tokens) for example in examples], size, seed=self.seed, stream=number)
 
 
+def first_phase(
+    method: str, problem: Problem, search: SearchConfig, inner: OptimizerConfig, outer: OptimizerConfig
+) -> tuple[Phase, Standing]:
+    """The phase that a method begins with."""
+    return bidora_search(problem, search, inner, outer) if method == "bidora" else one_level(problem, search, inner)
+
+
 def bidora_search(
-    problem: Problem, search: SearchConfig, inner: OptimizerConfig, outer: OuterConfig
+    problem: Problem, search: SearchConfig, inner: OptimizerConfig, outer: OptimizerConfig
 ) -> tuple[Phase, Standing]:
     """Direction on train, magnitude on val."""
     train, val = problem.stream(problem.train, TRAIN), problem.stream(problem.val, VAL)
@@ -132,7 +139,7 @@ def bidora_search(
         "outer_learning_rate": optim.schedule(outer, steps),
     }
     direction, magnitude = problem.fresh_adapter()
-    start = state.init_state(direction, magnitude, inner_tx, outer_tx, problem.key(1))
+    start = made(lambda *trees: state.init_state(*trees, inner_tx, outer_tx, problem.key(1)), direction, magnitude)
     phase = Phase(
         "search", steps, 0, work, advance, lambda s: (s.direction, s.magnitude), _rates(rates), True, search.patience,
         meetings,
@@ -210,11 +217,17 @@ def _train_phase(
         patience=0,
         meetings=lambda number: [(program, _length(examples, buckets, stream.indices(number)))],
     )  # fmt: skip
-    return phase, state.init_train_state(params, tx, problem.key(3))
+    return phase, made(lambda params: state.init_train_state(params, tx, problem.key(3)), params)
 
 
 def _steps(epochs: float, steps_per_epoch: int, lower_steps: int) -> int:
     return max(round(epochs * steps_per_epoch / lower_steps), 1) if epochs else 0
+
+
+def made(make: Callable[..., PyTree], *trees: PyTree) -> PyTree:
+    """What `make` makes of the trees; the shapes of it where they hold shapes, so that a phase can be compiled from them."""
+    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(trees))
+    return jax.eval_shape(make, *trees) if abstract else make(*trees)
 
 
 def _sizes(problem: Problem) -> tuple[int, int, int]:
