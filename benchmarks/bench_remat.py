@@ -12,7 +12,6 @@ memory and runs nothing, for instance at --layers 28 --hidden 1024.
 import argparse
 import itertools
 import time
-from dataclasses import replace
 from statistics import median
 
 import jax

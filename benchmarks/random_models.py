@@ -112,7 +112,8 @@ class Problem:
     def step(self) -> Callable:
         tx = optim.transformation(OptimizerConfig(), 100)
         inner, outer = (
-            level(self.config, self.adapter, ModelConfig()) for level in (objective.inner_loss, objective.outer_loss)
+            level(self.config, self.adapter, ModelConfig(remat="layer"))
+            for level in (objective.inner_loss, objective.outer_loss)
         )
         if self.method != "bidora":
             return partial(train_step, loss=lambda params, *rest: inner(*params, *rest), tx=tx)

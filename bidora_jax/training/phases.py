@@ -121,7 +121,10 @@ def bidora_search(
     def meetings(number: int) -> list[Meeting]:
         lower_rows, train_rows, val_rows = rows(number)
         alone = [(lower, _length(problem.train, buckets, some)) for some in lower_rows]
-        return [*alone, (upper, max(_length(problem.train, buckets, train_rows), _length(problem.val, buckets, val_rows)))]
+        return [
+            *alone,
+            (upper, max(_length(problem.train, buckets, train_rows), _length(problem.val, buckets, val_rows))),
+        ]
 
     def work(number: int) -> Work:
         lower_rows, train_rows, val_rows = rows(number)
