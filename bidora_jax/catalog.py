@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -155,7 +155,10 @@ def _kept(config: "DecoderConfig", plan: "Plan") -> Path:
     """Where the count of this plan is kept; the name hangs on the sources, too."""
     from bidora_jax.training.compilation import default_folder
 
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    data = replace(plan.data, train_file="", val_file="")
+    plan = replace(plan, model=replace(plan.model, path=""), data=data)
+    floors = ("kernels", "models", "training")
+    sources = sorted(path for floor in floors for path in (Path(__file__).parent / floor).rglob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
     digest.update(f"{config} {plan}".encode())
     return default_folder() / "footprints" / f"{digest.hexdigest()[:24]}.json"
