@@ -12,13 +12,10 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from bidora_jax import catalog, config
 from bidora_jax.auto import plan_of
-from bidora_jax.models import quantization
-from bidora_jax.models.settings import ModelConfig
-from bidora_jax.training import fitting, footprint
+from bidora_jax.training import fitting, footprint, planning
 from bidora_jax.training.planning import Plan
 
 FILE = Path(__file__).parents[1] / "configs" / "qwen3.py"
@@ -72,9 +69,8 @@ def picked(size: str) -> dict[int, tuple[str, int]]:
     for memory in MEMORIES:
         allowed = fitting.FITS * memory * 1e9
         for form in ("none", "int8", "nf4"):
-            model = ModelConfig(quantization=form)
             shape = catalog.shape(f"Qwen/Qwen3-{size.upper()}")
-            if footprint.tree_bytes(quantization.base_shapes(model, shape, jnp.bfloat16)) > allowed:
+            if planning.base_bytes(shape, template(form, 1), "bfloat16") > allowed:
                 continue
             batch = next((n for n in (4, 2, 1) if count(size, template(form, n)) <= allowed), None)
             if batch:

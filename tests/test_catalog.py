@@ -32,7 +32,7 @@ def test_parameters_are_those_that_were_published(name):
 
 def test_a_step_is_counted_once(monkeypatch, tmp_path):
     monkeypatch.setattr(compilation, "default_folder", lambda: tmp_path)
-    plan = catalog._plan("lora", "int8", 1, 64)
+    plan = catalog.plan("lora", "int8", 1, 64)
     found = catalog.step_bytes(CONFIG, plan)
     kept = json.loads(next((tmp_path / "footprints").glob("*.json")).read_text())
     assert kept["bytes"] == found > count(decoder.base_shapes(CONFIG, "bfloat16"))
