@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from runs import trained_run
 from safetensors.numpy import load_file
 from test_peft import DEPRECATED, _random_adapter
 
 from bidora_jax import export
-from bidora_jax.config import parse_train, to_json
 from bidora_jax.errors import InputError, command
 from bidora_jax.models import adapters, decoder, hf, parity, peft, plain
 from bidora_jax.models.settings import AdapterConfig
@@ -174,14 +174,7 @@ def test_modules_trained_whole_are_refused():
 @pytest.fixture(scope="module")
 def run(model_folder, tmp_path_factory):
     """A run folder as training leaves it, with a random DoRA adapter over an int8 base."""
-    folder = tmp_path_factory.mktemp("plain") / "run"
-    argv = ["--model.path", str(model_folder), "--adapter.method", "dora", "--model.quantization", "int8"]
-    config, _ = parse_train(argv)
-    folder.mkdir()
-    (folder / "config.json").write_text(to_json(config))
-    adapter, *trees = _random_adapter(DORA)
-    peft.save_adapter(folder / "adapter", adapter, DORA, *trees, base_model_name=None)
-    return folder
+    return trained_run(tmp_path_factory.mktemp("plain") / "run", model_folder, DORA, "--model.quantization", "int8")
 
 
 def test_the_command_writes_it_and_says_what_it_lost(run, tmp_path, capfd):
