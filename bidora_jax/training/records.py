@@ -1,4 +1,4 @@
-"""JSON lines -> records -> tokens.
+"""Rows -> records -> tokens.
 
 A record has one of four shapes; `prompt ‖ response ‖ end of text` is the sequence, and `trained` says which of its
 tokens the loss predicts:
@@ -15,16 +15,16 @@ model learns to stop even when its tokenizer pads with the end-of-text token.
 Does not do: several turns, packing several records into one sequence.
 """
 
-import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from bidora_jax.errors import InputError, did_you_mean, listing
+from bidora_jax.errors import InputError, did_you_mean
+from bidora_jax.training import sources
+from bidora_jax.training.sources import Fault, Row, kind
 
 Tokenizer = Any  # transformers' PreTrainedTokenizerBase, whose import takes a second
 Record = dict[str, str]
@@ -67,16 +67,14 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
     Raises InputError for a file that is missing or empty, and one that lists every bad line.
     """
     records, problems = [], []
-    for number, line in _numbered_lines(Path(path)):
+    for row in sources.scan(path):
         try:
-            records.append(_record(line))
+            records.append(_record(row))
         except _BadLine as problem:
-            problems.append(f"{path}:{number}: {problem}")
+            problems.append(f"{row.place}: {problem}")
     if problems:
-        raise InputError(
-            f"{len(problems)} of the {len(problems) + len(records)} lines of {path} cannot be used; each should be one "
-            f"JSON object shaped {SHAPES_IN_WORDS}:\n{listing(problems)}"
-        )
+        total = len(problems) + len(records)
+        raise InputError(sources.unusable(path, problems, total, f"one JSON object shaped {SHAPES_IN_WORDS}"))
     if not records:
         raise InputError(f"{path} holds no record; expected one JSON object a line, shaped {SHAPES_IN_WORDS}")
     return records
@@ -86,33 +84,10 @@ class _BadLine(Exception):
     """What is wrong with one line."""
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    if not path.is_file():
-        what = " (it is a folder)" if path.is_dir() else ""
-        raise InputError(f"no data file at {path}{what}; check the path: a relative one starts from {Path.cwd()}")
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _record(line: bytes) -> Record:
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        byte = f"byte 0x{line[error.start]:02x} in column {error.start + 1}"
-        raise _BadLine(f"not UTF-8 ({byte}); save it as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise _BadLine(f"not JSON ({error.msg} in column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise _BadLine(f"not JSON that can be read ({error})") from error
-    if not isinstance(value, dict):
-        hint = "; write the elements of the array one a line" if isinstance(value, list) else ""
-        raise _BadLine(f"expected an object, found {_kind(value)}{hint}")
+def _record(row: Row | Fault) -> Record:
+    if isinstance(row, Fault):
+        raise _BadLine(row.why)
+    value = row.value
     shape = SHAPES[_shape_of(value)]
     optional = [key for key in shape.optional if value.get(key) not in (None, "")]
     record = {key: value[key] for key in (*shape.required, *optional)}
@@ -141,20 +116,12 @@ def _its_keys(value: dict[str, Any], limit: int = 6) -> str:
 
 def _check_text(key: str, text: Any) -> None:
     if not isinstance(text, str):
-        raise _BadLine(f"{key!r} should be text, found {_kind(text)}")
+        raise _BadLine(f"{key!r} should be text, found {kind(text)}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         half = f"U+{ord(text[error.start]):04X}"
         raise _BadLine(f"{key!r} holds {half}, one half of a surrogate pair, which is no character") from error
-
-
-def _kind(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, int | float):
-        return f"the number {value}"
-    return {list: "an array", dict: "an object", str: "a text"}[type(value)]
 
 
 # Splitting
