@@ -130,7 +130,7 @@ def test_all_bad_lines_are_listed_up_to_ten(tmp_path):
 def test_a_missing_file_a_folder_and_an_empty_file_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"no data file at .*absent\.jsonl"):
         read_records(tmp_path / "absent.jsonl")
-    with pytest.raises(InputError, match="it is a folder"):
+    with pytest.raises(InputError, match=r"is a folder without \.txt files"):
         read_records(tmp_path)
     with pytest.raises(InputError, match="holds no record; expected one JSON object a line"):
         read_records(write(tmp_path, "", "  "))

@@ -16,6 +16,7 @@ Does not do: several turns, packing several records into one sequence.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +25,8 @@ from jaxtyping import Bool, Int32
 
 from bidora_jax.errors import InputError, did_you_mean
 from bidora_jax.training import sources
-from bidora_jax.training.sources import Fault, Row, kind
+from bidora_jax.training.rows import Fault, Row, kind
+from bidora_jax.training.sources import Found
 
 Tokenizer = Any  # transformers' PreTrainedTokenizerBase, whose import takes a second
 Record = dict[str, str]
@@ -61,23 +63,35 @@ class Split(NamedTuple):
 # Reading
 
 
-def read_records(path: str | os.PathLike[str]) -> list[Record]:
-    """The records of a JSON lines file, each with the keys of its shape and no others; blank lines are skipped.
+def read_records(
+    source: str | os.PathLike[str] | Sequence[str], columns: tuple[tuple[str, str], ...] = ()
+) -> list[Record]:
+    """The records of one source or several, each with the keys of its shape and no others.
 
-    Raises InputError for a file that is missing or empty, and one that lists every bad line.
+    Raises InputError for a source that is missing or empty, and one that lists every bad row.
     """
-    records, problems = [], []
-    for row in sources.scan(path):
-        try:
-            records.append(_record(row))
-        except _BadLine as problem:
-            problems.append(f"{row.place}: {problem}")
+    found = sources.rename({"": sources.scan_each(source)}, columns)[""]
+    return [record for part in records_of(found).values() for record in part]
+
+
+def records_of(found: Found) -> dict[str, list[Record]]:
+    """The record of every row, by source. Raises InputError as read_records does."""
+    for source, rows in found.items():
+        if not rows:
+            expected = "one JSON object a line" if sources.one_a_line(source) else "rows"
+            raise InputError(f"{source} holds no record; expected {expected}, shaped {SHAPES_IN_WORDS}")
+    read: dict[str, list[Record]] = {source: [] for source in found}
+    problems = []
+    for source, rows in found.items():
+        for row in rows:
+            try:
+                read[source].append(_record(row))
+            except _BadLine as problem:
+                problems.append(f"{row.place}: {problem}")
     if problems:
-        total = len(problems) + len(records)
-        raise InputError(sources.unusable(path, problems, total, f"one JSON object shaped {SHAPES_IN_WORDS}"))
-    if not records:
-        raise InputError(f"{path} holds no record; expected one JSON object a line, shaped {SHAPES_IN_WORDS}")
-    return records
+        total = sum(map(len, found.values()))
+        raise InputError(sources.unusable(found, problems, total, f"one JSON object shaped {SHAPES_IN_WORDS}"))
+    return read
 
 
 class _BadLine(Exception):
