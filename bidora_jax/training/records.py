@@ -138,25 +138,6 @@ def _check_text(key: str, text: Any) -> None:
         raise _BadLine(f"{key!r} holds {half}, one half of a surrogate pair, which is no character") from error
 
 
-# Splitting
-
-
-def split(records: list[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """(train, val): a random `fraction` of the records goes to val; both keep the file's order."""
-    n_val = round(len(records) * fraction)
-    if not 0 < n_val < len(records):
-        raise InputError(
-            f"val_fraction = {fraction} of {len(records)} records leaves {n_val} for validation and "
-            f"{len(records) - n_val} for training; each needs at least one: give more records, another fraction or a "
-            "val_file"
-        )
-    chosen = np.zeros(len(records), dtype=bool)
-    chosen[np.random.default_rng(seed).permutation(len(records))[:n_val]] = True
-    val = [record for record, in_val in zip(records, chosen, strict=True) if in_val]
-    train = [record for record, in_val in zip(records, chosen, strict=True) if not in_val]
-    return train, val
-
-
 # Tokens
 
 

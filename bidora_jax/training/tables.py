@@ -144,7 +144,7 @@ def saved(folder: Path, split: str) -> Iterator[Row | Fault]:
         raise InputError(f"cannot read {folder} as a saved data set: {_first_line(error)}; save it anew") from None
     if isinstance(found, datasets.DatasetDict):
         yield from _data_set_rows(
-            f"{folder}@{split}" if split else str(folder), found[_chosen(folder, list(found), split)]
+            f"{folder}@{split}" if split else str(folder), found[_chosen(folder, list(map(str, found)), split)]
         )
     elif split:
         raise InputError(f"{folder} is one split without a name, and {folder}@{split} asks for one; leave @{split} out")
