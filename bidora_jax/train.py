@@ -287,11 +287,12 @@ def _answers(config: Config, parts: Assembled, base) -> "Answers | None":
 
 
 def _compare_answers(test: "list[Record]", before: "Answers", after: "Answers") -> None:
+    from bidora_jax.training.records import question_text
+
     total = len(test)
     print(f"exact match on {total} test records: before {before.right} ({before.right / total:.0%}), "
           f"after {after.right} ({after.right / total:.0%})")  # fmt: skip
-    question = test[0].get("instruction", test[0].get("prompt", ""))
-    print(f"\nfor example: {question}\n--- before\n{before.texts[0]}\n--- after\n{after.texts[0]}\n---")
+    print(f"\nfor example: {question_text(test[0])}\n--- before\n{before.texts[0]}\n--- after\n{after.texts[0]}\n---")
 
 
 def _describe(config: Config, parts: Assembled) -> None:

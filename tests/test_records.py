@@ -117,7 +117,10 @@ def test_a_bad_line_is_named_with_its_fault(tmp_path, line, says):
     assert f"{path}:17: " in message
     assert says in message
     assert "1 of the 18 lines" in message
-    assert "{instruction, input?, output}, {prompt, completion}, {code} or {text}" in message
+    assert (
+        "{instruction, input?, output, system?}, {prompt, completion}, {messages}, {conversations}, {code} or"
+        in message
+    )
 
 
 def test_all_bad_lines_are_listed_up_to_ten(tmp_path):
@@ -313,5 +316,5 @@ def test_a_tokenizer_that_wants_to_run_its_own_code_is_refused(tmp_path):
 def test_a_template_that_refuses_the_turn_says_so(tmp_path):
     tokenizer = make_tokenizer(tmp_path)
     tokenizer.chat_template = "{{ raise_exception('a system turn is needed') }}"
-    with pytest.raises(InputError, match="chat template refuses a single user turn: a system turn is needed"):
+    with pytest.raises(InputError, match="chat template refuses the turns user: a system turn is needed"):
         prompt_ids({"instruction": "a", "output": "b"}, tokenizer)
