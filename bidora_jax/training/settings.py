@@ -35,8 +35,9 @@ class DataConfig:
     """Records in a micro-batch, on each level."""
     accumulation: int = 1
     """Micro-batches in an optimiser step, on each level; the loss is the mean over all their trained tokens."""
-    loss_on: Literal["response", "all"] = "response"
-    """Trained tokens of {instruction, …} and {prompt, completion}: the response alone, or everything."""
+    loss_on: Literal["response", "turns", "all"] = "response"
+    """Trained tokens of records that ask: response, of a conversation the last answer; turns, every answer of the
+    assistant; all, the questions too."""
     buckets: int = 4
     """At most this many padded lengths, shared by train and val: the number of compilations is bounded by it."""
 

@@ -19,8 +19,9 @@ from jaxtyping import Bool
 
 from bidora_jax.errors import InputError, listing
 from bidora_jax.training import sources
-from bidora_jax.training.records import Record, records_of
+from bidora_jax.training.records import records_of
 from bidora_jax.training.settings import DataConfig
+from bidora_jax.training.shapes import Record
 
 SHOWN = 3  # copies named in a line of the report
 
@@ -29,8 +30,6 @@ class Part(NamedTuple):
     """One split; the lists are parallel."""
 
     records: list[Record]
-    places: list[str]
-    """Where each was read, for messages."""
     origins: list[str]
     """The source of each."""
     keys: list[bytes]
@@ -54,7 +53,9 @@ def check(data: DataConfig) -> list[str]:
     count = len(names(data.train_file))
     wrong = []
     if data.weights and len(data.weights) != count:
-        wrong.append(f"data.weights has {len(data.weights)} weights for the {count} sources of data.train_file: give one each")
+        wrong.append(
+            f"data.weights has {len(data.weights)} weights for the {count} sources of data.train_file: give one each"
+        )
     if not all(0 < weight < float("inf") for weight in data.weights):
         wrong.append(f"data.weights must be above 0, found {', '.join(f'{weight:g}' for weight in data.weights)}")
     return wrong
@@ -65,7 +66,7 @@ def load(data: DataConfig, seed: int) -> Splits:
     given = {"train": data.train_file, "val": data.val_file, "test": data.test_file}
     found = {use: sources.scan_each(source) for use, source in given.items() if source}
     parts = {use: _part(one) for use, one in sources.rename(found, data.columns).items()}
-    empty = Part([], [], [], [])
+    empty = Part([], [], [])
     train, val, test = (parts.get(use, empty) for use in given)
     if data.val_fraction:
         in_val = held_out(train.keys, data.val_fraction, seed)
@@ -81,11 +82,10 @@ def names(source: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _part(found: sources.Found) -> Part:
-    read = records_of(found)  # one for each row
+    read = records_of(found)
     records = [record for part in read.values() for record in part]
-    places = [row.place for rows in found.values() for row in rows]
-    origins = [source for source, rows in found.items() for _ in rows]
-    return Part(records, places, origins, [key(record) for record in records])
+    origins = [source for source, part in read.items() for _ in part]
+    return Part(records, origins, [key(record) for record in records])
 
 
 # Splitting
@@ -134,12 +134,13 @@ def _texts(value: Any) -> Iterator[str]:
 def copies(part: Part, of: Part | None = None) -> dict[int, str]:
     """Records of `part` that are in `of` too; without `of`, those that an earlier one of `part` is like. Index: the other's place."""
     if of is not None:
-        first = dict(zip(reversed(of.keys), reversed(of.places), strict=True))
+        first = {one: record.place for one, record in zip(reversed(of.keys), reversed(of.records), strict=True)}
         return {i: first[one] for i, one in enumerate(part.keys) if one in first}
     first, again = {}, {}
-    for i, (one, place) in enumerate(zip(part.keys, part.places, strict=True)):
-        if first.setdefault(one, place) != place:
+    for i, (one, record) in enumerate(zip(part.keys, part.records, strict=True)):
+        if one in first:
             again[i] = first[one]
+        first.setdefault(one, record.place)
     return again
 
 
@@ -155,12 +156,14 @@ def _settled(parts: dict[str, Part], policy: str) -> tuple[Part, list[str]]:
             dropped = policy == "drop" and use == "train"
             out |= found.keys() if dropped else set()
             where = "stand there twice" if other == use else f"are in {other} too"
-            pairs = [f"{parts[use].places[i]} = {place}" for i, place in found.items()]
+            pairs = [f"{parts[use].records[i].place} = {place}" for i, place in found.items()]
             named = ", ".join(pairs[:SHOWN]) + (", …" if len(pairs) > SHOWN else "")
             lines.append(f"duplicates: {len(pairs)} of {len(parts[use].records)} {use} records {where}"
                          f"{', and are left out' * dropped}: {named}")  # fmt: skip
     if lines and policy == "refuse":
-        raise InputError(f"data.duplicates is refuse, and there are some; take them out or set it to drop:\n{listing(lines)}")
+        raise InputError(
+            f"data.duplicates is refuse, and there are some; take them out or set it to drop:\n{listing(lines)}"
+        )
     if len(out) == len(train.records):
         raise InputError("every training record is in another split too:\n" + listing(lines) + "\ngive other files")
     return train.take([i for i in range(len(train.records)) if i not in out]) if out else train, lines
