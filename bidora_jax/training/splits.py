@@ -132,7 +132,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def copies(part: Part, of: Part | None = None) -> dict[int, str]:
-    """Records of `part` that are in `of` too; without `of`, those that an earlier one of `part` is like. Index: the other's place."""
+    """Records of `part` that are in `of` too, with the other's place by index; without `of`, copies of an earlier one of `part`."""
     if of is not None:
         first = {one: record.place for one, record in zip(reversed(of.keys), reversed(of.records), strict=True)}
         return {i: first[one] for i, one in enumerate(part.keys) if one in first}
