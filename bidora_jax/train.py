@@ -77,7 +77,7 @@ def run(config: Config, parts: Assembled) -> None:
 
 def check(config: Config) -> None:
     """Refuses values and pairs that can't be meant."""
-    from bidora_jax.training import optim
+    from bidora_jax.training import optim, splits
 
     optim.check("inner", config.inner)
     optim.check("outer", config.outer)
@@ -97,7 +97,8 @@ def check(config: Config) -> None:
     if not config.model.path:
         wrong.append("model.path is not set: give a model folder or the name of a model on the Hugging Face hub")
     if not config.data.train_file:
-        wrong.append("data.train_file is not set: give a JSONL file of records")
+        wrong.append("data.train_file is not set: give a file of records, such as JSONL or CSV")
+    wrong += splits.check(config.data)
     if config.data.val_file and config.data.val_fraction:
         wrong.append("data.val_file and data.val_fraction are both set: keep one of them")
     validated = config.data.val_file or config.data.val_fraction
@@ -143,20 +144,22 @@ def check_folder(config: Config, resume: bool) -> None:
 def assemble(config: Config) -> Assembled:
     """Reads the data, then the model. The order puts the cheap refusals first."""
     from bidora_jax.models import adapters, hf
-    from bidora_jax.training import records
+    from bidora_jax.training import records, splits
     from bidora_jax.training.phases import Problem
 
-    train, val = _records(config)
-    test = records.read_records(config.data.test_file) if config.data.test_file else []
+    data = splits.load(config.data, config.seed)
     model_folder = hf.resolve_folder(config.model.path)
     decoder_config = hf.read_config(model_folder)
     adapter, start = _adapter(config, decoder_config)
     tokenizer = records.load_tokenizer(model_folder)
-    encode = {"max_length": config.data.max_length, "loss_on": config.data.loss_on}
-    splits = {
-        name: records.encode_all(part, tokenizer, **encode) for name, part in (("train", train), ("val", val)) if part
-    }
-    for name, part in splits.items():
+    encode = {"max_length": config.data.max_length, "loss_on": config.data.loss_on, "long": config.data.long}
+    encoded = {
+        name: records.encode_all(part.records, tokenizer, **encode)
+        for name, part in (("train", data.train), ("val", data.val)) if part.records
+    }  # fmt: skip
+    for line in data.said:
+        print(line)
+    for name, part in encoded.items():
         _report_split(name, part, config)
         longest = max(len(example.tokens) for example in part.examples)
         if longest > decoder_config.max_position_embeddings:
@@ -168,10 +171,10 @@ def assemble(config: Config) -> Assembled:
         print(f"adapter.init {adapter.init}: decomposing the weights")
     base = adapters.prepare_base(hf.load(config.model, model_folder, decoder_config), adapter)
     problem = Problem(
-        decoder_config, config.model, adapter, base, splits["train"].examples,
-        splits["val"].examples if val else [], config.data, records.pad_id(tokenizer), config.seed, start,
+        decoder_config, config.model, adapter, base, encoded["train"].examples,
+        encoded["val"].examples if "val" in encoded else [], config.data, records.pad_id(tokenizer), config.seed, start,
     )  # fmt: skip
-    return Assembled(problem, tokenizer, test[: config.data.test_limit or None], Path(model_folder))
+    return Assembled(problem, tokenizer, data.test.records[: config.data.test_limit or None], Path(model_folder))
 
 
 def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter, tuple[PyTree, PyTree] | None]":
@@ -196,17 +199,6 @@ def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter,
             "leave those settings out, and the folder gives its own"
         )
     return adapter, (start[0], start[1])
-
-
-def _records(config: Config) -> "tuple[list[Record], list[Record]]":
-    from bidora_jax.training import records
-
-    train = records.read_records(config.data.train_file)
-    if config.data.val_file:
-        return train, records.read_records(config.data.val_file)
-    if config.data.val_fraction:
-        return records.split(train, config.data.val_fraction, config.seed)
-    return train, []
 
 
 def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Checkpoints"):
@@ -287,11 +279,12 @@ def _answers(config: Config, parts: Assembled, base) -> "Answers | None":
 
 
 def _compare_answers(test: "list[Record]", before: "Answers", after: "Answers") -> None:
+    from bidora_jax.training.records import question_text
+
     total = len(test)
     print(f"exact match on {total} test records: before {before.right} ({before.right / total:.0%}), "
           f"after {after.right} ({after.right / total:.0%})")  # fmt: skip
-    question = test[0].get("instruction", test[0].get("prompt", ""))
-    print(f"\nfor example: {question}\n--- before\n{before.texts[0]}\n--- after\n{after.texts[0]}\n---")
+    print(f"\nfor example: {question_text(test[0])}\n--- before\n{before.texts[0]}\n--- after\n{after.texts[0]}\n---")
 
 
 def _describe(config: Config, parts: Assembled) -> None:
@@ -314,7 +307,8 @@ def _describe(config: Config, parts: Assembled) -> None:
 
 
 def _report_split(name: str, split, config: Config) -> None:
-    cut = f", {split.n_truncated} cut at {config.data.max_length} tokens" if split.n_truncated else ""
+    became = "left out for more than" if config.data.long == "drop" else "cut at"
+    cut = f", {split.n_truncated} {became} {config.data.max_length} tokens" if split.n_truncated else ""
     dropped = f", {split.n_untrained} dropped for want of a trained token" if split.n_untrained else ""
     print(f"{name}: {len(split.examples)} records, {sum(len(e.tokens) for e in split.examples):,} tokens{cut}{dropped}")
 
