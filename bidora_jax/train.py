@@ -1,4 +1,4 @@
-"""python -m bidora_jax.train --config configs/NAME.py [--SECTION.FIELD VALUE …] [--resume]
+"""python -m bidora_jax.train --config configs/NAME.py [--SECTION.FIELD VALUE …] [--resume | --auto | --dry-run]
 
 Reads everything and refuses what is wrong before it writes the first byte of the run folder; then trains phase by phase
 and leaves the adapter, and the merged model when asked.
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bidora_jax.config import Config, differences, parse_train, read, resolve, to_json
+from bidora_jax.config import Config, differences, named, parse_train, read, resolve, settled, to_json
 from bidora_jax.errors import InputError, command, listing
 
 if TYPE_CHECKING:
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from bidora_jax.models.decoder import DecoderConfig
     from bidora_jax.training.checkpoint import Checkpoints
     from bidora_jax.training.evaluation import Answers, Evaluator
+    from bidora_jax.training.fitting import Settled
     from bidora_jax.training.loop import Loop, Phase, Standing
+    from bidora_jax.training.memory import Memory
     from bidora_jax.training.phases import Problem
     from bidora_jax.training.records import Record, Tokenizer
 
 MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
-                        "compilation_cache")  # fmt: skip
+                        "compilation_cache", "memory_limit")  # fmt: skip
+SETTLED = ("model.remat", "search.hypergradient")
+"""What `auto` stands for is chosen at the start of a run; a resumed one keeps the choice."""
 
 
 class Assembled(NamedTuple):
@@ -38,17 +42,43 @@ class Assembled(NamedTuple):
 
 def main(argv: list[str]) -> None:
     config, resume = parse_train(argv)
+    given = named(argv)
     check(config)
-    check_folder(config, resume)
+    if resume:
+        config = _as_begun(config)
+    dry = "dry_run" in given
+    if not dry:
+        check_folder(config, resume)
+    from bidora_jax import dryrun
     from bidora_jax.training.compilation import keep_compiled
-    from bidora_jax.training.memory import keep_freed_memory
+    from bidora_jax.training.memory import device_memory, keep_freed_memory
 
     keep_freed_memory()
     keep_compiled(config.compilation_cache)
-    run(config, assemble(config))
+    memory, began = device_memory(config.memory_limit), time.monotonic()
+    parts = assemble(config)
+    loaded = time.monotonic()
+    config, first = settle(config, parts, memory)
+    parts = parts._replace(problem=first.problem)
+    if dry:
+        _describe(config, parts)
+        dryrun.main(config, parts, first, memory, loading=loaded - began, settling=time.monotonic() - loaded)
+    else:
+        run(config, parts, first)
 
 
-def run(config: Config, parts: Assembled) -> None:
+def settle(config: Config, parts: Assembled, memory: "Memory") -> "tuple[Config, Settled]":
+    """The first phase, and the configuration with what `auto` stands for."""
+    from bidora_jax.training import fitting
+
+    levels = fitting.Levels(config.adapter.method, config.search, config.inner, config.outer)
+    first = fitting.settle(parts.problem, levels, memory)
+    if first.said:
+        print(first.said)
+    return replace(config, model=first.problem.model, search=first.search), first
+
+
+def run(config: Config, parts: Assembled, first: "Settled") -> None:
     """Trains, and writes the run folder."""
     from bidora_jax.training import evaluation
     from bidora_jax.training.checkpoint import Checkpoints
@@ -69,7 +99,7 @@ def run(config: Config, parts: Assembled) -> None:
     with MetricsLog(folder / "metrics.jsonl") as log, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
         rhythm = Rhythm(config.eval_every, config.save_every, config.log_every)
         loop = Loop(validation_loss if val else None, log, checkpoints, rhythm)
-        direction, magnitude = _train(config, problem, loop, checkpoints)
+        direction, magnitude = _train(config, problem, loop, checkpoints, first)
     _finish(config, parts, direction, magnitude, before, evaluate)
     seconds = time.monotonic() - began
     print(f"finished in {seconds:.0f} s; {loop.waited / seconds:.1%} of it the device waited for data")
@@ -117,6 +147,12 @@ def check(config: Config) -> None:
         raise InputError("the configuration can't be run:\n" + listing(wrong))
 
 
+def _as_begun(config: Config) -> Config:
+    """A resumed run's configuration with the choices that it began with where it says auto."""
+    saved = Path(config.output_dir) / "config.json"
+    return settled(config, resolve(read(str(saved))), SETTLED) if saved.is_file() else config
+
+
 def check_folder(config: Config, resume: bool) -> None:
     """A new run wants a new folder; a resumed one wants its own, with the configuration it began with."""
     folder = Path(config.output_dir)
@@ -144,9 +180,10 @@ def check_folder(config: Config, resume: bool) -> None:
 def assemble(config: Config) -> Assembled:
     """Reads the data, then the model. The order puts the cheap refusals first."""
     from bidora_jax.models import adapters, hf
-    from bidora_jax.training import records, splits
+    from bidora_jax.training import fitting, records, splits
     from bidora_jax.training.phases import Problem
 
+    fitting.check(config.model)
     data = splits.load(config.data, config.seed)
     model_folder = hf.resolve_folder(config.model.path)
     decoder_config = hf.read_config(model_folder)
@@ -201,15 +238,11 @@ def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter,
     return adapter, (start[0], start[1])
 
 
-def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Checkpoints"):
+def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Checkpoints", first: "Settled"):
     """All phases from wherever the checkpoints stand; returns the (direction, magnitude) found."""
     from bidora_jax.training import phases
 
-    search, standing = (
-        phases.bidora_search(problem, config.search, config.inner, config.outer)
-        if config.adapter.method == "bidora"
-        else phases.one_level(problem, config.search, config.inner)
-    )
+    search, standing = first.phase, first.standing
     latest = checkpoints.latest()
     in_search = latest is None or latest <= search.steps
     if in_search:

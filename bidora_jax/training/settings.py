@@ -78,9 +78,10 @@ class SearchConfig:
     """Outer steps; 0 derives them from epochs."""
     lower_steps: int = 1
     """Direction steps in an outer step. Only the last one is unrolled in the hypergradient."""
-    hypergradient: Literal["exact", "reverse", "finite-difference", "direct"] = "exact"
+    hypergradient: Literal["auto", "exact", "reverse", "finite-difference", "direct"] = "auto"
     """exact: through the unrolled update, mixed product forward over reverse; reverse: the same quantity, reverse over
-    reverse; finite-difference: as the BiDoRA reference does; direct: no second-order term."""
+    reverse: faster, in more memory; auto: the faster of these two that the compiler counts to fit the device;
+    finite-difference: as the BiDoRA reference does; direct: no second-order term."""
     gram_penalty: float = 0.0
     """Weight γ of the penalty mean ‖D·Dᵀ − I‖_F on the direction's loss (1e-5 in the paper)."""
     patience: int = 0
