@@ -302,13 +302,14 @@ def _finish(
 
 
 def _answers(config: Config, parts: Assembled, base) -> "Answers | None":
-    from bidora_jax.training import evaluation
+    from bidora_jax.training import conversation, evaluation
 
     if not parts.test:
         return None
     return evaluation.answer(
-        parts.problem.config, base, parts.tokenizer, parts.test, max_new_tokens=config.max_new_tokens
-    )
+        parts.problem.config, base, parts.tokenizer, parts.test, max_new_tokens=config.max_new_tokens,
+        ends=conversation.ends(parts.model_folder, parts.tokenizer),
+    )  # fmt: skip
 
 
 def _compare_answers(test: "list[Record]", before: "Answers", after: "Answers") -> None:
