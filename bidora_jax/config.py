@@ -19,7 +19,14 @@ from ml_collections import ConfigDict
 from bidora_jax.errors import InputError, did_you_mean, listing
 from bidora_jax.models import peft_config
 from bidora_jax.models.settings import PRESETS, AdapterConfig, ModelConfig
-from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, RetrainConfig, SearchConfig
+from bidora_jax.training.settings import (
+    DataConfig,
+    OptimizerConfig,
+    OuterConfig,
+    RetrainConfig,
+    SamplesConfig,
+    SearchConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Config:
     """One training run."""
 
     output_dir: str = "runs/default"
-    """The run folder: config.json, metrics.jsonl, checkpoints/, adapter/, merged/."""
+    """The run folder: config.json, metrics.jsonl, checkpoints/, adapter/, report/, merged/."""
     seed: int = 0
     """Seed of the split, the data order, the direction's start and the dropout."""
     log_every: int = 10
@@ -46,6 +53,12 @@ class Config:
     """Folder where compiled programs are kept for later runs; auto: the user's cache folder, empty: nowhere."""
     memory_limit: str = ""
     """Memory that auto settings, --auto and --dry-run reckon with, such as 8GB; empty: what the device has."""
+    report: bool = True
+    """Write report/ at the end: curves as PNG, a page, a summary. python -m bidora_jax.report writes it at any time."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard to tensorboard/ of the run folder; needs the package tensorboardX."""
+    wandb: str = ""
+    """Project of Weights & Biases to send the curves to; needs the package wandb, logged in or WANDB_MODE=offline."""
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -54,6 +67,7 @@ class Config:
     outer: OuterConfig = field(default_factory=OuterConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from bidora_jax.training.memory import Memory
     from bidora_jax.training.phases import Problem
     from bidora_jax.training.records import Record, Tokenizer
+    from bidora_jax.training.samples import Prompt
 
 MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
-                        "compilation_cache", "memory_limit")  # fmt: skip
+                        "compilation_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
+                        "samples.prompts", "samples.count", "samples.max_new_tokens", "samples.temperature")  # fmt: skip
 SETTLED = ("model.remat", "search.hypergradient")
 """What `auto` stands for is chosen at the start of a run; a resumed one keeps the choice."""
 
@@ -38,6 +40,8 @@ class Assembled(NamedTuple):
     tokenizer: "Tokenizer"
     test: "list[Record]"
     model_folder: Path
+    prompts: "list[Prompt]"
+    """What samples are written for."""
 
 
 def main(argv: list[str]) -> None:
@@ -80,11 +84,11 @@ def settle(config: Config, parts: Assembled, memory: "Memory") -> "tuple[Config,
 
 def run(config: Config, parts: Assembled, first: "Settled") -> None:
     """Trains, and writes the run folder."""
+    from bidora_jax import journal
     from bidora_jax.training import evaluation
     from bidora_jax.training.checkpoint import Checkpoints
     from bidora_jax.training.data import full_pass
     from bidora_jax.training.loop import Loop, Rhythm
-    from bidora_jax.training.metrics import MetricsLog
 
     problem, folder, began = parts.problem, Path(config.output_dir), time.monotonic()
     evaluate = evaluation.evaluator(problem.config, replace(problem.adapter, dropout=0.0), problem.model)
@@ -96,27 +100,28 @@ def run(config: Config, parts: Assembled, first: "Settled") -> None:
     _describe(config, parts)
     before = _answers(config, parts, problem.base)
     _start_folder(config)
-    with MetricsLog(folder / "metrics.jsonl") as log, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
+    with journal.begin(config, parts) as log, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
         rhythm = Rhythm(config.eval_every, config.save_every, config.log_every)
-        loop = Loop(validation_loss if val else None, log, checkpoints, rhythm)
+        loop = Loop(validation_loss if val else None, log, checkpoints, rhythm, journal.watchers(config, parts))
         direction, magnitude = _train(config, problem, loop, checkpoints, first)
     _finish(config, parts, direction, magnitude, before, evaluate)
+    journal.end(config)
     seconds = time.monotonic() - began
     print(f"finished in {seconds:.0f} s; {loop.waited / seconds:.1%} of it the device waited for data")
 
 
 def check(config: Config) -> None:
     """Refuses values and pairs that can't be meant."""
-    from bidora_jax.training import optim, splits
+    from bidora_jax.training import optim, splits, tracking
 
     optim.check("inner", config.inner)
     optim.check("outer", config.outer)
-    wrong = []
+    wrong = tracking.missing([name for name in ("tensorboard", "wandb") if getattr(config, name)])
     least_one = {"data.batch_size", "data.accumulation", "data.buckets", "search.lower_steps", "keep", "max_new_tokens",
-                 "model.attention_chunk", "model.loss_chunk"}  # fmt: skip
+                 "model.attention_chunk", "model.loss_chunk", "samples.count", "samples.max_new_tokens"}  # fmt: skip
     least_zero = {"seed", "log_every", "eval_every", "save_every", "data.test_limit", "search.epochs", "search.steps",
                   "search.gram_penalty", "search.patience", "retrain.epochs", "retrain.steps", "retrain.learning_rate",
-                  "outer.multiplier"}  # fmt: skip
+                  "outer.multiplier", "samples.every", "samples.temperature"}  # fmt: skip
     for name, value in _leaves(config).items():
         if (name in least_one and value < 1) or (name in least_zero and value < 0):
             wrong.append(f"{name} must be at least {1 if name in least_one else 0}, found {value}")
@@ -180,7 +185,7 @@ def check_folder(config: Config, resume: bool) -> None:
 def assemble(config: Config) -> Assembled:
     """Reads the data, then the model. The order puts the cheap refusals first."""
     from bidora_jax.models import adapters, hf
-    from bidora_jax.training import fitting, records, splits
+    from bidora_jax.training import fitting, records, samples, splits
     from bidora_jax.training.phases import Problem
 
     fitting.check(config.model)
@@ -189,6 +194,8 @@ def assemble(config: Config) -> Assembled:
     decoder_config = hf.read_config(model_folder)
     adapter, start = _adapter(config, decoder_config)
     tokenizer = records.load_tokenizer(model_folder)
+    asked = (data.test.records, data.val.records, data.train.records)
+    prompts = samples.prompts(config.samples, asked, tokenizer, decoder_config.max_position_embeddings)
     encode = {"max_length": config.data.max_length, "loss_on": config.data.loss_on, "long": config.data.long}
     encoded = {
         name: records.encode_all(part.records, tokenizer, **encode)
@@ -211,7 +218,8 @@ def assemble(config: Config) -> Assembled:
         decoder_config, config.model, adapter, base, encoded["train"].examples,
         encoded["val"].examples if "val" in encoded else [], config.data, records.pad_id(tokenizer), config.seed, start,
     )  # fmt: skip
-    return Assembled(problem, tokenizer, data.test.records[: config.data.test_limit or None], Path(model_folder))
+    test = data.test.records[: config.data.test_limit or None]
+    return Assembled(problem, tokenizer, test, Path(model_folder), prompts)
 
 
 def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter, tuple[PyTree, PyTree] | None]":
@@ -267,11 +275,11 @@ def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "S
 
     latest = checkpoints.latest()
     if latest is None:
-        loop.log.truncate(phase.name, 0)
+        loop.truncate(phase.name, 0)
         return fresh
     tree, info = checkpoints.restore(latest, {"state": fresh.state, "best": fresh.best})
     standing = restored(tree, info)
-    loop.log.truncate(phase.name, standing.step + 1)
+    loop.truncate(phase.name, standing.step + 1)
     print(f"resumed {phase.name} after step {standing.step} of {phase.steps}")
     return standing
 
@@ -279,14 +287,16 @@ def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "S
 def _finish(
     config: Config, parts: Assembled, direction, magnitude, before: "Answers | None", evaluate: "Evaluator"
 ) -> None:
-    from bidora_jax import export
+    from bidora_jax import export, journal
     from bidora_jax.models import adapters, hf
     from bidora_jax.training.data import full_pass
 
     problem, folder = parts.problem, Path(config.output_dir)
     if problem.val:
         batches = full_pass(problem.val, problem.buckets, problem.data.batch_size, problem.pad_id)
-        print(f"validation loss of the result {evaluate(problem.base, direction, magnitude, batches).loss:.4f}")
+        loss = evaluate(problem.base, direction, magnitude, batches).loss
+        journal.note(config, result_loss=loss)
+        print(f"validation loss of the result {loss:.4f}")
     trained = (problem.config, problem.adapter, problem.base, direction, magnitude)
     export.write_adapter(folder / "adapter", config.adapter, config.model.path, *trained, replace=True)
     if config.merged:
@@ -295,10 +305,8 @@ def _finish(
     if before is not None:
         after = _answers(config, parts, adapters.merge(problem.adapter, problem.base, direction, magnitude))
         assert after is not None
+        journal.note(config, exact_matches={"before": before.right, "after": after.right, "of": len(parts.test)})
         _compare_answers(parts.test, before, after)
-    print(f"adapter       {folder / 'adapter'}")
-    if config.merged:
-        print(f"merged model  {folder / 'merged'}")
 
 
 def _answers(config: Config, parts: Assembled, base) -> "Answers | None":
