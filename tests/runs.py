@@ -52,7 +52,8 @@ def trained_run(folder: Path, model_folder: Path, settings: AdapterConfig, *flag
 def metrics(run: Path) -> list[dict]:
     """The lines of metrics.jsonl without what a clock says."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+    timings = {"tokens_per_second", "seconds"}
+    return [{name: value for name, value in line.items() if name not in timings} for line in lines]
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
