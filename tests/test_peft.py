@@ -197,11 +197,19 @@ def test_tied_embeddings_come_apart_as_in_peft(tmp_path, saved):
 UNEVEN = {"rank": 4, "alpha": 6.0, "rank_pattern": (("q_proj", 2), ("layers.1.mlp.down_proj", 7)),
           "target_modules": ("q_proj", "down_proj"), "layers_to_transform": (0, 1)}  # fmt: skip
 STARTS = {
-    "gaussian": AdapterConfig("dora", rank=3, alpha=2.5, init="gaussian"),
+    "gaussian": AdapterConfig("dora", rank=3, alpha=2.5, init="gaussian", modules_to_save=("lm_head",)),
     "pissa": AdapterConfig("lora", **UNEVEN, init="pissa"),
     "pissa dora": AdapterConfig("dora", **UNEVEN, rslora=True, init="pissa", modules_to_save=("lm_head",)),
     "olora": AdapterConfig("lora", **UNEVEN, alpha_pattern=(("q_proj", 9.0),), init="olora"),
-    "olora dora": AdapterConfig("dora", rank=3, alpha=2.5, init="olora"),
+    "olora rsdora": AdapterConfig(
+        "dora",
+        rank=3,
+        alpha=2.5,
+        rslora=True,
+        rank_pattern=(("q_proj", 2),),
+        init="olora",
+        modules_to_save=("lm_head",),
+    ),
 }
 
 
