@@ -1,4 +1,5 @@
-"""Settings of the data, of the two optimisers and of the two phases: `data.*`, `inner.*`, `outer.*`, `search.*`, `retrain.*`."""
+"""Settings of the data, of the two optimisers, of the two phases and of the samples: `data.*`, `inner.*`, `outer.*`, `search.*`,
+`retrain.*`, `samples.*`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -78,9 +79,10 @@ class SearchConfig:
     """Outer steps; 0 derives them from epochs."""
     lower_steps: int = 1
     """Direction steps in an outer step. Only the last one is unrolled in the hypergradient."""
-    hypergradient: Literal["exact", "reverse", "finite-difference", "direct"] = "exact"
+    hypergradient: Literal["auto", "exact", "reverse", "finite-difference", "direct"] = "auto"
     """exact: through the unrolled update, mixed product forward over reverse; reverse: the same quantity, reverse over
-    reverse; finite-difference: as the BiDoRA reference does; direct: no second-order term."""
+    reverse: faster, in more memory; auto: the faster of these two that the compiler counts to fit the device;
+    finite-difference: as the BiDoRA reference does; direct: no second-order term."""
     gram_penalty: float = 0.0
     """Weight γ of the penalty mean ‖D·Dᵀ − I‖_F on the direction's loss (1e-5 in the paper)."""
     patience: int = 0
@@ -107,3 +109,20 @@ class OuterConfig(OptimizerConfig):
 
     multiplier: float = 2.0
     """outer.learning_rate is inner.learning_rate times this, as long as nobody sets it."""
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    """Answers that are written while training goes on, to samples.jsonl and the report."""
+
+    every: int = 0
+    """Steps between two sets of answers to the same prompts, and one before the first step; 0 writes none."""
+    prompts: tuple[str, ...] = ()
+    """Instructions to answer, or beginnings of texts where the training records have no prompt. None: the first records of
+    test_file, or of the validation split, or of the training split."""
+    count: int = 3
+    """Records to take as prompts where samples.prompts gives none."""
+    max_new_tokens: int = 64
+    """Tokens that an answer may have."""
+    temperature: float = 0.0
+    """0: always the most probable token; above: draws, with the run's seed."""
