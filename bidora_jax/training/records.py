@@ -79,7 +79,8 @@ def records_of(found: Found) -> dict[str, list[Record]]:
                 problems.append(f"{row.place}: {problem}")
     if problems:
         total = sum(map(len, found.values()))
-        raise InputError(sources.unusable(found, problems, total, f"one JSON object shaped {SHAPES_IN_WORDS}"))
+        what = "one JSON object " if all(map(sources.one_a_line, found)) else ""
+        raise InputError(sources.unusable(found, problems, total, f"{what}shaped {SHAPES_IN_WORDS}"))
     return read
 
 
