@@ -143,7 +143,8 @@ def check_folder(config: Config, resume: bool) -> None:
 def assemble(config: Config) -> Assembled:
     """Reads the data, then the model. The order puts the cheap refusals first."""
     from bidora_jax.models import adapters, hf
-    from bidora_jax.training import records
+    from bidora_jax.training import packing, records
+    from bidora_jax.training.data import Examples
     from bidora_jax.training.phases import Problem
 
     train, val = _records(config)
@@ -167,9 +168,13 @@ def assemble(config: Config) -> Assembled:
     if adapter.subtracts:  # a minute and more for a large model
         print(f"adapter.init {adapter.init}: decomposing the weights")
     base = adapters.prepare_base(hf.load(config.model, model_folder, decoder_config), adapter)
+    rows: dict[str, Examples] = {name: part.examples for name, part in splits.items()}
+    if config.data.packing:
+        rows, room = packing.pack_all(rows, config.data.max_length, seed=config.seed)
+        print("\n".join(f"{name}: {packing.describe(part, room)}" for name, part in rows.items()))
     problem = Problem(
-        decoder_config, config.model, adapter, base, splits["train"].examples,
-        splits["val"].examples if val else [], config.data, records.pad_id(tokenizer), config.seed, start,
+        decoder_config, config.model, adapter, base, rows["train"], rows["val"] if val else [], config.data,
+        records.pad_id(tokenizer), config.seed, start,
     )  # fmt: skip
     return Assembled(problem, tokenizer, test[: config.data.test_limit or None], Path(model_folder))
 

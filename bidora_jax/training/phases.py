@@ -24,7 +24,7 @@ from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import bilevel, objective, optim, state, step
 from bidora_jax.training import data as batching
 from bidora_jax.training.loop import Phase, Standing, Work
-from bidora_jax.training.records import Example
+from bidora_jax.training.packing import Row
 from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, RetrainConfig, SearchConfig
 
 HYPERGRADIENTS = {
@@ -44,8 +44,8 @@ class Problem:
     model: ModelConfig
     adapter: Adapter
     base: PyTree
-    train: Sequence[Example]
-    val: Sequence[Example]
+    train: batching.Examples
+    val: batching.Examples
     data: DataConfig
     pad_id: int
     seed: int
@@ -65,7 +65,7 @@ class Problem:
             return jax.tree.map(jnp.copy, self.start)  # a step takes over what it is given
         return adapters.init(self.adapter, self.base, self.key(use))
 
-    def stream(self, examples: Sequence[Example], number: int) -> batching.Stream:
+    def stream(self, examples: batching.Examples, number: int) -> batching.Stream:
         size = self.data.batch_size * self.data.accumulation
         return batching.Stream([len(example.tokens) for example in examples], size, seed=self.seed, stream=number)
 
@@ -112,7 +112,7 @@ def bidora_search(
         micro, rows_each, pad_id = _sizes(problem)
         joint = batching.joint(train_examples, val_examples, buckets, micro, rows_each, pad_id)
         tokens = _tokens(problem.train, *lower_rows, train_rows) + _tokens(problem.val, val_rows)
-        return Work((lower_batches, *joint), tokens, train_rows)
+        return Work((lower_batches, *joint), tokens, _records(problem.train, train_rows))
 
     rates = {
         "inner_learning_rate": lambda number: optim.schedule(inner, steps * search.lower_steps)(
@@ -186,7 +186,7 @@ def _train_phase(
 
     def work(number: int) -> Work:
         rows = stream.indices(number)
-        return Work(_batch(problem, buckets, _pick(examples, rows)), _tokens(examples, rows), rows)
+        return Work(_batch(problem, buckets, _pick(examples, rows)), _tokens(examples, rows), _records(examples, rows))
 
     phase = Phase(
         name, steps, first_checkpoint, work,
@@ -207,15 +207,21 @@ def _sizes(problem: Problem) -> tuple[int, int, int]:
     return problem.data.accumulation, problem.data.batch_size, problem.pad_id
 
 
-def _batch(problem: Problem, buckets, examples: list[Example]) -> batching.Batch:
+def _batch(problem: Problem, buckets, examples: batching.Examples) -> batching.Batch:
     return batching.collate(examples, batching.length_for(examples, buckets), *_sizes(problem))
 
 
-def _pick(examples: Sequence[Example], rows: list[int]) -> list[Example]:
+def _pick(examples: Sequence[Any], rows: list[int]) -> list[Any]:
     return [examples[row] for row in rows]
 
 
-def _tokens(examples: Sequence[Example], *rows: list[int]) -> int:
+def _records(examples: batching.Examples, rows: list[int]) -> list[int]:
+    """Numbers of the records that stand in some rows."""
+    picked = [(row, examples[row]) for row in rows]
+    return [number for row, item in picked for number in (item.documents if isinstance(item, Row) else (row,))]
+
+
+def _tokens(examples: batching.Examples, *rows: list[int]) -> int:
     return int(np.sum([len(examples[row].tokens) for step_rows in rows for row in step_rows]))
 
 
