@@ -48,12 +48,13 @@ def test_a_row_numbers_its_documents_and_keeps_what_is_trained():
     np.testing.assert_array_equal(row.trained, [False, True, True, True, False, False, True, False, True])
     np.testing.assert_array_equal(row.segments, [1, 1, 1, 1, 2, 2, 2, 3, 3])
     assert row.documents == (12, 10, 11)
-    batch = collate([row], 11, M=1, B=2, pad_id=PAD)
+    batch = collate([row], 11, M=1, B=2, pad_id=PAD, packed=True)
     np.testing.assert_array_equal(batch["segments"][0], [[1, 1, 1, 1, 2, 2, 2, 3, 3, 0, 0], [0] * 11])
     np.testing.assert_array_equal(batch["tokens"][0, 0, 9:], [PAD, PAD])
     np.testing.assert_array_equal(batch["loss_mask"][0, 0], [0, 1, 1, 1, 0, 0, 1, 0, 1, 0, 0])
     assert batch["segments"].dtype == np.int32
     assert "segments" not in collate(given, 11, M=1, B=3, pad_id=PAD)
+    assert not collate([], 11, M=1, B=3, pad_id=PAD, packed=True)["segments"].any()
 
 
 def test_every_record_stands_in_one_row_and_little_is_unused():
@@ -126,7 +127,7 @@ def packed_batch(given, room=32):
     owners = np.full((len(rows), room), -1)
     for row, item in enumerate(rows):
         owners[row, : len(item.tokens)] = np.array(item.documents)[item.segments - 1]
-    return collate(rows, room, 1, len(rows), PAD), owners
+    return collate(rows, room, 1, len(rows), PAD, packed=True), owners
 
 
 def unpacked_batch(given):
@@ -182,7 +183,7 @@ def test_a_bilevel_step_on_packed_batches_is_that_on_unpacked_ones():
         state = init_state(direction, magnitude, key=jax.random.key(0), **tx)
         return bilevel.bilevel_step(state, base, *batches, **losses, **tx)[0][1:3]
 
-    packed = joint(rows["train"], rows["val"], (room,), 2, 2, PAD)
+    packed = joint(rows["train"], rows["val"], (room,), 2, 2, PAD, packed=True)
     assert packed[0]["segments"].shape == (2, 2, 16)
     found, expected = step(packed), step(joint(train, val, (16,), 2, 3, PAD))
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

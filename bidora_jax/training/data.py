@@ -101,26 +101,29 @@ class Stream:
 # Batches
 
 
-def collate(examples: Examples, length: int, M: int, B: int, pad_id: int) -> Batch:
-    """At most M·B examples, none longer than `length`, as one batch; rows are filled micro-batch by micro-batch."""
+def collate(examples: Examples, length: int, M: int, B: int, pad_id: int, packed: bool = False) -> Batch:
+    """At most M·B examples, none longer than `length`, as one batch; rows are filled micro-batch by micro-batch.
+
+    `packed`: the examples are rows of several documents, and the batch says which token belongs to which.
+    """
     tokens = np.full((M * B, length), pad_id, dtype=np.int32)
     loss_mask = np.zeros((M * B, length), dtype=np.float32)
+    segments = np.zeros((M * B, length), dtype=np.int32)
     for row, example in enumerate(examples):
         tokens[row, : len(example.tokens)] = example.tokens
         loss_mask[row, : len(example.trained)] = example.trained
-    batch = {"tokens": tokens, "loss_mask": loss_mask}
-    packed = [example for example in examples if isinstance(example, Row)]
-    if packed:
-        batch["segments"] = np.zeros((M * B, length), dtype=np.int32)
-        for row, example in enumerate(packed):
-            batch["segments"][row, : len(example.segments)] = example.segments
+        if isinstance(example, Row):
+            segments[row, : len(example.segments)] = example.segments
+    batch = {"tokens": tokens, "loss_mask": loss_mask} | ({"segments": segments} if packed else {})
     return {name: part.reshape(M, B, length) for name, part in batch.items()}
 
 
-def joint(train: Examples, val: Examples, buckets: Sequence[int], M: int, B: int, pad_id: int) -> tuple[Batch, Batch]:
+def joint(
+    train: Examples, val: Examples, buckets: Sequence[int], M: int, B: int, pad_id: int, packed: bool = False
+) -> tuple[Batch, Batch]:
     """The two batches of a bilevel step, padded to one length: so many shapes as buckets, not their square."""
     length = length_for([*train, *val], buckets)
-    return collate(train, length, M, B, pad_id), collate(val, length, M, B, pad_id)
+    return collate(train, length, M, B, pad_id, packed), collate(val, length, M, B, pad_id, packed)
 
 
 def full_pass(examples: Examples, buckets: Sequence[int], B: int, pad_id: int) -> Iterator[Batch]:
@@ -128,7 +131,7 @@ def full_pass(examples: Examples, buckets: Sequence[int], B: int, pad_id: int) -
     by_length = sorted(examples, key=lambda example: len(example.tokens))
     for start in range(0, len(by_length), B):
         rows = by_length[start : start + B]
-        yield collate(rows, length_for(rows, buckets), 1, B, pad_id)
+        yield collate(rows, length_for(rows, buckets), 1, B, pad_id, packed=isinstance(rows[0], Row))
 
 
 def prefetch(make_batch: Callable[[int], Item], start: int, stop: int, depth: int = 2) -> Generator[Item]:

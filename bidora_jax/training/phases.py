@@ -109,8 +109,7 @@ def bidora_search(
         val_rows = val.indices(number)
         lower_batches = [_batch(problem, buckets, _pick(problem.train, rows)) for rows in lower_rows]
         train_examples, val_examples = _pick(problem.train, train_rows), _pick(problem.val, val_rows)
-        micro, rows_each, pad_id = _sizes(problem)
-        joint = batching.joint(train_examples, val_examples, buckets, micro, rows_each, pad_id)
+        joint = batching.joint(train_examples, val_examples, buckets, *_sizes(problem))
         tokens = _tokens(problem.train, *lower_rows, train_rows) + _tokens(problem.val, val_rows)
         return Work((lower_batches, *joint), tokens, _records(problem.train, train_rows))
 
@@ -203,8 +202,8 @@ def _steps(epochs: float, steps_per_epoch: int, lower_steps: int) -> int:
     return max(round(epochs * steps_per_epoch / lower_steps), 1) if epochs else 0
 
 
-def _sizes(problem: Problem) -> tuple[int, int, int]:
-    return problem.data.accumulation, problem.data.batch_size, problem.pad_id
+def _sizes(problem: Problem) -> tuple[int, int, int, bool]:
+    return problem.data.accumulation, problem.data.batch_size, problem.pad_id, problem.data.packing
 
 
 def _batch(problem: Problem, buckets, examples: batching.Examples) -> batching.Batch:
