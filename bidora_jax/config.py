@@ -19,7 +19,14 @@ from ml_collections import ConfigDict
 from bidora_jax.errors import InputError, did_you_mean, listing
 from bidora_jax.models import peft_config
 from bidora_jax.models.settings import PRESETS, AdapterConfig, ModelConfig
-from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, RetrainConfig, SearchConfig
+from bidora_jax.training.settings import (
+    DataConfig,
+    OptimizerConfig,
+    OuterConfig,
+    RetrainConfig,
+    SamplesConfig,
+    SearchConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Config:
     """One training run."""
 
     output_dir: str = "runs/default"
-    """The run folder: config.json, metrics.jsonl, checkpoints/, adapter/, merged/."""
+    """The run folder: config.json, metrics.jsonl, checkpoints/, adapter/, report/, merged/."""
     seed: int = 0
     """Seed of the split, the data order, the direction's start and the dropout."""
     log_every: int = 10
@@ -44,6 +51,14 @@ class Config:
     """Longest answer to a record of data.test_file, in tokens."""
     compilation_cache: str = "auto"
     """Folder where compiled programs are kept for later runs; auto: the user's cache folder, empty: nowhere."""
+    memory_limit: str = ""
+    """Memory that auto settings, --auto and --dry-run reckon with, such as 8GB; empty: what the device has."""
+    report: bool = True
+    """Write report/ at the end: curves as PNG, a page, a summary. python -m bidora_jax.report writes it at any time."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard to tensorboard/ of the run folder; needs the package tensorboardX."""
+    wandb: str = ""
+    """Project of Weights & Biases to send the curves to; needs the package wandb, logged in or WANDB_MODE=offline."""
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -52,6 +67,7 @@ class Config:
     outer: OuterConfig = field(default_factory=OuterConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,10 @@ class TrainArguments(Config):
     """Configuration file: configs/NAME.py, or the config.json of a run folder."""
     resume: bool = False
     """Go on from the last checkpoint of output_dir."""
+    dry_run: bool = False
+    """Compile, run two steps of each phase on real batches, print memory and time of the whole run, and write nothing."""
+    auto: bool = False
+    """Fit quantisation, batch, accumulation, length and remat to the device. What the command line sets stays."""
 
 
 def parse_train(argv: Sequence[str]) -> tuple[Config, bool]:
@@ -76,12 +96,28 @@ def parse_train(argv: Sequence[str]) -> tuple[Config, bool]:
     tree = _tree(given)
     default = TrainArguments(**_fields(resolve(tree)), config=path, resume=resume)
     arguments = tyro.cli(TrainArguments, args=list(argv), default=default, prog="python -m bidora_jax.train")
-    named = {_name(arg) for arg in argv if arg.startswith("--")}
+    given_names = named(argv)
     for name, value in leaves(arguments):
         section, _, leaf = name.rpartition(".")
-        if name in named or f"{section}.no_{leaf}".strip(".") in named:
+        if name in given_names or f"{section}.no_{leaf}".strip(".") in given_names:
             _set(tree, name, value)
     return resolve(tree), arguments.resume
+
+
+def named(argv: Sequence[str]) -> frozenset[str]:
+    """Dotted names of the fields and switches that a command line sets."""
+    return frozenset(_name(arg) for arg in argv if arg.startswith("--"))
+
+
+def settled(new: Config, old: Config, names: Sequence[str]) -> Config:
+    """`new` with the values of `old` for those of the fields `names` ("section.field") that are "auto" in it."""
+    for name in names:
+        section, leaf = name.split(".")
+        part = getattr(new, section)
+        if getattr(part, leaf) == "auto":
+            part = dataclasses.replace(part, **{leaf: getattr(getattr(old, section), leaf)})
+            new = dataclasses.replace(new, **{section: part})
+    return new
 
 
 def defaults() -> ConfigDict:

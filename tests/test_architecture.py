@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Layers from the floor up: each may import itself, the layers above its line, and what it brings in.
 KERNELS = {"jax", "jaxtyping", "numpy", "bidora_jax.kernels"}
 MODELS = KERNELS | {"flax", "safetensors", "huggingface_hub", "bidora_jax.errors", "bidora_jax.models"}
-TRAINING = MODELS | {"optax", "orbax", "transformers", "rich", "bidora_jax.training"}
+TRAINING = MODELS | {"optax", "orbax", "transformers", "datasets", "pyarrow", "rich", "bidora_jax.training"}
 LAYERS = {"kernels": KERNELS, "models": MODELS, "training": TRAINING}
 
 

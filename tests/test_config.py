@@ -68,7 +68,7 @@ def test_all_that_does_not_fit_is_listed_at_once(file):
         "unknown key sead (did you mean 'seed'?)", "unknown key data.batchsize (did you mean 'batch_size'?)",
         "inner.optimizer: expected one of 'adamw', 'adamw_8bit', 'sgd', found 'adam'", "outer.b1: expected a number, found '0.9'",
         "search: expected a section, found 3", "retrain.epochs: expected a number, found True",
-        "model.remat: expected one of 'layer', 'dots', 'none', found 1",
+        "model.remat: expected one of 'auto', 'none', 'dots', 'layer', 'offload', found 1",
         "model.quantized_modules: expected a list of str, found 'q_proj'",
         "adapter.target_modules: expected a list of str or a text, found 3",
     ):  # fmt: skip

@@ -16,7 +16,6 @@ from bidora_jax.training.records import (
     prompt_ids,
     read_records,
     response_text,
-    split,
 )
 
 EOS, USER, BOT = 0, 1, 2
@@ -133,29 +132,10 @@ def test_all_bad_lines_are_listed_up_to_ten(tmp_path):
 def test_a_missing_file_a_folder_and_an_empty_file_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"no data file at .*absent\.jsonl"):
         read_records(tmp_path / "absent.jsonl")
-    with pytest.raises(InputError, match="it is a folder"):
+    with pytest.raises(InputError, match=r"is a folder without \.txt files"):
         read_records(tmp_path)
     with pytest.raises(InputError, match="holds no record; expected one JSON object a line"):
         read_records(write(tmp_path, "", "  "))
-
-
-# Splitting
-
-
-def test_split_takes_a_share_by_seed_and_keeps_every_record_once():
-    records = [{"text": str(i)} for i in range(23)]
-    train, val = split(records, 0.2, seed=5)
-    assert (len(train), len(val)) == (18, 5)
-    assert sorted(train + val, key=records.index) == records
-    assert train == sorted(train, key=records.index)
-    assert split(records, 0.2, seed=5) == (train, val)
-    assert split(records, 0.2, seed=6) != (train, val)
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.9, 1.0])
-def test_a_split_that_leaves_a_side_empty_is_refused(fraction):
-    with pytest.raises(InputError, match="each needs at least one"):
-        split([{"text": "a"}, {"text": "b"}, {"text": "c"}], fraction, seed=0)
 
 
 # Tokens

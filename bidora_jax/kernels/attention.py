@@ -13,6 +13,7 @@ exists; what stands at padded positions is finite and meaningless. The only cust
 """
 
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +156,7 @@ SHORTEST_RUN = 256
 def _runs(chunks: int) -> list[tuple[int, int]]:
     """At most RUNS runs of whole chunks, as equal as can be: (first, one past the last)."""
     edges = [chunks * run // min(chunks, RUNS) for run in range(min(chunks, RUNS) + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def _attend_from(first_query, q, starts=None, *, k, v, first_key: int, window: int | None):

@@ -11,7 +11,7 @@ norms, softmax, logits and losses are float32.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ from bidora_jax.models.adapters import Adapter, linear_shapes, with_saved
 from bidora_jax.models.linear import Linear
 from bidora_jax.models.rope import RopeScaling
 
-Remat = Literal["layer", "dots", "none"]
+Remat = Literal["none", "dots", "layer", "offload"]
 Attend = Callable[..., tuple[Array, PyTree]]
 """(causal attention, q, k, v) -> (its result, what to keep): how generation.py puts a cache between a layer's two halves."""
 
@@ -189,6 +189,14 @@ def _rematerialised(body, remat: Remat, base: PyTree):
     if remat == "dots":
         kept = jax.checkpoint_policies.save_only_these_names(FROZEN_DOT)
         return jax.checkpoint(body, policy=kept, prevent_cse=False)
+    if remat == "offload":
+        moved = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=[FROZEN_DOT], offload_src="device",
+            offload_dst="pinned_host",
+        )  # fmt: skip
+        return jax.checkpoint(body, policy=moved, prevent_cse=False)
+    if remat != "none":
+        raise ValueError(f"remat: expected one of {', '.join(get_args(Remat))}, found {remat!r}; training settles auto")
     if any(map(quant.is_packed, jax.tree.leaves(base["layers"], is_leaf=quant.is_packed))):
         return body  # each linear layer opens its weight anew
     # A weight read back from its bits would be kept once more: a second copy of a 16-bit base among the residuals.

@@ -72,16 +72,17 @@ class Answers(NamedTuple):
 
 
 def answer(
-    config: DecoderConfig, base: PyTree, tokenizer: Any, test: Sequence[records.Record], *, max_new_tokens: int
-) -> Answers:
-    """Greedy answers of a model without adapter (merge it first), cut at the end-of-text token or the model's context."""
+    config: DecoderConfig, base: PyTree, tokenizer: Any, test: Sequence[records.Record], *, max_new_tokens: int,
+    ends: Sequence[int],
+) -> Answers:  # fmt: skip
+    """Greedy answers of a model without adapter (merge it first), cut at the first of `ends` or at the model's context."""
     prompts = [records.prompt_ids(record, tokenizer) for record in test]
     left = config.max_position_embeddings - max(map(len, prompts))
     written = generation.answers(
         generation.assemble(config, base),
         prompts,
         max_new_tokens=min(max_new_tokens, max(left, 1)),
-        ends=[tokenizer.eos_token_id],
+        ends=ends,
     )
     texts = tokenizer.batch_decode([piece.tokens for piece in written], skip_special_tokens=True)
     return Answers(texts, [records.response_text(record) for record in test])

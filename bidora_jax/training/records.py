@@ -17,6 +17,7 @@ Does not do: packing several records into one sequence (packing.py).
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,10 +27,12 @@ from jaxtyping import Bool, Int32
 from bidora_jax.errors import InputError, listing
 from bidora_jax.training import answers, shapes, sources
 from bidora_jax.training.answers import Tokenizer
+from bidora_jax.training.rows import Fault, Row
 from bidora_jax.training.shapes import SHAPES_IN_WORDS, BadRecord, Record
-from bidora_jax.training.sources import Fault, Row
+from bidora_jax.training.sources import Found
 
 LossOn = Literal["response", "turns", "all"]
+Long = Literal["truncate", "drop", "refuse"]
 PLAIN_TEMPLATE = "### Instruction:\n{instruction}\n\n### Response:\n"  # for a tokenizer without a chat template
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -42,55 +45,48 @@ class Example(NamedTuple):
 
 class Split(NamedTuple):
     examples: list[Example]  # each has at least one trained token
-    n_truncated: int  # records cut at max_length, among them dropped ones
+    n_truncated: int  # records of more than max_length tokens: cut, or left out
     n_untrained: int  # records dropped because no token of theirs is trained
 
 
 # Reading
 
 
-def read_records(path: str | os.PathLike[str]) -> list[Record]:
-    """The records of a JSON lines file, each with the keys of its shape and no others; blank lines are skipped.
+def read_records(
+    source: str | os.PathLike[str] | Sequence[str], columns: tuple[tuple[str, str], ...] = ()
+) -> list[Record]:
+    """The records of one source or several, each with the keys of its shape and no others.
 
-    Raises InputError for a file that is missing or empty, and one that lists every bad line.
+    Raises InputError for a source that is missing or empty, and one that lists every bad row.
     """
-    records, problems = [], []
-    for row in sources.scan(path):
-        try:
-            records.append(_record(row))
-        except BadRecord as problem:
-            problems.append(f"{row.place}: {problem}")
+    found = sources.rename({"": sources.scan_each(source)}, columns)[""]
+    return [record for part in records_of(found).values() for record in part]
+
+
+def records_of(found: Found) -> dict[str, list[Record]]:
+    """The record of every row, by source. Raises InputError as read_records does."""
+    for source, rows in found.items():
+        if not rows:
+            expected = "one JSON object a line" if sources.one_a_line(source) else "rows"
+            raise InputError(f"{source} holds no record; expected {expected}, shaped {SHAPES_IN_WORDS}")
+    read: dict[str, list[Record]] = {source: [] for source in found}
+    problems = []
+    for source, rows in found.items():
+        for row in rows:
+            try:
+                read[source].append(_record(row))
+            except BadRecord as problem:
+                problems.append(f"{row.place}: {problem}")
     if problems:
-        total = len(problems) + len(records)
-        raise InputError(sources.unusable(path, problems, total, f"one JSON object shaped {SHAPES_IN_WORDS}"))
-    if not records:
-        raise InputError(f"{path} holds no record; expected one JSON object a line, shaped {SHAPES_IN_WORDS}")
-    return records
+        total = sum(map(len, found.values()))
+        raise InputError(sources.unusable(found, problems, total, f"one JSON object shaped {SHAPES_IN_WORDS}"))
+    return read
 
 
 def _record(row: Row | Fault) -> Record:
     if isinstance(row, Fault):
         raise BadRecord(row.why)
     return shapes.record(row.value, row.place)
-
-
-# Splitting
-
-
-def split(records: list[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """(train, val): a random `fraction` of the records goes to val; both keep the file's order."""
-    n_val = round(len(records) * fraction)
-    if not 0 < n_val < len(records):
-        raise InputError(
-            f"val_fraction = {fraction} of {len(records)} records leaves {n_val} for validation and "
-            f"{len(records) - n_val} for training; each needs at least one: give more records, another fraction or a "
-            "val_file"
-        )
-    chosen = np.zeros(len(records), dtype=bool)
-    chosen[np.random.default_rng(seed).permutation(len(records))[:n_val]] = True
-    val = [record for record, in_val in zip(records, chosen, strict=True) if in_val]
-    train = [record for record, in_val in zip(records, chosen, strict=True) if not in_val]
-    return train, val
 
 
 # Tokens
@@ -165,21 +161,34 @@ def encode(record: Record, tokenizer: Tokenizer, *, max_length: int, loss_on: Lo
     return _encode([record], tokenizer, max_length, loss_on)[0]
 
 
-def encode_all(records: list[Record], tokenizer: Tokenizer, *, max_length: int, loss_on: LossOn) -> Split:
-    """Every record that has a trained token, and the number of the others.
+def encode_all(
+    records: list[Record], tokenizer: Tokenizer, *, max_length: int, loss_on: LossOn, long: Long = "truncate"
+) -> Split:
+    """Every record that has a trained token, and the number of the others; `long` says what becomes of those of more than
+    `max_length` tokens.
 
-    Raises InputError when none has, and where the chat template can't write some, with all of them.
+    Raises InputError when none has, where the chat template can't write some, and for long ones that are refused, with all
+    of them.
     """
     encoded = _encode(records, tokenizer, max_length, loss_on)
-    examples = [example for example in encoded if example.trained.any()]
+    too_long = [record for record, example in zip(records, encoded, strict=True) if example.truncated]
+    if too_long and long == "refuse":
+        raise InputError(
+            f"{len(too_long)} of {len(records)} records have more than data.max_length = {max_length} tokens, and data.long "
+            f"is refuse; shorten them, raise max_length, or set long to truncate or drop:\n"
+            f"{listing(dict.fromkeys(record.place or question_text(record)[:60] for record in too_long))}"
+        )
+    kept = [example for example in encoded if long != "drop" or not example.truncated]
+    examples = [example for example in kept if example.trained.any()]
     if not examples:
         blank = sum(not response_text(record).strip() for record in records)
         raise InputError(
             f"none of the {len(records)} records has a token to train on: {blank} have an empty response, "
-            f"{len(records) - blank} have no response within max_length = {max_length} tokens; "
+            f"{len(records) - blank} have no response within max_length = {max_length} tokens"
+            f"{f' or are left out, as {len(too_long)} are longer' * (len(kept) < len(encoded))}; "
             "fill the responses in, raise data.max_length or set data.loss_on to all"
         )
-    return Split(examples, sum(example.truncated for example in encoded), len(encoded) - len(examples))
+    return Split(examples, len(too_long), len(kept) - len(examples))
 
 
 def _encode(records: list[Record], tokenizer: Tokenizer, max_length: int, loss_on: LossOn) -> list[Example]:

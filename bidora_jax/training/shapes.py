@@ -17,7 +17,7 @@ import json
 from typing import Any, NamedTuple
 
 from bidora_jax.errors import did_you_mean, listing
-from bidora_jax.training.sources import kind
+from bidora_jax.training.rows import kind
 
 Turn = dict[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
