@@ -170,7 +170,7 @@ def test_no_gradient_crosses_from_one_document_to_another(window, chunk):
 def test_a_bilevel_step_on_packed_batches_is_that_on_unpacked_ones():
     """Both levels' trees after a step of two micro-batches, the exact hypergradient among them."""
     adapter, base, direction, magnitude = adapted()
-    train, val, model = documents(), documents((6, 9, 4), seed=1), ModelConfig()
+    train, val, model = documents(), documents((6, 9, 4), seed=1), ModelConfig(remat="layer")
     rows, room = pack_all({"train": train, "val": val}, 16, seed=0)
     tx = {"inner_tx": optax.adam(1e-2, eps_root=1e-16), "outer_tx": optax.sgd(1.0)}
     losses = {
