@@ -20,7 +20,14 @@ from ml_collections import ConfigDict
 from bidora_jax.errors import InputError, did_you_mean, listing
 from bidora_jax.models import peft_config
 from bidora_jax.models.settings import PRESETS, AdapterConfig, ModelConfig
-from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, RetrainConfig, SearchConfig
+from bidora_jax.training.settings import (
+    DataConfig,
+    OptimizerConfig,
+    OuterConfig,
+    RetrainConfig,
+    SamplesConfig,
+    SearchConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Config:
     """One training run."""
 
     output_dir: str = "runs/default"
-    """The run folder: config.json, metrics.jsonl, checkpoints/, adapter/, merged/."""
+    """The run folder: config.json, metrics.jsonl, checkpoints/, adapter/, report/, merged/."""
     seed: int = 0
     """Seed of the split, the data order, the direction's start and the dropout."""
     log_every: int = 10
@@ -47,6 +54,12 @@ class Config:
     """Folder where compiled programs are kept for later runs; auto: the user's cache folder, empty: nowhere."""
     memory_limit: str = ""
     """Memory that auto settings, --auto and --dry-run reckon with, such as 8GB; empty: what the device has."""
+    report: bool = True
+    """Write report/ at the end: curves as PNG, a page, a summary. python -m bidora_jax.report writes it at any time."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard to tensorboard/ of the run folder; needs the package tensorboardX."""
+    wandb: str = ""
+    """Project of Weights & Biases to send the curves to; needs the package wandb, logged in or WANDB_MODE=offline."""
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -55,6 +68,7 @@ class Config:
     outer: OuterConfig = field(default_factory=OuterConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
 
 
 @dataclass(frozen=True)
@@ -71,24 +85,45 @@ class TrainArguments(Config):
     """Fit quantisation, batch, accumulation, length and remat to the device. What the command line sets stays."""
 
 
+@dataclass(frozen=True)
+class DataArguments(Config):
+    """Show what a run will train on: records with their trained tokens, lengths, steps, padding. Reads no weights."""
+
+    config: str = ""
+    """Configuration file: configs/NAME.py, or the config.json of a run folder."""
+    records: int = 3
+    """Records of train to show."""
+
+
 def parse_train(argv: Sequence[str]) -> tuple[Config, bool]:
     """The configuration that a `train` command line means, and whether to resume."""
+    config, arguments = _parse(TrainArguments, argv, "train")
+    return config, arguments.resume
+
+
+def parse_data(argv: Sequence[str]) -> tuple[Config, int]:
+    """The configuration that a `data` command line means, and the number of records to show."""
+    config, arguments = _parse(DataArguments, argv, "data")
+    return config, arguments.records
+
+
+def _parse(schema: Any, argv: Sequence[str], command: str) -> tuple[Config, Any]:
     import tyro
 
-    path, resume = _flag_value(argv, "config"), any(_name(arg) == "resume" for arg in argv)
+    path = _flag_value(argv, "config")
     given = _given(path) if path else ConfigDict()
     sources = {name: _flag_value(argv, f"adapter.{name}") for name in ("preset", "path")}
     _refuse_idle(sources["preset"], given, path)
     _set_unset(given, {"adapter": {name: value for name, value in sources.items() if value}}, over=True)
     tree = _tree(given)
-    default = TrainArguments(**_fields(resolve(tree)), config=path, resume=resume)
-    arguments = tyro.cli(TrainArguments, args=list(argv), default=default, prog="python -m bidora_jax.train")
+    default = schema(**_fields(resolve(tree)), config=path)
+    arguments = tyro.cli(schema, args=list(argv), default=default, prog=f"python -m bidora_jax.{command}")
     given_names = named(argv)
     for name, value in leaves(arguments):
         section, _, leaf = name.rpartition(".")
         if name in given_names or f"{section}.no_{leaf}".strip(".") in given_names:
             _set(tree, name, value)
-    return resolve(tree), arguments.resume
+    return resolve(tree), arguments
 
 
 def named(argv: Sequence[str]) -> frozenset[str]:

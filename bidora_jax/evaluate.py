@@ -41,8 +41,8 @@ class EvaluateArguments:
     """Tokens a record may have; longer ones are cut at the end, and counted."""
     batch_size: int = 4
     """Records evaluated at a time."""
-    loss_on: Literal["response", "all"] = "response"
-    """Tokens that count in records with a prompt."""
+    loss_on: Literal["response", "turns", "all"] = "response"
+    """Tokens that count in records that ask: the last answer, every answer of the assistant, or all."""
 
 
 def main(argv: list[str]) -> None:

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from bidora_jax.training.memory import Memory
     from bidora_jax.training.phases import Problem
     from bidora_jax.training.records import Record, Tokenizer
+    from bidora_jax.training.samples import Prompt
 
 MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
-                        "compilation_cache", "memory_limit")  # fmt: skip
+                        "compilation_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
+                        "samples.prompts", "samples.count", "samples.max_new_tokens", "samples.temperature")  # fmt: skip
 SETTLED = ("model.remat", "search.hypergradient")
 """What `auto` stands for is chosen at the start of a run; a resumed one keeps the choice."""
 
@@ -38,6 +40,8 @@ class Assembled(NamedTuple):
     tokenizer: "Tokenizer"
     test: "list[Record]"
     model_folder: Path
+    prompts: "list[Prompt]"
+    """What samples are written for."""
 
 
 def main(argv: list[str]) -> None:
@@ -88,11 +92,11 @@ def settle(config: Config, parts: Assembled, memory: "Memory") -> "tuple[Config,
 
 def run(config: Config, parts: Assembled, first: "Settled") -> None:
     """Trains, and writes the run folder."""
+    from bidora_jax import journal
     from bidora_jax.training import evaluation
     from bidora_jax.training.checkpoint import Checkpoints
     from bidora_jax.training.data import full_pass
     from bidora_jax.training.loop import Loop, Rhythm
-    from bidora_jax.training.metrics import MetricsLog
 
     problem, folder, began = parts.problem, Path(config.output_dir), time.monotonic()
     evaluate = evaluation.evaluator(problem.config, replace(problem.adapter, dropout=0.0), problem.model)
@@ -104,27 +108,28 @@ def run(config: Config, parts: Assembled, first: "Settled") -> None:
     _describe(config, parts)
     before = _answers(config, parts, problem.base)
     _start_folder(config)
-    with MetricsLog(folder / "metrics.jsonl") as log, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
+    with journal.begin(config, parts) as log, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
         rhythm = Rhythm(config.eval_every, config.save_every, config.log_every)
-        loop = Loop(validation_loss if val else None, log, checkpoints, rhythm)
+        loop = Loop(validation_loss if val else None, log, checkpoints, rhythm, journal.watchers(config, parts))
         direction, magnitude = _train(config, problem, loop, checkpoints, first)
     _finish(config, parts, direction, magnitude, before, evaluate)
+    journal.end(config)
     seconds = time.monotonic() - began
     print(f"finished in {seconds:.0f} s; {loop.waited / seconds:.1%} of it the device waited for data")
 
 
 def check(config: Config) -> None:
     """Refuses values and pairs that can't be meant."""
-    from bidora_jax.training import optim
+    from bidora_jax.training import optim, splits, tracking
 
     optim.check("inner", config.inner)
     optim.check("outer", config.outer)
-    wrong = []
+    wrong = tracking.missing([name for name in ("tensorboard", "wandb") if getattr(config, name)])
     least_one = {"data.batch_size", "data.accumulation", "data.buckets", "search.lower_steps", "keep", "max_new_tokens",
-                 "model.attention_chunk", "model.loss_chunk"}  # fmt: skip
+                 "model.attention_chunk", "model.loss_chunk", "samples.count", "samples.max_new_tokens"}  # fmt: skip
     least_zero = {"seed", "log_every", "eval_every", "save_every", "data.test_limit", "search.epochs", "search.steps",
                   "search.gram_penalty", "search.patience", "retrain.epochs", "retrain.steps", "retrain.learning_rate",
-                  "outer.multiplier"}  # fmt: skip
+                  "outer.multiplier", "samples.every", "samples.temperature"}  # fmt: skip
     for name, value in _leaves(config).items():
         if (name in least_one and value < 1) or (name in least_zero and value < 0):
             wrong.append(f"{name} must be at least {1 if name in least_one else 0}, found {value}")
@@ -135,7 +140,8 @@ def check(config: Config) -> None:
     if not config.model.path:
         wrong.append("model.path is not set: give a model folder or the name of a model on the Hugging Face hub")
     if not config.data.train_file:
-        wrong.append("data.train_file is not set: give a JSONL file of records")
+        wrong.append("data.train_file is not set: give a file of records, such as JSONL or CSV")
+    wrong += splits.check(config.data)
     if config.data.val_file and config.data.val_fraction:
         wrong.append("data.val_file and data.val_fraction are both set: keep one of them")
     validated = config.data.val_file or config.data.val_fraction
@@ -187,36 +193,28 @@ def check_folder(config: Config, resume: bool) -> None:
 def assemble(config: Config) -> Assembled:
     """Reads the data, then the model. The order puts the cheap refusals first."""
     from bidora_jax.models import adapters, hf
-    from bidora_jax.training import fitting, records
+    from bidora_jax.training import fitting, preparation, records, samples, splits
     from bidora_jax.training.phases import Problem
 
     fitting.check(config.model)
-    train, val = _records(config)
-    test = records.read_records(config.data.test_file) if config.data.test_file else []
+    data = splits.load(config.data, config.seed)
     model_folder = hf.resolve_folder(config.model.path)
     decoder_config = hf.read_config(model_folder)
     adapter, start = _adapter(config, decoder_config)
     tokenizer = records.load_tokenizer(model_folder)
-    encode = {"max_length": config.data.max_length, "loss_on": config.data.loss_on}
-    splits = {
-        name: records.encode_all(part, tokenizer, **encode) for name, part in (("train", train), ("val", val)) if part
-    }
-    for name, part in splits.items():
-        _report_split(name, part, config)
-        longest = max(len(example.tokens) for example in part.examples)
-        if longest > decoder_config.max_position_embeddings:
-            raise InputError(
-                f"{name}: the longest record has {longest} tokens, more than the "
-                f"{decoder_config.max_position_embeddings} positions of the model; lower data.max_length"
-            )
+    asked = (data.test.records, data.val.records, data.train.records)
+    prompts = samples.prompts(config.samples, asked, tokenizer, decoder_config.max_position_embeddings)
+    ready = preparation.prepare(config.data, data, tokenizer, decoder_config.max_position_embeddings, config.seed)
+    print("\n".join(ready.said))
     if adapter.subtracts:  # a minute and more for a large model
         print(f"adapter.init {adapter.init}: decomposing the weights")
     base = adapters.prepare_base(hf.load(config.model, model_folder, decoder_config), adapter)
     problem = Problem(
-        decoder_config, config.model, adapter, base, splits["train"].examples,
-        splits["val"].examples if val else [], config.data, records.pad_id(tokenizer), config.seed, start,
+        decoder_config, config.model, adapter, base, ready.rows["train"], ready.rows.get("val", []), config.data,
+        records.pad_id(tokenizer), config.seed, start,
     )  # fmt: skip
-    return Assembled(problem, tokenizer, test[: config.data.test_limit or None], Path(model_folder))
+    test = data.test.records[: config.data.test_limit or None]
+    return Assembled(problem, tokenizer, test, Path(model_folder), prompts)
 
 
 def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter, tuple[PyTree, PyTree] | None]":
@@ -241,17 +239,6 @@ def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter,
             "leave those settings out, and the folder gives its own"
         )
     return adapter, (start[0], start[1])
-
-
-def _records(config: Config) -> "tuple[list[Record], list[Record]]":
-    from bidora_jax.training import records
-
-    train = records.read_records(config.data.train_file)
-    if config.data.val_file:
-        return train, records.read_records(config.data.val_file)
-    if config.data.val_fraction:
-        return records.split(train, config.data.val_fraction, config.seed)
-    return train, []
 
 
 def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Checkpoints", first: "Settled"):
@@ -283,11 +270,11 @@ def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "S
 
     latest = checkpoints.latest()
     if latest is None:
-        loop.log.truncate(phase.name, 0)
+        loop.truncate(phase.name, 0)
         return fresh
     tree, info = checkpoints.restore(latest, {"state": fresh.state, "best": fresh.best})
     standing = restored(tree, info)
-    loop.log.truncate(phase.name, standing.step + 1)
+    loop.truncate(phase.name, standing.step + 1)
     print(f"resumed {phase.name} after step {standing.step} of {phase.steps}")
     return standing
 
@@ -295,14 +282,16 @@ def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "S
 def _finish(
     config: Config, parts: Assembled, direction, magnitude, before: "Answers | None", evaluate: "Evaluator"
 ) -> None:
-    from bidora_jax import export
+    from bidora_jax import export, journal
     from bidora_jax.models import adapters, hf
     from bidora_jax.training.data import full_pass
 
     problem, folder = parts.problem, Path(config.output_dir)
     if problem.val:
         batches = full_pass(problem.val, problem.buckets, problem.data.batch_size, problem.pad_id)
-        print(f"validation loss of the result {evaluate(problem.base, direction, magnitude, batches).loss:.4f}")
+        loss = evaluate(problem.base, direction, magnitude, batches).loss
+        journal.note(config, result_loss=loss)
+        print(f"validation loss of the result {loss:.4f}")
     trained = (problem.config, problem.adapter, problem.base, direction, magnitude)
     export.write_adapter(folder / "adapter", config.adapter, config.model.path, *trained, replace=True)
     if config.merged:
@@ -311,28 +300,28 @@ def _finish(
     if before is not None:
         after = _answers(config, parts, adapters.merge(problem.adapter, problem.base, direction, magnitude))
         assert after is not None
+        journal.note(config, exact_matches={"before": before.right, "after": after.right, "of": len(parts.test)})
         _compare_answers(parts.test, before, after)
-    print(f"adapter       {folder / 'adapter'}")
-    if config.merged:
-        print(f"merged model  {folder / 'merged'}")
 
 
 def _answers(config: Config, parts: Assembled, base) -> "Answers | None":
-    from bidora_jax.training import evaluation
+    from bidora_jax.training import conversation, evaluation
 
     if not parts.test:
         return None
     return evaluation.answer(
-        parts.problem.config, base, parts.tokenizer, parts.test, max_new_tokens=config.max_new_tokens
-    )
+        parts.problem.config, base, parts.tokenizer, parts.test, max_new_tokens=config.max_new_tokens,
+        ends=conversation.ends(parts.model_folder, parts.tokenizer),
+    )  # fmt: skip
 
 
 def _compare_answers(test: "list[Record]", before: "Answers", after: "Answers") -> None:
+    from bidora_jax.training.records import question_text
+
     total = len(test)
     print(f"exact match on {total} test records: before {before.right} ({before.right / total:.0%}), "
           f"after {after.right} ({after.right / total:.0%})")  # fmt: skip
-    question = test[0].get("instruction", test[0].get("prompt", ""))
-    print(f"\nfor example: {question}\n--- before\n{before.texts[0]}\n--- after\n{after.texts[0]}\n---")
+    print(f"\nfor example: {question_text(test[0])}\n--- before\n{before.texts[0]}\n--- after\n{after.texts[0]}\n---")
 
 
 def _describe(config: Config, parts: Assembled) -> None:
@@ -352,12 +341,6 @@ def _describe(config: Config, parts: Assembled) -> None:
           + f"; padded to {', '.join(map(str, problem.buckets))}")  # fmt: skip
     print(f"trainable params: {trained:,} || all params: {frozen + trained:,} || "
           f"trainable%: {100 * trained / (frozen + trained):.4f}")  # fmt: skip
-
-
-def _report_split(name: str, split, config: Config) -> None:
-    cut = f", {split.n_truncated} cut at {config.data.max_length} tokens" if split.n_truncated else ""
-    dropped = f", {split.n_untrained} dropped for want of a trained token" if split.n_untrained else ""
-    print(f"{name}: {len(split.examples)} records, {sum(len(e.tokens) for e in split.examples):,} tokens{cut}{dropped}")
 
 
 def _say(phase: "Phase", standing: "Standing") -> None:

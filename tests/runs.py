@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import bidora_jax
+from bidora_jax.config import parse_train, to_json
+from bidora_jax.models import peft
+from bidora_jax.models.settings import AdapterConfig
 
 ROOT = Path(bidora_jax.__file__).parents[1]
 # One adapted module and one padded length: compiling is nearly all of the time.
@@ -34,10 +37,23 @@ def process(argv: list[str], compiled: Path) -> subprocess.CompletedProcess[str]
     )
 
 
+def trained_run(folder: Path, model_folder: Path, settings: AdapterConfig, *flags: str) -> Path:
+    """A run folder as `train` leaves it, its adapter random and not trained."""
+    from test_peft import _random_adapter
+
+    config, _ = parse_train(["--model.path", str(model_folder), "--adapter.method", settings.method, *flags])
+    folder.mkdir()
+    (folder / "config.json").write_text(to_json(config))
+    adapter, *trees = _random_adapter(settings)
+    peft.save_adapter(folder / "adapter", adapter, settings, *trees, base_model_name=None)
+    return folder
+
+
 def metrics(run: Path) -> list[dict]:
     """The lines of metrics.jsonl without what a clock says."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+    timings = {"tokens_per_second", "seconds"}
+    return [{name: value for name, value in line.items() if name not in timings} for line in lines]
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

@@ -336,8 +336,7 @@ def test_no_field_is_dead():
     readers = [path for path in package.rglob("*.py") if path.name not in ("settings.py", "config.py")]
     nodes = [node for path in readers for node in ast.walk(ast.parse(path.read_text()))]
     read_somewhere = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    # A factor of the field reference, and what fills others in: followed by the tests above.
-    by_configuration = {"outer.multiplier", "adapter.preset"}
+    by_configuration = {"adapter.preset"}  # fills others in: followed by the tests above
     dead = {name for name in PATHS if name.rpartition(".")[2] not in read_somewhere}
     assert dead == by_configuration
 

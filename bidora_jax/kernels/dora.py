@@ -59,14 +59,51 @@ def row_norm(
     row_scale: Float[Array, " O"] | None = None,
 ) -> Float[Array, " O"]:
     """‖W0 + s·B·A‖ of each row. `norm_sq` is `square_norm` of W0. A zero row has norm 0 and a zero derivative, not NaN."""
-    a, b = direction
-    cross = jnp.sum(b * _wide_dot(a, w0).T, axis=1)
-    cross = cross if row_scale is None else cross * row_scale
-    update_sq = jnp.sum((b @ (a @ a.T)) * b, axis=1)
+    cross, update_sq = _overlaps(w0, direction, row_scale)
     total = norm_sq + 2 * scale * cross + scale**2 * update_sq
     positive = total > 0
     # The root is taken of 1 where the row vanishes: its infinite slope at 0 would turn a zero cotangent into NaN.
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1.0)), 0.0)
+
+
+def drift(
+    w0: Float[Array, "O I"],
+    norm_sq: Float[Array, " O"],
+    direction: Direction,
+    *,
+    scale: Scale,
+    row_scale: Float[Array, " O"] | None = None,
+) -> tuple[Float[Array, " O"], Float[Array, " O"]]:
+    """How much longer V is than W0, ‖V‖ − ‖W0‖, and how far it has turned, 1 − cos(V, W0), of each row; a zero row has no
+    direction to turn from.
+
+    Both are differences of numbers that are nearly the same, of which float32 would keep no digit below 1e-7. With U = s·B·A
+
+        ‖V‖ − ‖W0‖ = (2·W0·U + ‖U‖²) / (‖V‖ + ‖W0‖)        ‖V‖·‖W0‖ − V·W0 = (‖W0‖²·‖U‖² − (W0·U)²) / (‖V‖·‖W0‖ + V·W0)
+    """
+    cross, update_sq = _overlaps(w0, direction, row_scale)
+    cross, update_sq = scale * cross, scale**2 * update_sq
+    before, after = jnp.sqrt(norm_sq), jnp.sqrt(jnp.maximum(norm_sq + 2 * cross + update_sq, 0.0))
+    growth = _ratio(2 * cross + update_sq, before + after)
+    along, lengths, gram = norm_sq + cross, before * after, jnp.maximum(norm_sq * update_sq - cross**2, 0.0)
+    # Beyond a right angle it is the sum that cancels, and the difference that does not.
+    difference = jnp.where(along > 0, _ratio(gram, lengths + jnp.maximum(along, 0.0)), lengths - along)
+    return growth, _ratio(difference, lengths)
+
+
+def _ratio(x: Float[Array, " O"], y: Float[Array, " O"]) -> Float[Array, " O"]:
+    """x / y, and 0 where y is 0."""
+    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1.0), 0.0)
+
+
+def _overlaps(
+    w0: Float[Array, "O I"], direction: Direction, row_scale: Float[Array, " O"] | None
+) -> tuple[Float[Array, " O"], Float[Array, " O"]]:
+    """W0·(B·A) and ‖B·A‖² of each row."""
+    a, b = direction
+    cross = jnp.sum(b * _wide_dot(a, w0).T, axis=1)
+    cross = cross if row_scale is None else cross * row_scale
+    return cross, jnp.sum((b @ (a @ a.T)) * b, axis=1)
 
 
 def _wide_dot(a: Float[Array, "r I"], w0: Float[Array, "O I"]) -> Float[Array, "r O"]:
@@ -132,6 +169,8 @@ def _by_row(y: Float[Array, "*batch O"], factor: Float[Array, "*N O"] | None) ->
     if factor is None:
         return y
     *members, rows = factor.shape
+    if not members:
+        return (y.reshape(-1, rows) * factor[None]).reshape(y.shape)
     return y * factor.reshape(*members, *(1,) * (y.ndim - factor.ndim), rows)
 
 

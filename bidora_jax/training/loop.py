@@ -6,10 +6,10 @@ which is what a checkpoint holds; everything else is a pure function of the conf
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +78,21 @@ class Rhythm:
     log: int
 
 
+class Watcher(Protocol):
+    """Looks at the adapter now and then, at the start of a run and at the end of every phase, and writes down what it sees."""
+
+    every: int
+    """Steps between two looks; 0: only at the start and at the ends."""
+
+    def look(self, phase: str, step: int, direction: PyTree, magnitude: PyTree) -> str:
+        """What to say of it in the progress; nothing if it is empty."""
+        ...
+
+    def truncate(self, phase: str, step: int) -> object:
+        """Forgets what it saw from (phase, step) on."""
+        ...
+
+
 class Loop:
     """Runs phases; holds the services that a run has one of."""
 
@@ -87,10 +102,25 @@ class Loop:
         log: MetricsLog,
         checkpoints: Checkpoints,
         rhythm: Rhythm,
+        watchers: Sequence[Watcher] = (),
     ) -> None:
         """`evaluate` maps (direction, magnitude) to the validation loss; None where there is no validation split."""
         self.evaluate, self.log, self.checkpoints, self.rhythm = evaluate, log, checkpoints, rhythm
+        self.watchers = tuple(watchers)
         self.waited = 0.0
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has been training, over all processes that had a part in it."""
+        return time.monotonic() - self._began
+
+    def truncate(self, phase: str, step: int) -> None:
+        """Forgets what was written from (phase, step) on, before it is done again."""
+        kept = self.log.truncate(phase, step)
+        for watcher in self.watchers:
+            watcher.truncate(phase, step)
+        self._began = time.monotonic() - (kept[-1].get("seconds", 0.0) if kept else 0.0)
 
     def run(self, phase: Phase, standing: Standing) -> Standing:
         """From where the phase stands to its end, early or not."""
@@ -100,6 +130,8 @@ class Loop:
         with batches as work, Progress(phase.name, phase.steps, done=standing.step, every=self.rhythm.log) as progress:
             self._compile(phase, standing, progress)
             progress.note(f"{phase.name}: {phase.steps - standing.step} steps")
+            if not phase.first_checkpoint + standing.step:
+                self._watch(self.watchers, phase, standing, progress)
             for reached in self._steps(phase, standing, work, progress):
                 standing = reached
                 if self._over(phase, standing):
@@ -116,7 +148,7 @@ class Loop:
         release_freed_memory()  # what LLVM left is in pieces, and of no use to the steps
 
     def _steps(self, phase: Phase, standing: Standing, batches: Iterator[Work], progress: Progress):
-        reporter = _Reporter(phase, progress, self.log, self.checkpoints)
+        reporter = _Reporter(phase, progress, self.log, self.checkpoints, lambda: self.seconds)
         for work in self._timed(batches):
             step = standing.step
             state, metrics = phase.advance(standing.state, work.batches)
@@ -126,13 +158,16 @@ class Loop:
             evaluating, saving = (
                 last or _due(standing.step, every) for every in (self.rhythm.evaluate, self.rhythm.save)
             )
-            if evaluating or saving:
+            watching = [watcher for watcher in self.watchers if last or _due(standing.step, watcher.every)]
+            if evaluating or saving or watching:
                 extra = {}
                 reporter.check({})
                 if evaluating:
                     standing, extra = self._evaluated(phase, standing, progress)
                 reporter.flush(extra)
-                if saving or self._over(phase, standing):
+                over = self._over(phase, standing)
+                self._watch(self.watchers if over else watching, phase, standing, progress)
+                if saving or over:
                     self._save(phase, standing)
             yield standing
 
@@ -165,6 +200,11 @@ class Loop:
         progress.note(f"{phase.name} {standing.step}/{phase.steps}  validation loss {loss:.4f}{chosen}")
         return standing, {"evaluation_loss": loss}
 
+    def _watch(self, watchers: Sequence[Watcher], phase: Phase, standing: Standing, progress: Progress) -> None:
+        for watcher in watchers:
+            if said := watcher.look(phase.name, standing.step, *phase.adapter_of(standing.state)):
+                progress.note(said)
+
     def _save(self, phase: Phase, standing: Standing) -> None:
         info = {"phase": phase.name} | {k: v for k, v in standing._asdict().items() if k not in ("state", "best")}
         info["best_loss"] = None if math.isinf(standing.best_loss) else standing.best_loss
@@ -181,8 +221,10 @@ def restored(tree: PyTree, info: dict[str, Any]) -> Standing:
 class _Reporter:
     """Reads a step's metrics while the next step runs, so that the device never waits for the log."""
 
-    def __init__(self, phase: Phase, progress: Progress, log: MetricsLog, checkpoints: Checkpoints) -> None:
-        self.phase, self.progress, self.log, self.checkpoints = phase, progress, log, checkpoints
+    def __init__(
+        self, phase: Phase, progress: Progress, log: MetricsLog, checkpoints: Checkpoints, seconds: Callable[[], float]
+    ) -> None:
+        self.phase, self.progress, self.log, self.checkpoints, self.seconds = phase, progress, log, checkpoints, seconds
         self.pending: tuple[int, Work, dict[str, jax.Array]] | None = None
 
     def add(self, step: int, work: Work, metrics: dict[str, jax.Array]) -> None:
@@ -216,7 +258,7 @@ class _Reporter:
         speed = self.progress.speed.tokens_per_second
         self.log.append(
             {"phase": self.phase.name, "step": step + 1, **values, **extra, **self.phase.rates(step)}
-            | {"tokens": work.tokens, "tokens_per_second": speed and round(speed, 1)}
+            | {"tokens": work.tokens, "tokens_per_second": speed and round(speed, 1), "seconds": round(self.seconds(), 3)}
         )
 
 

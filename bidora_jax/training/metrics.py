@@ -1,7 +1,8 @@
 """What a run says while it trains: metrics.jsonl for programs, a progress bar for people.
 
 A line of metrics.jsonl is one object with at least `phase` and `step`. Lines are ordered by (phase, step), so a resumed
-run can drop what it is going to do again: apart from timings its file is the uninterrupted run's.
+run can drop what it is going to do again: apart from timings its file is the uninterrupted run's. Followers (tracking.py)
+are told every line, and after such a cut all that is left.
 """
 
 import json
@@ -13,19 +14,34 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 from bidora_jax.errors import InputError
 
 PHASES = ("search", "retrain")
 
 
+class Follower(Protocol):
+    """What else hears of the lines."""
+
+    def append(self, record: dict[str, Any]) -> None: ...
+
+    def restart(self, records: list[dict[str, Any]]) -> None:
+        """Forgets what it was told, by an earlier process too, for these lines."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class MetricsLog:
     """Appends one JSON object a line, on disk as soon as it is written; NaN and infinity are written as null."""
 
-    def __init__(self, path: str | os.PathLike[str], phases: Sequence[str] = PHASES) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], phases: Sequence[str] = PHASES, followers: Sequence[Follower] = ()
+    ) -> None:
         self.path = Path(path)
         self.phases = tuple(phases)
+        self.followers = tuple(followers)
         self._file: TextIO | None = None
 
     def append(self, record: dict[str, Any]) -> None:
@@ -34,25 +50,37 @@ class MetricsLog:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+        plain = _plain(record)
+        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
         self._file.flush()
+        for follower in self.followers:
+            follower.append(plain)
 
-    def truncate(self, phase: str, step: int) -> None:
-        """Drops the lines from (phase, step) on, that one included, and a last line that a kill cut short.
+    def truncate(self, phase: str, step: int) -> list[dict[str, Any]]:
+        """Drops the lines from (phase, step) on, that one included, and a last line that a kill cut short; returns the others.
 
         Raises InputError for another line that is not a record: the file is not this program's.
         """
-        self.close()
+        self._close_file()
         if not self.path.exists():
-            return
+            return []
         lines = self.path.read_bytes().split(b"\n")
         whole = [(number, line) for number, line in enumerate(lines[:-1], 1) if line.strip()]
         kept = [line for number, line in whole if self._read(number, line) < (self.phases.index(phase), step)]
         temporary = self.path.with_name(self.path.name + ".tmp")
         temporary.write_bytes(b"".join(line + b"\n" for line in kept))
         temporary.replace(self.path)
+        records = [json.loads(line) for line in kept]
+        for follower in self.followers:
+            follower.restart(records)
+        return records
 
     def close(self) -> None:
+        self._close_file()
+        for follower in self.followers:
+            follower.close()
+
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None

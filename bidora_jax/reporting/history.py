@@ -1,0 +1,120 @@
+"""The written history of a run: metrics.jsonl, changes.jsonl, samples.jsonl and run.json, whole or cut short by a kill."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bidora_jax.errors import InputError
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One quantity over a run."""
+
+    steps: np.ndarray
+    """Counted over all phases."""
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run wrote, in the order in which it happened."""
+
+    lines: list[Line]
+    changes: list[Line] = field(default_factory=list)
+    samples: list[Line] = field(default_factory=list)
+    facts: Line = field(default_factory=dict)
+
+    @property
+    def phases(self) -> list[str]:
+        """Names of the phases that have begun, in their order."""
+        return list(dict.fromkeys(line["phase"] for line in self.lines))
+
+    @property
+    def starts(self) -> dict[str, int]:
+        """Steps of the whole run before the first one of each phase."""
+        starts, total = {}, 0
+        for phase in self.phases:
+            starts[phase] = total
+            total += max(line["step"] for line in self.of(phase))
+        return starts
+
+    def of(self, phase: str) -> list[Line]:
+        """The steps of one phase."""
+        return [line for line in self.lines if line["phase"] == phase]
+
+    def curve(self, *names: str, phase: str | None = None) -> Curve:
+        """The first of `names` that a line has, of all phases or of one; lines without a number for it are left out."""
+        starts = self.starts
+        pairs = [
+            (starts[line["phase"]] + line["step"], value)
+            for line in self.lines
+            if phase in (None, line["phase"])
+            and (value := next((line[name] for name in names if line.get(name) is not None), None)) is not None
+        ]
+        steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+        return Curve(np.array(steps, int), np.array(values, float))
+
+
+def read(run: Path) -> History:
+    """InputError where there is no history, or where a line that is not the last is none."""
+    if not (run / "metrics.jsonl").is_file():
+        what = "has no metrics.jsonl: nothing has been trained in it yet" if run.is_dir() else "is no folder"
+        raise InputError(f"{run} {what}; point --run at the output_dir of a training run")
+    lines = _lines(run / "metrics.jsonl")
+    if not lines:
+        raise InputError(f"{run / 'metrics.jsonl'} holds no step yet; the first one is written when it is done")
+    return History(lines, *(_lines(run / f"{name}.jsonl") for name in ("changes", "samples")), _facts(run / "run.json"))
+
+
+def _lines(file: Path) -> list[Line]:
+    if not file.is_file():
+        return []
+    texts = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    found = []
+    for number, text in enumerate(texts[:-1], 1):  # after the last line end: nothing, or what a kill cut short
+        if text.strip():
+            found.append(_line(file, number, text))
+    return found
+
+
+def _line(file: Path, number: int, text: str) -> Line:
+    try:
+        line = json.loads(text)
+        if isinstance(line["phase"], str) and isinstance(line["step"], int):
+            return line
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{file}:{number} is not a line of a run's history with a phase and a step; take that line out")
+
+
+def _facts(file: Path) -> Line:
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON ({error}); remove it, and the report leaves its facts out") from None
+
+
+def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
+    """The mean around each value, falling off linearly over `reach` values on both sides; nothing is made up at the ends."""
+    weights = np.bartlett(2 * reach + 3)[1:-1]
+    # Cut by hand: mode "same" has the longer length of the two.
+    return np.convolve(values, weights)[reach : reach + len(values)] / np.convolve(np.ones(len(values)), weights)[
+        reach : reach + len(values)
+    ]
+
+
+def reach_of(count: int) -> int:
+    """How far to smooth a curve of `count` values: a thirtieth of it on either side."""
+    return max(count // 30, 1)
+
+
+def largest(values: Sequence[float | None]) -> float | None:
+    """The largest number of a list; None where there is none."""
+    return max((value for value in values if value is not None), default=None)

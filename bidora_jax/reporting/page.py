@@ -1,0 +1,136 @@
+"""report.html: one file with everything in it, which asks nothing of any other; light or dark as the reader's system is."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from bidora_jax.reporting import ink
+from bidora_jax.reporting.history import Line
+
+WIDE = ("loss", "magnitude", "direction")
+"""Pictures over the whole width."""
+STYLE = """
+:root { color-scheme: light dark; LIGHT
+  --page: #f4f6f9; --sans: Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  --mono: ui-monospace, "SF Mono", "Cascadia Mono", "DejaVu Sans Mono", Menlo, Consolas, monospace; }
+@media (prefers-color-scheme: dark) { :root { DARK --page: #11151b; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.55 var(--sans); -webkit-text-size-adjust: 100%; }
+main { max-width: 1180px; margin: 0 auto; padding: 40px 24px 56px; }
+header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 14px; margin-bottom: 26px; }
+h1 { font-size: 27px; line-height: 1.2; font-weight: 650; letter-spacing: -.015em; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 18px; font-weight: 620; letter-spacing: -.005em; margin: 44px 0 14px; }
+h3 { font-size: 14.5px; font-weight: 600; margin: 0 0 10px; }
+header p { color: var(--muted); margin: 0; flex-basis: 100%; overflow-wrap: anywhere; }
+.state { font-size: 12.5px; font-weight: 600; padding: 2px 10px; border-radius: 99px; border: 1px solid currentColor; }
+.done { color: var(--green); } .open { color: var(--orange); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(168px, 1fr)); gap: 12px; }
+.card, .tile { background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
+.tile { padding: 13px 16px 14px; }
+.tile dt { color: var(--muted); font-size: 13px; }
+.tile dd { margin: 1px 0 0; font-size: 21px; font-weight: 620; letter-spacing: -.01em; font-variant-numeric: tabular-nums; }
+.tile dd small { display: block; font-size: 12.5px; font-weight: 400; letter-spacing: 0; color: var(--muted); line-height: 1.4; }
+dl { margin: 0; }
+.charts { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px; margin-top: 14px; }
+.card { padding: 16px 18px 12px; min-width: 0; }
+.wide { grid-column: 1 / -1; }
+.plot { overflow-x: auto; } .plot svg { display: block; width: 100%; height: auto; }
+.wide .plot svg { min-width: 560px; } .curve.wide .plot svg { min-width: 0; max-height: 460px; }
+table { border-collapse: collapse; width: 100%; font-size: 14px; }
+th { text-align: left; font-weight: 500; color: var(--muted); font-size: 13px; }
+th, td { padding: 6px 18px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
+tr:last-child td { border-bottom: 0; }
+code, pre { font-family: var(--mono); font-size: 12.8px; }
+td:not(:first-child) { min-width: 90px; }
+.default { color: var(--muted); }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; line-height: 1.5; }
+.samples { display: grid; gap: 14px; }
+.asked { font-weight: 500; margin: 0 0 12px; white-space: pre-wrap; overflow-wrap: anywhere; }
+.answers { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 9px 16px; }
+.answers > span { color: var(--muted); font-size: 13px; font-variant-numeric: tabular-nums; }
+.expected { color: var(--green); }
+details { margin-top: 10px; } summary { cursor: pointer; color: var(--muted); font-size: 13px; margin-bottom: 9px; }
+footer { color: var(--muted); font-size: 13px; margin-top: 40px; }
+@media (max-width: 820px) { .charts { grid-template-columns: minmax(0, 1fr); } main { padding: 26px 14px 40px; }
+  .card { padding: 14px 14px 10px; } .answers { grid-template-columns: minmax(0, 1fr); gap: 3px; } .answers pre { margin-bottom: 9px; } }
+@media print { body { background: none; } .card, .tile { break-inside: avoid; } }
+"""
+
+
+def render(
+    name: str,
+    about: str,
+    summary: dict[str, Any],
+    tiles: Sequence[tuple[str, str, str]],
+    pictures: dict[str, tuple[str, str]],
+    samples: Sequence[Line],
+    settings: Sequence[tuple[str, str, str]],
+    notes: Sequence[str],
+) -> str:
+    """The page. `tiles` are (name, value, small print), `pictures` (title, svg) by name, `settings` (name, value, default)."""
+    state = '<span class="state done">finished</span>' if summary["finished"] else '<span class="state open">not finished</span>'
+    style = STYLE.replace("LIGHT", ink.variables(ink.LIGHT)).replace("DARK", ink.variables(ink.DARK))
+    parts = [
+        f"<header><h1>{escape(name)}</h1>{state}<p>{escape(about)}</p></header>",
+        '<dl class="tiles">' + "".join(_tile(*tile) for tile in tiles) + "</dl>",
+        '<div class="charts">' + "".join(_picture(key, *pictures[key]) for key in pictures) + "</div>",
+        _samples(samples),
+        _settings(settings),
+        "<footer>" + "<br>".join(map(escape, notes)) + "</footer>",
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(name)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(filter(None, parts))
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _tile(name: str, value: str, small: str) -> str:
+    below = f"<small>{escape(small)}</small>" if small else ""
+    return f'<div class="tile"><dt>{escape(name)}</dt><dd>{escape(value)}{below}</dd></div>'
+
+
+def _picture(key: str, title: str, svg: str) -> str:
+    kind = "curve" if key not in ("magnitude", "direction") else "heat"
+    wide = " wide" if key in WIDE else ""
+    return f'<section class="card {kind}{wide}"><h3>{escape(title)}</h3><div class="plot">{svg}</div></section>'
+
+
+def _samples(lines: Sequence[Line]) -> str:
+    """A card a prompt: the last answer, what was expected, and the earlier answers behind a click."""
+    if not lines:
+        return ""
+    cards = [_card([(line["phase"], line["step"], line["samples"][number]) for line in lines])
+             for number in range(len(lines[-1]["samples"]))]  # fmt: skip
+    return '<h2>Sample generations</h2><div class="samples">' + "".join(cards) + "</div>"
+
+
+def _card(answers: Sequence[tuple[str, int, Line]]) -> str:
+    *earlier, (phase, step, last) = answers
+    rows = _answer(f"{phase} {step}", last["answer"])
+    if last["expected"] is not None:
+        rows += _answer("expected", last["expected"], "expected")
+    before = "".join(_answer(f"{phase} {step}", sample["answer"]) for phase, step, sample in earlier)
+    behind = (
+        f'<details><summary>{len(earlier)} earlier</summary><div class="answers">{before}</div></details>' if before else ""
+    )
+    asked = f'<p class="asked">{escape(last["prompt"])}</p>'
+    return f'<article class="card">{asked}<div class="answers">{rows}</div>{behind}</article>'
+
+
+def _answer(when: str, text: str, kind: str = "") -> str:
+    return f"<span>{escape(when)}</span><pre class={kind or 'answer'}>{escape(text) or '(nothing)'}</pre>"
+
+
+def _settings(settings: Sequence[tuple[str, str, str]]) -> str:
+    if not settings:
+        return ""
+    rows = "".join(
+        f'<tr><td><code>{escape(name)}</code></td><td><code>{escape(value)}</code></td>'
+        f'<td class="default"><code>{escape(default)}</code></td></tr>'
+        for name, value, default in settings
+    )
+    head = "<tr><th>setting</th><th>value</th><th>default</th></tr>"
+    return f'<h2>Settings that differ from the defaults</h2><div class="card"><table>{head}{rows}</table></div>'

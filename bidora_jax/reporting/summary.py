@@ -1,0 +1,119 @@
+"""The numbers of a run in one dictionary, which summary.json holds, and the table that is printed of it."""
+
+import statistics
+from typing import Any
+
+from bidora_jax.reporting.history import History, Line
+
+Summary = dict[str, Any]
+
+
+def summarise(history: History) -> Summary:
+    """Losses in nats per token, times in seconds, memory in bytes. None: the run did not write it.
+
+    train_loss is the mean over the last tenth of a phase's steps, validation_loss that of its last evaluation; best_step is
+    the step of the search that validated best.
+    """
+    facts, lines = history.facts, history.lines
+    search = [line for line in history.of(history.phases[0]) if line.get("evaluation_loss") is not None]
+    best = min(search, key=lambda line: line["evaluation_loss"], default={})
+    return {
+        "finished": bool(facts.get("finished")),
+        "started": facts.get("started"),
+        "device": facts.get("device"),
+        "validation_loss": facts.get("result_loss", _last(lines, "evaluation_loss")),
+        "best_step": best.get("step"),
+        "best_validation_loss": best.get("evaluation_loss"),
+        "exact_matches": facts.get("exact_matches"),
+        "tokens": sum(line.get("tokens", 0) for line in lines),
+        "seconds": _last(lines, "seconds"),
+        "tokens_per_second": _median(lines, "tokens_per_second"),
+        "peak_memory": facts.get("peak_memory", {}),
+        "parameters": _parameters(facts.get("parameters", {})),
+        "records": facts.get("records", {}),
+        "phases": {phase: _phase(history, phase) for phase in history.phases},
+    }
+
+
+def _phase(history: History, phase: str) -> Summary:
+    lines = history.of(phase)
+    tail = [line["train_loss"] for line in lines[-max(len(lines) // 10, 1) :] if line.get("train_loss") is not None]
+    return {
+        "steps": lines[-1]["step"],
+        "train_loss": statistics.fmean(tail) if tail else None,
+        "validation_loss": _last(lines, "evaluation_loss"),
+        "tokens": sum(line.get("tokens", 0) for line in lines),
+        "tokens_per_second": _median(lines, "tokens_per_second"),
+    }
+
+
+def _parameters(groups: dict[str, int]) -> Summary:
+    """The groups with their sum and its share of all."""
+    if not groups:
+        return {}
+    trainable = sum(number for name, number in groups.items() if name != "frozen")
+    return groups | {"trainable": trainable, "trainable_share": trainable / (trainable + groups["frozen"])}
+
+
+def _last(lines: list[Line], name: str) -> Any:
+    return next((line[name] for line in reversed(lines) if line.get(name) is not None), None)
+
+
+def _median(lines: list[Line], name: str) -> float | None:
+    found = [line[name] for line in lines if line.get(name) is not None]
+    return statistics.median(found) if found else None
+
+
+def rows(summary: Summary) -> list[tuple[str, str]]:
+    """What people want to read of it, as names and values; what is not known is left out."""
+    parameters, memory = summary["parameters"], summary["peak_memory"]
+    found = [("validation loss", _number(summary["validation_loss"], "{:.4f}"))]
+    if summary["best_step"] is not None:
+        found.append(("best step of the search", f"{summary['best_step']} (loss {summary['best_validation_loss']:.4f})"))
+    for phase, numbers in summary["phases"].items():
+        loss = _number(numbers["train_loss"], "{:.4f}") or "unknown"
+        found.append((phase, f"{numbers['steps']:,} steps, training loss {loss}"))
+    if matches := summary["exact_matches"]:
+        found.append(("exact matches", f"{matches['after']} of {matches['of']} (before {matches['before']})"))
+    found += [
+        ("tokens", f"{summary['tokens']:,}"),
+        ("training time", duration(summary["seconds"])),
+        ("speed", _number(summary["tokens_per_second"], "{:,.0f} tokens/s")),
+        ("peak memory", ", ".join(f"{used / 2**30:.2f} GiB {where}" for where, used in memory.items())),
+        ("trainable parameters", parameters
+         and f"{parameters['trainable']:,} ({parameters['trainable_share']:.3%} of {parameters['frozen']:,} and these)"),
+    ]  # fmt: skip
+    found += [(name, summary.get(name) or "") for name in ("adapter", "merged", "report")]
+    return [(name, value) for name, value in found if value]
+
+
+def show(summary: Summary) -> None:
+    """Prints the summary as a table on stdout; away from a terminal no path is folded."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.ROUNDED, show_header=False, title="run finished" if summary["finished"] else "run not finished")
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for row in rows(summary):
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(80, *(len(value) + 32 for _, value in rows(summary))))
+    console.print(table, markup=False, highlight=False)
+
+
+def duration(seconds: float | None) -> str:
+    """12 s, 3 min 20 s, 2 h 5 min; nothing for None."""
+    if seconds is None:
+        return ""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
