@@ -72,9 +72,9 @@ def picked(size: str) -> dict[int, tuple[str, int]]:
             shape = catalog.shape(f"Qwen/Qwen3-{size.upper()}")
             if planning.base_bytes(shape, template(form, 1), "bfloat16") > allowed:
                 continue
-            batch = next((n for n in (4, 2, 1) if count(size, template(form, n)) <= allowed), None)
-            if batch:
-                found[memory] = (form, batch)
+            if count(size, template(form, 1)) <= allowed:
+                fitting_ones = (n for n in (4, 2, 1) if count(size, template(form, n)) <= allowed)
+                found[memory] = (form, next(fitting_ones))
                 break
     return found
 
