@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bidora_jax.training.samples import Prompt
 
 MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
-                        "compilation_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
+                        "compilation_cache", "data.token_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
                         "samples.prompts", "samples.count", "samples.max_new_tokens", "samples.temperature")  # fmt: skip
 SETTLED = ("model.remat", "search.hypergradient")
 """What `auto` stands for is chosen at the start of a run; a resumed one keeps the choice."""
@@ -185,7 +185,7 @@ def check_folder(config: Config, resume: bool) -> None:
 def assemble(config: Config) -> Assembled:
     """Reads the data, then the model. The order puts the cheap refusals first."""
     from bidora_jax.models import adapters, hf
-    from bidora_jax.training import fitting, records, samples, splits
+    from bidora_jax.training import fitting, records, samples, splits, tokencache
     from bidora_jax.training.phases import Problem
 
     fitting.check(config.model)
@@ -197,12 +197,14 @@ def assemble(config: Config) -> Assembled:
     asked = (data.test.records, data.val.records, data.train.records)
     prompts = samples.prompts(config.samples, asked, tokenizer, decoder_config.max_position_embeddings)
     encode = {"max_length": config.data.max_length, "loss_on": config.data.loss_on, "long": config.data.long}
-    encoded = {
-        name: records.encode_all(part.records, tokenizer, **encode)
-        for name, part in (("train", data.train), ("val", data.val)) if part.records
-    }  # fmt: skip
     for line in data.said:
         print(line)
+    encoded = {}
+    for name, part in (("train", data.train), ("val", data.val)):
+        if part.records:
+            cache = config.data.token_cache
+            encoded[name], note = tokencache.encode_all(part.records, tokenizer, model_folder, cache, **encode)
+            print(note + "\n" * bool(note), end="")
     for name, part in encoded.items():
         _report_split(name, part, config)
         longest = max(len(example.tokens) for example in part.examples)
