@@ -84,24 +84,45 @@ class TrainArguments(Config):
     """Fit quantisation, batch, accumulation, length and remat to the device. What the command line sets stays."""
 
 
+@dataclass(frozen=True)
+class DataArguments(Config):
+    """Show what a run will train on: records with their trained tokens, lengths, steps, padding. Reads no weights."""
+
+    config: str = ""
+    """Configuration file: configs/NAME.py, or the config.json of a run folder."""
+    records: int = 3
+    """Records of train to show."""
+
+
 def parse_train(argv: Sequence[str]) -> tuple[Config, bool]:
     """The configuration that a `train` command line means, and whether to resume."""
+    config, arguments = _parse(TrainArguments, argv, "train")
+    return config, arguments.resume
+
+
+def parse_data(argv: Sequence[str]) -> tuple[Config, int]:
+    """The configuration that a `data` command line means, and the number of records to show."""
+    config, arguments = _parse(DataArguments, argv, "data")
+    return config, arguments.records
+
+
+def _parse(schema: Any, argv: Sequence[str], command: str) -> tuple[Config, Any]:
     import tyro
 
-    path, resume = _flag_value(argv, "config"), any(_name(arg) == "resume" for arg in argv)
+    path = _flag_value(argv, "config")
     given = _given(path) if path else ConfigDict()
     sources = {name: _flag_value(argv, f"adapter.{name}") for name in ("preset", "path")}
     _refuse_idle(sources["preset"], given, path)
     _set_unset(given, {"adapter": {name: value for name, value in sources.items() if value}}, over=True)
     tree = _tree(given)
-    default = TrainArguments(**_fields(resolve(tree)), config=path, resume=resume)
-    arguments = tyro.cli(TrainArguments, args=list(argv), default=default, prog="python -m bidora_jax.train")
+    default = schema(**_fields(resolve(tree)), config=path)
+    arguments = tyro.cli(schema, args=list(argv), default=default, prog=f"python -m bidora_jax.{command}")
     given_names = named(argv)
     for name, value in leaves(arguments):
         section, _, leaf = name.rpartition(".")
         if name in given_names or f"{section}.no_{leaf}".strip(".") in given_names:
             _set(tree, name, value)
-    return resolve(tree), arguments.resume
+    return resolve(tree), arguments
 
 
 def named(argv: Sequence[str]) -> frozenset[str]:

@@ -48,27 +48,35 @@ def main(argv: list[str]) -> None:
     config, resume = parse_train(argv)
     given = named(argv)
     check(config)
+    if resume and "auto" in given:
+        raise InputError(
+            "--auto chooses settings for a new run; --resume goes on with those of the run folder: leave one out"
+        )
     if resume:
         config = _as_begun(config)
     dry = "dry_run" in given
     if not dry:
         check_folder(config, resume)
-    from bidora_jax import dryrun
+    from bidora_jax import auto, dryrun, exhaustion
     from bidora_jax.training.compilation import keep_compiled
     from bidora_jax.training.memory import device_memory, keep_freed_memory
 
     keep_freed_memory()
     keep_compiled(config.compilation_cache)
     memory, began = device_memory(config.memory_limit), time.monotonic()
-    parts = assemble(config)
-    loaded = time.monotonic()
-    config, first = settle(config, parts, memory)
+    if "auto" in given:
+        config = auto.fit(config, given, memory)
+    with exhaustion.explained(config):
+        parts = assemble(config)
+        loaded = time.monotonic()
+        config, first = settle(config, parts, memory)
     parts = parts._replace(problem=first.problem)
-    if dry:
-        _describe(config, parts)
-        dryrun.main(config, parts, first, memory, loading=loaded - began, settling=time.monotonic() - loaded)
-    else:
-        run(config, parts, first)
+    with exhaustion.explained(config, parts.problem.buckets[-1]):
+        if dry:
+            _describe(config, parts)
+            dryrun.main(config, parts, first, memory, loading=loaded - began, settling=time.monotonic() - loaded)
+        else:
+            run(config, parts, first)
 
 
 def settle(config: Config, parts: Assembled, memory: "Memory") -> "tuple[Config, Settled]":
@@ -185,7 +193,7 @@ def check_folder(config: Config, resume: bool) -> None:
 def assemble(config: Config) -> Assembled:
     """Reads the data, then the model. The order puts the cheap refusals first."""
     from bidora_jax.models import adapters, hf
-    from bidora_jax.training import fitting, records, samples, splits, tokencache
+    from bidora_jax.training import fitting, preparation, records, samples, splits
     from bidora_jax.training.phases import Problem
 
     fitting.check(config.model)
@@ -196,29 +204,14 @@ def assemble(config: Config) -> Assembled:
     tokenizer = records.load_tokenizer(model_folder)
     asked = (data.test.records, data.val.records, data.train.records)
     prompts = samples.prompts(config.samples, asked, tokenizer, decoder_config.max_position_embeddings)
-    encode = {"max_length": config.data.max_length, "loss_on": config.data.loss_on, "long": config.data.long}
-    for line in data.said:
-        print(line)
-    encoded = {}
-    for name, part in (("train", data.train), ("val", data.val)):
-        if part.records:
-            cache = config.data.token_cache
-            encoded[name], note = tokencache.encode_all(part.records, tokenizer, model_folder, cache, **encode)
-            print(note + "\n" * bool(note), end="")
-    for name, part in encoded.items():
-        _report_split(name, part, config)
-        longest = max(len(example.tokens) for example in part.examples)
-        if longest > decoder_config.max_position_embeddings:
-            raise InputError(
-                f"{name}: the longest record has {longest} tokens, more than the "
-                f"{decoder_config.max_position_embeddings} positions of the model; lower data.max_length"
-            )
+    ready = preparation.prepare(config.data, data, tokenizer, decoder_config.max_position_embeddings, config.seed)
+    print("\n".join(ready.said))
     if adapter.subtracts:  # a minute and more for a large model
         print(f"adapter.init {adapter.init}: decomposing the weights")
     base = adapters.prepare_base(hf.load(config.model, model_folder, decoder_config), adapter)
     problem = Problem(
-        decoder_config, config.model, adapter, base, encoded["train"].examples,
-        encoded["val"].examples if "val" in encoded else [], config.data, records.pad_id(tokenizer), config.seed, start,
+        decoder_config, config.model, adapter, base, ready.rows["train"], ready.rows.get("val", []), config.data,
+        records.pad_id(tokenizer), config.seed, start,
     )  # fmt: skip
     test = data.test.records[: config.data.test_limit or None]
     return Assembled(problem, tokenizer, test, Path(model_folder), prompts)
@@ -348,13 +341,6 @@ def _describe(config: Config, parts: Assembled) -> None:
           + f"; padded to {', '.join(map(str, problem.buckets))}")  # fmt: skip
     print(f"trainable params: {trained:,} || all params: {frozen + trained:,} || "
           f"trainable%: {100 * trained / (frozen + trained):.4f}")  # fmt: skip
-
-
-def _report_split(name: str, split, config: Config) -> None:
-    became = "left out for more than" if config.data.long == "drop" else "cut at"
-    cut = f", {split.n_truncated} {became} {config.data.max_length} tokens" if split.n_truncated else ""
-    dropped = f", {split.n_untrained} dropped for want of a trained token" if split.n_untrained else ""
-    print(f"{name}: {len(split.examples)} records, {sum(len(e.tokens) for e in split.examples):,} tokens{cut}{dropped}")
 
 
 def _say(phase: "Phase", standing: "Standing") -> None:

@@ -27,7 +27,7 @@ def tokenizer(folder):
 
 def encoded(folder, tokenizer, given=RECORDS, **settings):
     cache, worth = settings.pop("cache", str(folder / "cache")), settings.pop("worth", 0.0)
-    return tokencache.encode_all(given, tokenizer, folder, cache, worth=worth, **(SETTINGS | settings))
+    return tokencache.encode_all(given, tokenizer, cache, worth=worth, **(SETTINGS | settings))
 
 
 def assert_same(one, other) -> None:

@@ -14,7 +14,7 @@ from runs import BIDORA, SMALL, contents, inputs, metrics, process
 from safetensors.numpy import load_file
 
 from bidora_jax import train
-from bidora_jax.config import parse_train, read, resolve, to_json
+from bidora_jax.config import parse_train, read, resolve, settled, to_json
 from bidora_jax.errors import RunError, command
 from bidora_jax.training.checkpoint import Checkpoints
 from bidora_jax.training.loop import Loop, Phase, Rhythm, Standing, Work
@@ -53,7 +53,9 @@ def test_a_run_leaves_its_folder_complete(finished_run):
 @pytest.mark.slow
 def test_the_configuration_of_a_run_reads_back(finished_run):
     config, _ = parse_train(json.loads((finished_run / "argv.json").read_text()))
-    assert resolve(read(str(finished_run / "run" / "config.json"))) == config
+    saved = resolve(read(str(finished_run / "run" / "config.json")))
+    assert saved == settled(config, saved, train.SETTLED)
+    assert (saved.model.remat, saved.search.hypergradient) == ("dots", "reverse")  # what auto stood for
 
 
 @pytest.mark.slow
@@ -172,6 +174,45 @@ def test_dora_ends_early_when_the_validation_loss_stays_and_has_no_retraining(
     assert "at step 1" in said
     assert checkpoints(tmp_path / "run") == ["3"]
     assert any("lora_magnitude_vector" in name for name in load_file(tmp_path / "run" / WEIGHTS))
+
+
+def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(model_folder, data_files, tmp_path, capfd):
+    flags = [
+        "--adapter.method",
+        "lora",
+        "--search.steps",
+        "7",
+        "--eval-every",
+        "3",
+        "--memory-limit",
+        "4GB",
+        "--dry-run",
+    ]
+    assert exit_status([*inputs(model_folder, data_files, tmp_path / "run"), *SMALL, *flags]) == 0
+    said = capfd.readouterr().out
+    assert not (tmp_path / "run").exists()
+    for part in ("remat dots: the fastest that fits", "search: 7 steps of ", "1 shapes (T = ", "peak of a step",
+                 " of 4.00 GB, memory_limit 4GB", "4 evaluations", "direction 516 (", "resident: ",
+                 "dry run: nothing was written"):  # fmt: skip
+        assert part in said, part
+
+
+def test_auto_keeps_the_effective_batch_and_what_the_command_line_sets(model_folder, data_files, tmp_path, capfd):
+    flags = ["--adapter.method", "lora", "--search.steps", "1", "--data.batch-size", "2", "--data.accumulation", "3",
+             "--data.max-length", "128", "--memory-limit", "6MB", "--auto"]  # fmt: skip
+    argv = [*inputs(model_folder, data_files, tmp_path / "run"), *SMALL, *flags]
+    assert exit_status(argv) == 0
+    saved = resolve(read(str(tmp_path / "run" / "config.json")))
+    assert (saved.data.batch_size, saved.data.accumulation, saved.data.max_length) == (2, 3, 128)
+    said = capfd.readouterr().out
+    assert "auto: model.remat auto → " in said and "without a GPU a step of 768 tokens" in said
+    assert exit_status([*argv[:-2], "10kB", "--auto", "--output-dir", str(tmp_path / "other")]) == 2
+    said = capfd.readouterr().err
+    assert "--auto found nothing that fits in 85% of 0.0 MB" in said
+    assert "--data.accumulation, --data.batch_size, --data.max_length was kept as the command line sets it" in said
+    assert not (tmp_path / "other").exists()
+    assert exit_status([*argv, "--resume"]) == 2
+    assert "--auto chooses settings for a new run" in capfd.readouterr().err
 
 
 def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(

@@ -4,6 +4,7 @@
     rope(x)ₜ = x ∘ cos(tθ) + rotate_half(x) ∘ sin(tθ)                   RoPE, arXiv:2104.09864, half-split as in HF
     attend(q, k, v)ₜ = Σ_{u≤t} softmax_u(qₜ·k_u / √h) v_u               each of K key/value heads serves G = H/K queries
                                                                         with a window w: t − w < u ≤ t (Mistral)
+                                                                        of a document from s on: s ≤ u ≤ t (packed rows)
 
 Norms, angles and softmax are float32 (float64 for float64); products have the dtype of the inputs and accumulate in
 float32. Sequences are padded on the right: under the causal mask a real token never sees padding, so no padding mask
@@ -29,28 +30,39 @@ def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], *, eps: fl
     return normed.astype(x.dtype) * weight.reshape((1,) * (x.ndim - 1) + weight.shape)
 
 
-def rope_angles(positions: Int[Array, " T"], theta: Pairs, *, gain: float = 1.0, dtype) -> tuple[Array, Array]:
-    """cos and sin of the rotary angles times `gain`, each (T, h), rounded to `dtype`; the second half repeats the first."""
-    angles = positions.astype(wide(dtype))[:, None] * jnp.asarray(theta, wide(dtype))[None, :]
+def rope_angles(positions: Int[Array, "*B T"], theta: Pairs, *, gain: float = 1.0, dtype) -> tuple[Array, Array]:
+    """cos and sin of the rotary angles times `gain`, each (*B, T, h), rounded to `dtype`; the second half repeats the first."""
+    theta = jnp.asarray(theta, wide(dtype)).reshape((1,) * positions.ndim + (-1,))
+    angles = positions.astype(wide(dtype))[..., None] * theta
     angles = jnp.concatenate([angles, angles], axis=-1)
     return (gain * jnp.cos(angles)).astype(dtype), (gain * jnp.sin(angles)).astype(dtype)
 
 
-def rope(x: Float[Array, "B T N h"], cos: Float[Array, "T h"], sin: Float[Array, "T h"]) -> Float[Array, "B T N h"]:
-    """Rotates every head of x by the angle of its position, in float32, rounded once."""
-    wide_x, cos, sin = (array.astype(wide(x.dtype)) for array in (x, cos[None, :, None, :], sin[None, :, None, :]))
+def rope(
+    x: Float[Array, "B T N h"], cos: Float[Array, "*B T h"], sin: Float[Array, "*B T h"]
+) -> Float[Array, "B T N h"]:
+    """Rotates every head of x by the angle of its position, in float32, rounded once; rows may have their own positions."""
+    cos, sin = (array.reshape(-1, array.shape[-2], 1, array.shape[-1]) for array in (cos, sin))
+    wide_x, cos, sin = (array.astype(wide(x.dtype)) for array in (x, cos, sin))
     first, second = jnp.split(wide_x, 2, axis=-1)
     return (wide_x * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)
 
 
-def visible(queries: Int[Array, " Q"], keys: Int[Array, " S"], window: int | None = None) -> Bool[Array, "Q S"]:
-    """Which key positions a query position sees: none after it, and with a window only the last `window`, its own included."""
+def visible(
+    queries: Int[Array, " Q"],
+    keys: Int[Array, " S"],
+    window: int | None = None,
+    starts: Int[Array, "B Q"] | None = None,
+) -> Bool[Array, "#B Q S"]:
+    """Which key positions a query position sees: none after it, with a window only the last `window`, its own included,
+    and with `starts` none before its document's first."""
     distance = queries[:, None] - keys[None, :]
-    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    return seen[None] if starts is None else seen[None] & (keys[None, None, :] >= starts[:, :, None])
 
 
 def attend(
-    q: Float[Array, "B Q H h"], k: Float[Array, "B S K h"], v: Float[Array, "B S K h"], visible: Bool[Array, "Q S"]
+    q: Float[Array, "B Q H h"], k: Float[Array, "B S K h"], v: Float[Array, "B S K h"], visible: Bool[Array, "#B Q S"]
 ) -> Float[Array, "B Q H h"]:
     """Attention of Q queries over S keys where `visible` allows it, with the [Q, S] scores of every head in memory."""
     batch, queries, heads, dim = q.shape
@@ -58,13 +70,17 @@ def attend(
     groups = heads // kv_heads
     # The queries of all heads that share keys are the rows of one product, in an order that never turns the scores.
     rows = swapped(q.reshape(batch, queries, kv_heads, groups, dim), 1, 2).reshape(batch, kv_heads, -1, dim)
-    out = _weighted(rows, swapped(k, 1, 2), swapped(v, 1, 2), jnp.repeat(visible, groups, axis=0)).astype(q.dtype)
+    seen = jnp.repeat(visible, groups, axis=1)[:, None]
+    out = _weighted(rows, swapped(k, 1, 2), swapped(v, 1, 2), seen).astype(q.dtype)
     return swapped(out.reshape(batch, kv_heads, queries, groups, dim), 1, 2).reshape(q.shape)
 
 
 @jax.custom_vjp
 def _weighted(
-    rows: Float[Array, "B K M h"], k: Float[Array, "B K S h"], v: Float[Array, "B K S h"], visible: Bool[Array, "M S"]
+    rows: Float[Array, "B K M h"],
+    k: Float[Array, "B K S h"],
+    v: Float[Array, "B K S h"],
+    visible: Bool[Array, "#B 1 M S"],
 ) -> Float[Array, "B K M h"]:
     """softmax(rows·kᵀ/√h)·v over the visible keys, with the accumulator of the last product.
 
@@ -106,8 +122,11 @@ def causal_attention(
     *,
     chunk: int,
     window: int | None = None,
+    starts: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T H h"]:
     """Causal grouped-query attention; sequences longer than `chunk` are attended `chunk` queries at a time.
+
+    `starts`: where the document of each token begins, in a row of several: what is before it is not seen.
 
     The chunked form recomputes each chunk's scores in the backward pass, so that memory grows with T·chunk instead of T².
     The queries are cut into at most RUNS runs, and a run meets only the keys that one of its queries can see.
@@ -120,10 +139,11 @@ def causal_attention(
         queries = slice(first * step, min(stop * step, length))
         keys = slice(0 if window is None else max(0, queries.start - window + 1), queries.stop)
         part = partial(_attend_from, k=k[:, keys], v=v[:, keys], first_key=keys.start, window=window)
+        rows = (q[:, queries],) if starts is None else (q[:, queries], starts[:, queries])
         if length <= chunk:
-            out.append(part(q[:, queries], queries.start))
+            out.append(part(queries.start, *rows))
         else:
-            out.append(_by_chunk(part, q[:, queries], queries.start, chunk))
+            out.append(_by_chunk(part, queries.start, chunk, *rows))
     return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
 
 
@@ -139,16 +159,21 @@ def _runs(chunks: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _attend_from(q, first_query, *, k, v, first_key: int, window: int | None):
+def _attend_from(first_query, q, starts=None, *, k, v, first_key: int, window: int | None):
     """Queries and keys of consecutive positions, each from its first one on."""
     queries, keys = first_query + jnp.arange(q.shape[1]), first_key + jnp.arange(k.shape[1])
-    return attend(q, k, v, visible(queries, keys, window))
+    return attend(q, k, v, visible(queries, keys, window, starts))
 
 
-def _by_chunk(part, q: Float[Array, "B Q H h"], first: int, chunk: int) -> Float[Array, "B Q H h"]:
-    """part(queries, position of the first) for `chunk` queries at a time, recomputed in the backward pass."""
-    count = -(-q.shape[1] // chunk)
-    padded = jnp.pad(q, ((0, 0), (0, count * chunk - q.shape[1]), (0, 0), (0, 0)))
-    chunks = padded.reshape(q.shape[0], count, chunk, *q.shape[2:]).swapaxes(0, 1)
-    out = jax.lax.map(lambda args: jax.checkpoint(part)(*args), (chunks, first + jnp.arange(count) * chunk))
-    return out.swapaxes(0, 1).reshape(padded.shape)[:, : q.shape[1]]
+def _by_chunk(part, first: int, chunk: int, *rows: Array) -> Float[Array, "B Q H h"]:
+    """part(position of the first query, *rows (B, Q, …)) for `chunk` queries at a time, recomputed in the backward pass."""
+    length = rows[0].shape[1]
+    count = -(-length // chunk)
+
+    def split(array):
+        padded = jnp.pad(array, ((0, 0), (0, count * chunk - length)) + ((0, 0),) * (array.ndim - 2))
+        return padded.reshape(array.shape[0], count, chunk, *array.shape[2:]).swapaxes(0, 1)
+
+    chunks = (first + jnp.arange(count) * chunk, *map(split, rows))
+    out = jax.lax.map(lambda args: jax.checkpoint(part)(*args), chunks).swapaxes(0, 1)
+    return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length]

@@ -61,12 +61,12 @@ class Settled(NamedTuple):
 def settle(problem: Problem, levels: Levels, memory: Memory) -> Settled:
     """The fastest form of the first phase that fits; where none does, the one that takes least, and `said` says so."""
     tried: list[Settled] = []
-    candidates = list(_candidates(problem.model, levels))
-    for remat, form in candidates:
+    forms = list(candidates(problem.model, levels))
+    for remat, form in forms:
         chosen = replace(problem, model=replace(problem.model, remat=remat))
         search = replace(levels.search, hypergradient=form)
         phase, standing = first_phase(levels.method, chosen, search, levels.inner, levels.outer)
-        if len(candidates) == 1:
+        if len(forms) == 1:
             return Settled(chosen, search, phase, standing, None, "")
         parts = footprint.of(chosen, phase, standing.state, largest(phase))
         name = f"remat {remat}" + (f", hypergradient {form}" if levels.method == "bidora" else "")
@@ -116,7 +116,7 @@ def synthetic(
     return Problem(config, model, adapter, base, [example], [example], data, 0, 0)
 
 
-def _candidates(model: ModelConfig, levels: Levels) -> Iterator[tuple[str, str]]:
+def candidates(model: ModelConfig, levels: Levels) -> Iterator[tuple[str, str]]:
     """(remat, hypergradient), the fastest first. Only bidora has a hypergradient."""
     form = levels.search.hypergradient
     forms = ("reverse", "exact") if form == AUTO and levels.method == "bidora" else ("exact" if form == AUTO else form,)

@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from bidora_jax.errors import RunError
 from bidora_jax.training.checkpoint import Checkpoints
 from bidora_jax.training.data import prefetch
+from bidora_jax.training.memory import release_freed_memory
 from bidora_jax.training.metrics import MetricsLog, Progress
 from bidora_jax.training.programs import Meeting, ahead
 
@@ -144,6 +145,7 @@ class Loop:
             which = ", ".join(filter(None, (program.name, f"T = {length}")))
             with progress.doing(f"{phase.name}: compiling {number} of {len(meetings)} shapes ({which})"):
                 program.compile(standing.state, length)
+        release_freed_memory()  # what LLVM left is in pieces, and of no use to the steps
 
     def _steps(self, phase: Phase, standing: Standing, batches: Iterator[Work], progress: Progress):
         reporter = _Reporter(phase, progress, self.log, self.checkpoints, lambda: self.seconds)

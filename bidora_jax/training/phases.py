@@ -24,8 +24,8 @@ from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import bilevel, objective, optim, state, step
 from bidora_jax.training import data as batching
 from bidora_jax.training.loop import Phase, Standing, Work
+from bidora_jax.training.packing import Row
 from bidora_jax.training.programs import Meeting, Program
-from bidora_jax.training.records import Example
 from bidora_jax.training.settings import DataConfig, OptimizerConfig, RetrainConfig, SearchConfig
 
 HYPERGRADIENTS = {
@@ -45,8 +45,8 @@ class Problem:
     model: ModelConfig
     adapter: Adapter
     base: PyTree
-    train: Sequence[Example]
-    val: Sequence[Example]
+    train: batching.Examples
+    val: batching.Examples
     data: DataConfig
     pad_id: int
     seed: int
@@ -70,7 +70,7 @@ class Problem:
         """A batch of padding alone: what is compiled for has its shapes."""
         return batching.collate([], length, *_sizes(self))
 
-    def stream(self, examples: Sequence[Example], number: int) -> batching.Stream:
+    def stream(self, examples: batching.Examples, number: int) -> batching.Stream:
         size = self.data.batch_size * self.data.accumulation
         return batching.Stream([len(example.tokens) for example in examples], size, seed=self.seed, stream=number)
 
@@ -130,10 +130,9 @@ def bidora_search(
         lower_rows, train_rows, val_rows = rows(number)
         lower_batches = [_batch(problem, buckets, _pick(problem.train, rows)) for rows in lower_rows]
         train_examples, val_examples = _pick(problem.train, train_rows), _pick(problem.val, val_rows)
-        micro, rows_each, pad_id = _sizes(problem)
-        joint = batching.joint(train_examples, val_examples, buckets, micro, rows_each, pad_id)
+        joint = batching.joint(train_examples, val_examples, buckets, *_sizes(problem))
         tokens = _tokens(problem.train, *lower_rows, train_rows) + _tokens(problem.val, val_rows)
-        return Work((lower_batches, *joint), tokens, train_rows)
+        return Work((lower_batches, *joint), tokens, _records(problem.train, train_rows))
 
     rates = {
         "inner_learning_rate": lambda number: optim.schedule(inner, steps * search.lower_steps)(
@@ -209,7 +208,7 @@ def _train_phase(
 
     def work(number: int) -> Work:
         rows = stream.indices(number)
-        return Work(_batch(problem, buckets, _pick(examples, rows)), _tokens(examples, rows), rows)
+        return Work(_batch(problem, buckets, _pick(examples, rows)), _tokens(examples, rows), _records(examples, rows))
 
     phase = Phase(
         name, steps, first_checkpoint, work,
@@ -233,23 +232,29 @@ def made(make: Callable[..., PyTree], *trees: PyTree) -> PyTree:
     return jax.eval_shape(make, *trees) if abstract else make(*trees)
 
 
-def _sizes(problem: Problem) -> tuple[int, int, int]:
-    return problem.data.accumulation, problem.data.batch_size, problem.pad_id
+def _sizes(problem: Problem) -> tuple[int, int, int, bool]:
+    return problem.data.accumulation, problem.data.batch_size, problem.pad_id, problem.data.packing
 
 
-def _batch(problem: Problem, buckets, examples: list[Example]) -> batching.Batch:
+def _batch(problem: Problem, buckets, examples: batching.Examples) -> batching.Batch:
     return batching.collate(examples, batching.length_for(examples, buckets), *_sizes(problem))
 
 
-def _length(examples: Sequence[Example], buckets, rows: list[int]) -> int:
+def _length(examples: batching.Examples, buckets, rows: list[int]) -> int:
     return batching.length_for(_pick(examples, rows), buckets)
 
 
-def _pick(examples: Sequence[Example], rows: list[int]) -> list[Example]:
+def _pick(examples: Sequence[Any], rows: list[int]) -> list[Any]:
     return [examples[row] for row in rows]
 
 
-def _tokens(examples: Sequence[Example], *rows: list[int]) -> int:
+def _records(examples: batching.Examples, rows: list[int]) -> list[int]:
+    """Numbers of the records that stand in some rows."""
+    picked = [(row, examples[row]) for row in rows]
+    return [number for row, item in picked for number in (item.documents if isinstance(item, Row) else (row,))]
+
+
+def _tokens(examples: batching.Examples, *rows: list[int]) -> int:
     return int(np.sum([len(examples[row].tokens) for step_rows in rows for row in step_rows]))
 
 

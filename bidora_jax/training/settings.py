@@ -41,6 +41,8 @@ class DataConfig:
     loss_on: Literal["response", "turns", "all"] = "response"
     """Trained tokens of records that ask: response, of a conversation the last answer; turns, every answer of the
     assistant; all, the questions too."""
+    packing: bool = False
+    """Put several records into one row of up to max_length tokens, where they don't see each other; batch_size counts rows."""
     buckets: int = 4
     """At most this many padded lengths, shared by train and val: the number of compilations is bounded by it."""
 

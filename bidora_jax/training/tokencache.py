@@ -33,17 +33,17 @@ TOKENIZER_FILES = (*records.TOKENIZER_FILES, "merges.txt", "added_tokens.json", 
 
 
 def encode_all(
-    given: list[Record], tokenizer: Tokenizer, folder: Path, cache: str, *, worth: float = WORTH, **settings: Any
+    given: list[Record], tokenizer: Tokenizer, cache: str, *, worth: float = WORTH, **settings: Any
 ) -> tuple[Split, str]:
     """records.encode_all(given, tokenizer, **settings), read where it is kept, and kept where it took `worth` seconds.
 
-    `folder` is the tokenizer's; `cache` names the folder of the cache, "auto" for the user's, "" for none. The text says
-    what was done with the cache, if anything. Raises InputError as records.encode_all does.
+    `cache` names a folder, "auto" the one in the user's cache folder, "" none. The text says what was done with it, if
+    anything. Raises InputError as records.encode_all does.
     """
     if not cache:
         return records.encode_all(given, tokenizer, **settings), ""
     place = user_cache() / "tokens" if cache == AUTO else Path(cache).expanduser()
-    path, note = place / f"{name(folder, given, settings)}.safetensors", ""
+    path, note = place / f"{name(Path(tokenizer.name_or_path), given, settings)}.safetensors", ""
     began = time.monotonic()
     if path.exists():
         try:
@@ -64,10 +64,10 @@ def encode_all(
 
 
 def name(folder: Path, given: list[Record], settings: dict[str, Any]) -> str:
-    """A hash of all that the tokens of these records hang on."""
+    """A hash of all that the tokens of these records hang on; `folder` is the tokenizer's."""
     whole = hashlib.sha256()
     code = [Path(module.__file__ or "") for module in (answers, records, shapes)]
-    for path in (*code, *(Path(folder) / file for file in TOKENIZER_FILES)):
+    for path in (*code, *(folder / file for file in TOKENIZER_FILES)):
         content = path.read_bytes() if path.is_file() else b""
         whole.update(f"{path.name} {len(content)} ".encode() + content)
     packages = {package: version(package) for package in ("tokenizers", "transformers")}
