@@ -59,7 +59,10 @@ def _loss(history: History, figure: Figure) -> None:
 
 def _rates(history: History, figure: Figure) -> None:
     axes, seen = figure.subplots(), []
-    for name, colour, label in (("inner_learning_rate", "blue", "direction"), ("outer_learning_rate", "orange", "magnitude")):
+    for name, colour, label in (
+        ("inner_learning_rate", "blue", "direction"),
+        ("outer_learning_rate", "orange", "magnitude"),
+    ):
         for number, phase in enumerate(history.phases):
             curve = history.curve(name, phase=phase)
             if len(curve.steps):
@@ -256,7 +259,15 @@ def _legend(figure: Figure, checkpoints: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], linestyle="", marker=MARKERS[number % len(MARKERS)], color=LIGHT["muted"], markersize=4.5, label=name)
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=MARKERS[number % len(MARKERS)],
+            color=LIGHT["muted"],
+            markersize=4.5,
+            label=name,
+        )
         for number, name in enumerate(checkpoints)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
