@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bidora_jax.training.samples import Prompt
 
 MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
-                        "compilation_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
+                        "compilation_cache", "data.token_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
                         "samples.prompts", "samples.count", "samples.max_new_tokens", "samples.temperature")  # fmt: skip
 SETTLED = ("model.remat", "search.hypergradient")
 """What `auto` stands for is chosen at the start of a run; a resumed one keeps the choice."""

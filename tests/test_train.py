@@ -41,8 +41,8 @@ def exit_status(argv: list[str]) -> int:
 @pytest.mark.slow
 def test_a_run_leaves_its_folder_complete(finished_run):
     run = finished_run / "run"
-    assert sorted(path.name for path in run.iterdir()) == ["adapter", "checkpoints", "config.json", "merged",
-                                                           "metrics.jsonl"]  # fmt: skip
+    assert sorted(path.name for path in run.iterdir()) == ["adapter", "changes.jsonl", "checkpoints", "config.json",
+                                                           "merged", "metrics.jsonl", "report"]  # fmt: skip
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["8", "9"]
     said = (finished_run / "stdout").read_text()
     for part in ("train: 23 records", "val: 11 records", "search: 4 of 4 steps, best validation loss", "at step 1",

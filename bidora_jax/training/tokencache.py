@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bidora_jax.training import answers, records, shapes
+from bidora_jax.training.answers import Tokenizer
 from bidora_jax.training.compilation import AUTO, user_cache
 from bidora_jax.training.records import Example, Split
 from bidora_jax.training.shapes import Record
@@ -32,44 +32,42 @@ TOKENIZER_FILES = (*records.TOKENIZER_FILES, "merges.txt", "added_tokens.json", 
                    "chat_template.jinja", "chat_template.json")  # fmt: skip
 
 
-def kept(
-    setting: str, model_folder: Path, given: list[Record], settings: dict[str, Any], make: Callable[[], Split],
-    worth: float = WORTH,
-) -> tuple[Split, str]:  # fmt: skip
-    """What `make` returns, read from the cache where it is there, and kept where it took `worth` seconds; and a line on it.
+def encode_all(
+    given: list[Record], tokenizer: Tokenizer, cache: str, *, worth: float = WORTH, **settings: Any
+) -> tuple[Split, str]:
+    """records.encode_all(given, tokenizer, **settings), read where it is kept, and kept where it took `worth` seconds.
 
-    `setting` names the folder: "auto" for the user's cache folder, "" for none. `settings` are those that `make` hangs on.
+    `cache` names a folder, "auto" the one in the user's cache folder, "" none. The text says what was done with it, if
+    anything. Raises InputError as records.encode_all does.
     """
-    if not setting:
-        return make(), ""
-    folder = user_cache() / "tokens" if setting == AUTO else Path(setting).expanduser()
-    path = folder / f"{name(model_folder, given, settings)}.safetensors"
-    note = ""
+    if not cache:
+        return records.encode_all(given, tokenizer, **settings), ""
+    place = user_cache() / "tokens" if cache == AUTO else Path(cache).expanduser()
+    path, note = place / f"{name(Path(tokenizer.name_or_path), given, settings)}.safetensors", ""
+    began = time.monotonic()
     if path.exists():
-        began = time.monotonic()
         try:
             found = read(path)
             os.utime(path)  # it was used just now
-            return found, f"tokens read from {path} in {time.monotonic() - began:.1f} s"
+            return found, f"tokens read in {time.monotonic() - began:.1f} s from {path}"
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            note = f"{path} is damaged and is made anew ({error})"
-    began = time.monotonic()
-    split, seconds = make(), time.monotonic() - began
+            note = f"{path} is damaged and is not used: {error}"
+    split, seconds = records.encode_all(given, tokenizer, **settings), time.monotonic() - began
     if seconds < worth:
         return split, note
     try:
         write(path, split)
-        _make_room(folder, ROOM)
+        _make_room(place, ROOM)
     except OSError as error:
-        return split, f"tokens are not kept: cannot write {path}: {error.strerror}"
+        return split, f"tokens are not kept, as {path} cannot be written: {error.strerror}"
     return split, note or f"tokens made in {seconds:.1f} s and kept in {path}"
 
 
-def name(model_folder: Path, given: list[Record], settings: dict[str, Any]) -> str:
-    """A hash of all that the tokens of these records hang on."""
+def name(folder: Path, given: list[Record], settings: dict[str, Any]) -> str:
+    """A hash of all that the tokens of these records hang on; `folder` is the tokenizer's."""
     whole = hashlib.sha256()
     code = [Path(module.__file__ or "") for module in (answers, records, shapes)]
-    for path in (*code, *(Path(model_folder) / file for file in TOKENIZER_FILES)):
+    for path in (*code, *(folder / file for file in TOKENIZER_FILES)):
         content = path.read_bytes() if path.is_file() else b""
         whole.update(f"{path.name} {len(content)} ".encode() + content)
     packages = {package: version(package) for package in ("tokenizers", "transformers")}
