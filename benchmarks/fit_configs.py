@@ -2,9 +2,10 @@
 
     python benchmarks/fit_configs.py [--sizes 0.6b 8b] [--pick]
 
-No weights, no data, nothing allocated: the count is that of training/footprint.py for the platform it runs on. --pick looks for
-the records instead: for each size and memory bidora dense if it fits, else in int8, else in nf4, else dora, else lora, each with the
-most records in the device at a time (4, 2 or 1). Counts are kept beside the compiled programs, so that a second call takes seconds.
+No weights, no data, nothing allocated: the count is that of training/footprint.py for the platform it runs on. --pick looks
+for the records instead: for each size and memory bidora dense if it fits, else in int8, else in nf4, else dora, else lora,
+each with the most records in the device at a time (4, 2 or 1). Counts are kept beside the compiled programs, so that a
+second call takes seconds.
 """
 
 import argparse
@@ -45,7 +46,8 @@ def main() -> None:
             plan = read(f"{size}-{memory}gb")
             peak, allowed = count(size, plan), fitting.FITS * memory * 1e9
             wrong += peak > allowed
-            cells = [f"{size}-{memory}gb", plan.adapter.method, plan.model.quantization, f"{plan.data.batch_size} x {plan.data.accumulation}",
+            cells = [f"{size}-{memory}gb", plan.adapter.method, plan.model.quantization,
+                     f"{plan.data.batch_size} x {plan.data.accumulation}",
                      footprint.gigabytes(peak) + (" TOO MUCH" if peak > allowed else ""), footprint.gigabytes(allowed)]  # fmt: skip
             print("| " + " | ".join(cells) + " |", flush=True)
     sys.exit(1 if wrong else 0)

@@ -15,10 +15,10 @@ from bidora_jax.errors import InputError, did_you_mean
 
 # SIZE: {GB: (method, quantization, records in the device at a time)}
 RECORDS: dict[str, dict[int, tuple[str, str, int]]] = {
-    "0.6b": {memory: ("bidora", "none", 4) for memory in (8, 16, 24, 40, 80)},
-    "1.7b": {8: ("bidora", "none", 2), **{memory: ("bidora", "none", 4) for memory in (16, 24, 40, 80)}},
+    "0.6b": dict.fromkeys((8, 16, 24, 40, 80), ("bidora", "none", 4)),
+    "1.7b": {8: ("bidora", "none", 2), **dict.fromkeys((16, 24, 40, 80), ("bidora", "none", 4))},
     "4b": {8: ("bidora", "nf4", 1), 16: ("bidora", "none", 1),
-           **{memory: ("bidora", "none", 4) for memory in (24, 40, 80)}},
+           **dict.fromkeys((24, 40, 80), ("bidora", "none", 4))},
     "8b": {16: ("bidora", "int8", 1), 24: ("bidora", "none", 1), 40: ("bidora", "none", 2), 80: ("bidora", "none", 4)},
     "14b": {16: ("dora", "nf4", 1), 24: ("bidora", "nf4", 1), 40: ("bidora", "int8", 2), 80: ("bidora", "none", 4)},
     "32b": {40: ("bidora", "nf4", 1), 80: ("bidora", "int8", 2)},
