@@ -3,10 +3,10 @@
     python -m bidora_jax.train --config configs/qwen3.py:8b-24gb --data.train-file data.jsonl --data.val-fraction 0.2
 
 The argument is SIZE-MEMORY, as in the table below. Rank 8 on all linear layers, four records of at most 1,024 tokens in an
-optimiser step on each level. What differs is how many of them are in the device at a time, and the bits of the frozen weights:
-the most that the compiler's count lets into 85 % of the memory, layers recomputed. Where a size is missing nothing fits.
-`python benchmarks/fit_configs.py` compiles each record and prints its peak; the table stands in benchmarks/README.md. It is XLA's
-count for a CPU, which stands in for a GPU's. None of these runs has been made.
+optimiser step on each level, layers recomputed. What differs is how many of them are in the device at a time, and the bits of
+the frozen weights, so that a step fits in 85 % of the memory. `python benchmarks/fit_configs.py` compiles each record and prints its
+peak; benchmarks/README.md has the table, and says which records have not been counted yet. It is XLA's count for a CPU, which
+stands in for a GPU's. None of these runs has been made.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ RECORDS: dict[str, dict[int, tuple[str, str, int]]] = {
     "1.7b": {8: ("bidora", "none", 2), **dict.fromkeys((16, 24, 40, 80), ("bidora", "none", 4))},
     "4b": {8: ("bidora", "nf4", 1), 16: ("bidora", "none", 1),
            **dict.fromkeys((24, 40, 80), ("bidora", "none", 4))},
-    "8b": {16: ("bidora", "int8", 1), 24: ("bidora", "none", 1), 40: ("bidora", "none", 2), 80: ("bidora", "none", 4)},
+    "8b": {16: ("bidora", "nf4", 1), 24: ("bidora", "int8", 1), 40: ("bidora", "none", 2), 80: ("bidora", "none", 4)},
     "14b": {16: ("dora", "nf4", 1), 24: ("bidora", "nf4", 1), 40: ("bidora", "int8", 2), 80: ("bidora", "none", 4)},
     "32b": {40: ("bidora", "nf4", 1), 80: ("bidora", "int8", 2)},
 }  # fmt: skip
