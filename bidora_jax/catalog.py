@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bidora_jax.errors import command
 
@@ -140,7 +140,7 @@ def as_text(rows: Iterator[tuple[str, dict]], memory: "Memory", arguments: Model
         yield f"{name:27s} {row['parameters'] / 1e9:8.2f} B  {cells}  {said}"
 
 
-def plan(method: str, form: str, batch: int, tokens: int) -> "Plan":
+def plan(method: Any, form: Any, batch: int, tokens: int) -> "Plan":
     """A step as it is listed: the leanest exact form, rank 8 on all linear layers."""
     from bidora_jax.models.settings import AdapterConfig, ModelConfig
     from bidora_jax.training.planning import Plan

@@ -143,7 +143,7 @@ def _phase_cost(config: Config, problem: "Problem", phase: "Phase", standing: "S
     parts = footprint.of(problem, phase, standing.state, largest(phase))
     release_freed_memory()
     held.append(resident())
-    state, seconds = standing.state, 0.0
+    state, seconds, number = standing.state, 0.0, 0
     for number in range(min(STEPS, phase.steps)):
         batches = phase.work(number).batches
         began = time.monotonic()
@@ -170,9 +170,10 @@ def _evaluation(problem: "Problem", adapter) -> tuple[float, float]:
     evaluate = evaluation.evaluator(problem.config, replace(problem.adapter, dropout=0.0), problem.model)
     batches = list(full_pass(problem.val, problem.buckets, problem.data.batch_size, problem.pad_id))
     seconds = []
+    direction, magnitude = adapter
     for _ in range(2):
         began = time.monotonic()
-        evaluate(problem.base, *adapter, batches[-1:])
+        evaluate(problem.base, direction, magnitude, batches[-1:])
         seconds.append(time.monotonic() - began)
     length = [batch["tokens"].shape[-1] for batch in batches]
     compiling = max(seconds[0] - seconds[1], 0.0) * len(set(length))

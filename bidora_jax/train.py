@@ -45,6 +45,7 @@ class Assembled(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
+    began = time.monotonic()
     config, resume = parse_train(argv)
     given = named(argv)
     check(config)
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
 
     keep_freed_memory()
     keep_compiled(config.compilation_cache)
-    memory, began = device_memory(config.memory_limit), time.monotonic()
+    memory = device_memory(config.memory_limit)
     if "auto" in given:
         config = auto.fit(config, given, memory)
     with exhaustion.explained(config):

@@ -72,12 +72,13 @@ def test_the_fastest_form_that_fits_is_chosen_with_the_reason(abstract, shapes_a
     lean, bold = shapes_alone[0], roomy.footprint
     assert bold is not None and lean.temporaries < bold.temporaries
 
+    tried = [roomy._replace(said="remat dots"), roomy._replace(footprint=lean, said="remat layer")]
     between = int((fitting.needed(lean) + fitting.needed(bold)) / 2 / fitting.FITS)
-    tight = fitting.settle(auto, LEVELS, Memory(between, "this"))
-    assert tight.problem.model.remat == "layer"
+    tight = fitting._chosen(tried, Memory(between, "this"))
+    assert tight.footprint == lean
     assert "remat layer: the fastest that fits" in tight.said and "remat dots takes" in tight.said
-    none = fitting.settle(auto, LEVELS, Memory(1000, "that"))
-    assert none.problem.model.remat == "layer" and "not even that fits in" in none.said
+    none = fitting._chosen(tried[::-1], Memory(1000, "that"))
+    assert none.footprint == lean and "not even that fits in" in none.said
 
 
 def test_what_is_set_is_kept_and_nothing_is_compiled(abstract):
@@ -113,6 +114,11 @@ def test_offload_keeps_the_products_in_host_memory(abstract):
     assert "<host>" in text or "pinned_host" in text
 
 
+def test_a_policy_that_was_not_settled_is_no_policy(abstract):
+    with pytest.raises(ValueError, match="remat auto is for training, which settles it"):
+        counted(abstract, replace(MODEL, remat="auto"))
+
+
 # Plans
 
 PLAN = Plan(ModelConfig(loss_chunk=16), AdapterConfig(method="lora", rank=3),
@@ -143,8 +149,9 @@ def test_within_a_level_the_effective_batch_stays():
 
 
 def test_a_plan_is_what_the_compiler_confirms():
-    plan = replace(PLAN, data=replace(PLAN.data, max_length=256, batch_size=2, accumulation=1))
-    fixed = frozenset({"model.quantization"})
+    data = replace(PLAN.data, max_length=256, batch_size=2, accumulation=1)
+    plan = replace(PLAN, data=data, model=replace(PLAN.model, remat="layer"))
+    fixed = frozenset({"model.quantization", "model.remat"})
     least, small = planning.search(DEEP, plan, jnp.float32, Memory(1000, ""), fixed)
     assert not fitting.fits(small, Memory(1000, ""))
     assert (least.data.batch_size, least.data.accumulation, least.model.remat) == (1, 2, "layer")

@@ -11,7 +11,7 @@ norms, softmax, logits and losses are float32.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ from bidora_jax.models.adapters import Adapter, linear_shapes, with_saved
 from bidora_jax.models.linear import Linear
 from bidora_jax.models.rope import RopeScaling
 
-Remat = Literal["none", "dots", "layer", "offload"]
+Remat = Literal["auto", "none", "dots", "layer", "offload"]
 Attend = Callable[..., tuple[Array, PyTree]]
 """(causal attention, q, k, v) -> (its result, what to keep): how generation.py puts a cache between a layer's two halves."""
 
@@ -195,8 +195,10 @@ def _rematerialised(body, remat: Remat, base: PyTree):
             offload_dst="pinned_host",
         )  # fmt: skip
         return jax.checkpoint(body, policy=moved, prevent_cse=False)
-    if remat != "none":
-        raise ValueError(f"remat: expected one of {', '.join(get_args(Remat))}, found {remat!r}; training settles auto")
+    if remat == "auto":
+        raise ValueError(
+            "remat auto is for training, which settles it (training/fitting.py); say which policy is meant"
+        )
     if any(map(quant.is_packed, jax.tree.leaves(base["layers"], is_leaf=quant.is_packed))):
         return body  # each linear layer opens its weight anew
     # A weight read back from its bits would be kept once more: a second copy of a 16-bit base among the residuals.

@@ -10,7 +10,7 @@ XLA's count is that of the platform it compiles for: a CPU's stands in for a GPU
 
 from functools import partial
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def of(problem: Problem, phase: Phase, state: PyTree, meeting: Meeting, *, quick
     """
     program, length = meeting
     options = QUICK if quick and jax.default_backend() == "cpu" else None
-    analysis = program.compile(state, length, options).memory_analysis()
+    analysis = _analysis(program.compile(state, length, options))
     batches = program.like(length)
     adapter = tree_bytes(phase.adapter_of(state))
     micro_tokens = problem.data.batch_size * (length - 1)
@@ -86,7 +86,13 @@ def loss_bytes(problem: Problem, tokens: int) -> int:
     targets, weights = (jax.ShapeDtypeStruct((tokens,), dtype) for dtype in (jnp.int32, jnp.float32))
     loss = partial(losses.cross_entropy_sum, chunk=problem.model.loss_chunk)
     compiled = jax.jit(jax.value_and_grad(loss)).lower(x, weight, targets, weights).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    return _analysis(compiled).temp_size_in_bytes
+
+
+def _analysis(compiled: jax.stages.Compiled) -> Any:
+    analysis = compiled.memory_analysis()
+    assert analysis is not None, f"XLA counts no memory for a {jax.default_backend()}"
+    return analysis
 
 
 def tree_bytes(tree: PyTree) -> int:

@@ -141,7 +141,7 @@ def bidora_search(
         "outer_learning_rate": optim.schedule(outer, steps),
     }
     direction, magnitude = problem.fresh_adapter()
-    start = made(lambda *trees: state.init_state(*trees, inner_tx, outer_tx, problem.key(1)), direction, magnitude)
+    start = made(lambda d, m: state.init_state(d, m, inner_tx, outer_tx, problem.key(1)), direction, magnitude)
     phase = Phase(
         "search", steps, 0, work, advance, lambda s: (s.direction, s.magnitude), _rates(rates), True, search.patience,
         meetings,
