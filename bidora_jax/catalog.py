@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -94,7 +94,7 @@ def counted(names: list[str], batch: int, tokens: int) -> Iterator[tuple[str, di
     for name in names:
         config = shape(name)
         steps = {
-            method: {form: step_bytes(config, _plan(method, form, batch, tokens)) for form in FORMS}
+            method: {form: step_bytes(config, plan(method, form, batch, tokens)) for form in FORMS}
             for method in METHODS
         }
         yield name, {"parameters": count(decoder.base_shapes(config, "bfloat16")), "steps": steps}
@@ -140,7 +140,8 @@ def as_text(rows: Iterator[tuple[str, dict]], memory: "Memory", arguments: Model
         yield f"{name:27s} {row['parameters'] / 1e9:8.2f} B  {cells}  {said}"
 
 
-def _plan(method: str, form: str, batch: int, tokens: int) -> "Plan":
+def plan(method: str, form: str, batch: int, tokens: int) -> "Plan":
+    """A step as it is listed: the leanest exact form, rank 8 on all linear layers."""
     from bidora_jax.models.settings import AdapterConfig, ModelConfig
     from bidora_jax.training.planning import Plan
     from bidora_jax.training.settings import DataConfig, SearchConfig
@@ -155,7 +156,10 @@ def _kept(config: "DecoderConfig", plan: "Plan") -> Path:
     """Where the count of this plan is kept; the name hangs on the sources, too."""
     from bidora_jax.training.compilation import default_folder
 
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    data = replace(plan.data, train_file="", val_file="")
+    plan = replace(plan, model=replace(plan.model, path=""), data=data)
+    floors = ("kernels", "models", "training")
+    sources = sorted(path for floor in floors for path in (Path(__file__).parent / floor).rglob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
     digest.update(f"{config} {plan}".encode())
     return default_folder() / "footprints" / f"{digest.hexdigest()[:24]}.json"

@@ -105,8 +105,8 @@ def report(cost: Cost, memory: "Memory") -> list[str]:
     """The lines that are printed."""
     lines = []
     for phase in cost.phases:
-        count = f"{phase.steps} steps of {phase.step_seconds:.2f} s, {len(phase.lengths)} shapes (T = "
-        lines += [f"{phase.name}: {count}{', '.join(map(str, phase.lengths))})"]
+        padded = ", ".join(map(str, phase.lengths))
+        lines += [f"{phase.name}: {phase.steps} steps of {phase.step_seconds:.2f} s, padded to {padded}"]
         lines += [f"  {line}" for line in phase.footprint.lines()]
     largest = max(phase.footprint.peak for phase in cost.phases)
     lines += [

@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 KERNELS = {"jax", "jaxtyping", "numpy", "bidora_jax.kernels"}
 MODELS = KERNELS | {"flax", "safetensors", "huggingface_hub", "bidora_jax.errors", "bidora_jax.models"}
 TRAINING = MODELS | {"optax", "orbax", "transformers", "datasets", "pyarrow", "rich", "bidora_jax.training"}
+TRAINING |= {"tensorboardX", "wandb"}  # on request only
 LAYERS = {"kernels": KERNELS, "models": MODELS, "training": TRAINING}
 
 

@@ -35,7 +35,7 @@ dl { margin: 0; }
 .card { padding: 16px 18px 12px; min-width: 0; }
 .wide { grid-column: 1 / -1; }
 .plot { overflow-x: auto; } .plot svg { display: block; width: 100%; height: auto; }
-.wide .plot svg { min-width: 560px; } .curve.wide .plot svg { min-width: 0; max-height: 460px; }
+.wide .plot svg { min-width: 620px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: left; font-weight: 500; color: var(--muted); font-size: 13px; }
 th, td { padding: 6px 18px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }

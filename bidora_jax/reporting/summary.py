@@ -83,7 +83,7 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
         ("speed", _number(summary["tokens_per_second"], "{:,.0f} tokens/s")),
         ("peak memory", ", ".join(f"{used / 2**30:.2f} GiB {where}" for where, used in memory.items())),
         ("trainable parameters", parameters
-         and f"{parameters['trainable']:,} ({parameters['trainable_share']:.3%} of {parameters['frozen']:,} and these)"),
+         and f"{parameters['trainable']:,}, {parameters['trainable_share']:.3%} of all"),
     ]  # fmt: skip
     found += [(name, summary.get(name) or "") for name in ("adapter", "merged", "report")]
     return [(name, value) for name, value in found if value]

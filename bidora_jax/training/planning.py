@@ -56,12 +56,20 @@ def counted(config: DecoderConfig, plan: Plan, dtype) -> Footprint:
     return footprint.of(problem, phase, standing.state, fitting.largest(phase), quick=True)
 
 
+def base_bytes(config: DecoderConfig, plan: Plan, dtype) -> int:
+    """Bytes of the frozen weights alone: what does not fit by them needs no compiling."""
+    return footprint.tree_bytes(quantization.base_shapes(plan.model, config, dtype))
+
+
 def search(
     config: DecoderConfig, plan: Plan, dtype, memory: Memory, fixed: frozenset[str] = frozenset()
 ) -> tuple[Plan, Footprint]:
     """The first plan that fits, or, where none does, the leanest of all. What is in `fixed` (names of MAY_CHANGE) is kept."""
     leanest: tuple[Plan, Footprint] | None = None
-    for level in _levels(plan, fixed):
+    *rest, smallest = _levels(plan, fixed)
+    for level in [*rest, smallest]:
+        if level is not smallest and base_bytes(config, level, dtype) > fitting.FITS * memory.bytes:
+            continue
         *bolder, last = _within(level, fixed)
         parts = counted(config, last, dtype)
         if leanest is None or parts.peak < leanest[1].peak:
