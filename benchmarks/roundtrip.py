@@ -7,8 +7,9 @@
     PEFT to ours     PEFT's adapter, from PEFT's own start, with noise on all that is trained; loaded here
 
 The grid is method × init × rank_pattern × rslora × modules_to_save. BiDoRA's files are DoRA's: PEFT knows one of the two.
-A cell is "none" where PEFT itself has no such file: converting a start away from zero it refuses rsLoRA with patterns and
-drops a DoRA's magnitude. Goal: 1e-4 in every cell.
+After a start away from zero PEFT's file is converted to fit the original model. Its conversion refuses rsLoRA with patterns,
+and drops a DoRA's magnitude and modules_to_save; in those cells, with a *, the file goes with the model that PEFT's start
+left, saved as another folder. Goal: 1e-4 in every cell.
 """
 
 import argparse
@@ -25,7 +26,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # comp
 GOAL = 1e-4
 FAMILIES = {
     "qwen3": {"head_dim": 14, "tie_word_embeddings": False},
-    "llama": {"head_dim": 14, "tie_word_embeddings": False},
+    "llama": {"hidden_size": 48, "head_dim": 14, "tie_word_embeddings": False},
     "qwen2": {"tie_word_embeddings": True, "hidden_size": 36},
 }
 SIZES = {
@@ -53,7 +54,7 @@ def main() -> None:
         options.save.write_text(json.dumps(found, indent=1))
     for way in ("ours to PEFT", "PEFT to ours"):
         print(f"\n{way}\n\n{table(found, way)}")
-    numbers = [cell[way] for cell in found for way in ("ours to PEFT", "PEFT to ours") if cell[way] is not None]
+    numbers = [cell[way] for cell in found for way in ("ours to PEFT", "PEFT to ours")]
     print(f"\n{len(numbers)} files, the largest difference {max(numbers):.1e}: "
           f"{'within' if max(numbers) <= GOAL else 'MORE THAN'} {GOAL:.0e}")  # fmt: skip
 
@@ -67,6 +68,7 @@ def cells(family: str) -> list[dict[str, Any]]:
     from bidora_jax.models.settings import AdapterConfig
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     rope = {"rope_type": "default", "rope_theta": 5000.0}
     config = transformers.AutoConfig.for_model(family, **(SIZES | FAMILIES[family]), rope_parameters=rope)
@@ -86,6 +88,8 @@ def cells(family: str) -> list[dict[str, Any]]:
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 cell = {"family": family, "method": method, "init": init, "column": [pattern, rslora, saved]}
                 cell["ours to PEFT"] = to_peft(settings, ours, base, original, ids, scratch)
+                moved = init in ("pissa", "olora")
+                cell["on PEFT's model"] = moved and not convertible(settings)
                 cell["PEFT to ours"] = from_peft(settings, ours, base, original, ids, scratch)
             found.append(cell)
         print(f"{family}: {len(found)} cells", flush=True)
@@ -122,33 +126,40 @@ def to_peft(settings, config, base, original, ids, scratch: str) -> float:
     return float(abs(their_logits(loaded, ids) - expected).max())
 
 
-def from_peft(settings, config, base, original, ids, scratch: str) -> float | None:
-    """Written by PEFT, converted where its start moved the base, and loaded here; None where PEFT has no such file."""
+def from_peft(settings, config, base, original, ids, scratch: str) -> float:
+    """Written by PEFT, loaded here: onto the original model, or onto PEFT's own where `convertible` says no."""
     import copy
 
     import peft as oracle
 
-    from bidora_jax.models import adapters, peft
+    from bidora_jax.models import adapters, hf, peft
 
     moved = settings.init in ("pissa", "olora")
-    if moved and (settings.method != "lora" or (settings.rslora and settings.rank_pattern)):
-        return None
     wanted = oracle.LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, use_rslora=settings.rslora, use_dora=settings.method != "lora",
         rank_pattern=dict(settings.rank_pattern), target_modules=list(settings.target_modules), task_type="CAUSAL_LM",
         modules_to_save=list(settings.modules_to_save) or None,
         init_lora_weights=True if settings.init == "kaiming" else settings.init,
     )  # fmt: skip
-    adapted = oracle.get_peft_model(copy.deepcopy(original), wanted).eval()
-    if moved:  # as PEFT's guide to the conversion has it
-        adapted.peft_config["default"].init_lora_weights = True
+    adapted, how = oracle.get_peft_model(copy.deepcopy(original), wanted).eval(), {}
+    adapted.peft_config["default"].init_lora_weights = True  # as PEFT's guide to the conversion has it
+    if moved and convertible(settings):
         adapted.save_pretrained(f"{scratch}/start")
+        how = {"path_initial_model_for_weight_conversion": f"{scratch}/start"}
+    elif moved:
+        copy.deepcopy(adapted).unload().save_pretrained(f"{scratch}/left")
+        base = hf.load_base(f"{scratch}/left", config)
     noise(((name, p) for name, p in adapted.named_parameters() if p.requires_grad), 0.1)
-    how = {"path_initial_model_for_weight_conversion": f"{scratch}/start"} if moved else {}
     adapted.save_pretrained(f"{scratch}/theirs", **how)
     adapter, *trees = peft.load_adapter(f"{scratch}/theirs", config)
     found = our_logits(config, adapter, adapters.prepare_base(base, adapter), *trees, ids)
     return float(abs(their_logits(adapted, ids) - found).max())
+
+
+def convertible(settings) -> bool:
+    """Whether PEFT's conversion of a start away from zero keeps all of such an adapter."""
+    patterns_and_root = settings.rslora and settings.rank_pattern
+    return settings.method == "lora" and not settings.modules_to_save and not patterns_and_root
 
 
 def random_trees(adapter, direction, magnitude):
@@ -196,8 +207,9 @@ def table(found: list[dict[str, Any]], way: str) -> str:
     for method, init in itertools.product(METHODS, INITS):
         row = []
         for column in COLUMNS:
-            here = [c[way] for c in found if (c["method"], c["init"], c["column"]) == (method, init, [*column])]
-            row.append("none" if None in here else f"{max(here):.0e}")
+            here = [c for c in found if (c["method"], c["init"], c["column"]) == (method, init, [*column])]
+            mark = "*" if way == "PEFT to ours" and here[0]["on PEFT's model"] else ""
+            row.append(f"{max(c[way] for c in here):.0e}{mark}")
         lines.append(f"| {method}, {init} | {' | '.join(row)} |")
     return "\n".join(lines)
 

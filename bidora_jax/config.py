@@ -6,6 +6,7 @@ inner.learning_rate × outer.multiplier, so it follows both wherever they are se
 """
 
 import dataclasses
+import inspect
 import json
 import runpy
 from collections.abc import Iterator, Sequence
@@ -75,7 +76,7 @@ class TrainArguments(Config):
     """Fine-tune a language model with BiDoRA, DoRA or LoRA."""
 
     config: str = ""
-    """Configuration file: configs/NAME.py, or the config.json of a run folder."""
+    """Configuration file: configs/NAME.py, configs/NAME.py:ARGUMENT, or the config.json of a run folder."""
     resume: bool = False
     """Go on from the last checkpoint of output_dir."""
     dry_run: bool = False
@@ -152,8 +153,9 @@ def read(path: str) -> ConfigDict:
 
 
 def _given(path: str) -> ConfigDict:
-    """What a configuration file sets."""
-    file = Path(path)
+    """What a configuration file sets; of FILE.py:ARGUMENT, what its get_config(ARGUMENT) gives."""
+    name, _, argument = path.rpartition(".py:") if ".py:" in path else (path, "", "")
+    file = Path(f"{name}.py" if argument else name)
     if not file.is_file():
         raise InputError(f"configuration file {path} does not exist; configs/quickstart.py is an example of one")
     if file.suffix == ".json":
@@ -163,8 +165,12 @@ def _given(path: str) -> ConfigDict:
     namespace = runpy.run_path(str(file))
     if "get_config" not in namespace:
         raise InputError(f"configuration file {path} has no function get_config()")
+    if argument and not inspect.signature(namespace["get_config"]).parameters:
+        raise InputError(
+            f"configuration file {file}: get_config() takes no argument, found {argument!r} after the colon"
+        )
     try:
-        values = namespace["get_config"]()
+        values = namespace["get_config"](*filter(None, [argument]))
     except ValueError as error:
         if "dots in field names" not in str(error):
             raise

@@ -105,8 +105,8 @@ def report(cost: Cost, memory: "Memory") -> list[str]:
     """The lines that are printed."""
     lines = []
     for phase in cost.phases:
-        count = f"{phase.steps} steps of {phase.step_seconds:.2f} s, {len(phase.lengths)} shapes (T = "
-        lines += [f"{phase.name}: {count}{', '.join(map(str, phase.lengths))})"]
+        padded = ", ".join(map(str, phase.lengths))
+        lines += [f"{phase.name}: {phase.steps} steps of {phase.step_seconds:.2f} s, padded to {padded}"]
         lines += [f"  {line}" for line in phase.footprint.lines()]
     largest = max(phase.footprint.peak for phase in cost.phases)
     lines += [
@@ -131,7 +131,7 @@ def _phase_cost(config: Config, problem: "Problem", phase: "Phase", standing: "S
 
     from bidora_jax.training import footprint
     from bidora_jax.training.fitting import largest
-    from bidora_jax.training.memory import resident
+    from bidora_jax.training.memory import release_freed_memory, resident
     from bidora_jax.training.programs import ahead
 
     meetings = ahead(phase.meetings, 0, phase.steps)
@@ -141,6 +141,7 @@ def _phase_cost(config: Config, problem: "Problem", phase: "Phase", standing: "S
         program.compile(standing.state, length)
     compiling = time.monotonic() - began
     parts = footprint.of(problem, phase, standing.state, largest(phase))
+    release_freed_memory()
     held.append(resident())
     state, seconds = standing.state, 0.0
     for number in range(min(STEPS, phase.steps)):

@@ -88,6 +88,8 @@ def _check(arguments: ExportArguments) -> None:
         f"--max-error must be at least 0 and below 1, found {a.max_error}": not 0 <= a.max_error < 1,
         "--rank and --max-error are for --run with --format lora": not lora and (a.rank, a.max_error) != (0, 0.1),
         "--rank is given, so nothing is chosen and --max-error has no say": bool(a.rank) and a.max_error != 0.1,
+        "--merge-base is for --format merged: the others hold the update alone": not a.model
+        and (a.format, a.merge_base) in (("lora", "original"), ("adapter", "original")),
         "--public is for --push ORG/NAME": a.public and not a.push,
         "--push is for --run": bool(a.push and a.model),
     }

@@ -40,8 +40,10 @@ class GenerateArguments:
     prompt: str = ""
     """Text to go on from."""
     prompt_file: str = ""
-    """File of prompts: one a line, or with the ending .jsonl one object a line with a prompt, an instruction or messages,
-    as in training data; answers that are there are left out."""
+    """File of prompts: one a line, or rows with a prompt, an instruction or messages in any kind of file or folder that
+    training takes; answers that are there are left out."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """A record's key and the column of --prompt-file that holds it, where it has another name; repeat it for several."""
     chat: bool = False
     """Talk with the model, with its own chat template; /reset starts anew, /exit or Ctrl-D ends."""
     template: bool = False
@@ -188,10 +190,13 @@ def combine_of(arguments: GenerateArguments) -> "Combine | None":
 
 def _prompts(arguments: GenerateArguments) -> "list[Record]":
     """Records that ask something."""
+    from bidora_jax.training import sources
     from bidora_jax.training.shapes import Record
 
     if not arguments.prompt_file:
         return [Record({"prompt": arguments.prompt})]
+    if sources.has_keys(arguments.prompt_file):
+        return _records(arguments)
     path = Path(arguments.prompt_file)
     try:
         lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -200,29 +205,27 @@ def _prompts(arguments: GenerateArguments) -> "list[Record]":
         raise InputError(f"cannot read the prompts in {path}: {reason}; give a text file, one prompt a line") from None
     if not lines:
         raise InputError(f"{path} holds no prompt; write one a line")
-    return [Record({"prompt": line}) for line in lines] if path.suffix != ".jsonl" else _records(path, lines)
+    return [Record({"prompt": line}) for line in lines]
 
 
-def _records(path: Path, lines: list[str]) -> "list[Record]":
-    from bidora_jax.errors import listing
-    from bidora_jax.training import shapes
+def _records(arguments: GenerateArguments) -> "list[Record]":
+    from bidora_jax.training import shapes, sources
+    from bidora_jax.training.rows import Fault
 
-    found, wrong = [], []
-    for number, line in enumerate(lines, 1):
+    source, found, wrong = arguments.prompt_file, [], []
+    rows = sources.rename({"": sources.scan_each(source)}, arguments.columns)[""][source]
+    if not rows:
+        raise InputError(f"{source} holds no prompt; write one a row")
+    for row in rows:
         try:
-            value = json.loads(line)
-            if not isinstance(value, dict):
-                raise shapes.BadRecord("expected an object")
-            found.append(shapes.question(value, f"{path}, record {number}"))
+            if isinstance(row, Fault):
+                raise shapes.BadRecord(row.why)
+            found.append(shapes.question(row.value, row.place))
         except shapes.BadRecord as problem:
-            wrong.append(f"record {number}: {problem}")
-        except ValueError:
-            wrong.append(f"record {number}: not JSON: {line[:60]}")
+            wrong.append(f"{row.place}: {problem}")
     if wrong:
-        raise InputError(
-            f"{len(wrong)} of the {len(lines)} records of {path} cannot be used; each should be an object with a prompt, an "
-            f"instruction or messages:\n{listing(wrong)}"
-        )
+        expected = "an object with a prompt, an instruction or messages"
+        raise InputError(sources.unusable([source], wrong, len(rows), expected))
     return found
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bidora_jax.training.samples import Prompt
 
 MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
-                        "compilation_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
+                        "compilation_cache", "data.token_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
                         "samples.prompts", "samples.count", "samples.max_new_tokens", "samples.temperature")  # fmt: skip
 SETTLED = ("model.remat", "search.hypergradient")
 """What `auto` stands for is chosen at the start of a run; a resumed one keeps the choice."""
@@ -48,27 +48,35 @@ def main(argv: list[str]) -> None:
     config, resume = parse_train(argv)
     given = named(argv)
     check(config)
+    if resume and "auto" in given:
+        raise InputError(
+            "--auto chooses settings for a new run; --resume goes on with those of the run folder: leave one out"
+        )
     if resume:
         config = _as_begun(config)
     dry = "dry_run" in given
     if not dry:
         check_folder(config, resume)
-    from bidora_jax import dryrun
+    from bidora_jax import auto, dryrun, exhaustion
     from bidora_jax.training.compilation import keep_compiled
     from bidora_jax.training.memory import device_memory, keep_freed_memory
 
     keep_freed_memory()
     keep_compiled(config.compilation_cache)
     memory, began = device_memory(config.memory_limit), time.monotonic()
-    parts = assemble(config)
-    loaded = time.monotonic()
-    config, first = settle(config, parts, memory)
+    if "auto" in given:
+        config = auto.fit(config, given, memory)
+    with exhaustion.explained(config):
+        parts = assemble(config)
+        loaded = time.monotonic()
+        config, first = settle(config, parts, memory)
     parts = parts._replace(problem=first.problem)
-    if dry:
-        _describe(config, parts)
-        dryrun.main(config, parts, first, memory, loading=loaded - began, settling=time.monotonic() - loaded)
-    else:
-        run(config, parts, first)
+    with exhaustion.explained(config, parts.problem.buckets[-1]):
+        if dry:
+            _describe(config, parts)
+            dryrun.main(config, parts, first, memory, loading=loaded - began, settling=time.monotonic() - loaded)
+        else:
+            run(config, parts, first)
 
 
 def settle(config: Config, parts: Assembled, memory: "Memory") -> "tuple[Config, Settled]":

@@ -204,7 +204,7 @@ def test_half_a_character_is_held_back(model_folder):
      (["--prompt", "a" * 250], "prompt 1 has 250 tokens"),
      (["--prompt-file", "none.txt"], "cannot read the prompts in none.txt: No such file"),
      (["--prompt-file", "empty.txt"], "empty.txt holds no prompt"),
-     (["--prompt-file", "bad.jsonl"], "2 of the 3 records of bad.jsonl cannot be used"),
+     (["--prompt-file", "bad.jsonl"], "2 of the 3 lines of bad.jsonl cannot be used"),
      (["--prompt", "a", "--adapter", "empty"], "there is no folder empty"),
      (["--prompt", "a", "--adapter", "other"], "tensors do not fit"),
      (["--prompt", "a", "--average"], "need two adapters or more, found 0"),

@@ -210,6 +210,7 @@ def test_what_is_written_wrong_is_removed(run, tmp_path, capfd, monkeypatch):
      (["--format", "lora", "--max-error", "1"], "--max-error must be at least 0 and below 1, found 1.0"),
      (["--format", "lora", "--rank", "8", "--max-error", "0.2"], "nothing is chosen"),
      (["--format", "lora", "--dtype", "bfloat16"], "--dtype is for --format merged"),
+     (["--format", "lora", "--merge-base", "original"], "--merge-base is for --format merged"),
      (["--rank", "8"], "--rank and --max-error are for --run with --format lora")],
 )  # fmt: skip
 def test_bad_calls_are_refused_with_one_message(run, tmp_path, capfd, flags, said):

@@ -364,7 +364,7 @@ def test_columns_change_places_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "said"),
     [((("text", "bdy"),), "the rows have 'body', 'id':\n  'bdy' for 'text' (did you mean 'body'?)"),
-     ((("text", "body"), ("text", "id")), "data.columns gives 'text' twice"),
+     ((("text", "body"), ("text", "id")), "the column mapping gives 'text' twice"),
      ((("prompt", "body"), ("completion", "note")), "'note' for 'completion'")],
 )  # fmt: skip
 def test_columns_that_are_not_there_are_refused(tmp_path, columns, said):
@@ -376,5 +376,5 @@ def test_columns_that_are_not_there_are_refused(tmp_path, columns, said):
 
 def test_a_row_without_a_column_that_others_have_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n{"bdy": "x"}\n')
-    with pytest.raises(InputError, match=r"a\.jsonl:2: lacks 'body' of data.columns; it has 'bdy'"):
+    with pytest.raises(InputError, match=r"a\.jsonl:2: lacks 'body' of the column mapping; it has 'bdy'"):
         read_records(tmp_path / "a.jsonl", (("text", "body"),))

@@ -14,7 +14,7 @@ from runs import BIDORA, SMALL, contents, inputs, metrics, process
 from safetensors.numpy import load_file
 
 from bidora_jax import train
-from bidora_jax.config import parse_train, read, resolve, to_json
+from bidora_jax.config import parse_train, read, resolve, settled, to_json
 from bidora_jax.errors import RunError, command
 from bidora_jax.training.checkpoint import Checkpoints
 from bidora_jax.training.loop import Loop, Phase, Rhythm, Standing, Work
@@ -41,8 +41,8 @@ def exit_status(argv: list[str]) -> int:
 @pytest.mark.slow
 def test_a_run_leaves_its_folder_complete(finished_run):
     run = finished_run / "run"
-    assert sorted(path.name for path in run.iterdir()) == ["adapter", "checkpoints", "config.json", "merged",
-                                                           "metrics.jsonl"]  # fmt: skip
+    assert sorted(path.name for path in run.iterdir()) == ["adapter", "changes.jsonl", "checkpoints", "config.json",
+                                                           "merged", "metrics.jsonl", "report"]  # fmt: skip
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["8", "9"]
     said = (finished_run / "stdout").read_text()
     for part in ("train: 23 records", "val: 11 records", "search: 4 of 4 steps, best validation loss", "at step 1",
@@ -53,7 +53,9 @@ def test_a_run_leaves_its_folder_complete(finished_run):
 @pytest.mark.slow
 def test_the_configuration_of_a_run_reads_back(finished_run):
     config, _ = parse_train(json.loads((finished_run / "argv.json").read_text()))
-    assert resolve(read(str(finished_run / "run" / "config.json"))) == config
+    saved = resolve(read(str(finished_run / "run" / "config.json")))
+    assert saved == settled(config, saved, train.SETTLED)
+    assert (saved.model.remat, saved.search.hypergradient) == ("layer", "exact")  # what auto stood for
 
 
 @pytest.mark.slow
@@ -172,6 +174,28 @@ def test_dora_ends_early_when_the_validation_loss_stays_and_has_no_retraining(
     assert "at step 1" in said
     assert checkpoints(tmp_path / "run") == ["3"]
     assert any("lora_magnitude_vector" in name for name in load_file(tmp_path / "run" / WEIGHTS))
+
+
+def test_a_dry_run_says_what_a_run_takes_and_auto_what_it_changed(model_folder, data_files, tmp_path, capfd):
+    """Nothing is written; --auto keeps the effective batch and what the command line sets."""
+    flags = ["--adapter.method", "lora", "--search.steps", "7", "--eval-every", "3", "--data.batch-size", "2",
+             "--data.accumulation", "3", "--data.max-length", "128", "--dry-run", "--auto", "--memory-limit"]  # fmt: skip
+    argv = [*inputs(model_folder, data_files, tmp_path / "run"), *SMALL, *flags]
+    assert exit_status([*argv, "6MB"]) == 0
+    said = capfd.readouterr().out
+    assert not (tmp_path / "run").exists()
+    for part in ("auto: model.remat auto → dots: the fastest that fits", "by the compiler's count for a cpu",
+                 "without a GPU a step of 768 tokens", "search: 7 steps of ", " s, padded to 64", "peak of a step",
+                 " of 6.0 MB, memory_limit 6MB", "4 evaluations", "direction 516 (", "resident: ",
+                 "dry run: nothing was written"):  # fmt: skip
+        assert part in said, part
+    assert "data.batch_size" not in said
+    assert exit_status([*argv, "10kB"]) == 2
+    said = capfd.readouterr().err
+    assert "--auto found nothing that fits in 85% of 0.0 MB" in said
+    assert "--data.accumulation, --data.batch_size, --data.max_length was kept as the command line sets it" in said
+    assert exit_status([*argv, "6MB", "--resume"]) == 2
+    assert "--auto chooses settings for a new run" in capfd.readouterr().err
 
 
 def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(

@@ -64,7 +64,7 @@ def load(given: Sequence[str], config: DecoderConfig) -> dict[str, Member]:
 
 def _named(text: str) -> tuple[str, str]:
     name, equals, folder = text.partition("=")
-    return (name, folder) if equals and name and "/" not in name else (text, text)
+    return (name, folder) if equals and name and folder and "/" not in name else (text, text)
 
 
 def at_rest(base: PyTree, members: Sequence[Member]) -> list[Member]:

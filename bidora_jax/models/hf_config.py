@@ -74,6 +74,10 @@ ABSENT: dict[str, Any] = {
 def read_config(folder: Path | str) -> DecoderConfig:
     """The mathematics of a model folder; InputError, listing every reason, when this package does not compute it."""
     path = Path(folder) / "config.json"
+    if not path.is_file() and path.with_name("adapter_config.json").is_file():
+        raise InputError(
+            f"{folder} is an adapter; a model is expected here: name its base model, and the folder as the adapter"
+        )
     given = read_json(path, NOT_A_MODEL)
     family = _family(path, given)
     own = ("num_key_value_heads", "max_position_embeddings", "head_dim")

@@ -77,7 +77,7 @@ def plain(
         )
     needed = max(_factors(adapter, site) for site in adapter.sites)
     if not adapter.magnitude and (not rank or rank >= needed):
-        return _assembled(adapter, _folded(adapter, base, direction, rank or needed), rank or needed, {}, 0.0)
+        return _assembled(adapter, _folded(adapter, base, direction), rank or needed, {}, 0.0)
     side = max(min(linear_shapes(config)[site.path]) for site in adapter.sites)
     tried = (rank,) if rank else RANKS[: 1 + sum(one < side for one in RANKS)]
     nearest, left = _nearest(adapter, base, direction, magnitude, tried)
@@ -125,7 +125,7 @@ def _assembled(adapter: Adapter, pairs: dict[str, Pair], rank: int, errors: dict
     return Plain(Adapter(sites=tuple(sites), magnitude=False), settings, {"layers": layers}, errors, error)
 
 
-def _folded(adapter: Adapter, base: PyTree, direction: PyTree, rank: int) -> dict[str, Pair]:
+def _folded(adapter: Adapter, base: PyTree, direction: PyTree) -> dict[str, Pair]:
     """Factors with their scale in B, on the host."""
     pairs = {}
     for site in adapter.sites:

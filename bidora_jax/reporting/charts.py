@@ -21,14 +21,14 @@ def all_charts(history: History) -> dict[str, tuple[str, Figure]]:
     """Every picture that the history holds something for: its title and its figure, by the name of its file."""
     grads = history.curve("direction_grad_norm", "grad_norm")
     made = {
-        "loss": ("Loss", ink.figure(lambda figure: _loss(history, figure), height=3.3)),
+        "loss": ("Loss", ink.figure(lambda figure: _loss(history, figure), ink.BROAD, 3.3)),
         "learning_rate": ("Learning rate", ink.figure(lambda figure: _rates(history, figure))),
         "direction_gradient": ("Gradient norm of the direction", _single(history, grads, "norm, before clipping", "blue")),
         "hypergradient": ("Hypergradient norm of the magnitude",
                           _single(history, history.curve("hypergrad_norm"), "norm, before clipping", "orange")),
         "speed": ("Throughput", _single(history, history.curve("tokens_per_second"), "tokens per second", "green",
                                         from_zero=True)),
-        "magnitude": ("Magnitude change ΔM by layer", _heat(history, "magnitude", "ΔM, in row norms")),
+        "magnitude": ("Magnitude change ΔM by layer", _heat(history, "magnitude", "ΔM, lengths of rows")),
         "direction": ("Direction change ΔD by layer", _heat(history, "direction", "ΔD, 1 − cos")),
     }  # fmt: skip
     return {name: (title, figure) for name, (title, figure) in made.items() if figure is not None}
@@ -46,7 +46,7 @@ def _loss(history: History, figure: Figure) -> None:
                       linestyle=(0, (4, 1.6)), label="validation batches")  # fmt: skip
         val = history.curve("evaluation_loss", phase=phase)
         axes.plot(val.steps, val.values, color=LIGHT["orange"], marker="o", markersize=3.6, markeredgewidth=0.8,
-                  markeredgecolor=LIGHT["card"], label="validation, whole" if not number and len(val.steps) else None)  # fmt: skip
+                  markeredgecolor=LIGHT["card"], label="validation split" if not number and len(val.steps) else None)  # fmt: skip
     values = np.concatenate([history.curve(name).values for name in ("train_loss", "val_loss", "evaluation_loss")])
     low, high = values.min(), np.quantile(values, 0.995)  # one spike must not flatten the rest
     spread = (high - low) or 1.0
@@ -59,7 +59,10 @@ def _loss(history: History, figure: Figure) -> None:
 
 def _rates(history: History, figure: Figure) -> None:
     axes, seen = figure.subplots(), []
-    for name, colour, label in (("inner_learning_rate", "blue", "direction"), ("outer_learning_rate", "orange", "magnitude")):
+    for name, colour, label in (
+        ("inner_learning_rate", "blue", "direction"),
+        ("outer_learning_rate", "orange", "magnitude"),
+    ):
         for number, phase in enumerate(history.phases):
             curve = history.curve(name, phase=phase)
             if len(curve.steps):
@@ -68,15 +71,15 @@ def _rates(history: History, figure: Figure) -> None:
                 seen += list(curve.values)
     axes.set_ylabel("learning rate")
     axes.yaxis.get_offset_text().set_color(LIGHT["muted"])
-    _linear(axes)
+    _linear(axes, seen)
     ink.plain_steps(axes)
     _mark_phases(history, axes)
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(loc="upper right", bbox_to_anchor=(1, 0.93), handlelength=1.8)
 
 
-def _linear(axes: Axes) -> None:
-    ink.few_values(axes, [0.0])
+def _linear(axes: Axes, values: Any) -> None:
+    ink.few_values(axes, [0.0, *values])
     axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
 
 
@@ -95,12 +98,11 @@ def _single(history: History, curve: Curve, label: str, colour: str, *, from_zer
         axes.set_ylabel(label)
         axes.yaxis.get_offset_text().set_color(LIGHT["muted"])
         if from_zero:
-            _linear(axes)
+            _linear(axes, curve.values)
         else:
             ink.few_values(axes, curve.values)
         ink.plain_steps(axes)
-        axes.set_xlim(right=sum(max(line["step"] for line in history.of(phase)) for phase in history.phases) * 1.01)
-        _mark_phases(history, axes)
+        _mark_phases(history, axes, curve.steps[-1])
 
     return ink.figure(draw)
 
@@ -118,9 +120,9 @@ def _alone(curve: Curve) -> str:
     return "o" if len(curve.steps) == 1 else ""
 
 
-def _mark_phases(history: History, axes: Axes) -> None:
-    """A line where a phase begins, and the names of the phases on top; nothing for a run of one."""
-    starts = history.starts
+def _mark_phases(history: History, axes: Axes, end: float = math.inf) -> None:
+    """A line where a phase begins, and the names of the phases on top, up to step `end`; nothing where there is one."""
+    starts = {phase: start for phase, start in history.starts.items() if start < end}
     if len(starts) < 2:
         return
     for phase, start in starts.items():
@@ -160,13 +162,15 @@ def _heat(history: History, kind: str, label: str) -> Figure | None:
             _layer_ticks(axes, depth)
         for axes in grid[:, 0]:
             axes.set_ylabel("layer")
+        for number, axes in enumerate(grid.flat[: len(modules)]):
+            axes.set_xlabel("step" if number + columns >= len(modules) else "")
         bar = figure.colorbar(image, ax=grid, pad=0.015, fraction=0.04, aspect=20)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue] - a Spine; the stubs say otherwise
         bar.set_label(label)
         bar.formatter.set_powerlimits((-3, 4))
         bar.formatter.set_useMathText(True)
 
-    return ink.figure(draw, width=10.4 if columns > 2 else ink.WIDTH, height=height)
+    return ink.figure(draw, width=ink.BROAD if columns > 2 else ink.WIDTH, height=height)
 
 
 def _step_ticks(axes: Axes, history: History, lines: Sequence[Line]) -> None:
@@ -255,7 +259,15 @@ def _legend(figure: Figure, checkpoints: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], linestyle="", marker=MARKERS[number % len(MARKERS)], color=LIGHT["muted"], markersize=4.5, label=name)
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=MARKERS[number % len(MARKERS)],
+            color=LIGHT["muted"],
+            markersize=4.5,
+            label=name,
+        )
         for number, name in enumerate(checkpoints)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))

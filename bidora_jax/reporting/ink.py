@@ -34,8 +34,8 @@ STYLE = {
     "ytick.major.size": 0, "figure.facecolor": "none", "axes.facecolor": "none", "svg.fonttype": "none",
     "svg.hashsalt": "bidora_jax", "mathtext.default": "regular", "image.interpolation": "nearest",
 }  # fmt: skip
-WIDTH, HEIGHT = 5.8, 2.9
-"""Inches of a chart of one panel."""
+WIDTH, HEIGHT, BROAD = 5.8, 2.9, 10.4
+"""Inches of a chart of half the page, and the width of one of the whole page."""
 
 Draw = Callable[[Figure], None]
 
@@ -93,15 +93,18 @@ def plain_steps(axes: Axes) -> None:
 
 def few_values(axes: Axes, values: Any) -> None:
     """A logarithmic y axis where positive values go over more than two decades; else a linear one with one power of ten."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
     positive = [value for value in values if value > 0]
-    if len(positive) == len(values) and positive and max(positive) > 100 * min(positive):
+    if positive and len(positive) == len(values) and max(positive) > 100 * min(positive):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(numticks=6))
         axes.yaxis.set_minor_formatter(NullFormatter())
         return
     axes.yaxis.set_major_locator(MaxNLocator(5))
+    if max(values, default=0) >= 1000:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        return
     formatter = ScalarFormatter(useMathText=True, useOffset=False)
     formatter.set_powerlimits((-3, 5))
     axes.yaxis.set_major_formatter(formatter)

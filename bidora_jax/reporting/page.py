@@ -35,7 +35,7 @@ dl { margin: 0; }
 .card { padding: 16px 18px 12px; min-width: 0; }
 .wide { grid-column: 1 / -1; }
 .plot { overflow-x: auto; } .plot svg { display: block; width: 100%; height: auto; }
-.wide .plot svg { min-width: 560px; } .curve.wide .plot svg { min-width: 0; max-height: 460px; }
+.wide .plot svg { min-width: 620px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: left; font-weight: 500; color: var(--muted); font-size: 13px; }
 th, td { padding: 6px 18px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
@@ -68,7 +68,11 @@ def render(
     notes: Sequence[str],
 ) -> str:
     """The page. `tiles` are (name, value, small print), `pictures` (title, svg) by name, `settings` (name, value, default)."""
-    state = '<span class="state done">finished</span>' if summary["finished"] else '<span class="state open">not finished</span>'
+    state = (
+        '<span class="state done">finished</span>'
+        if summary["finished"]
+        else '<span class="state open">not finished</span>'
+    )
     style = STYLE.replace("LIGHT", ink.variables(ink.LIGHT)).replace("DARK", ink.variables(ink.DARK))
     parts = [
         f"<header><h1>{escape(name)}</h1>{state}<p>{escape(about)}</p></header>",
@@ -114,7 +118,9 @@ def _card(answers: Sequence[tuple[str, int, Line]]) -> str:
         rows += _answer("expected", last["expected"], "expected")
     before = "".join(_answer(f"{phase} {step}", sample["answer"]) for phase, step, sample in earlier)
     behind = (
-        f'<details><summary>{len(earlier)} earlier</summary><div class="answers">{before}</div></details>' if before else ""
+        f'<details><summary>{len(earlier)} earlier</summary><div class="answers">{before}</div></details>'
+        if before
+        else ""
     )
     asked = f'<p class="asked">{escape(last["prompt"])}</p>'
     return f'<article class="card">{asked}<div class="answers">{rows}</div>{behind}</article>'
@@ -128,7 +134,7 @@ def _settings(settings: Sequence[tuple[str, str, str]]) -> str:
     if not settings:
         return ""
     rows = "".join(
-        f'<tr><td><code>{escape(name)}</code></td><td><code>{escape(value)}</code></td>'
+        f"<tr><td><code>{escape(name)}</code></td><td><code>{escape(value)}</code></td>"
         f'<td class="default"><code>{escape(default)}</code></td></tr>'
         for name, value, default in settings
     )

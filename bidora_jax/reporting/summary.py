@@ -69,7 +69,9 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
     parameters, memory = summary["parameters"], summary["peak_memory"]
     found = [("validation loss", _number(summary["validation_loss"], "{:.4f}"))]
     if summary["best_step"] is not None:
-        found.append(("best step of the search", f"{summary['best_step']} (loss {summary['best_validation_loss']:.4f})"))
+        found.append(
+            ("best step of the search", f"{summary['best_step']} (loss {summary['best_validation_loss']:.4f})")
+        )
     for phase, numbers in summary["phases"].items():
         loss = _number(numbers["train_loss"], "{:.4f}") or "unknown"
         found.append((phase, f"{numbers['steps']:,} steps, training loss {loss}"))
@@ -81,7 +83,7 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
         ("speed", _number(summary["tokens_per_second"], "{:,.0f} tokens/s")),
         ("peak memory", ", ".join(f"{used / 2**30:.2f} GiB {where}" for where, used in memory.items())),
         ("trainable parameters", parameters
-         and f"{parameters['trainable']:,} ({parameters['trainable_share']:.3%} of {parameters['frozen']:,} and these)"),
+         and f"{parameters['trainable']:,}, {parameters['trainable_share']:.3%} of all"),
     ]  # fmt: skip
     found += [(name, summary.get(name) or "") for name in ("adapter", "merged", "report")]
     return [(name, value) for name, value in found if value]
@@ -93,7 +95,9 @@ def show(summary: Summary) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.ROUNDED, show_header=False, title="run finished" if summary["finished"] else "run not finished")
+    table = Table(
+        box=box.ROUNDED, show_header=False, title="run finished" if summary["finished"] else "run not finished"
+    )
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for row in rows(summary):

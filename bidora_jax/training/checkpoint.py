@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,25 +70,31 @@ class Checkpoints:
         with _quiet_orbax():
             return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """All steps that are kept, in their order."""
+        if not self.folder.is_dir():
+            return []
+        with _quiet_orbax():
+            return sorted(self._manager.all_steps())
+
+    def part(self, step: int, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """(arrays by path, info) of `step`, of the leaves whose path is `wanted`; for who does not know the whole structure.
+
+        Raises InputError for a checkpoint that is damaged.
+        """
+        info, leaves = self._content(step)
+        return {path: self._checked(step, path, leaves) for path in leaves if wanted(path)}, info
+
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """(state, info) of `step`, with the structure and the kinds of arrays of `like`, whose values are not read.
 
         Raises InputError that lists every leaf that differs from `like`, or says that the checkpoint is damaged.
         """
-        content = self._read(step, "info", None)
-        try:
-            info, leaves = content["info"], content["leaves"]
-            kinds: Manifest = {path: (dtype, shape) for path, (dtype, shape, _) in leaves.items()}
-        except (TypeError, KeyError, ValueError) as error:
-            raise self._damaged(step, error) from error
+        info, leaves = self._content(step)
+        kinds: Manifest = {path: (dtype, shape) for path, (dtype, shape, _) in leaves.items()}
         wanted = _leaves(like)
         self._require_same(step, kinds, {path: _kind(leaf) for path, leaf in wanted.items()})
-        restored = []
-        for path, leaf in wanted.items():
-            array = self._read(step, "state", path)
-            if _checksum(array) != leaves[path][2]:
-                raise self._damaged(step, f"the checksum of {path} is wrong")
-            restored.append(_as_leaf(array, leaf))
+        restored = [_as_leaf(self._checked(step, path, leaves), leaf) for path, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(like), restored), info
 
     def close(self) -> None:
@@ -116,6 +122,20 @@ class Checkpoints:
             enable_async_checkpointing=False,
         )
         return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "info"))
+
+    def _content(self, step: int) -> tuple[dict[str, Any], dict[str, tuple[str, list[int], int]]]:
+        """(info, leaves) of a checkpoint."""
+        content = self._read(step, "info", None)
+        try:
+            return content["info"], {path: (dtype, shape, crc) for path, (dtype, shape, crc) in content["leaves"].items()}
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise self._damaged(step, error) from error
+
+    def _checked(self, step: int, path: str, leaves: dict[str, tuple[str, list[int], int]]) -> np.ndarray:
+        array = self._read(step, "state", path)
+        if _checksum(array) != leaves[path][2]:
+            raise self._damaged(step, f"the checksum of {path} is wrong")
+        return array
 
     def _read(self, step: int, item: str, path: str | None) -> Any:
         """The info, or one array. One by one: orbax prints a traceback for each other array when one cannot be read."""

@@ -1,17 +1,20 @@
 """Which form of a step fits the device: the compiler is asked, the fastest form first.
 
-    remat            a CPU: dots, layer        a GPU: none, dots, layer, offload
-    hypergradient    reverse over reverse, then forward over reverse ("exact"): the same quantity
+                        a CPU             a GPU
+    remat, one level    dots, layer       none, dots, layer, offload
+    remat, bidora       layer             none, dots, layer, offload
+    hypergradient       exact             reverse, exact                  two roads to the same quantity, see kernels/hypergrad.py
 
-On a CPU it takes longer to write everything to memory than to compute it again (benchmarks/README.md): "none" is no candidate
-there. The order on a GPU is that of the arithmetic, and has not been measured.
+On a CPU it takes longer to write to memory than to compute again: what keeps least is the fastest as well, by the table of
+benchmarks/README.md, where "reverse" and "none" lose on time and memory. The order on a GPU, whose memory is faster, is that
+of the arithmetic and has not been measured.
 
 A form fits if the peak that the compiler counts for it is at most FITS of the memory there is; the rest is for what it does
 not count: the interpreter, fragments, checkpoints on their way out. What is set is kept; `auto` is what is chosen here.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from typing import NamedTuple
 
 import jax
@@ -61,13 +64,19 @@ class Settled(NamedTuple):
 def settle(problem: Problem, levels: Levels, memory: Memory) -> Settled:
     """The fastest form of the first phase that fits; where none does, the one that takes least, and `said` says so."""
     tried: list[Settled] = []
-    candidates = list(_candidates(problem.model, levels))
-    for remat, form in candidates:
+    pairs = candidates(problem.model, levels)
+    for remat, form in pairs:
         chosen = replace(problem, model=replace(problem.model, remat=remat))
         search = replace(levels.search, hypergradient=form)
         phase, standing = first_phase(levels.method, chosen, search, levels.inner, levels.outer)
-        if len(candidates) == 1:
-            return Settled(chosen, search, phase, standing, None, "")
+        if len(pairs) == 1:
+            said = ", ".join(
+                [f"remat {remat}"] * (problem.model.remat == AUTO)
+                + [f"hypergradient {form}"] * (levels.search.hypergradient == AUTO and levels.method == "bidora")
+            )
+            return Settled(
+                chosen, search, phase, standing, None, said and f"{said}: the fastest on a {jax.default_backend()}"
+            )
         parts = footprint.of(chosen, phase, standing.state, largest(phase))
         name = f"remat {remat}" + (f", hypergradient {form}" if levels.method == "bidora" else "")
         tried.append(Settled(chosen, search, phase, standing, parts, name))
@@ -92,9 +101,16 @@ def largest(phase: Phase) -> Meeting:
     return program, program.lengths[-1]
 
 
-def remats() -> tuple[str, ...]:
+def remats(method: str) -> tuple[str, ...]:
     """The remat policies worth trying on this platform, the fastest first."""
-    return ("dots", "layer") if jax.default_backend() == "cpu" else ("none", "dots", "layer", "offload")
+    if jax.default_backend() != "cpu":
+        return ("none", "dots", "layer", "offload")
+    return ("layer",) if method == "bidora" else ("dots", "layer")
+
+
+def forms(method: str) -> tuple[str, ...]:
+    """The exact forms of the hypergradient worth trying on this platform, the fastest first. Only bidora has one."""
+    return ("exact",) if method != "bidora" or jax.default_backend() == "cpu" else ("reverse", "exact")
 
 
 def check(model: ModelConfig) -> None:
@@ -116,13 +132,11 @@ def synthetic(
     return Problem(config, model, adapter, base, [example], [example], data, 0, 0)
 
 
-def _candidates(model: ModelConfig, levels: Levels) -> Iterator[tuple[str, str]]:
-    """(remat, hypergradient), the fastest first. Only bidora has a hypergradient."""
+def candidates(model: ModelConfig, levels: Levels) -> list[tuple[str, str]]:
+    """(remat, hypergradient), the fastest first; what is set is kept."""
     form = levels.search.hypergradient
-    forms = ("reverse", "exact") if form == AUTO and levels.method == "bidora" else ("exact" if form == AUTO else form,)
-    for remat in remats() if model.remat == AUTO else (model.remat,):
-        for form in forms:
-            yield remat, form
+    policies = remats(levels.method) if model.remat == AUTO else (model.remat,)
+    return list(product(policies, forms(levels.method) if form == AUTO else (form,)))
 
 
 def _chosen(tried: list[Settled], memory: Memory) -> Settled:

@@ -54,10 +54,14 @@ class Footprint(NamedTuple):
         return [f"{name:<16s} {gigabytes(value):>10s}" for name, value in rows]
 
 
-def of(problem: Problem, phase: Phase, state: PyTree, meeting: Meeting) -> Footprint:
-    """The footprint of one program at one padded length. The base and the state may be arrays or shapes."""
+def of(problem: Problem, phase: Phase, state: PyTree, meeting: Meeting, *, quick: bool = False) -> Footprint:
+    """The footprint of one program at one padded length. The base and the state may be arrays or shapes.
+
+    `quick` is for a program that will not be run: its buffers are the same, its machine code is not optimised.
+    """
     program, length = meeting
-    analysis = program.compile(state, length).memory_analysis()
+    options = QUICK if quick and jax.default_backend() == "cpu" else None
+    analysis = program.compile(state, length, options).memory_analysis()
     batches = program.like(length)
     adapter = tree_bytes(phase.adapter_of(state))
     micro_tokens = problem.data.batch_size * (length - 1)

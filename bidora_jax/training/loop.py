@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from bidora_jax.errors import RunError
 from bidora_jax.training.checkpoint import Checkpoints
 from bidora_jax.training.data import prefetch
+from bidora_jax.training.memory import release_freed_memory
 from bidora_jax.training.metrics import MetricsLog, Progress
 from bidora_jax.training.programs import Meeting, ahead
 
@@ -144,6 +145,7 @@ class Loop:
             which = ", ".join(filter(None, (program.name, f"T = {length}")))
             with progress.doing(f"{phase.name}: compiling {number} of {len(meetings)} shapes ({which})"):
                 program.compile(standing.state, length)
+        release_freed_memory()  # what LLVM left is in pieces, and of no use to the steps
 
     def _steps(self, phase: Phase, standing: Standing, batches: Iterator[Work], progress: Progress):
         reporter = _Reporter(phase, progress, self.log, self.checkpoints, lambda: self.seconds)
@@ -256,7 +258,11 @@ class _Reporter:
         speed = self.progress.speed.tokens_per_second
         self.log.append(
             {"phase": self.phase.name, "step": step + 1, **values, **extra, **self.phase.rates(step)}
-            | {"tokens": work.tokens, "tokens_per_second": speed and round(speed, 1), "seconds": round(self.seconds(), 3)}
+            | {
+                "tokens": work.tokens,
+                "tokens_per_second": speed and round(speed, 1),
+                "seconds": round(self.seconds(), 3),
+            }
         )
 
 

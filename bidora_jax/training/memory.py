@@ -37,6 +37,11 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(MMAP_MAX, 0) and mallopt(TRIM_THRESHOLD, -1))
 
 
+def release_freed_memory() -> bool:
+    """Gives back to the system what is free now, such as what compiling left; False where the C library is not glibc."""
+    return platform.libc_ver()[0] == "glibc" and bool(ctypes.CDLL(None).malloc_trim(0))
+
+
 def device_memory(limit: str = "") -> Memory:
     """What the first device may hold: `limit` ("8GB") where it is given, a GPU's own limit, or what this host has available.
 

@@ -6,7 +6,7 @@ What the data command shows before a run and what the run then does are made her
 from typing import NamedTuple
 
 from bidora_jax.errors import InputError
-from bidora_jax.training import packing, records
+from bidora_jax.training import packing, tokencache
 from bidora_jax.training.answers import Tokenizer
 from bidora_jax.training.data import Examples
 from bidora_jax.training.records import Split
@@ -26,8 +26,11 @@ def prepare(data: DataConfig, splits: Splits, tokenizer: Tokenizer, positions: i
     """The tokens of both splits, in rows. Raises InputError for what can't be trained on by a model of so many positions."""
     given = {"train": splits.train.records, "val": splits.val.records}
     how = {"max_length": data.max_length, "loss_on": data.loss_on, "long": data.long}
-    encoded = {name: records.encode_all(part, tokenizer, **how) for name, part in given.items() if part}
-    said = [*splits.said, *(f"{name}: {describe(part, data)}" for name, part in encoded.items())]
+    encoded, said = {}, [*splits.said]
+    for name, part in given.items():
+        if part:
+            encoded[name], kept = tokencache.encode_all(part, tokenizer, data.token_cache, **how)
+            said += [f"{name}: {describe(encoded[name], data)}", *([kept] if kept else [])]
     for name, part in encoded.items():
         longest = max(len(example.tokens) for example in part.examples)
         if longest > positions:

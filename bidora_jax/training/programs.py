@@ -7,6 +7,7 @@ A step then runs what was compiled: nothing is traced a second time. JAX's persi
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 from jaxtyping import PyTree
@@ -30,12 +31,18 @@ class Program:
         self._jitted = jax.jit(step, donate_argnums=0)
         self._compiled: dict[int, jax.stages.Compiled] = {}
 
-    def compile(self, state: PyTree, length: int) -> jax.stages.Compiled:
-        """The step for batches of one padded length. `state` may be shapes, and so may `frozen`."""
+    def compile(self, state: PyTree, length: int, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
+        """The step for batches of one padded length. `state` may be shapes, and so may `frozen`.
+
+        With `options` of the compiler's own it is not kept.
+        """
         assert length in self.lengths, f"{self.name}: a length of {length}, expected one of {self.lengths}"
-        if length not in self._compiled:
-            arguments = shapes((state, self.frozen, *self.like(length)))
-            self._compiled[length] = self._jitted.lower(*arguments).compile()
+        if length in self._compiled:
+            return self._compiled[length]
+        lowered = self._jitted.lower(*shapes((state, self.frozen, *self.like(length))))
+        if options is not None:
+            return lowered.compile(options)
+        self._compiled[length] = lowered.compile()
         return self._compiled[length]
 
     def __call__(self, state: PyTree, *batches: Batch) -> tuple[PyTree, dict[str, jax.Array]]:

@@ -79,7 +79,8 @@ def records_of(found: Found) -> dict[str, list[Record]]:
                 problems.append(f"{row.place}: {problem}")
     if problems:
         total = sum(map(len, found.values()))
-        raise InputError(sources.unusable(found, problems, total, f"one JSON object shaped {SHAPES_IN_WORDS}"))
+        what = "one JSON object " if all(map(sources.one_a_line, found)) else ""
+        raise InputError(sources.unusable(found, problems, total, f"{what}shaped {SHAPES_IN_WORDS}"))
     return read
 
 
@@ -95,7 +96,10 @@ def _record(row: Row | Fault) -> Record:
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a Hugging Face folder. Raises InputError when there is none or it has no end-of-text token."""
     if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
-        raise InputError(f"no tokenizer in {folder}: expected one of {', '.join(TOKENIZER_FILES)}")
+        raise InputError(
+            f"no tokenizer in {folder}: expected one of {', '.join(TOKENIZER_FILES)}; copy them from the model that this one "
+            "was made from"
+        )
     auto = _auto_tokenizer()
     try:
         tokenizer = auto.from_pretrained(os.fspath(folder), local_files_only=True, trust_remote_code=False)

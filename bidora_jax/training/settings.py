@@ -32,6 +32,8 @@ class DataConfig:
     """Tokens a record may have."""
     long: Literal["truncate", "drop", "refuse"] = "truncate"
     """Longer records are cut at the end, left out, or refused; each is counted."""
+    token_cache: str = "auto"
+    """Folder where encoded records are kept for later runs on them; auto: the user's cache folder, empty: nowhere."""
     batch_size: int = 4
     """Records in a micro-batch, on each level."""
     accumulation: int = 1

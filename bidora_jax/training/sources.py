@@ -90,6 +90,11 @@ def unusable(given: Iterable[str], problems: list[str], total: int, expected: st
     )
 
 
+def has_keys(source: str) -> bool:
+    """Whether a file or folder is read as rows with keys, and not as text."""
+    return _ending(Path(source)) in READERS.keys() - {"", ".txt"} or Path(source).expanduser().is_dir()
+
+
 def one_a_line(source: str) -> bool:
     """Whether a source is read as JSON lines."""
     return READERS.get(_ending(Path(source))) is jsonfiles.json_lines
@@ -146,13 +151,13 @@ def rename(found: dict[str, Found], columns: Columns) -> dict[str, Found]:
     keys = [key for key, _ in columns]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
-        raise InputError(f"data.columns gives {', '.join(map(repr, twice))} twice; give each key one column")
+        raise InputError(f"the column mapping gives {', '.join(map(repr, twice))} twice; give each key one column")
     rows = [row for part in found.values() for items in part.values() for row in items if isinstance(row, Row)]
     there = {name for row in rows for name in row.value}
     lost = [f"{column!r} for {key!r}{did_you_mean(column, there)}" for key, column in columns if column not in there]
     if lost and there:
         names = ", ".join(map(repr, sorted(there)[:20]))
-        raise InputError(f"data.columns names columns that no row has; the rows have {names}:\n{listing(lost)}")
+        raise InputError(f"the column mapping names columns that no row has; the rows have {names}:\n{listing(lost)}")
     return {
         use: {
             name: [_renamed(row, columns) if isinstance(row, Row) else row for row in items]
@@ -166,7 +171,7 @@ def _renamed(row: Row, columns: Columns) -> Row | Fault:
     value: dict[str, Any] = row.value
     missing = [column for key, column in columns if column not in value and key not in value]
     if missing:
-        return Fault(row.place, f"lacks {', '.join(map(repr, missing))} of data.columns; it has "
+        return Fault(row.place, f"lacks {', '.join(map(repr, missing))} of the column mapping; it has "
                                 f"{', '.join(map(repr, list(value)[:6])) or 'nothing'}")  # fmt: skip
     moved = {key: value[column] for key, column in columns if column in value}
     gone = {column for _, column in columns} | moved.keys()
