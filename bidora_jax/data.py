@@ -73,7 +73,8 @@ def show_records(console: "Console", config: Config, shown: Shown, count: int) -
         trained = int(example.trained.sum())
         head = f"── {record.place or 'a record'}: {len(example.tokens)} tokens, {trained} of them trained"
         head += f", cut at {config.data.max_length}" if example.truncated else ""
-        console.print(head if trained else f"{head}: it is left out", markup=False)
+        dropped = not trained or (example.truncated and config.data.long == "drop")
+        console.print(f"{head}: it is left out" if dropped else head, markup=False)
         text = Text()
         for piece, is_trained in preview.pieces(example, shown.tokenizer) if len(example.tokens) else ():
             if coloured:

@@ -99,7 +99,17 @@ def test_packed_rows_cuts_and_what_is_not_trained_are_shown(flags, capfd, tmp_pa
     file.write_text(
         "\n".join(map(json.dumps, [{"messages": turns}, {"text": "a" * 70}, {"instruction": "a" * 70, "output": "b"}]))
     )
-    how = ["--data.train-file", file, "--data.packing", "--data.max-length", "64", "--adapter.method", "lora"]
+    how = [
+        "--data.train-file",
+        file,
+        "--data.packing",
+        "--data.max-length",
+        "64",
+        "--adapter.method",
+        "lora",
+        "--data.buckets",
+        "1",
+    ]
     out = shown(capfd, *flags, *how, "--records", "3")
     assert "2 records packed into 2 rows of 64 tokens" in out
     assert "1 conversations of train have several answers, and only the last one is trained" in out

@@ -144,9 +144,12 @@ def test_a_run_that_was_killed_three_times_ends_bit_equal_to_one_that_was_not(
 # Roads
 
 
-def test_several_lower_steps_accumulation_the_gram_penalty_and_answers(model_folder, data_files, tmp_path, capfd):
+def test_several_lower_steps_accumulation_packed_rows_the_gram_penalty_and_answers(
+    model_folder, data_files, tmp_path, capfd
+):
     argv = [*inputs(model_folder, data_files, tmp_path / "run"), *SMALL, "--data.batch-size", "3",
-            "--data.accumulation", "2", "--search.lower-steps", "2", "--search.steps", "2", "--retrain.steps", "1",
+            "--data.accumulation", "2", "--data.packing", "--data.max-length", "96", "--adapter.dropout", "0.1",
+            "--search.lower-steps", "2", "--search.steps", "2", "--retrain.steps", "1",
             "--retrain.start", "continue", "--search.gram-penalty", "1e-5", "--data.test-file", str(data_files[2]),
             "--data.test-limit", "3", "--max-new-tokens", "2"]  # fmt: skip
     assert exit_status(argv) == 0
@@ -160,6 +163,7 @@ def test_several_lower_steps_accumulation_the_gram_penalty_and_answers(model_fol
     said = capfd.readouterr().out
     assert "exact match on 3 test records: before 0 (0%), after 0 (0%)" in said
     assert "for example: repeat" in said
+    assert "train: 23 records packed into" in said and "val: 11 records packed into" in said
     assert not (tmp_path / "run" / "merged").exists()
 
 
