@@ -19,7 +19,14 @@ from ml_collections import ConfigDict
 from bidora_jax.errors import InputError, did_you_mean, listing
 from bidora_jax.models import peft_config
 from bidora_jax.models.settings import PRESETS, AdapterConfig, ModelConfig
-from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, RetrainConfig, SamplesConfig, SearchConfig
+from bidora_jax.training.settings import (
+    DataConfig,
+    OptimizerConfig,
+    OuterConfig,
+    RetrainConfig,
+    SamplesConfig,
+    SearchConfig,
+)
 
 
 @dataclass(frozen=True)

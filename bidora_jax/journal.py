@@ -1,8 +1,8 @@
 """What a run writes down beside its checkpoints and its adapter, opened and closed by train.py.
 
-    run.json        facts of the process (training/facts.py)          metrics.jsonl   a line a step, and who follows it
-    changes.jsonl   how far each layer has moved (training/watch.py)  samples.jsonl   answers (training/samples.py)
-    report/         made of all of them at the end (report.py)
+run.json        facts of the process (training/facts.py)          metrics.jsonl   a line a step, and who follows it
+changes.jsonl   how far each layer has moved (training/watch.py)  samples.jsonl   answers (training/samples.py)
+report/         made of all of them at the end (report.py)
 """
 
 import uuid

@@ -116,9 +116,13 @@ def _tiles(found: "Summary") -> list[tuple[str, str, str]]:
 
     tiles: list[tuple[str, str, str]] = []
     if (loss := found["validation_loss"]) is not None:
-        tiles.append(("Validation loss", f"{loss:.4f}", "of the result" if found["finished"] else "at the last evaluation"))
+        tiles.append(
+            ("Validation loss", f"{loss:.4f}", "of the result" if found["finished"] else "at the last evaluation")
+        )
     if found["best_step"] is not None:
-        tiles.append(("Best step", f"{found['best_step']:,}", f"of the search, loss {found['best_validation_loss']:.4f}"))
+        tiles.append(
+            ("Best step", f"{found['best_step']:,}", f"of the search, loss {found['best_validation_loss']:.4f}")
+        )
     if matches := found["exact_matches"]:
         tiles.append(("Exact matches", f"{matches['after']} / {matches['of']}", f"{matches['before']} before training"))
     steps = {phase: numbers["steps"] for phase, numbers in found["phases"].items()}
@@ -132,7 +136,9 @@ def _tiles(found: "Summary") -> list[tuple[str, str, str]]:
     for where, used in found["peak_memory"].items():
         tiles.append(("Peak memory", f"{used / 2**30:.2f} GiB", f"on the {where}"))
     if parameters := found["parameters"]:
-        tiles.append(("Trained parameters", _short(parameters["trainable"]), f"{parameters['trainable_share']:.3%} of all"))
+        tiles.append(
+            ("Trained parameters", _short(parameters["trainable"]), f"{parameters['trainable_share']:.3%} of all")
+        )
     return tiles
 
 

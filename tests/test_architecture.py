@@ -14,8 +14,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Layers from the floor up: each may import itself, the layers above its line, and what it brings in.
 KERNELS = {"jax", "jaxtyping", "numpy", "bidora_jax.kernels"}
 MODELS = KERNELS | {"flax", "safetensors", "huggingface_hub", "bidora_jax.errors", "bidora_jax.models"}
-TRAINING = MODELS | {"optax", "orbax", "transformers", "rich", "bidora_jax.training"}
-LAYERS = {"kernels": KERNELS, "models": MODELS, "training": TRAINING}
+TRAINING = MODELS | {"optax", "orbax", "transformers", "rich", "tensorboardX", "wandb", "bidora_jax.training"}
+REPORTING = {
+    "numpy",
+    "matplotlib",
+    "rich",
+    "bidora_jax.errors",
+    "bidora_jax.reporting",
+}  # reads what was written; knows no model
+LAYERS = {"kernels": KERNELS, "models": MODELS, "training": TRAINING, "reporting": REPORTING}
 
 
 def imports(file: Path) -> set[str]:
@@ -44,7 +51,8 @@ def test_imports_go_downward_only(layer):
 
 
 def test_nothing_below_imports_a_command_line():
-    top = {f"bidora_jax.{name}" for name in ("train", "evaluate", "export", "generate", "chat", "config")}
+    top = {f"bidora_jax.{name}" for name in ("train", "evaluate", "export", "generate", "chat", "config", "analyze", "cli",
+                                             "journal", "report")}  # fmt: skip
     below = [file for file in FILES if file.parent != PACKAGE]
     found = [f"{file.name}: {name}" for file in below for name in imports(file)
              if name in top or name.rpartition(".")[0] in top]  # fmt: skip
@@ -74,10 +82,20 @@ def test_no_function_is_longer_than_80_lines_and_no_file_than_400():
     assert long == []
 
 
-@pytest.mark.parametrize("module", ["bidora_jax", "bidora_jax.config", "bidora_jax.train", "bidora_jax.generate"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "bidora_jax",
+        "bidora_jax.config",
+        "bidora_jax.train",
+        "bidora_jax.generate",
+        "bidora_jax.report",
+        "bidora_jax.analyze",
+    ],
+)
 def test_importing_costs_nothing(module):
     """--help and a refused configuration answer before jax and transformers are loaded, which takes seconds."""
-    code = f"import sys, {module}; print(sorted({{'jax', 'transformers', 'torch', 'orbax'}} & sys.modules.keys()))"
+    code = f"import sys, {module}; print(sorted({{'jax', 'transformers', 'torch', 'orbax', 'matplotlib'}} & sys.modules.keys()))"
     run = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,10 @@ def _loss(history: History, figure: Figure) -> None:
 
 def _rates(history: History, figure: Figure) -> None:
     axes, seen = figure.subplots(), []
-    for name, colour, label in (("inner_learning_rate", "blue", "direction"), ("outer_learning_rate", "orange", "magnitude")):
+    for name, colour, label in (
+        ("inner_learning_rate", "blue", "direction"),
+        ("outer_learning_rate", "orange", "magnitude"),
+    ):
         for number, phase in enumerate(history.phases):
             curve = history.curve(name, phase=phase)
             if len(curve.steps):
@@ -88,7 +92,7 @@ def _single(history: History, curve: Curve, label: str, colour: str, *, from_zer
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         starts = [*history.starts.values(), math.inf]
-        for begin, end in zip(starts, starts[1:], strict=False):
+        for begin, end in pairwise(starts):
             inside = (curve.steps > begin) & (curve.steps <= end)
             if inside.any():
                 _faint_and_smooth(axes, Curve(curve.steps[inside], curve.values[inside]), colour, None)
@@ -256,7 +260,15 @@ def _legend(figure: Figure, checkpoints: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], linestyle="", marker=MARKERS[number % len(MARKERS)], color=LIGHT["muted"], markersize=4.5, label=name)
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=MARKERS[number % len(MARKERS)],
+            color=LIGHT["muted"],
+            markersize=4.5,
+            label=name,
+        )
         for number, name in enumerate(checkpoints)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))

@@ -105,9 +105,10 @@ def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
     """The mean around each value, falling off linearly over `reach` values on both sides; nothing is made up at the ends."""
     weights = np.bartlett(2 * reach + 3)[1:-1]
     # Cut by hand: mode "same" has the longer length of the two.
-    return np.convolve(values, weights)[reach : reach + len(values)] / np.convolve(np.ones(len(values)), weights)[
-        reach : reach + len(values)
-    ]
+    return (
+        np.convolve(values, weights)[reach : reach + len(values)]
+        / np.convolve(np.ones(len(values)), weights)[reach : reach + len(values)]
+    )
 
 
 def reach_of(count: int) -> int:

@@ -52,7 +52,8 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; line-height: 1.
 details { margin-top: 10px; } summary { cursor: pointer; color: var(--muted); font-size: 13px; margin-bottom: 9px; }
 footer { color: var(--muted); font-size: 13px; margin-top: 40px; }
 @media (max-width: 820px) { .charts { grid-template-columns: minmax(0, 1fr); } main { padding: 26px 14px 40px; }
-  .card { padding: 14px 14px 10px; } .answers { grid-template-columns: minmax(0, 1fr); gap: 3px; } .answers pre { margin-bottom: 9px; } }
+  .card { padding: 14px 14px 10px; } .answers { grid-template-columns: minmax(0, 1fr); gap: 3px; }
+  .answers pre { margin-bottom: 9px; } }
 @media print { body { background: none; } .card, .tile { break-inside: avoid; } }
 """
 
@@ -68,7 +69,11 @@ def render(
     notes: Sequence[str],
 ) -> str:
     """The page. `tiles` are (name, value, small print), `pictures` (title, svg) by name, `settings` (name, value, default)."""
-    state = '<span class="state done">finished</span>' if summary["finished"] else '<span class="state open">not finished</span>'
+    state = (
+        '<span class="state done">finished</span>'
+        if summary["finished"]
+        else '<span class="state open">not finished</span>'
+    )
     style = STYLE.replace("LIGHT", ink.variables(ink.LIGHT)).replace("DARK", ink.variables(ink.DARK))
     parts = [
         f"<header><h1>{escape(name)}</h1>{state}<p>{escape(about)}</p></header>",
@@ -114,7 +119,9 @@ def _card(answers: Sequence[tuple[str, int, Line]]) -> str:
         rows += _answer("expected", last["expected"], "expected")
     before = "".join(_answer(f"{phase} {step}", sample["answer"]) for phase, step, sample in earlier)
     behind = (
-        f'<details><summary>{len(earlier)} earlier</summary><div class="answers">{before}</div></details>' if before else ""
+        f'<details><summary>{len(earlier)} earlier</summary><div class="answers">{before}</div></details>'
+        if before
+        else ""
     )
     asked = f'<p class="asked">{escape(last["prompt"])}</p>'
     return f'<article class="card">{asked}<div class="answers">{rows}</div>{behind}</article>'
@@ -128,7 +135,7 @@ def _settings(settings: Sequence[tuple[str, str, str]]) -> str:
     if not settings:
         return ""
     rows = "".join(
-        f'<tr><td><code>{escape(name)}</code></td><td><code>{escape(value)}</code></td>'
+        f"<tr><td><code>{escape(name)}</code></td><td><code>{escape(value)}</code></td>"
         f'<td class="default"><code>{escape(default)}</code></td></tr>'
         for name, value, default in settings
     )

@@ -69,7 +69,9 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
     parameters, memory = summary["parameters"], summary["peak_memory"]
     found = [("validation loss", _number(summary["validation_loss"], "{:.4f}"))]
     if summary["best_step"] is not None:
-        found.append(("best step of the search", f"{summary['best_step']} (loss {summary['best_validation_loss']:.4f})"))
+        found.append(
+            ("best step of the search", f"{summary['best_step']} (loss {summary['best_validation_loss']:.4f})")
+        )
     for phase, numbers in summary["phases"].items():
         loss = _number(numbers["train_loss"], "{:.4f}") or "unknown"
         found.append((phase, f"{numbers['steps']:,} steps, training loss {loss}"))
@@ -93,7 +95,9 @@ def show(summary: Summary) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.ROUNDED, show_header=False, title="run finished" if summary["finished"] else "run not finished")
+    table = Table(
+        box=box.ROUNDED, show_header=False, title="run finished" if summary["finished"] else "run not finished"
+    )
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for row in rows(summary):

@@ -1,7 +1,7 @@
 """run.json of a run: what metrics.jsonl can't tell, written by the process that trains.
 
-    started, device, versions, parameters, records        at the start
-    peak_memory, result_loss, exact_matches, finished     at the end
+started, device, versions, parameters, records        at the start
+peak_memory, result_loss, exact_matches, finished     at the end
 """
 
 import importlib.metadata

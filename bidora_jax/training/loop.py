@@ -244,7 +244,11 @@ class _Reporter:
         speed = self.progress.speed.tokens_per_second
         self.log.append(
             {"phase": self.phase.name, "step": step + 1, **values, **extra, **self.phase.rates(step)}
-            | {"tokens": work.tokens, "tokens_per_second": speed and round(speed, 1), "seconds": round(self.seconds(), 3)}
+            | {
+                "tokens": work.tokens,
+                "tokens_per_second": speed and round(speed, 1),
+                "seconds": round(self.seconds(), 3),
+            }
         )
 
 

@@ -95,7 +95,9 @@ class WeightsAndBiases:
     def append(self, record: dict[str, Any]) -> None:
         phase = record["phase"]
         self._run.define_metric(f"{phase}/*", step_metric=f"{phase}/step")
-        self._run.log({f"{phase}/{name}": value for name, value in (numbers(record) | {"step": record["step"]}).items()})
+        self._run.log(
+            {f"{phase}/{name}": value for name, value in (numbers(record) | {"step": record["step"]}).items()}
+        )
 
     def restart(self, records: list[dict[str, Any]]) -> None:
         """Nothing: what it was told is kept by the service."""
