@@ -161,7 +161,10 @@ def _write(found: dict[str, Any], output: Path) -> None:
     rows.writerows(point.values() for point in found["points"])
     figure = charts.scatter(found["points"], found["fits"])
     output.mkdir(parents=True, exist_ok=True)
-    for name, content in (("changes.csv", text.getvalue().encode()), ("changes.png", ink.png(figure))):
+    for name, content in (
+        ("changes.csv", text.getvalue().encode()),
+        ("changes.png", ink.png(figure, "Change of magnitude over change of direction")),
+    ):
         temporary = output / f".{name}.tmp"
         temporary.write_bytes(content)
         temporary.replace(output / name)

@@ -50,7 +50,9 @@ def write(run: Path, lines: list[dict], resume: tuple[str, int] | None = None, *
         log.truncate(*resume)
     for record in lines:
         log.append(record)
-    if not killed:  # a killed process closes nothing
+    if killed:  # it closes no event file
+        log._close_file()
+    else:
         log.close()
 
 

@@ -35,6 +35,11 @@ def all_charts(history: History) -> dict[str, tuple[str, Figure]]:
     return {name: (title, figure) for name, (title, figure) in made.items() if figure is not None}
 
 
+def narrow_loss(history: History) -> Figure:
+    """The losses once more, for a narrow page."""
+    return ink.figure(lambda figure: _loss(history, figure), height=3.3)
+
+
 def _loss(history: History, figure: Figure) -> None:
     axes = figure.subplots()
     for number, phase in enumerate(history.phases):
