@@ -17,8 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from bidora_jax import bilevel_step, init_state, init_train_state, train_step
-from bidora_jax.kernels import quant
-from bidora_jax.models import adapters, decoder, quantization
+from bidora_jax.models import adapters, quantization
 from bidora_jax.models.decoder import DecoderConfig
 from bidora_jax.models.settings import AdapterConfig, ModelConfig
 from bidora_jax.training import objective, optim
@@ -35,33 +34,16 @@ PIECES = 256
 
 def stack_shapes(form: Form, shape: tuple[int, ...], dtype) -> PyTree:
     """Shapes of a weight (*L, O, I) in a form, to be used in `dtype`."""
-    dtype, struct = np.dtype(dtype), jax.ShapeDtypeStruct
     if form == "none":
-        return struct(shape, dtype)
-    *layers, rows, columns = shape
-    if form == "int8":
-        return quant.Int8(struct(shape, jnp.int8), struct((*layers, rows), jnp.float32), dtype)
-    blocks = -(-rows * columns // quant.BLOCK)
-    absmax = struct((*layers, blocks), jnp.float32)
-    if form == "nf4-nested":
-        groups = struct((*layers, -(-blocks // quant.NESTED_BLOCK)), jnp.float32)
-        absmax = quant.Nested(struct((*layers, blocks), jnp.uint8), groups, struct(tuple(layers), jnp.float32))
-    return quant.NF4(struct((*layers, -(-rows * columns // 2)), jnp.uint8), absmax, (rows, columns), dtype)
+        return jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+    kind = "int8" if form == "int8" else "nf4"
+    return quantization.packed_shapes(quantization.Quantization(kind, form == "nf4-nested", ()), shape, dtype)
 
 
 def base_shapes(config: DecoderConfig, form: Form, dtype) -> PyTree:
     """Shapes of a whole base as the loader makes it: quantised modules by default, 16-bit stacks on a CPU as integers."""
     settings = ModelConfig(quantization=form.removesuffix("-nested"), double_quant=form == "nf4-nested")
-    chosen = quantization.resolve(settings, tied=config.tie_word_embeddings)
-
-    def leaf(path, like):
-        covered = chosen is not None and chosen.covers(tuple(key.key for key in path))
-        if covered:
-            return stack_shapes(form, like.shape, like.dtype)
-        held = len(like.shape) == 3 and like.dtype.itemsize == 2 and jax.default_backend() == "cpu"
-        return quant.Bits(jax.ShapeDtypeStruct(like.shape, jnp.uint16), like.dtype) if held else like
-
-    return jax.tree_util.tree_map_with_path(leaf, decoder.base_shapes(config, dtype))
+    return quantization.base_shapes(settings, config, dtype)
 
 
 def random_like(shapes: PyTree, key: jax.Array) -> PyTree:
@@ -130,7 +112,8 @@ class Problem:
     def step(self) -> Callable:
         tx = optim.transformation(OptimizerConfig(), 100)
         inner, outer = (
-            level(self.config, self.adapter, ModelConfig()) for level in (objective.inner_loss, objective.outer_loss)
+            level(self.config, self.adapter, ModelConfig(remat="layer"))
+            for level in (objective.inner_loss, objective.outer_loss)
         )
         if self.method != "bidora":
             return partial(train_step, loss=lambda params, *rest: inner(*params, *rest), tx=tx)

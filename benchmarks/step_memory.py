@@ -88,14 +88,14 @@ def main() -> None:
     )
     for method in ("lora", "dora"):
         adapter, base, *params = shapes(method)
-        level = objective.inner_loss(CONFIG, adapter, ModelConfig())
+        level = objective.inner_loss(CONFIG, adapter, ModelConfig(remat="layer"))
         state = jax.eval_shape(lambda p, k: init_train_state(p, tx, k), tuple(params), jax.random.key(0))
         step = partial(train_step, loss=lambda p, b, x, k, level=level: level(*p, b, x, k), tx=tx)
         report(method, step, state, base, batch, **size)
     adapter, base, direction, magnitude = shapes("bidora")
     losses = {
-        "inner_loss": objective.inner_loss(CONFIG, adapter, ModelConfig()),
-        "outer_loss": objective.outer_loss(CONFIG, adapter, ModelConfig()),
+        "inner_loss": objective.inner_loss(CONFIG, adapter, ModelConfig(remat="layer")),
+        "outer_loss": objective.outer_loss(CONFIG, adapter, ModelConfig(remat="layer")),
     }
     state = jax.eval_shape(lambda d, m, k: init_state(d, m, tx, tx, k), direction, magnitude, jax.random.key(0))
     for form in options.forms:

@@ -6,6 +6,7 @@ inner.learning_rate × outer.multiplier, so it follows both wherever they are se
 """
 
 import dataclasses
+import inspect
 import json
 import runpy
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,8 @@ class Config:
     """Longest answer to a record of data.test_file, in tokens."""
     compilation_cache: str = "auto"
     """Folder where compiled programs are kept for later runs; auto: the user's cache folder, empty: nowhere."""
+    memory_limit: str = ""
+    """Memory that auto settings, --auto and --dry-run reckon with, such as 8GB; empty: what the device has."""
     report: bool = True
     """Write report/ at the end: curves as PNG, a page, a summary. python -m bidora_jax.report writes it at any time."""
     tensorboard: bool = False
@@ -73,29 +76,70 @@ class TrainArguments(Config):
     """Fine-tune a language model with BiDoRA, DoRA or LoRA."""
 
     config: str = ""
-    """Configuration file: configs/NAME.py, or the config.json of a run folder."""
+    """Configuration file: configs/NAME.py, configs/NAME.py:ARGUMENT, or the config.json of a run folder."""
     resume: bool = False
     """Go on from the last checkpoint of output_dir."""
+    dry_run: bool = False
+    """Compile, run two steps of each phase on real batches, print memory and time of the whole run, and write nothing."""
+    auto: bool = False
+    """Fit quantisation, batch, accumulation, length and remat to the device. What the command line sets stays."""
+
+
+@dataclass(frozen=True)
+class DataArguments(Config):
+    """Show what a run will train on: records with their trained tokens, lengths, steps, padding. Reads no weights."""
+
+    config: str = ""
+    """Configuration file: configs/NAME.py, or the config.json of a run folder."""
+    records: int = 3
+    """Records of train to show."""
 
 
 def parse_train(argv: Sequence[str]) -> tuple[Config, bool]:
     """The configuration that a `train` command line means, and whether to resume."""
+    config, arguments = _parse(TrainArguments, argv, "train")
+    return config, arguments.resume
+
+
+def parse_data(argv: Sequence[str]) -> tuple[Config, int]:
+    """The configuration that a `data` command line means, and the number of records to show."""
+    config, arguments = _parse(DataArguments, argv, "data")
+    return config, arguments.records
+
+
+def _parse(schema: Any, argv: Sequence[str], command: str) -> tuple[Config, Any]:
     import tyro
 
-    path, resume = _flag_value(argv, "config"), any(_name(arg) == "resume" for arg in argv)
+    path = _flag_value(argv, "config")
     given = _given(path) if path else ConfigDict()
     sources = {name: _flag_value(argv, f"adapter.{name}") for name in ("preset", "path")}
     _refuse_idle(sources["preset"], given, path)
     _set_unset(given, {"adapter": {name: value for name, value in sources.items() if value}}, over=True)
     tree = _tree(given)
-    default = TrainArguments(**_fields(resolve(tree)), config=path, resume=resume)
-    arguments = tyro.cli(TrainArguments, args=list(argv), default=default, prog="python -m bidora_jax.train")
-    named = {_name(arg) for arg in argv if arg.startswith("--")}
+    default = schema(**_fields(resolve(tree)), config=path)
+    arguments = tyro.cli(schema, args=list(argv), default=default, prog=f"python -m bidora_jax.{command}")
+    given_names = named(argv)
     for name, value in leaves(arguments):
         section, _, leaf = name.rpartition(".")
-        if name in named or f"{section}.no_{leaf}".strip(".") in named:
+        if name in given_names or f"{section}.no_{leaf}".strip(".") in given_names:
             _set(tree, name, value)
-    return resolve(tree), arguments.resume
+    return resolve(tree), arguments
+
+
+def named(argv: Sequence[str]) -> frozenset[str]:
+    """Dotted names of the fields and switches that a command line sets."""
+    return frozenset(_name(arg) for arg in argv if arg.startswith("--"))
+
+
+def settled(new: Config, old: Config, names: Sequence[str]) -> Config:
+    """`new` with the values of `old` for those of the fields `names` ("section.field") that are "auto" in it."""
+    for name in names:
+        section, leaf = name.split(".")
+        part = getattr(new, section)
+        if getattr(part, leaf) == "auto":
+            part = dataclasses.replace(part, **{leaf: getattr(getattr(old, section), leaf)})
+            new = dataclasses.replace(new, **{section: part})
+    return new
 
 
 def defaults() -> ConfigDict:
@@ -109,8 +153,9 @@ def read(path: str) -> ConfigDict:
 
 
 def _given(path: str) -> ConfigDict:
-    """What a configuration file sets."""
-    file = Path(path)
+    """What a configuration file sets; of FILE.py:ARGUMENT, what its get_config(ARGUMENT) gives."""
+    name, _, argument = path.rpartition(".py:") if ".py:" in path else (path, "", "")
+    file = Path(f"{name}.py" if argument else name)
     if not file.is_file():
         raise InputError(f"configuration file {path} does not exist; configs/quickstart.py is an example of one")
     if file.suffix == ".json":
@@ -120,8 +165,12 @@ def _given(path: str) -> ConfigDict:
     namespace = runpy.run_path(str(file))
     if "get_config" not in namespace:
         raise InputError(f"configuration file {path} has no function get_config()")
+    if argument and not inspect.signature(namespace["get_config"]).parameters:
+        raise InputError(
+            f"configuration file {file}: get_config() takes no argument, found {argument!r} after the colon"
+        )
     try:
-        values = namespace["get_config"]()
+        values = namespace["get_config"](*filter(None, [argument]))
     except ValueError as error:
         if "dots in field names" not in str(error):
             raise

@@ -15,12 +15,14 @@ from bidora_jax.models.settings import ModelConfig
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Loss and perplexity of a model on a JSONL file."""
+    """Loss and perplexity of a model on a file of records."""
 
     model: str
     """Model folder, or the name of a model on the Hugging Face hub."""
     data_file: str
-    """Records in JSONL, in the shapes that training takes."""
+    """Records, in any kind of file or folder and in any shape that training takes."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """A record's key and the column that holds it, where it has another name; repeat it for several."""
     adapter: tuple[str, ...] = ()
     """PEFT adapter folder, such as the adapter/ of a run, or NAME=DIR; repeat it for several, which are evaluated in turn."""
     ensemble: Literal["none", "logits", "probabilities"] = "none"
@@ -41,8 +43,8 @@ class EvaluateArguments:
     """Tokens a record may have; longer ones are cut at the end, and counted."""
     batch_size: int = 4
     """Records evaluated at a time."""
-    loss_on: Literal["response", "all"] = "response"
-    """Tokens that count in records with a prompt."""
+    loss_on: Literal["response", "turns", "all"] = "response"
+    """Tokens that count in records that ask: the last answer, every answer of the assistant, or all."""
 
 
 def main(argv: list[str]) -> None:
@@ -74,7 +76,7 @@ def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]
         raise InputError("--batch-size must be at least 1 and --max-length at least 2")
     if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
         raise InputError(f"there is no folder for --json {arguments.json}; make it, or name another file")
-    given = records.read_records(arguments.data_file)
+    given = records.read_records(arguments.data_file, arguments.columns)
     folder = hf.resolve_folder(arguments.model)
     config, tokenizer = hf.read_config(folder), records.load_tokenizer(folder)
     combine = None if arguments.ensemble == "none" else arguments.ensemble

@@ -1,9 +1,15 @@
-"""python -m bidora_jax.export --run DIR --format merged|adapter --output DIR [--dtype float32|bfloat16]
+"""python -m bidora_jax.export --run DIR --format merged|adapter|lora --output DIR [--dtype float32|bfloat16] [--rank R]
+python -m bidora_jax.export --run DIR --format … --output DIR --push ORG/NAME [--public]
 python -m bidora_jax.export --model DIR --quantization nf4|int8|none --output DIR
 
 Hands a finished run back to the rest of the world: a Hugging Face model folder with the adapter folded in, or a PEFT
 adapter. Or, without a run, writes a model quantised as bitsandbytes does it, or a quantised one dense. What was written
-is read back, and its logits must be those of the model in memory before the folder gets its name.
+is read back, and its logits must be those of the model in memory before the folder gets its name. --push uploads the folder
+to the Hugging Face hub after that.
+
+`--format lora` is for inference engines, which read plain LoRA alone: one rank, no patterns, no magnitude (models/plain.py).
+Of a LoRA run it is exact. Of DoRA and BiDoRA it can't be: W' − W0 = (m/‖V‖ − 1) ⊙ W0 + (m/‖V‖) ⊙ s·B·A has all of W0's rank.
+The nearest LoRA of the rank is written then, and the error that it leaves is printed; `--format merged` has none.
 
 Of a run on a quantised base there are two merged models. `--merge-base quantized` adds the update to the dequantised
 weights, which is the model that was trained; `original` adds it to the 16-bit weights, which it was not trained on.
@@ -15,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bidora_jax.config import Config, read, resolve
 from bidora_jax.errors import InputError, RunError, command
+from bidora_jax.models import peft_config
 from bidora_jax.models.settings import AdapterConfig, ModelConfig
 
 if TYPE_CHECKING:
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from bidora_jax.models.adapters import Adapter
     from bidora_jax.models.decoder import DecoderConfig
     from bidora_jax.models.parity import Agreement
+    from bidora_jax.models.plain import Plain
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,13 @@ class ExportArguments:
     """Folder of a finished run."""
     model: str = ""
     """Instead of a run: a model folder, or the name of a model on the Hugging Face hub."""
-    format: Literal["merged", "adapter"] = "merged"
-    """merged: a Hugging Face model folder; adapter: a PEFT folder."""
+    format: Literal["merged", "adapter", "lora"] = "merged"
+    """merged: a Hugging Face model folder; adapter: a PEFT folder; lora: a PEFT folder that inference engines read too."""
+    rank: int = 0
+    """lora: the rank to write. 0 takes that of a LoRA run, and for the others the first of 8, 16, 32, 64, 128, 256 within
+    max_error."""
+    max_error: float = 0.1
+    """lora without a rank, where it isn't exact: largest share of W' − W0 that may be lost, in the Frobenius norm."""
     dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"
     """dtype of the merged weights; source keeps that of the base's files."""
     merge_base: Literal["quantized", "original"] = "quantized"
@@ -45,6 +58,10 @@ class ExportArguments:
     """With --model: the form to write the linear layers in; none writes a quantised folder dense."""
     double_quant: bool = True
     """nf4: write the block scales in 8 bits too."""
+    push: str = ""
+    """Also upload the folder to this repository of the Hugging Face hub, ORG/NAME, with a model card."""
+    public: bool = False
+    """Make that repository public; without it a new one is private."""
 
 
 def main(argv: list[str]) -> None:
@@ -53,22 +70,47 @@ def main(argv: list[str]) -> None:
     arguments = tyro.cli(ExportArguments, args=argv, prog="python -m bidora_jax.export")
     if bool(arguments.run) == bool(arguments.model):
         raise InputError("give either --run, a finished run, or --model, a model without an adapter")
+    _check(arguments)
     if arguments.model:
         export_model(arguments)
-    else:
-        export_run(arguments)
+        return
+    note = export_run(arguments)
+    if arguments.push:
+        _push(arguments, note)
 
 
-def export_run(arguments: ExportArguments) -> None:
-    """Loads the run's base and adapter and writes them in the format asked for."""
-    from bidora_jax.models import adapters, hf, peft, peft_config
+def _check(arguments: ExportArguments) -> None:
+    """Flags that belong to another call, all at once; and what an upload needs."""
+    a = arguments
+    lora = a.format == "lora" and not a.model
+    checks = {
+        f"--rank must be at least 1, found {a.rank}": a.rank < 0,
+        f"--max-error must be at least 0 and below 1, found {a.max_error}": not 0 <= a.max_error < 1,
+        "--rank and --max-error are for --run with --format lora": not lora and (a.rank, a.max_error) != (0, 0.1),
+        "--rank is given, so nothing is chosen and --max-error has no say": bool(a.rank) and a.max_error != 0.1,
+        "--merge-base is for --format merged: the others hold the update alone": not a.model
+        and (a.format, a.merge_base) in (("lora", "original"), ("adapter", "original")),
+        "--public is for --push ORG/NAME": a.public and not a.push,
+        "--push is for --run": bool(a.push and a.model),
+    }
+    if wrong := [message for message, found in checks.items() if found]:
+        raise InputError("\n".join(wrong))
+    if a.push:
+        from bidora_jax.models import hub
+
+        hub.check(a.push)
+
+
+def export_run(arguments: ExportArguments) -> str:
+    """Loads the run's base and adapter and writes them in the format asked for; returns what is inexact in that."""
+    from bidora_jax.models import adapters, hf, peft
 
     run, config = Path(arguments.run), run_config(arguments.run)
     if not (run / "adapter").is_dir():
         raise InputError(
             f"{run} has no adapter/: the run is not finished; go on with train --config {run}/config.json --resume"
         )
-    if arguments.format == "adapter" and arguments.dtype != "source":
+    if arguments.format != "merged" and arguments.dtype != "source":
         raise InputError("--dtype is for --format merged; adapters are float32, as PEFT writes them")
     if arguments.quantization != "none":
         raise InputError("--quantization is for --model; merge the run first, then export the merged folder")
@@ -80,15 +122,19 @@ def export_run(arguments: ExportArguments) -> None:
     adapter, direction, magnitude = peft.load_adapter(run / "adapter", decoder_config)
     base = adapters.prepare_base(hf.load(config.model, source, decoder_config), adapter)
     trained = (adapter, base, direction, magnitude)
+    if arguments.format == "lora":
+        limits = {"rank": arguments.rank, "max_error": arguments.max_error}
+        return write_lora(Path(arguments.output), config.model.path, decoder_config, *trained, **limits)
     if arguments.format == "adapter":
         settings = peft_config.read(run / "adapter")
         write_adapter(Path(arguments.output), settings, config.model.path, decoder_config, *trained)
-        return
+        return ""
     written = hf.source_dtype(source).name if arguments.dtype == "source" else arguments.dtype
     if quantised:
         _write_either(arguments, source, decoder_config, *trained, dtype=written)
     else:
         write_merged(Path(arguments.output), source, decoder_config, *trained, dtype=written)
+    return ""
 
 
 def _no_original(config: Config, in_files: bool) -> str:
@@ -129,7 +175,7 @@ def export_model(arguments: ExportArguments) -> None:
     from bidora_jax.models import adapters, hf, parity
     from bidora_jax.models.folders import staged
 
-    if arguments.format == "adapter" or arguments.merge_base != "quantized":
+    if arguments.format != "merged" or arguments.merge_base != "quantized":
         raise InputError("--format and --merge-base are for --run; a model without an adapter has neither")
     source = hf.resolve_folder(arguments.model)
     config = hf.read_config(source)
@@ -183,6 +229,70 @@ def write_adapter(
         peft.write_adapter(fresh, adapter, settings, direction, magnitude, base_model_name=base_model_name)
         _prove("adapter", "trained model", "float32", parity.verify_adapter(fresh, config, base, expected))
     print(f"adapter written to {folder}")
+
+
+def write_lora(
+    folder: Path, base_model_name: str, config: "DecoderConfig", adapter: "Adapter", base: "PyTree",
+    direction: "PyTree", magnitude: "PyTree", *, rank: int = 0, max_error: float = 0.1,
+) -> str:  # fmt: skip
+    """The adapter as a plain LoRA, proved to be in the file what it is in memory. Says, and returns, how far that is from
+    the adapter, where it isn't the same."""
+    from bidora_jax.models import parity, peft
+    from bidora_jax.models.folders import staged
+    from bidora_jax.models.plain import plain
+
+    with staged(folder) as fresh:
+        found = plain(adapter, config, base, direction, magnitude, rank=rank, max_error=max_error)
+        trained = parity.probe_logits(config, adapter, base, direction, magnitude)
+        expected, to, said = trained, "trained model", ""
+        if found.errors:
+            expected, to = parity.probe_logits(config, found.adapter, base, found.direction, {}), "plain LoRA in memory"
+            said = _how_far(found, parity.compare(expected, trained, "float32"))
+            before = parity.compare(parity.probe_logits(config, None, base, {}, {}), trained, "float32")
+            print(f"{said} (the base without an adapter {before.largest:.2e})")
+        peft.write_adapter(
+            fresh, found.adapter, found.settings, found.direction, {}, base_model_name=base_model_name
+        )  # fmt: skip
+        proof = parity.verify_adapter(fresh, config, base, expected)
+        _prove(f"plain LoRA of rank {found.rank}", to, "float32", proof)
+    print(f"plain LoRA written to {folder}")
+    return said
+
+
+def _how_far(found: "Plain", logits: "Agreement") -> str:
+    worst = max(found.errors, key=lambda name: found.errors[name])
+    return (
+        f"rank {found.rank}: relative Frobenius error of W' − W0 {found.error:.1%} over {len(found.errors)} modules, the worst "
+        f"{worst} with {found.errors[worst]:.1%}; largest logit difference to the trained model {logits.largest:.2e}, "
+        f"largest logit {logits.scale:.3g}"
+    )
+
+
+def _push(arguments: ExportArguments, note: str) -> None:
+    """Uploads the folder that was written, with a card that says what it is."""
+    from bidora_jax import __version__
+    from bidora_jax.models import hub
+
+    config, folder = run_config(arguments.run), Path(arguments.output)
+    settings = peft_config.read(Path(arguments.run) / "adapter")
+    method = {"lora": "LoRA", "dora": "DoRA", "bidora": "BiDoRA"}[config.adapter.method]
+    kind = {"merged": "the merged model", "adapter": "a PEFT adapter", "lora": "a plain LoRA"}[arguments.format]
+    modules = (
+        settings.target_modules if isinstance(settings.target_modules, str) else ", ".join(settings.target_modules)
+    )
+    text = hub.card(
+        arguments.push.split("/")[1],
+        library="transformers" if arguments.format == "merged" else "peft",
+        base=config.model.path,
+        tags=(config.adapter.method, "bidora_jax"),
+        paragraphs=(
+            f"`{config.model.path}` fine-tuned with {method} by bidora_jax {__version__}: {kind}. Trained with rank "
+            f"{settings.rank}, alpha {settings.alpha:g}{', rsLoRA' if settings.rslora else ''} on {modules}.",
+            *([f"A plain LoRA only comes near to the trained adapter. {note.capitalize()}."] if note else []),
+        ),
+    )
+    hub.write_card(folder, text)
+    print(f"uploaded to {hub.push(folder, arguments.push, public=arguments.public)}")
 
 
 def run_config(run: str) -> Config:

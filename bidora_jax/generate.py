@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bidora_jax.models.decoder import DecoderConfig
     from bidora_jax.models.ensembles import Combine, Member
     from bidora_jax.models.generation import Model
+    from bidora_jax.training.shapes import Record
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,10 @@ class GenerateArguments:
     prompt: str = ""
     """Text to go on from."""
     prompt_file: str = ""
-    """File of prompts: one a line, or with the ending .jsonl one object a line with a prompt or an instruction, as in
-    training data."""
+    """File of prompts: one a line, or rows with a prompt, an instruction or messages in any kind of file or folder that
+    training takes; answers that are there are left out."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """A record's key and the column of --prompt-file that holds it, where it has another name; repeat it for several."""
     chat: bool = False
     """Talk with the model, with its own chat template; /reset starts anew, /exit or Ctrl-D ends."""
     template: bool = False
@@ -131,7 +134,7 @@ def _check(arguments: GenerateArguments) -> None:
 def generate(arguments: GenerateArguments) -> list[dict[str, Any]]:
     """Prints every answer and returns what --json writes: a dictionary for each prompt and adapter."""
     from bidora_jax.models import decoding, generation
-    from bidora_jax.training import conversation
+    from bidora_jax.training import conversation, records
 
     given = _prompts(arguments)
     folder, config, tokenizer = open_tokens(arguments)
@@ -149,7 +152,7 @@ def generate(arguments: GenerateArguments) -> list[dict[str, Any]]:
                 sampling=sampling_of(arguments), seed=arguments.seed, numbers=numbers, rows=size,
             )  # fmt: skip
             for number, piece in zip(numbers, pieces, strict=True):
-                asked = given[number].get("prompt") or given[number]["instruction"]
+                asked = records.question_text(given[number])
                 text = tokenizer.decode(piece.tokens, skip_special_tokens=True)
                 found.append(
                     {
@@ -185,10 +188,15 @@ def combine_of(arguments: GenerateArguments) -> "Combine | None":
     return None if arguments.ensemble == "none" else arguments.ensemble
 
 
-def _prompts(arguments: GenerateArguments) -> list[dict[str, str]]:
-    """Records with a prompt or an instruction."""
+def _prompts(arguments: GenerateArguments) -> "list[Record]":
+    """Records that ask something."""
+    from bidora_jax.training import sources
+    from bidora_jax.training.shapes import Record
+
     if not arguments.prompt_file:
-        return [{"prompt": arguments.prompt}]
+        return [Record({"prompt": arguments.prompt})]
+    if sources.has_keys(arguments.prompt_file):
+        return _records(arguments)
     path = Path(arguments.prompt_file)
     try:
         lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -197,29 +205,27 @@ def _prompts(arguments: GenerateArguments) -> list[dict[str, str]]:
         raise InputError(f"cannot read the prompts in {path}: {reason}; give a text file, one prompt a line") from None
     if not lines:
         raise InputError(f"{path} holds no prompt; write one a line")
-    return [{"prompt": line} for line in lines] if path.suffix != ".jsonl" else _records(path, lines)
+    return [Record({"prompt": line}) for line in lines]
 
 
-def _records(path: Path, lines: list[str]) -> list[dict[str, str]]:
-    from bidora_jax.errors import listing
+def _records(arguments: GenerateArguments) -> "list[Record]":
+    from bidora_jax.training import shapes, sources
+    from bidora_jax.training.rows import Fault
 
-    found, wrong = [], []
-    for number, line in enumerate(lines, 1):
+    source, found, wrong = arguments.prompt_file, [], []
+    rows = sources.rename({"": sources.scan_each(source)}, arguments.columns)[""][source]
+    if not rows:
+        raise InputError(f"{source} holds no prompt; write one a row")
+    for row in rows:
         try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        keys = {"prompt", "instruction"} & value.keys() if isinstance(value, dict) else set()
-        texts = {key: value[key] for key in (*keys, "input") if value and key in value}
-        if len(keys) == 1 and all(isinstance(text, str) for text in texts.values()) and texts[next(iter(keys))].strip():
-            found.append(texts)
-        else:
-            wrong.append(f"record {number}: {line[:60]}")
+            if isinstance(row, Fault):
+                raise shapes.BadRecord(row.why)
+            found.append(shapes.question(row.value, row.place))
+        except shapes.BadRecord as problem:
+            wrong.append(f"{row.place}: {problem}")
     if wrong:
-        raise InputError(
-            f"{len(wrong)} of the {len(lines)} records of {path} cannot be used; each should be an object with a text "
-            f"under 'prompt' or under 'instruction' (and 'input'):\n{listing(wrong)}"
-        )
+        expected = "an object with a prompt, an instruction or messages"
+        raise InputError(sources.unusable([source], wrong, len(rows), expected))
     return found
 
 
@@ -251,15 +257,18 @@ def open_model(
     return decoding.assemble(config, base), dict(chosen) or {"": None}
 
 
-def _ids(record: dict[str, str], arguments: GenerateArguments, tokenizer: Any) -> list[int]:
-    from bidora_jax.training import conversation, records
+def _ids(record: "Record", arguments: GenerateArguments, tokenizer: Any) -> list[int]:
+    from bidora_jax.training import conversation, records, shapes
 
+    if shapes.is_conversation(record):
+        turns = record["messages"]
+        opening = [] if turns[0]["role"] == "system" else conversation.opening(arguments.system)
+        return records.prompt_ids(shapes.Record({**record, "messages": [*opening, *turns]}, record.place), tokenizer)
     if not arguments.template:
         return records.prompt_ids(record, tokenizer)
+    opening = conversation.opening(record.get("system") or arguments.system)
     user = "\n\n".join(record[key] for key in ("prompt", "instruction", "input") if record.get(key))
-    return conversation.prompt_ids(
-        [*conversation.opening(arguments.system), conversation.said_by("user", user)], tokenizer
-    )
+    return conversation.prompt_ids([*opening, conversation.said_by("user", user)], tokenizer)
 
 
 if __name__ == "__main__":

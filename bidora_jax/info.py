@@ -1,6 +1,8 @@
-"""python -m bidora_jax.info [--json]
+"""python -m bidora_jax.info [--json] [--recommend]
 
 What this machine and this installation are: the part of a report, of a benchmark or of a question that is always missing.
+--recommend adds which Qwen3 can be trained here and how, by the count that --auto goes by; it compiles for a minute the first
+time.
 """
 
 import importlib.metadata
@@ -14,7 +16,7 @@ from typing import TypeAlias
 from bidora_jax import __version__
 from bidora_jax.errors import command
 
-Value: TypeAlias = str | int | list[str] | None
+Value: TypeAlias = str | int | float | list[str] | None
 Section: TypeAlias = dict[str, Value]
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
@@ -28,6 +30,8 @@ class InfoArguments:
 
     json: bool = False
     """Print JSON; memory is in bytes."""
+    recommend: bool = False
+    """Count what fits, and print the command line of the largest Qwen3 that can be trained here."""
 
 
 def main(argv: list[str]) -> None:
@@ -35,6 +39,8 @@ def main(argv: list[str]) -> None:
 
     arguments = tyro.cli(InfoArguments, args=argv, prog="python -m bidora_jax.info")
     facts = gather()
+    if arguments.recommend:
+        facts["recommended"] = recommended()
     print(json.dumps(facts, indent=2) if arguments.json else as_text(facts))
 
 
@@ -101,17 +107,59 @@ def cuda_ops() -> Section:
 
 
 def host() -> Section:
+    from bidora_jax.training import memory
+
     model, flags = _cpu()
-    limit = _memory_limit()
+    limit = memory.container_limit()
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": model,
         "cores": os.cpu_count(),
         "cores usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "features": [feature for feature in CPU_FEATURES if feature in flags],
-        "memory": _physical_memory(),
+        "memory": memory.physical(),
+        "memory available": memory.available(),
         **({} if limit is None else {"memory limit": limit}),
     }
+
+
+PATIENCE = 24 * 3600.0
+"""Seconds that 1,000 steps may take on a CPU for a model to be recommended there."""
+
+
+def recommended() -> Section:
+    """The largest Qwen3 whose BiDoRA step fits this device, and the command line that trains it.
+
+    The compiler counts the memory. On a CPU time decides as well, by the step's arithmetic at a rate measured for a moment.
+    """
+    import jax
+
+    from bidora_jax import catalog
+    from bidora_jax.training import fitting, planning
+    from bidora_jax.training.memory import device_memory
+
+    memory = device_memory()
+    rate = planning.dot_rate("bfloat16") if jax.default_backend() == "cpu" else None
+    for name in reversed([name for name, (family, *_) in catalog.MODELS.items() if family == "qwen3"]):
+        config = catalog.shape(name)
+        for form in catalog.FORMS:
+            plan = catalog.plan("bidora", form, 1, 1024)
+            seconds = planning.arithmetic(config, plan) / rate if rate else 0.0
+            if 1000 * seconds > PATIENCE or planning.base_bytes(config, plan, "bfloat16") > fitting.FITS * memory.bytes:
+                continue
+            peak = catalog.step_bytes(config, plan)
+            if peak > fitting.FITS * memory.bytes:
+                continue
+            quantised = "" if form == "none" else f" --model.quantization {form}"
+            command = (
+                f"python -m bidora_jax.train --model.path {name} --model.dtype bfloat16{quantised} --data.batch-size 1 "
+                "--data.accumulation 4 --data.train-file data.jsonl --data.val-fraction 0.2 --auto"
+            )
+            return {
+                "model": name, "quantization": form, "memory of a step": peak,
+                "seconds a record of 1,024 tokens": round(seconds, 1) if rate else None, "command": command,
+            }  # fmt: skip
+    return {"model": "none of the Qwen3 models fits; python -m bidora_jax.models --family all lists smaller ones"}
 
 
 def _cpu() -> tuple[str | None, set[str]]:
@@ -121,23 +169,6 @@ def _cpu() -> tuple[str | None, set[str]]:
     first = dict(reversed(pairs))
     flags = first.get("flags") or first.get("Features") or ""
     return first.get("model name") or platform.processor() or None, set(flags.split())
-
-
-def _physical_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # a system without these names
-        return None
-
-
-def _memory_limit() -> int | None:
-    """What this container may use of the memory; None where there is no limit."""
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = _read(file).strip()
-        # Version 1 spells "no limit" as a number close to 2⁶³.
-        if text.isdigit() and int(text) < 2**60:
-            return int(text)
-    return None
 
 
 def _read(file: str) -> str:

@@ -1,4 +1,4 @@
-"""python -m bidora_jax.train --config configs/NAME.py [--SECTION.FIELD VALUE …] [--resume]
+"""python -m bidora_jax.train --config configs/NAME.py [--SECTION.FIELD VALUE …] [--resume | --auto | --dry-run]
 
 Reads everything and refuses what is wrong before it writes the first byte of the run folder; then trains phase by phase
 and leaves the adapter, and the merged model when asked.
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bidora_jax.config import Config, differences, parse_train, read, resolve, to_json
+from bidora_jax.config import Config, differences, named, parse_train, read, resolve, settled, to_json
 from bidora_jax.errors import InputError, command, listing
 
 if TYPE_CHECKING:
@@ -19,14 +19,18 @@ if TYPE_CHECKING:
     from bidora_jax.models.decoder import DecoderConfig
     from bidora_jax.training.checkpoint import Checkpoints
     from bidora_jax.training.evaluation import Answers, Evaluator
+    from bidora_jax.training.fitting import Settled
     from bidora_jax.training.loop import Loop, Phase, Standing
+    from bidora_jax.training.memory import Memory
     from bidora_jax.training.phases import Problem
     from bidora_jax.training.records import Record, Tokenizer
     from bidora_jax.training.samples import Prompt
 
 MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
-                        "compilation_cache", "report", "tensorboard", "wandb", "samples.every", "samples.prompts",
-                        "samples.count", "samples.max_new_tokens", "samples.temperature")  # fmt: skip
+                        "compilation_cache", "data.token_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
+                        "samples.prompts", "samples.count", "samples.max_new_tokens", "samples.temperature")  # fmt: skip
+SETTLED = ("model.remat", "search.hypergradient")
+"""What `auto` stands for is chosen at the start of a run; a resumed one keeps the choice."""
 
 
 class Assembled(NamedTuple):
@@ -41,18 +45,53 @@ class Assembled(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
+    began = time.monotonic()
     config, resume = parse_train(argv)
+    given = named(argv)
     check(config)
-    check_folder(config, resume)
+    if resume and "auto" in given:
+        raise InputError(
+            "--auto chooses settings for a new run; --resume goes on with those of the run folder: leave one out"
+        )
+    if resume:
+        config = _as_begun(config)
+    dry = "dry_run" in given
+    if not dry:
+        check_folder(config, resume)
+    from bidora_jax import auto, dryrun, exhaustion
     from bidora_jax.training.compilation import keep_compiled
-    from bidora_jax.training.memory import keep_freed_memory
+    from bidora_jax.training.memory import device_memory, keep_freed_memory
 
     keep_freed_memory()
     keep_compiled(config.compilation_cache)
-    run(config, assemble(config))
+    memory = device_memory(config.memory_limit)
+    if "auto" in given:
+        config = auto.fit(config, given, memory)
+    with exhaustion.explained(config):
+        parts = assemble(config)
+        loaded = time.monotonic()
+        config, first = settle(config, parts, memory)
+    parts = parts._replace(problem=first.problem)
+    with exhaustion.explained(config, parts.problem.buckets[-1]):
+        if dry:
+            _describe(config, parts)
+            dryrun.main(config, parts, first, memory, loading=loaded - began, settling=time.monotonic() - loaded)
+        else:
+            run(config, parts, first)
 
 
-def run(config: Config, parts: Assembled) -> None:
+def settle(config: Config, parts: Assembled, memory: "Memory") -> "tuple[Config, Settled]":
+    """The first phase, and the configuration with what `auto` stands for."""
+    from bidora_jax.training import fitting
+
+    levels = fitting.Levels(config.adapter.method, config.search, config.inner, config.outer)
+    first = fitting.settle(parts.problem, levels, memory)
+    if first.said:
+        print(first.said)
+    return replace(config, model=first.problem.model, search=first.search), first
+
+
+def run(config: Config, parts: Assembled, first: "Settled") -> None:
     """Trains, and writes the run folder."""
     from bidora_jax import journal
     from bidora_jax.training import evaluation
@@ -73,7 +112,7 @@ def run(config: Config, parts: Assembled) -> None:
     with journal.begin(config, parts) as log, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
         rhythm = Rhythm(config.eval_every, config.save_every, config.log_every)
         loop = Loop(validation_loss if val else None, log, checkpoints, rhythm, journal.watchers(config, parts))
-        direction, magnitude = _train(config, problem, loop, checkpoints)
+        direction, magnitude = _train(config, problem, loop, checkpoints, first)
     _finish(config, parts, direction, magnitude, before, evaluate)
     journal.end(config)
     seconds = time.monotonic() - began
@@ -82,7 +121,7 @@ def run(config: Config, parts: Assembled) -> None:
 
 def check(config: Config) -> None:
     """Refuses values and pairs that can't be meant."""
-    from bidora_jax.training import optim, tracking
+    from bidora_jax.training import optim, splits, tracking
 
     optim.check("inner", config.inner)
     optim.check("outer", config.outer)
@@ -102,7 +141,8 @@ def check(config: Config) -> None:
     if not config.model.path:
         wrong.append("model.path is not set: give a model folder or the name of a model on the Hugging Face hub")
     if not config.data.train_file:
-        wrong.append("data.train_file is not set: give a JSONL file of records")
+        wrong.append("data.train_file is not set: give a file of records, such as JSONL or CSV")
+    wrong += splits.check(config.data)
     if config.data.val_file and config.data.val_fraction:
         wrong.append("data.val_file and data.val_fraction are both set: keep one of them")
     validated = config.data.val_file or config.data.val_fraction
@@ -119,6 +159,12 @@ def check(config: Config) -> None:
         wrong.append("search.epochs and search.steps are both 0: there is nothing to train")
     if wrong:
         raise InputError("the configuration can't be run:\n" + listing(wrong))
+
+
+def _as_begun(config: Config) -> Config:
+    """A resumed run's configuration with the choices that it began with where it says auto."""
+    saved = Path(config.output_dir) / "config.json"
+    return settled(config, resolve(read(str(saved))), SETTLED) if saved.is_file() else config
 
 
 def check_folder(config: Config, resume: bool) -> None:
@@ -148,36 +194,28 @@ def check_folder(config: Config, resume: bool) -> None:
 def assemble(config: Config) -> Assembled:
     """Reads the data, then the model. The order puts the cheap refusals first."""
     from bidora_jax.models import adapters, hf
-    from bidora_jax.training import records, samples
+    from bidora_jax.training import fitting, preparation, records, samples, splits
     from bidora_jax.training.phases import Problem
 
-    train, val = _records(config)
-    test = records.read_records(config.data.test_file) if config.data.test_file else []
+    fitting.check(config.model)
+    data = splits.load(config.data, config.seed)
     model_folder = hf.resolve_folder(config.model.path)
     decoder_config = hf.read_config(model_folder)
     adapter, start = _adapter(config, decoder_config)
     tokenizer = records.load_tokenizer(model_folder)
-    prompts = samples.prompts(config.samples, (test, val, train), tokenizer, decoder_config.max_position_embeddings)
-    encode = {"max_length": config.data.max_length, "loss_on": config.data.loss_on}
-    splits = {
-        name: records.encode_all(part, tokenizer, **encode) for name, part in (("train", train), ("val", val)) if part
-    }
-    for name, part in splits.items():
-        _report_split(name, part, config)
-        longest = max(len(example.tokens) for example in part.examples)
-        if longest > decoder_config.max_position_embeddings:
-            raise InputError(
-                f"{name}: the longest record has {longest} tokens, more than the "
-                f"{decoder_config.max_position_embeddings} positions of the model; lower data.max_length"
-            )
+    asked = (data.test.records, data.val.records, data.train.records)
+    prompts = samples.prompts(config.samples, asked, tokenizer, decoder_config.max_position_embeddings)
+    ready = preparation.prepare(config.data, data, tokenizer, decoder_config.max_position_embeddings, config.seed)
+    print("\n".join(ready.said))
     if adapter.subtracts:  # a minute and more for a large model
         print(f"adapter.init {adapter.init}: decomposing the weights")
     base = adapters.prepare_base(hf.load(config.model, model_folder, decoder_config), adapter)
     problem = Problem(
-        decoder_config, config.model, adapter, base, splits["train"].examples,
-        splits["val"].examples if val else [], config.data, records.pad_id(tokenizer), config.seed, start,
+        decoder_config, config.model, adapter, base, ready.rows["train"], ready.rows.get("val", []), config.data,
+        records.pad_id(tokenizer), config.seed, start,
     )  # fmt: skip
-    return Assembled(problem, tokenizer, test[: config.data.test_limit or None], Path(model_folder), prompts)
+    test = data.test.records[: config.data.test_limit or None]
+    return Assembled(problem, tokenizer, test, Path(model_folder), prompts)
 
 
 def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter, tuple[PyTree, PyTree] | None]":
@@ -204,26 +242,11 @@ def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter,
     return adapter, (start[0], start[1])
 
 
-def _records(config: Config) -> "tuple[list[Record], list[Record]]":
-    from bidora_jax.training import records
-
-    train = records.read_records(config.data.train_file)
-    if config.data.val_file:
-        return train, records.read_records(config.data.val_file)
-    if config.data.val_fraction:
-        return records.split(train, config.data.val_fraction, config.seed)
-    return train, []
-
-
-def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Checkpoints"):
+def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Checkpoints", first: "Settled"):
     """All phases from wherever the checkpoints stand; returns the (direction, magnitude) found."""
     from bidora_jax.training import phases
 
-    search, standing = (
-        phases.bidora_search(problem, config.search, config.inner, config.outer)
-        if config.adapter.method == "bidora"
-        else phases.one_level(problem, config.search, config.inner)
-    )
+    search, standing = first.phase, first.standing
     latest = checkpoints.latest()
     in_search = latest is None or latest <= search.steps
     if in_search:
@@ -283,21 +306,23 @@ def _finish(
 
 
 def _answers(config: Config, parts: Assembled, base) -> "Answers | None":
-    from bidora_jax.training import evaluation
+    from bidora_jax.training import conversation, evaluation
 
     if not parts.test:
         return None
     return evaluation.answer(
-        parts.problem.config, base, parts.tokenizer, parts.test, max_new_tokens=config.max_new_tokens
-    )
+        parts.problem.config, base, parts.tokenizer, parts.test, max_new_tokens=config.max_new_tokens,
+        ends=conversation.ends(parts.model_folder, parts.tokenizer),
+    )  # fmt: skip
 
 
 def _compare_answers(test: "list[Record]", before: "Answers", after: "Answers") -> None:
+    from bidora_jax.training.records import question_text
+
     total = len(test)
     print(f"exact match on {total} test records: before {before.right} ({before.right / total:.0%}), "
           f"after {after.right} ({after.right / total:.0%})")  # fmt: skip
-    question = test[0].get("instruction", test[0].get("prompt", ""))
-    print(f"\nfor example: {question}\n--- before\n{before.texts[0]}\n--- after\n{after.texts[0]}\n---")
+    print(f"\nfor example: {question_text(test[0])}\n--- before\n{before.texts[0]}\n--- after\n{after.texts[0]}\n---")
 
 
 def _describe(config: Config, parts: Assembled) -> None:
@@ -317,12 +342,6 @@ def _describe(config: Config, parts: Assembled) -> None:
           + f"; padded to {', '.join(map(str, problem.buckets))}")  # fmt: skip
     print(f"trainable params: {trained:,} || all params: {frozen + trained:,} || "
           f"trainable%: {100 * trained / (frozen + trained):.4f}")  # fmt: skip
-
-
-def _report_split(name: str, split, config: Config) -> None:
-    cut = f", {split.n_truncated} cut at {config.data.max_length} tokens" if split.n_truncated else ""
-    dropped = f", {split.n_untrained} dropped for want of a trained token" if split.n_untrained else ""
-    print(f"{name}: {len(split.examples)} records, {sum(len(e.tokens) for e in split.examples):,} tokens{cut}{dropped}")
 
 
 def _say(phase: "Phase", standing: "Standing") -> None:

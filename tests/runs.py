@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import bidora_jax
+from bidora_jax.config import parse_train, to_json
+from bidora_jax.models import peft
+from bidora_jax.models.settings import AdapterConfig
 
 ROOT = Path(bidora_jax.__file__).parents[1]
 # One adapted module and one padded length: compiling is nearly all of the time.
@@ -33,6 +36,18 @@ def process(argv: list[str], compiled: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(
         [sys.executable, *argv], cwd=ROOT, env=os.environ | cache, capture_output=True, text=True, check=False
     )
+
+
+def trained_run(folder: Path, model_folder: Path, settings: AdapterConfig, *flags: str) -> Path:
+    """A run folder as `train` leaves it, its adapter random and not trained."""
+    from test_peft import _random_adapter
+
+    config, _ = parse_train(["--model.path", str(model_folder), "--adapter.method", settings.method, *flags])
+    folder.mkdir()
+    (folder / "config.json").write_text(to_json(config))
+    adapter, *trees = _random_adapter(settings)
+    peft.save_adapter(folder / "adapter", adapter, settings, *trees, base_model_name=None)
+    return folder
 
 
 def metrics(run: Path) -> list[dict]:

@@ -20,7 +20,7 @@ from bidora_jax.training import objective, optim
 from bidora_jax.training.bilevel import lower_step
 from bidora_jax.training.settings import OptimizerConfig
 
-MODEL = ModelConfig(attention_chunk=5, loss_chunk=7)
+MODEL = ModelConfig(remat="layer", attention_chunk=5, loss_chunk=7)
 OPTIMIZERS = {
     "sgd": OptimizerConfig("sgd", 0.1, "constant", warmup=0.0, b1=0.0, clip=0.0),
     "momentum": OptimizerConfig("sgd", 0.1, "linear", b1=0.9, clip=0.0),

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_all_that_does_not_fit_is_listed_at_once(file):
         "unknown key sead (did you mean 'seed'?)", "unknown key data.batchsize (did you mean 'batch_size'?)",
         "inner.optimizer: expected one of 'adamw', 'adamw_8bit', 'sgd', found 'adam'", "outer.b1: expected a number, found '0.9'",
         "search: expected a section, found 3", "retrain.epochs: expected a number, found True",
-        "model.remat: expected one of 'layer', 'dots', 'none', found 1",
+        "model.remat: expected one of 'auto', 'none', 'dots', 'layer', 'offload', found 1",
         "model.quantized_modules: expected a list of str, found 'q_proj'",
         "adapter.target_modules: expected a list of str or a text, found 3",
     ):  # fmt: skip
@@ -148,6 +149,29 @@ def test_a_json_file_that_is_none(tmp_path, content, said):
 def test_a_python_file_without_a_configuration(tmp_path, content, said):
     (tmp_path / "c.py").write_text(content)
     assert said in refused(str(tmp_path / "c.py"))
+
+
+def test_a_files_argument_stands_after_a_colon(tmp_path):
+    (tmp_path / "c.py").write_text(
+        "from ml_collections import ConfigDict\n\ndef get_config(seed='1'):\n    return ConfigDict({'seed': int(seed)})\n"
+    )
+    assert resolve(read(f"{tmp_path}/c.py")).seed == 1
+    assert resolve(read(f"{tmp_path}/c.py:23")).seed == 23
+    assert parse_train(["--config", f"{tmp_path}/c.py:23", "--keep", "3"])[0].seed == 23
+    (tmp_path / "d.py").write_text("def get_config():\n    return None\n")
+    assert "get_config() takes no argument, found 'x' after the colon" in refused(f"{tmp_path}/d.py:x")
+    assert "none.py:x does not exist" in refused(f"{tmp_path}/none.py:x")
+
+
+def test_the_records_for_qwen3_are_read():
+    file = str(ROOT / "configs" / "qwen3.py")
+    records = runpy.run_path(file)["RECORDS"]
+    for size, memories in records.items():
+        for memory, (quantization, batch) in memories.items():
+            config = resolve(read(f"{file}:{size}-{memory}gb"))
+            assert (config.model.path, config.model.quantization) == (f"Qwen/Qwen3-{size.upper()}", quantization)
+            assert config.data.batch_size * config.data.accumulation == 4 and config.data.batch_size == batch
+    assert "expected one of 0.6b-8gb, " in refused(f"{file}:0.6b-9gb") and "did you mean" in refused(f"{file}:0.6b-9gb")
 
 
 def test_a_file_that_is_missing_or_of_another_kind(tmp_path):
@@ -336,8 +360,7 @@ def test_no_field_is_dead():
     readers = [path for path in package.rglob("*.py") if path.name not in ("settings.py", "config.py")]
     nodes = [node for path in readers for node in ast.walk(ast.parse(path.read_text()))]
     read_somewhere = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    # A factor of the field reference, and what fills others in: followed by the tests above.
-    by_configuration = {"outer.multiplier", "adapter.preset"}
+    by_configuration = {"adapter.preset"}  # fills others in: followed by the tests above
     dead = {name for name in PATHS if name.rpartition(".")[2] not in read_somewhere}
     assert dead == by_configuration
 

@@ -264,9 +264,10 @@ def test_all_that_is_wrong_with_the_folders_is_said(folders, tmp_path):
     with pytest.raises(InputError, match="several adapters are called a; name them apart"):
         ensembles.load([f"a={folders}/lora", f"a={folders}/dora"], CONFIG)
     with pytest.raises(InputError) as refusal:
-        ensembles.load([f"{tmp_path}/none", f"{folders}/lora", f"x={tmp_path}"], CONFIG)
+        ensembles.load([f"{tmp_path}/none", f"{folders}/lora", f"x={tmp_path}", "y="], CONFIG)
     assert f"there is no folder {tmp_path}/none" in str(refusal.value)
     assert f"{tmp_path} has no adapter_config.json" in str(refusal.value)
+    assert "there is no folder y=" in str(refusal.value)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax import evaluate
+from bidora_jax import evaluate, train
+from bidora_jax.config import Config
 from bidora_jax.errors import command
 from bidora_jax.models import decoder, hf
 from bidora_jax.training import records
@@ -72,6 +75,24 @@ def test_what_is_cut_and_what_is_dropped_is_counted(model_folder, tmp_path, capf
                       to=tmp_path / "out.json")  # fmt: skip
     assert (found["records"], found["records_cut"], found["records_dropped"]) == (3, 2, 1)
     assert "2 records cut at 48 tokens, 1 dropped for want of a trained token" in capfd.readouterr().out
+
+
+def test_answers_to_test_records_stop_at_every_end_that_the_model_has(model_folder, tmp_path):
+    """A chat model may end a turn with another token than its tokenizer's end of text, as generate knows."""
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    config, tokenizer = hf.read_config(folder), records.load_tokenizer(folder)
+    test = [{"instruction": text, "output": ""} for text in ("repeat 3", "ab")]
+    parts = train.Assembled(SimpleNamespace(config=config), tokenizer, test, folder)
+    base = hf.load_base(folder, config)
+
+    def answers(end):
+        ends = {"eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end)]}
+        (folder / "generation_config.json").write_text(json.dumps(ends))
+        return train._answers(Config(max_new_tokens=9), parts, base).texts
+
+    whole = answers("<|im_start|>")  # two ends here too: one compiled program
+    stop = whole[0][3]  # a character is a token
+    assert answers(stop) == [text.partition(stop)[0] for text in whole]
 
 
 @pytest.mark.slow

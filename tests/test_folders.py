@@ -73,3 +73,5 @@ def test_json_in_a_folder_that_does_not_exist(tmp_path):
         read_json(tmp_path / "nowhere" / "c.json", "do this")
     (tmp_path / "c.json").write_text(json.dumps({"a": 1}))
     assert read_json(tmp_path / "c.json", "") == {"a": 1}
+    with pytest.raises(InputError, match=r"c\.json is a file; do this"):
+        read_json(tmp_path / "c.json" / "c.json", "do this")

@@ -65,10 +65,17 @@ def test_a_file_is_answered_in_batches_that_change_nothing(model_folder, tmp_pat
 
 def test_records_and_templates_are_what_training_makes_of_them(model_folder, tmp_path):
     file = tmp_path / "prompts.jsonl"
-    file.write_text('{"instruction": "repeat 5", "output": "v5;"}\n{"prompt": "repeat 5"}\n')
+    talk = [{"role": "user", "content": "repeat 5"}, {"role": "assistant", "content": "v5;"}]
+    lines = [
+        {"instruction": "repeat 5", "output": "v5;"},
+        {"prompt": "repeat 5"},
+        {"messages": talk},
+        {"prompt": talk[:1]},
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)))
     found = [one["answer"] for one in written("--model", model_folder, "--prompt-file", file, to=tmp_path / "a.json")]
     turn = "<|im_start|>user\nrepeat 5<|im_end|>\n<|im_start|>assistant\n"
-    assert found == expected(model_folder, [turn, "repeat 5"])
+    assert found == expected(model_folder, [turn, "repeat 5", turn, turn])
     argv = ["--model", model_folder, "--prompt", "repeat 5", "--template", "--system", "be short"]
     system = "<|im_start|>system\nbe short<|im_end|>\n"
     found = written(*argv, to=tmp_path / "b.json")
@@ -197,7 +204,7 @@ def test_half_a_character_is_held_back(model_folder):
      (["--prompt", "a" * 250], "prompt 1 has 250 tokens"),
      (["--prompt-file", "none.txt"], "cannot read the prompts in none.txt: No such file"),
      (["--prompt-file", "empty.txt"], "empty.txt holds no prompt"),
-     (["--prompt-file", "bad.jsonl"], "2 of the 3 records of bad.jsonl cannot be used"),
+     (["--prompt-file", "bad.jsonl"], "2 of the 3 lines of bad.jsonl cannot be used"),
      (["--prompt", "a", "--adapter", "empty"], "there is no folder empty"),
      (["--prompt", "a", "--adapter", "other"], "tensors do not fit"),
      (["--prompt", "a", "--average"], "need two adapters or more, found 0"),

@@ -12,8 +12,9 @@ import pytest
 from runs import ROOT
 
 import bidora_jax
-from bidora_jax import info
+from bidora_jax import catalog, info
 from bidora_jax.kernels.cuda import ops
+from bidora_jax.training import memory, planning
 
 
 def run(*flags: str, **environment: str) -> str:
@@ -81,8 +82,29 @@ def test_the_cpu_is_read_off_its_first_core(monkeypatch, text, model, features):
     ("limit", "expected"), [("4294967296\n", 2**32), ("max\n", None), ("9223372036854771712\n", None)]
 )
 def test_a_container_limit_is_shown_where_there_is_one(monkeypatch, limit, expected):
-    monkeypatch.setattr(info, "_read", lambda file: limit if "cgroup" in file else "")
+    monkeypatch.setattr(memory, "read", lambda file: limit if "cgroup" in file else "")
     assert info.host().get("memory limit") == expected
+
+
+def test_the_largest_model_that_fits_and_is_fast_enough_is_recommended(monkeypatch):
+    """8B's base alone is over the limit in every form; 4B's step fits in nf4 only, and takes too long on a slow CPU."""
+    peaks = {("Qwen/Qwen3-4B", "nf4"): 3.9e9, ("Qwen/Qwen3-4B", "int8"): 5e9, ("Qwen/Qwen3-1.7B", "none"): 4e9}
+    shapes = {catalog.shape(name): name for name in catalog.MODELS}
+    counted = []
+
+    def step_bytes(config, plan):
+        counted.append((shapes[config], plan.model.quantization))
+        return peaks[counted[-1]]
+
+    monkeypatch.setattr(catalog, "step_bytes", step_bytes)
+    monkeypatch.setattr(memory, "device_memory", lambda: memory.Memory(5 * 10**9, ""))
+    monkeypatch.setattr(planning, "dot_rate", lambda dtype: 1e13)
+    found = info.recommended()
+    assert (found["model"], found["quantization"], found["memory of a step"]) == ("Qwen/Qwen3-4B", "nf4", 3.9e9)
+    assert "--model.path Qwen/Qwen3-4B --model.dtype bfloat16 --model.quantization nf4" in str(found["command"])
+    assert all("8B" not in name and "32B" not in name for name, _ in counted)
+    monkeypatch.setattr(planning, "dot_rate", lambda dtype: 5e11)
+    assert info.recommended()["model"] == "Qwen/Qwen3-1.7B"
 
 
 def test_help_and_import_are_quick():

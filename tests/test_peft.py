@@ -197,11 +197,19 @@ def test_tied_embeddings_come_apart_as_in_peft(tmp_path, saved):
 UNEVEN = {"rank": 4, "alpha": 6.0, "rank_pattern": (("q_proj", 2), ("layers.1.mlp.down_proj", 7)),
           "target_modules": ("q_proj", "down_proj"), "layers_to_transform": (0, 1)}  # fmt: skip
 STARTS = {
-    "gaussian": AdapterConfig("dora", rank=3, alpha=2.5, init="gaussian"),
+    "gaussian": AdapterConfig("dora", rank=3, alpha=2.5, init="gaussian", modules_to_save=("lm_head",)),
     "pissa": AdapterConfig("lora", **UNEVEN, init="pissa"),
     "pissa dora": AdapterConfig("dora", **UNEVEN, rslora=True, init="pissa", modules_to_save=("lm_head",)),
     "olora": AdapterConfig("lora", **UNEVEN, alpha_pattern=(("q_proj", 9.0),), init="olora"),
-    "olora dora": AdapterConfig("dora", rank=3, alpha=2.5, init="olora"),
+    "olora rsdora": AdapterConfig(
+        "dora",
+        rank=3,
+        alpha=2.5,
+        rslora=True,
+        rank_pattern=(("q_proj", 2),),
+        init="olora",
+        modules_to_save=("lm_head",),
+    ),
 }
 
 
@@ -552,7 +560,11 @@ def test_keys_that_only_name_or_train_are_accepted(adapter_folder):
 
 def test_an_adapter_of_another_model(adapter_folder):
     config = decoder.DecoderConfig(**(vars(tiny.CONFIG) | {"hidden_size": 28, "num_layers": 3}))
-    _refused(adapter_folder, r"(?s)missing: .*layers\.2.*shape of", config)
+    _refused(
+        adapter_folder, r"(?s)missing: .*layers\.2.*shape of.*belong together; the adapter was made for x$", config
+    )
+    _change_config(adapter_folder, base_model_name_or_path=None)
+    _refused(adapter_folder, "belong together$", config)
 
 
 def test_folders_that_are_no_adapter(adapter_folder, model_folder, tmp_path):
@@ -560,6 +572,11 @@ def test_folders_that_are_no_adapter(adapter_folder, model_folder, tmp_path):
     _refused(model_folder, r"has no adapter_config\.json; point at a PEFT adapter folder")
     (adapter_folder / "adapter_model.safetensors").rename(adapter_folder / "adapter_model.bin")
     _refused(adapter_folder, r"has no adapter_model\.safetensors.*pickled")
+
+
+def test_an_adapter_in_the_place_of_a_model(adapter_folder):
+    with pytest.raises(InputError, match=r"/a is an adapter; .*name its base model, and the folder as the adapter"):
+        hf.read_config(adapter_folder)
 
 
 def test_a_truncated_adapter(adapter_folder):

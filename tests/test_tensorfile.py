@@ -86,3 +86,10 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, damage):
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(InputError, match=r"model\.safetensors.*fetch it again"):
         tensorfile.read_header(file)
+
+
+def test_a_pointer_of_git_lfs_says_what_it_is(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:782af95f\nsize 800116456\n")
+    with pytest.raises(InputError, match=r"model\.safetensors is a pointer of Git LFS .*git lfs pull"):
+        tensorfile.read_header(file)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from test_tracking import curves, without_clock
 
 from bidora_jax import train
-from bidora_jax.config import parse_train, read, resolve, to_json
+from bidora_jax.config import parse_train, read, resolve, settled, to_json
 from bidora_jax.errors import RunError, command
 from bidora_jax.training.checkpoint import Checkpoints
 from bidora_jax.training.loop import Loop, Phase, Rhythm, Standing, Work
@@ -56,7 +56,9 @@ def test_a_run_leaves_its_folder_complete(finished_run):
 @pytest.mark.slow
 def test_the_configuration_of_a_run_reads_back(finished_run):
     config, _ = parse_train(json.loads((finished_run / "argv.json").read_text()))
-    assert resolve(read(str(finished_run / "run" / "config.json"))) == config
+    saved = resolve(read(str(finished_run / "run" / "config.json")))
+    assert saved == settled(config, saved, train.SETTLED)
+    assert (saved.model.remat, saved.search.hypergradient) == ("layer", "exact")  # what auto stood for
 
 
 @pytest.mark.slow
@@ -151,9 +153,12 @@ def test_a_run_that_was_killed_three_times_ends_bit_equal_to_one_that_was_not(
 # Roads
 
 
-def test_several_lower_steps_accumulation_the_gram_penalty_and_answers(model_folder, data_files, tmp_path, capfd):
+def test_several_lower_steps_accumulation_packed_rows_the_gram_penalty_and_answers(
+    model_folder, data_files, tmp_path, capfd
+):
     argv = [*inputs(model_folder, data_files, tmp_path / "run"), *SMALL, "--data.batch-size", "3",
-            "--data.accumulation", "2", "--search.lower-steps", "2", "--search.steps", "2", "--retrain.steps", "1",
+            "--data.accumulation", "2", "--data.packing", "--data.max-length", "96", "--adapter.dropout", "0.1",
+            "--search.lower-steps", "2", "--search.steps", "2", "--retrain.steps", "1",
             "--retrain.start", "continue", "--search.gram-penalty", "1e-5", "--data.test-file", str(data_files[2]),
             "--data.test-limit", "3", "--max-new-tokens", "2"]  # fmt: skip
     assert exit_status(argv) == 0
@@ -167,6 +172,7 @@ def test_several_lower_steps_accumulation_the_gram_penalty_and_answers(model_fol
     said = capfd.readouterr().out
     assert "exact match on 3 test records: before 0 (0%), after 0 (0%)" in said
     assert "for example: repeat" in said
+    assert "train: 23 records packed into" in said and "val: 11 records packed into" in said
     assert not (tmp_path / "run" / "merged").exists()
 
 
@@ -181,6 +187,28 @@ def test_dora_ends_early_when_the_validation_loss_stays_and_has_no_retraining(
     assert "at step 1" in said
     assert checkpoints(tmp_path / "run") == ["3"]
     assert any("lora_magnitude_vector" in name for name in load_file(tmp_path / "run" / WEIGHTS))
+
+
+def test_a_dry_run_says_what_a_run_takes_and_auto_what_it_changed(model_folder, data_files, tmp_path, capfd):
+    """Nothing is written; --auto keeps the effective batch and what the command line sets."""
+    flags = ["--adapter.method", "lora", "--search.steps", "7", "--eval-every", "3", "--data.batch-size", "2",
+             "--data.accumulation", "3", "--data.max-length", "128", "--dry-run", "--auto", "--memory-limit"]  # fmt: skip
+    argv = [*inputs(model_folder, data_files, tmp_path / "run"), *SMALL, *flags]
+    assert exit_status([*argv, "6MB"]) == 0
+    said = capfd.readouterr().out
+    assert not (tmp_path / "run").exists()
+    for part in ("auto: model.remat auto → dots: the fastest that fits", "by the compiler's count for a cpu",
+                 "without a GPU a step of 768 tokens", "search: 7 steps of ", " s, padded to ", "peak of a step",
+                 " of 6.0 MB, memory_limit 6MB", "4 evaluations", "direction 516 (", "resident: ",
+                 "dry run: nothing was written"):  # fmt: skip
+        assert part in said, part
+    assert "data.batch_size" not in said
+    assert exit_status([*argv, "10kB"]) == 2
+    said = capfd.readouterr().err
+    assert "--auto found nothing that fits in 85% of 0.0 MB" in said
+    assert "--data.accumulation, --data.batch_size, --data.max_length was kept as the command line sets it" in said
+    assert exit_status([*argv, "6MB", "--resume"]) == 2
+    assert "--auto chooses settings for a new run" in capfd.readouterr().err
 
 
 def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(

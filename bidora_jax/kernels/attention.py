@@ -4,6 +4,7 @@
     rope(x)ₜ = x ∘ cos(tθ) + rotate_half(x) ∘ sin(tθ)                   RoPE, arXiv:2104.09864, half-split as in HF
     attend(q, k, v)ₜ = Σ_{u≤t} softmax_u(qₜ·k_u / √h) v_u               each of K key/value heads serves G = H/K queries
                                                                         with a window w: t − w < u ≤ t (Mistral)
+                                                                        of a document from s on: s ≤ u ≤ t (packed rows)
 
 Norms, angles and softmax are float32 (float64 for float64); products have the dtype of the inputs and accumulate in
 float32. Sequences are padded on the right: under the causal mask a real token never sees padding, so no padding mask
@@ -11,11 +12,14 @@ exists; what stands at padded positions is finite and meaningless. The only cust
 (kernels/products.py), whose gradients are ordinary code: that is what lets a mixed second-order product pass through.
 """
 
+from functools import partial
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bidora_jax.kernels.products import matmul, product, swapped, wide
+from bidora_jax.kernels.products import dot, swapped, wide
 from bidora_jax.kernels.rotary import Pairs
 
 
@@ -26,41 +30,89 @@ def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], *, eps: fl
     return normed.astype(x.dtype) * weight.reshape((1,) * (x.ndim - 1) + weight.shape)
 
 
-def rope_angles(positions: Int[Array, " T"], theta: Pairs, *, gain: float = 1.0, dtype) -> tuple[Array, Array]:
-    """cos and sin of the rotary angles times `gain`, each (T, h), rounded to `dtype`; the second half repeats the first."""
-    angles = positions.astype(wide(dtype))[:, None] * jnp.asarray(theta, wide(dtype))[None, :]
+def rope_angles(positions: Int[Array, "*B T"], theta: Pairs, *, gain: float = 1.0, dtype) -> tuple[Array, Array]:
+    """cos and sin of the rotary angles times `gain`, each (*B, T, h), rounded to `dtype`; the second half repeats the first."""
+    theta = jnp.asarray(theta, wide(dtype)).reshape((1,) * positions.ndim + (-1,))
+    angles = positions.astype(wide(dtype))[..., None] * theta
     angles = jnp.concatenate([angles, angles], axis=-1)
     return (gain * jnp.cos(angles)).astype(dtype), (gain * jnp.sin(angles)).astype(dtype)
 
 
-def rope(x: Float[Array, "B T N h"], cos: Float[Array, "T h"], sin: Float[Array, "T h"]) -> Float[Array, "B T N h"]:
-    """Rotates every head of x by the angle of its position, in float32, rounded once."""
-    wide_x, cos, sin = (array.astype(wide(x.dtype)) for array in (x, cos[None, :, None, :], sin[None, :, None, :]))
+def rope(
+    x: Float[Array, "B T N h"], cos: Float[Array, "*B T h"], sin: Float[Array, "*B T h"]
+) -> Float[Array, "B T N h"]:
+    """Rotates every head of x by the angle of its position, in float32, rounded once; rows may have their own positions."""
+    cos, sin = (array.reshape(-1, array.shape[-2], 1, array.shape[-1]) for array in (cos, sin))
+    wide_x, cos, sin = (array.astype(wide(x.dtype)) for array in (x, cos, sin))
     first, second = jnp.split(wide_x, 2, axis=-1)
     return (wide_x * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)
 
 
-def visible(queries: Int[Array, " Q"], keys: Int[Array, " S"], window: int | None = None) -> Bool[Array, "Q S"]:
-    """Which key positions a query position sees: none after it, and with a window only the last `window`, its own included."""
+def visible(
+    queries: Int[Array, " Q"],
+    keys: Int[Array, " S"],
+    window: int | None = None,
+    starts: Int[Array, "B Q"] | None = None,
+) -> Bool[Array, "#B Q S"]:
+    """Which key positions a query position sees: none after it, with a window only the last `window`, its own included,
+    and with `starts` none before its document's first."""
     distance = queries[:, None] - keys[None, :]
-    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    return seen[None] if starts is None else seen[None] & (keys[None, None, :] >= starts[:, :, None])
 
 
 def attend(
-    q: Float[Array, "B Q H h"], k: Float[Array, "B S K h"], v: Float[Array, "B S K h"], visible: Bool[Array, "Q S"]
+    q: Float[Array, "B Q H h"], k: Float[Array, "B S K h"], v: Float[Array, "B S K h"], visible: Bool[Array, "#B Q S"]
 ) -> Float[Array, "B Q H h"]:
     """Attention of Q queries over S keys where `visible` allows it, with the [Q, S] scores of every head in memory."""
     batch, queries, heads, dim = q.shape
     kv_heads = k.shape[2]
     groups = heads // kv_heads
-    split = (batch, kv_heads, queries, groups)
     # The queries of all heads that share keys are the rows of one product, in an order that never turns the scores.
     rows = swapped(q.reshape(batch, queries, kv_heads, groups, dim), 1, 2).reshape(batch, kv_heads, -1, dim)
-    scores = product(rows, swapped(k, 1, 2)).reshape(*split, -1) * dim**-0.5
-    scores = jnp.where(visible[None, None, :, None], scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = matmul(weights.reshape(batch, kv_heads, -1, k.shape[1]), swapped(v, 1, 2)).astype(q.dtype)
-    return swapped(out.reshape(*split, dim), 1, 2).reshape(q.shape)
+    seen = jnp.repeat(visible, groups, axis=1)[:, None]
+    out = _weighted(rows, swapped(k, 1, 2), swapped(v, 1, 2), seen).astype(q.dtype)
+    return swapped(out.reshape(batch, kv_heads, queries, groups, dim), 1, 2).reshape(q.shape)
+
+
+@jax.custom_vjp
+def _weighted(
+    rows: Float[Array, "B K M h"],
+    k: Float[Array, "B K S h"],
+    v: Float[Array, "B K S h"],
+    visible: Bool[Array, "#B 1 M S"],
+) -> Float[Array, "B K M h"]:
+    """softmax(rows·kᵀ/√h)·v over the visible keys, with the accumulator of the last product.
+
+    Its derivative is written out, since with P the weights and g the cotangent of the result o = P·v
+
+        dP = g·vᵀ,   dS = P ⊙ (dP − rowsum(P ⊙ dP)),   and   rowsum(P ⊙ dP) = rowsum(g ⊙ o),
+
+    a sum over h numbers instead of S (FlashAttention, arXiv:2205.14135, appendix B). P is kept in the dtype of v.
+    """
+    return _weighted_forward(rows, k, v, visible)[0]
+
+
+def _weighted_forward(rows, k, v, visible):
+    scores = dot(rows, k, -1, -1) * rows.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(scores.dtype).min), axis=-1).astype(v.dtype)
+    out = dot(weights, v, -1, -2)
+    return out, (rows, k, v, weights, out)
+
+
+def _weighted_backward(residuals, g):
+    rows, k, v, weights, out = residuals
+    shift = jnp.sum(g * out, axis=-1, keepdims=True)
+    g = g.astype(v.dtype)
+    dscores = weights * (dot(g, v, -1, -1) - shift)
+    dscores = (dscores * rows.shape[-1] ** -0.5).astype(rows.dtype)
+    drows = dot(dscores, k, -1, -2)
+    # Of the two factors of a sum over rows the small one is turned.
+    dk, dv = dot(rows, dscores, -2, -2).swapaxes(-1, -2), dot(g, weights, -2, -2).swapaxes(-1, -2)
+    return drows.astype(rows.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+_weighted.defvjp(_weighted_forward, _weighted_backward)
 
 
 def causal_attention(
@@ -70,22 +122,58 @@ def causal_attention(
     *,
     chunk: int,
     window: int | None = None,
+    starts: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T H h"]:
     """Causal grouped-query attention; sequences longer than `chunk` are attended `chunk` queries at a time.
 
+    `starts`: where the document of each token begins, in a row of several: what is before it is not seen.
+
     The chunked form recomputes each chunk's scores in the backward pass, so that memory grows with T·chunk instead of T².
+    The queries are cut into at most RUNS runs, and a run meets only the keys that one of its queries can see.
     """
     length = q.shape[1]
-    positions = jnp.arange(length)
-    if length <= chunk:
-        return attend(q, k, v, visible(positions, positions, window))
+    step = chunk if length > chunk else max(-(-length // RUNS), SHORTEST_RUN)
+    chunks = -(-length // step)
+    out = []
+    for first, stop in _runs(chunks):
+        queries = slice(first * step, min(stop * step, length))
+        keys = slice(0 if window is None else max(0, queries.start - window + 1), queries.stop)
+        part = partial(_attend_from, k=k[:, keys], v=v[:, keys], first_key=keys.start, window=window)
+        rows = (q[:, queries],) if starts is None else (q[:, queries], starts[:, queries])
+        if length <= chunk:
+            out.append(part(queries.start, *rows))
+        else:
+            out.append(_by_chunk(part, queries.start, chunk, *rows))
+    return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
+
+
+RUNS = 4
+"""Of four runs the keys met are 5/8 of all, of eight 9/16; the program grows with each."""
+SHORTEST_RUN = 256
+"""Queries below which a run of its own costs more than it saves."""
+
+
+def _runs(chunks: int) -> list[tuple[int, int]]:
+    """At most RUNS runs of whole chunks, as equal as can be: (first, one past the last)."""
+    edges = [chunks * run // min(chunks, RUNS) for run in range(min(chunks, RUNS) + 1)]
+    return list(pairwise(edges))
+
+
+def _attend_from(first_query, q, starts=None, *, k, v, first_key: int, window: int | None):
+    """Queries and keys of consecutive positions, each from its first one on."""
+    queries, keys = first_query + jnp.arange(q.shape[1]), first_key + jnp.arange(k.shape[1])
+    return attend(q, k, v, visible(queries, keys, window, starts))
+
+
+def _by_chunk(part, first: int, chunk: int, *rows: Array) -> Float[Array, "B Q H h"]:
+    """part(position of the first query, *rows (B, Q, …)) for `chunk` queries at a time, recomputed in the backward pass."""
+    length = rows[0].shape[1]
     count = -(-length // chunk)
-    padded = jnp.pad(q, ((0, 0), (0, count * chunk - length), (0, 0), (0, 0)))
-    chunks = padded.reshape(q.shape[0], count, chunk, *q.shape[2:]).swapaxes(0, 1)
 
-    @jax.checkpoint
-    def one(queries, start):
-        return attend(queries, k, v, visible(start + jnp.arange(chunk), positions, window))
+    def split(array):
+        padded = jnp.pad(array, ((0, 0), (0, count * chunk - length)) + ((0, 0),) * (array.ndim - 2))
+        return padded.reshape(array.shape[0], count, chunk, *array.shape[2:]).swapaxes(0, 1)
 
-    out = jax.lax.map(lambda args: one(*args), (chunks, jnp.arange(count) * chunk))
-    return out.swapaxes(0, 1).reshape(padded.shape)[:, :length]
+    chunks = (first + jnp.arange(count) * chunk, *map(split, rows))
+    out = jax.lax.map(lambda args: jax.checkpoint(part)(*args), chunks).swapaxes(0, 1)
+    return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length]

@@ -169,6 +169,8 @@ def _by_row(y: Float[Array, "*batch O"], factor: Float[Array, "*N O"] | None) ->
     if factor is None:
         return y
     *members, rows = factor.shape
+    if not members:
+        return (y.reshape(-1, rows) * factor[None]).reshape(y.shape)
     return y * factor.reshape(*members, *(1,) * (y.ndim - factor.ndim), rows)
 
 

@@ -254,6 +254,12 @@ def over_layers(function: Callable[..., Any], site: Site, weight: Any, pair: dor
     return quant.over_layers(function, weight, pair, scales, *stacks)
 
 
+def merged_layer(site: Site, w0: jax.Array, pair: dora.Direction, scale: dora.Scale, m: jax.Array | None) -> jax.Array:
+    """W' (O, I) of one layer of a site, in float32; W0 where the layer is not adapted."""
+    found = dora.merge(w0, pair, m, scale=scale)
+    return found if site.scale is not None else jnp.where(scale == 0, w0, found)
+
+
 def dequantise(base: PyTree, dtype=None) -> PyTree:
     """The base with every quantised weight dense, in `dtype` or its own, one layer at a time."""
 
@@ -312,9 +318,7 @@ def _starts(weight, site: Site, init: str) -> tuple[jax.Array, jax.Array]:
 def _merge_stack(weight, pair, m, site: Site, dtype):
     # One layer at a time: a whole stack in float32 would be twice a bf16 model's largest leaf.
     def one(w0, direction, scale, m):
-        w0 = quant.dense(w0)
-        merged = dora.merge(w0, direction, m, scale=scale)
-        return (merged if site.scale is not None else jnp.where(scale == 0, w0, merged)).astype(dtype)
+        return merged_layer(site, quant.dense(w0), direction, scale, m).astype(dtype)
 
     return over_layers(one, site, weight, pair, m)
 

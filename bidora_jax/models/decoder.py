@@ -4,7 +4,8 @@
 
 One Linen layer is applied by `lax.scan` over parameters stacked on a leading layer axis, under `jax.checkpoint`, so that
 compile time does not grow with depth and one layer's activations live at a time. A batch is right-padded; positions count
-from 0. Activations have the dtype of the base; norms, softmax, logits and losses are float32.
+from 0, in a row of several documents, which `segments` tells apart, from 0 in each. Activations have the dtype of the base;
+norms, softmax, logits and losses are float32.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from bidora_jax.models.adapters import Adapter, linear_shapes, with_saved
 from bidora_jax.models.linear import Linear
 from bidora_jax.models.rope import RopeScaling
 
-Remat = Literal["layer", "dots", "none"]
+Remat = Literal["auto", "none", "dots", "layer", "offload"]
 Attend = Callable[..., tuple[Array, PyTree]]
 """(causal attention, q, k, v) -> (its result, what to keep): how generation.py puts a cache between a layer's two halves."""
 
@@ -70,7 +71,7 @@ class Attention(nn.Module):
     reopen: bool
 
     @nn.compact
-    def __call__(self, x, cos, sin, attend: Attend | None = None):
+    def __call__(self, x, cos, sin, attend: Attend | None = None, starts=None):
         c = self.config
         q, k, v = (
             _linear(self, name, c.qkv_bias)(x).reshape(*x.shape[:2], heads, c.head_dim)
@@ -79,7 +80,7 @@ class Attention(nn.Module):
         if c.qk_norm:
             q, k = RMSNorm(c.rms_norm_eps, name="q_norm")(q), RMSNorm(c.rms_norm_eps, name="k_norm")(k)
         q, k = attention.rope(q, cos, sin), attention.rope(k, cos, sin)
-        causal = partial(attention.causal_attention, chunk=self.chunk, window=c.window)
+        causal = partial(attention.causal_attention, chunk=self.chunk, window=c.window, starts=starts)
         out, kept = (causal(q, k, v), None) if attend is None else attend(causal, q, k, v)
         out = out.reshape(*x.shape[:2], c.num_heads * c.head_dim)
         return _linear(self, "o_proj", c.o_bias)(out), kept
@@ -109,11 +110,11 @@ class DecoderLayer(nn.Module):
     """See models/linear.py."""
 
     @nn.compact
-    def __call__(self, x, cos, sin, attend: Attend | None = None):
+    def __call__(self, x, cos, sin, attend: Attend | None = None, starts=None):
         eps = self.config.rms_norm_eps
         normed = RMSNorm(eps, name="input_layernorm")(x)
         mix = Attention(self.config, self.adapter, self.chunk, self.reopen, name="self_attn")
-        mixed, kept = mix(normed, cos, sin, attend)
+        mixed, kept = mix(normed, cos, sin, attend, starts)
         x = x + mixed
         normed = RMSNorm(eps, name="post_attention_layernorm")(x)
         return x + MLP(self.config, self.adapter, self.reopen, name="mlp")(normed), kept
@@ -150,18 +151,21 @@ def hidden(
     remat: Remat = "layer",
     attention_chunk: int = 512,
     dtype=None,
+    segments: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T D"]:
     """The normed last hidden states. A `key` switches the adapter's dropout on; `dtype` is that of the activations where
-    it is another than the base's, whose layers are then cast one at a time."""
+    it is another than the base's, whose layers are then cast one at a time; `segments` number the documents of a row."""
     base = with_saved(base, direction)
     layer = DecoderLayer(config, adapter, attention_chunk, reopen=remat == "none")
     x = _embedded(base, tokens).astype(dtype or base["norm"]["weight"].dtype)
-    cos, sin = _angles(config, jnp.arange(tokens.shape[1]), x.dtype)
+    starts, positions = (None, jnp.arange(tokens.shape[1])) if segments is None else _documents(segments)
+    cos, sin = _angles(config, positions, x.dtype)
 
     def body(carried, slices):
         variables, index = slices
         rngs = {} if key is None else {"dropout": jax.random.fold_in(key, index)}
-        out = layer.apply(_unpacked(variables, base, index), carried.astype(x.dtype), cos, sin, rngs=rngs)[0]
+        variables = _unpacked(variables, base, index)
+        out = layer.apply(variables, carried.astype(x.dtype), cos, sin, starts=starts, rngs=rngs)[0]
         return out.astype(carried.dtype), None
 
     body = _rematerialised(body, remat, base)
@@ -185,6 +189,16 @@ def _rematerialised(body, remat: Remat, base: PyTree):
     if remat == "dots":
         kept = jax.checkpoint_policies.save_only_these_names(FROZEN_DOT)
         return jax.checkpoint(body, policy=kept, prevent_cse=False)
+    if remat == "offload":
+        moved = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=[FROZEN_DOT], offload_src="device",
+            offload_dst="pinned_host",
+        )  # fmt: skip
+        return jax.checkpoint(body, policy=moved, prevent_cse=False)
+    if remat == "auto":
+        raise ValueError(
+            "remat auto is for training, which settles it (training/fitting.py); say which policy is meant"
+        )
     if any(map(quant.is_packed, jax.tree.leaves(base["layers"], is_leaf=quant.is_packed))):
         return body  # each linear layer opens its weight anew
     # A weight read back from its bits would be kept once more: a second copy of a 16-bit base among the residuals.
@@ -221,9 +235,16 @@ def token_loss_sum(
     remat: Remat = "layer",
     attention_chunk: int = 512,
     loss_chunk: int = 256,
+    segments: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum of −log p over the tokens that `loss_mask` marks as predicted, and their number."""
-    x = hidden(config, adapter, base, direction, magnitude, tokens, key, remat=remat, attention_chunk=attention_chunk)
+    """Sum of −log p over the tokens that `loss_mask` marks as predicted, and their number.
+
+    In a row of several documents it marks the first token of none of them: the one before it is another's.
+    """
+    x = hidden(
+        config, adapter, base, direction, magnitude, tokens, key,
+        remat=remat, attention_chunk=attention_chunk, segments=segments,
+    )  # fmt: skip
     x = x[:, :-1].reshape(-1, config.hidden_size)
     targets, weights = tokens[:, 1:].reshape(-1), loss_mask[:, 1:].reshape(-1)
     vocabulary = head(with_saved(base, direction))
@@ -237,6 +258,14 @@ def head(base: PyTree) -> Float[Array, "V D"]:
     """The output embedding, dense: lm_head, or the input embedding where the two are tied."""
     weight = base["lm_head" if "lm_head" in base else "embed_tokens"]["weight"]
     return quant.dense(weight).astype(weight.dtype)
+
+
+def _documents(segments: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+    """The column that each token's document begins in, and its position in the document."""
+    columns = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+    first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
+    starts = jax.lax.cummax(jnp.where(first, columns, 0), axis=1)
+    return starts, columns - starts
 
 
 def _angles(config: DecoderConfig, positions, dtype):

@@ -64,7 +64,7 @@ def load(given: Sequence[str], config: DecoderConfig) -> dict[str, Member]:
 
 def _named(text: str) -> tuple[str, str]:
     name, equals, folder = text.partition("=")
-    return (name, folder) if equals and name and "/" not in name else (text, text)
+    return (name, folder) if equals and name and folder and "/" not in name else (text, text)
 
 
 def at_rest(base: PyTree, members: Sequence[Member]) -> list[Member]:
@@ -191,14 +191,16 @@ def token_loss_sum(
     combine: Combine,
     attention_chunk: int = 512,
     loss_chunk: int = 256,
+    segments: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """`decoder.token_loss_sum` of an ensemble, forward only. Members pass one after the other, N of one hidden state remain."""
 
     def member(trained):
         direction, magnitude = trained
         return decoder.hidden(
-            config, stacked.adapter, base, direction, magnitude, tokens, attention_chunk=attention_chunk
-        )
+            config, stacked.adapter, base, direction, magnitude, tokens,
+            attention_chunk=attention_chunk, segments=segments,
+        )  # fmt: skip
 
     x = jax.lax.map(member, (stacked.direction, stacked.magnitude))[:, :, :-1]
     x = x.reshape(x.shape[0], -1, config.hidden_size)

@@ -59,7 +59,8 @@ def _move_into_place(fresh: Path, folder: Path) -> None:
 def read_json(path: Path, remedy: str) -> dict:
     """The object in a JSON file. InputError, ending in `remedy`, when the file is missing or holds anything else."""
     if not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent}; {remedy}")
+        found = f"{path.parent} is a file" if path.parent.exists() else f"there is no folder {path.parent}"
+        raise InputError(f"{found}; {remedy}")
     if not path.is_file():
         raise InputError(f"{path.parent} has no {path.name}; {remedy}")
     try:

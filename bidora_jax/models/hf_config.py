@@ -74,6 +74,10 @@ ABSENT: dict[str, Any] = {
 def read_config(folder: Path | str) -> DecoderConfig:
     """The mathematics of a model folder; InputError, listing every reason, when this package does not compute it."""
     path = Path(folder) / "config.json"
+    if not path.is_file() and path.with_name("adapter_config.json").is_file():
+        raise InputError(
+            f"{folder} is an adapter; a model is expected here: name its base model, and the folder as the adapter"
+        )
     given = read_json(path, NOT_A_MODEL)
     family = _family(path, given)
     own = ("num_key_value_heads", "max_position_embeddings", "head_dim")
@@ -189,8 +193,9 @@ def _foreign_quantisation(settings: Any) -> dict[str, bool]:
     return {f"bnb_4bit_quant_type {kind!r} (nf4 is read; quantise the dense model again)": four and kind != "nf4"}
 
 
-def resolve_folder(path: Path | str) -> Path:
-    """An existing folder as it is; a hub name ORG/NAME as the folder of its download (or of the cache, offline)."""
+def resolve_folder(path: Path | str, *, weights: bool = True) -> Path:
+    """An existing folder as it is; a hub name ORG/NAME as the folder of its download (or of the cache, offline), which
+    without `weights` is of the small files only."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -201,16 +206,16 @@ def resolve_folder(path: Path | str) -> Path:
         raise InputError(
             f"there is no folder {folder}; {NOT_A_MODEL}, or give the name of a model on the hub, ORG/NAME"
         )
-    return _download(str(path))
+    return _download(str(path), () if weights else ("*.safetensors",))
 
 
-def _download(name: str) -> Path:
+def _download(name: str, left_out: tuple[str, ...]) -> Path:
     import huggingface_hub  # slow, and a local folder never needs it
 
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                name, allow_patterns=list(DOWNLOADED), ignore_patterns=list(NOT_DOWNLOADED)
+                name, allow_patterns=list(DOWNLOADED), ignore_patterns=[*NOT_DOWNLOADED, *left_out]
             )
         )
     except (OSError, ValueError) as error:

@@ -172,5 +172,5 @@ def _check(folder: Path, adapter: Adapter, config: DecoderConfig, entries: dict[
     if wrong:
         raise InputError(
             f"{file}: {len(wrong)} tensors do not fit:\n{listing(sorted(wrong))}\n"
-            f"{CONFIG}, the tensors and the base model must belong together"
+            f"{CONFIG}, the tensors and the base model must belong together{peft_config.says_of_its_base(folder)}"
         )

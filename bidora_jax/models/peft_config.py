@@ -102,6 +102,12 @@ def read(folder: Path) -> AdapterConfig:
     )
 
 
+def says_of_its_base(folder: Path) -> str:
+    """What the folder names as its base model, as the end of a message; nothing where it names none."""
+    name = read_json(folder / CONFIG, NOT_AN_ADAPTER).get("base_model_name_or_path")
+    return f"; the adapter was made for {name}" if name else ""
+
+
 def write(folder: Path, settings: AdapterConfig, sites: tuple[Site, ...], base_model_name: str | None) -> None:
     """Writes the settings, which mean these sites on the model, as PEFT's LoraConfig."""
     own = {

@@ -5,11 +5,14 @@ from typing import Literal
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from bidora_jax.errors import InputError, did_you_mean
 from bidora_jax.kernels import quant, quantise
 from bidora_jax.kernels.cuda import ops
+from bidora_jax.models import decoder
 from bidora_jax.models.adapters import PATHS
+from bidora_jax.models.decoder import DecoderConfig
 from bidora_jax.models.settings import LINEARS, ModelConfig
 
 OUTSIDE = ("lm_head", "embed_tokens")
@@ -62,6 +65,33 @@ def resolve(settings: ModelConfig, *, tied: bool) -> Quantization | None:
     inside = tuple(f"layers.{path}" for path in PATHS if path.split(".")[1] in names)
     outside = tuple(name for name in OUTSIDE if name in names)
     return Quantization(settings.quantization, settings.double_quant, inside + outside)
+
+
+def base_shapes(settings: ModelConfig, config: DecoderConfig, dtype) -> PyTree:
+    """Shapes of the base as the loader holds it: quantised as asked, the other 16-bit stacks as integers on a CPU."""
+    chosen = resolve(settings, tied=config.tie_word_embeddings)
+
+    def leaf(path, like):
+        if chosen is not None and chosen.covers(tuple(key.key for key in path)):
+            return packed_shapes(chosen, like.shape, like.dtype)
+        held = len(like.shape) == 3 and like.dtype.itemsize == 2 and jax.default_backend() == "cpu"
+        return quant.Bits(jax.ShapeDtypeStruct(like.shape, np.uint16), like.dtype) if held else like
+
+    return jax.tree_util.tree_map_with_path(leaf, decoder.base_shapes(config, dtype))
+
+
+def packed_shapes(chosen: Quantization, shape: tuple[int, ...], dtype) -> quant.Int8 | quant.NF4:
+    """Shapes of a quantised weight (*L, O, I), to be used in `dtype`."""
+    dtype, struct = np.dtype(dtype), jax.ShapeDtypeStruct
+    *layers, rows, columns = shape
+    if chosen.form == "int8":
+        return quant.Int8(struct(shape, np.int8), struct((*layers, rows), np.float32), dtype)
+    blocks = -(-rows * columns // quant.BLOCK)
+    absmax: quant.Leaf = struct((*layers, blocks), np.float32)
+    if chosen.double:
+        groups = struct((*layers, -(-blocks // quant.NESTED_BLOCK)), np.float32)
+        absmax = quant.Nested(struct((*layers, blocks), np.uint8), groups, struct(tuple(layers), np.float32))
+    return quant.NF4(struct((*layers, -(-rows * columns // 2)), np.uint8), absmax, (rows, columns), dtype)
 
 
 def describe(base) -> list[str]:

@@ -35,9 +35,10 @@ class ModelConfig:
     """nf4: keep the block scales in 8 bits too (4.13 bits a weight instead of 4.5)."""
     quantized_modules: tuple[str, ...] = LINEARS
     """Modules to quantise by name; 'all-linear' stands for the seven of a layer, lm_head and embed_tokens can be added."""
-    remat: Literal["layer", "dots", "none"] = "layer"
-    """layer: keep one activation a layer and recompute the rest in the backward pass; dots: keep the products with the
-    frozen weights too, recompute what is cheap; none: keep all."""
+    remat: Literal["auto", "none", "dots", "layer", "offload"] = "auto"
+    """none: keep all activations for the backward pass; dots: keep the products with the frozen weights, recompute what is
+    cheap; layer: keep one activation a layer, recompute the rest; offload: dots, kept in the host's memory (a GPU only);
+    auto: the fastest one that the compiler counts to fit the device."""
     attention_chunk: int = 512
     """Queries attended at a time; longer sequences never hold a [T, T] score matrix."""
     loss_chunk: int = 256

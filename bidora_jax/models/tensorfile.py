@@ -24,6 +24,8 @@ DTYPES = FLOATS | {"U8": np.dtype(np.uint8), "I8": np.dtype(np.int8)}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # The safetensors package refuses longer headers; a larger number means that the file is something else.
 LONGEST_HEADER = 100_000_000
+LFS_POINTER = b"version "
+"""How the text of a pointer begins; as the length of a header it would be 2.3e18, so no tensor file begins like this."""
 DAMAGED = "the file is damaged or its download was cut short: fetch it again"
 
 
@@ -45,7 +47,10 @@ def read_header(file: Path) -> dict[str, Entry]:
     """
     total = file.stat().st_size
     with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
+        first = stream.read(8)
+        length = int.from_bytes(first, "little")
+        if first == LFS_POINTER:
+            raise InputError(f"{file} is a pointer of Git LFS and not the file itself; fetch it with git lfs pull")
         if total < 8 or length > min(LONGEST_HEADER, total - 8):
             raise InputError(f"{file} is not a whole safetensors file ({total} bytes); {DAMAGED}")
         text = stream.read(length)

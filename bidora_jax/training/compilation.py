@@ -35,10 +35,14 @@ def keep_compiled(setting: str) -> Path | None:
 
 def default_folder() -> Path:
     """bidora_jax/ in the user's cache folder, by JAX version and, on a CPU, by its features."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     backend = jax.default_backend()
     kind = f"cpu-{_features()}" if backend == "cpu" else backend
-    return cache / "bidora_jax" / f"jax-{jax.__version__}-{kind}"
+    return user_cache() / f"jax-{jax.__version__}-{kind}"
+
+
+def user_cache() -> Path:
+    """This package's folder in the user's cache folder; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bidora_jax"
 
 
 def _features() -> str:

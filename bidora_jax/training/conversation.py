@@ -8,9 +8,10 @@ from pathlib import Path
 
 from bidora_jax.errors import InputError
 from bidora_jax.models.folders import read_json
-from bidora_jax.training.records import Tokenizer
+from bidora_jax.training import answers
+from bidora_jax.training.answers import Tokenizer
+from bidora_jax.training.shapes import BadRecord, Turn
 
-Turn = dict[str, str]
 UNFINISHED = "\ufffd"
 """What a decoder writes for bytes that are no whole character yet."""
 
@@ -36,10 +37,9 @@ def require_template(folder: Path, tokenizer: Tokenizer, flag: str) -> None:
 def prompt_ids(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:
     """Tokens of a conversation, up to where the answer begins. InputError where the template refuses it."""
     try:
-        text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program: it can raise anything
-        roles = ", ".join(turn["role"] for turn in turns)
-        raise InputError(f"the tokenizer's chat template refuses the turns {roles}: {error}") from error
+        text = answers.render(turns, tokenizer, ask=True)
+    except BadRecord as problem:
+        raise InputError(str(problem)) from problem
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # the template writes them itself
 
 

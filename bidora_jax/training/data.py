@@ -1,12 +1,13 @@
 """Examples -> batches of few fixed shapes, in an order that is a pure function of (seed, epoch, step).
 
-    batch = {'tokens': int32 (M, B, T), 'loss_mask': float32 (M, B, T)}
+    batch = {'tokens': int32 (M, B, T), 'loss_mask': float32 (M, B, T)}    and 'segments': int32 (M, B, T) of packed rows
     M micro-batches of an optimiser step, B records in each, T padded length, one of a few buckets
 
-A row is one example, right-padded with mask 0; rows that no example is left for are all padding, so a run compiles once
-a bucket. Nothing here has state worth saving: a resumed run asks for the batch of its step.
+A row is one example, or several that packing.py put together, right-padded with mask 0 and segment 0; rows that no example
+is left for are all padding, so a run compiles once a bucket. Nothing here has state worth saving: a resumed run asks for the
+batch of its step.
 
-Does not do: packing, moving batches to a device.
+Does not do: moving batches to a device.
 """
 
 from collections import deque
@@ -16,9 +17,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from bidora_jax.training.packing import Row
 from bidora_jax.training.records import Example
 
 Batch = dict[str, np.ndarray]
+Examples = Sequence[Example] | Sequence[Row]
 Item = TypeVar("Item")
 
 WINDOW = 32  # steps whose records are sorted by length together: more saves padding, fewer mixes better
@@ -48,7 +51,7 @@ def bucket_lengths(lengths: Sequence[int], count: int, multiple: int = 16) -> tu
     return tuple(reversed(buckets))
 
 
-def length_for(examples: Sequence[Example], buckets: Sequence[int]) -> int:
+def length_for(examples: Examples, buckets: Sequence[int]) -> int:
     """The smallest bucket that holds every one of `examples`."""
     longest = max((len(example.tokens) for example in examples), default=0)
     return min(bucket for bucket in buckets if bucket >= longest)
@@ -98,30 +101,37 @@ class Stream:
 # Batches
 
 
-def collate(examples: Sequence[Example], length: int, M: int, B: int, pad_id: int) -> Batch:
-    """At most M·B examples, none longer than `length`, as one batch; rows are filled micro-batch by micro-batch."""
+def collate(examples: Examples, length: int, M: int, B: int, pad_id: int, packed: bool = False) -> Batch:
+    """At most M·B examples, none longer than `length`, as one batch; rows are filled micro-batch by micro-batch.
+
+    `packed`: the examples are rows of several documents, and the batch says which token belongs to which.
+    """
     tokens = np.full((M * B, length), pad_id, dtype=np.int32)
     loss_mask = np.zeros((M * B, length), dtype=np.float32)
+    segments = np.zeros((M * B, length), dtype=np.int32)
     for row, example in enumerate(examples):
         tokens[row, : len(example.tokens)] = example.tokens
         loss_mask[row, : len(example.trained)] = example.trained
-    return {"tokens": tokens.reshape(M, B, length), "loss_mask": loss_mask.reshape(M, B, length)}
+        if isinstance(example, Row):
+            segments[row, : len(example.segments)] = example.segments
+    batch = {"tokens": tokens, "loss_mask": loss_mask} | ({"segments": segments} if packed else {})
+    return {name: part.reshape(M, B, length) for name, part in batch.items()}
 
 
 def joint(
-    train: Sequence[Example], val: Sequence[Example], buckets: Sequence[int], M: int, B: int, pad_id: int
+    train: Examples, val: Examples, buckets: Sequence[int], M: int, B: int, pad_id: int, packed: bool = False
 ) -> tuple[Batch, Batch]:
     """The two batches of a bilevel step, padded to one length: so many shapes as buckets, not their square."""
     length = length_for([*train, *val], buckets)
-    return collate(train, length, M, B, pad_id), collate(val, length, M, B, pad_id)
+    return collate(train, length, M, B, pad_id, packed), collate(val, length, M, B, pad_id, packed)
 
 
-def full_pass(examples: Sequence[Example], buckets: Sequence[int], B: int, pad_id: int) -> Iterator[Batch]:
+def full_pass(examples: Examples, buckets: Sequence[int], B: int, pad_id: int) -> Iterator[Batch]:
     """Every example once, from short to long, in batches of one micro-batch: for evaluation."""
     by_length = sorted(examples, key=lambda example: len(example.tokens))
     for start in range(0, len(by_length), B):
         rows = by_length[start : start + B]
-        yield collate(rows, length_for(rows, buckets), 1, B, pad_id)
+        yield collate(rows, length_for(rows, buckets), 1, B, pad_id, packed=isinstance(rows[0], Row))
 
 
 def prefetch(make_batch: Callable[[int], Item], start: int, stop: int, depth: int = 2) -> Generator[Item]:

@@ -38,21 +38,22 @@ def evaluator(
     """
 
     @jax.jit
-    def sums(base, direction, magnitude, tokens, mask):
+    def sums(base, direction, magnitude, tokens, mask, segments):
         if adapter is not None and combine is not None:
             return ensembles.token_loss_sum(
                 config, ensembles.Member(adapter, direction, magnitude), base, tokens, mask, combine=combine,
-                attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk,
+                attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk, segments=segments,
             )  # fmt: skip
         return decoder.token_loss_sum(
             config, adapter, base, direction, magnitude, tokens, mask,
-            remat="none", attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk,
+            remat="none", attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk, segments=segments,
         )  # fmt: skip
 
     def evaluate(base, direction, magnitude, batches):
         total = count = 0.0
         for batch in batches:
-            loss, trained = sums(base, direction, magnitude, batch["tokens"][0], batch["loss_mask"][0])
+            micro = {name: part[0] for name, part in batch.items()}
+            loss, trained = sums(base, direction, magnitude, micro["tokens"], micro["loss_mask"], micro.get("segments"))
             total, count = total + float(loss), count + float(trained)
         return Evaluation(total / max(count, 1.0), round(count))
 
@@ -71,16 +72,17 @@ class Answers(NamedTuple):
 
 
 def answer(
-    config: DecoderConfig, base: PyTree, tokenizer: Any, test: Sequence[records.Record], *, max_new_tokens: int
-) -> Answers:
-    """Greedy answers of a model without adapter (merge it first), cut at the end-of-text token or the model's context."""
+    config: DecoderConfig, base: PyTree, tokenizer: Any, test: Sequence[records.Record], *, max_new_tokens: int,
+    ends: Sequence[int],
+) -> Answers:  # fmt: skip
+    """Greedy answers of a model without adapter (merge it first), cut at the first of `ends` or at the model's context."""
     prompts = [records.prompt_ids(record, tokenizer) for record in test]
     left = config.max_position_embeddings - max(map(len, prompts))
     written = generation.answers(
         generation.assemble(config, base),
         prompts,
         max_new_tokens=min(max_new_tokens, max(left, 1)),
-        ends=[tokenizer.eos_token_id],
+        ends=ends,
     )
     texts = tokenizer.batch_decode([piece.tokens for piece in written], skip_special_tokens=True)
     return Answers(texts, [records.response_text(record) for record in test])

@@ -6,7 +6,7 @@ which is what a checkpoint holds; everything else is a pure function of the conf
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -18,7 +18,9 @@ from jaxtyping import PyTree
 from bidora_jax.errors import RunError
 from bidora_jax.training.checkpoint import Checkpoints
 from bidora_jax.training.data import prefetch
+from bidora_jax.training.memory import release_freed_memory
 from bidora_jax.training.metrics import MetricsLog, Progress
+from bidora_jax.training.programs import Meeting, ahead
 
 
 class Work(NamedTuple):
@@ -50,6 +52,8 @@ class Phase:
     """Whether the best step by validation loss is kept, rather than the last."""
     patience: int
     """Evaluations without a better one before the phase ends early; 0 never ends it."""
+    meetings: Callable[[int], Iterable[Meeting]] = lambda number: ()
+    """The programs that a step runs, each with the padded length it runs at."""
 
 
 class Standing(NamedTuple):
@@ -124,7 +128,8 @@ class Loop:
             return standing
         batches = closing(prefetch(phase.work, standing.step, phase.steps))
         with batches as work, Progress(phase.name, phase.steps, done=standing.step, every=self.rhythm.log) as progress:
-            progress.note(f"{phase.name}: compiling, then {phase.steps - standing.step} steps")
+            self._compile(phase, standing, progress)
+            progress.note(f"{phase.name}: {phase.steps - standing.step} steps")
             if not phase.first_checkpoint + standing.step:
                 self._watch(self.watchers, phase, standing, progress)
             for reached in self._steps(phase, standing, work, progress):
@@ -132,6 +137,15 @@ class Loop:
                 if self._over(phase, standing):
                     break
         return standing
+
+    def _compile(self, phase: Phase, standing: Standing, progress: Progress) -> None:
+        """Compiles all that the phase will run, from shapes, before its first step."""
+        meetings = ahead(phase.meetings, standing.step, phase.steps)
+        for number, (program, length) in enumerate(meetings, 1):
+            which = ", ".join(filter(None, (program.name, f"T = {length}")))
+            with progress.doing(f"{phase.name}: compiling {number} of {len(meetings)} shapes ({which})"):
+                program.compile(standing.state, length)
+        release_freed_memory()  # what LLVM left is in pieces, and of no use to the steps
 
     def _steps(self, phase: Phase, standing: Standing, batches: Iterator[Work], progress: Progress):
         reporter = _Reporter(phase, progress, self.log, self.checkpoints, lambda: self.seconds)

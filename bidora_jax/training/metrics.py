@@ -11,7 +11,8 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self, TextIO
 
@@ -178,6 +179,22 @@ class Progress:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self._stream, flush=True)
+
+    @contextmanager
+    def doing(self, text: str) -> Iterator[None]:
+        """Says what is being done while it is, and afterwards how long it took."""
+        began = self._clock()
+        if self._bar is not None:
+            self._bar.update(self._task, said=text)
+        else:
+            print(f"{text} … ", end="", file=self._stream, flush=True)
+        try:
+            yield
+        except BaseException:
+            self.note("")  # what is said of it begins a line of its own
+            raise
+        took = f"{self._clock() - began:.1f} s"
+        self.note(took if self._bar is None else f"{text} … {took}")
 
     def __enter__(self) -> Self:
         if self._bar is not None:

@@ -1,6 +1,7 @@
 """Losses of the decoder in the form that the steps take.
 
-A batch holds M micro-batches: tokens (M, B, T) int32 and loss_mask (M, B, T) float32. The loss is the mean over all trained
+A batch holds M micro-batches: tokens (M, B, T) int32 and loss_mask (M, B, T) float32, and segments (M, B, T) int32 where a
+row holds several documents. The loss is the mean over all trained
 tokens of all micro-batches (Σ losses / Σ tokens), made by a scan that recomputes each micro-batch in the backward pass:
 gradient accumulation inside the loss, so that gradients and hypergradients of M micro-batches are exactly those of one
 large batch, in the memory of one.
@@ -70,19 +71,21 @@ def mean_gram_penalty(adapter: Adapter, base: PyTree, direction: PyTree) -> Floa
 
 def _mean_loss(config, adapter, model: ModelConfig, direction, magnitude, base, batch, key):
     def one(total, micro):
-        tokens, mask, index = micro
+        index, micro = micro
         loss_sum, _ = decoder.token_loss_sum(
-            config, adapter, base, direction, magnitude, tokens, mask,
+            config, adapter, base, direction, magnitude, micro["tokens"], micro["loss_mask"],
             None if key is None else jax.random.fold_in(key, index),
             remat=model.remat, attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk,
+            segments=micro.get("segments"),
         )  # fmt: skip
         return total + loss_sum, None
 
-    tokens, mask = batch["tokens"], batch["loss_mask"]
-    trained = jnp.maximum(jnp.sum(mask[..., 1:]), 1.0)
-    if tokens.shape[0] == 1:
-        total, _ = one(0.0, (tokens[0], mask[0], 0))
+    parts = {name: batch[name] for name in ("tokens", "loss_mask", "segments") if name in batch}
+    trained = jnp.maximum(jnp.sum(batch["loss_mask"][..., 1:]), 1.0)
+    count = batch["tokens"].shape[0]
+    if count == 1:
+        total, _ = one(0.0, (0, jax.tree.map(lambda part: part[0], parts)))
     else:
         zero = jnp.zeros((), wide(base["norm"]["weight"].dtype))
-        total, _ = jax.lax.scan(jax.checkpoint(one), zero, (tokens, mask, jnp.arange(tokens.shape[0])))
+        total, _ = jax.lax.scan(jax.checkpoint(one), zero, (jnp.arange(count), parts))
     return total / trained

@@ -6,7 +6,7 @@
 In a bidora search step, `lower_steps − 1` steps move the direction alone and the last one is the bilevel step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,8 +24,9 @@ from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import bilevel, objective, optim, state, step
 from bidora_jax.training import data as batching
 from bidora_jax.training.loop import Phase, Standing, Work
-from bidora_jax.training.records import Example
-from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, RetrainConfig, SearchConfig
+from bidora_jax.training.packing import Row
+from bidora_jax.training.programs import Meeting, Program
+from bidora_jax.training.settings import DataConfig, OptimizerConfig, RetrainConfig, SearchConfig
 
 HYPERGRADIENTS = {
     "exact": hypergrad.exact,
@@ -44,8 +45,8 @@ class Problem:
     model: ModelConfig
     adapter: Adapter
     base: PyTree
-    train: Sequence[Example]
-    val: Sequence[Example]
+    train: batching.Examples
+    val: batching.Examples
     data: DataConfig
     pad_id: int
     seed: int
@@ -63,15 +64,26 @@ class Problem:
     def fresh_adapter(self, use: int = 0) -> tuple[PyTree, PyTree]:
         if self.start is not None:
             return jax.tree.map(jnp.copy, self.start)  # a step takes over what it is given
-        return adapters.init(self.adapter, self.base, self.key(use))
+        return made(lambda base: adapters.init(self.adapter, base, self.key(use)), self.base)
 
-    def stream(self, examples: Sequence[Example], number: int) -> batching.Stream:
+    def blank(self, length: int) -> batching.Batch:
+        """A batch of padding alone: what is compiled for has its shapes."""
+        return batching.collate([], length, *_sizes(self))
+
+    def stream(self, examples: batching.Examples, number: int) -> batching.Stream:
         size = self.data.batch_size * self.data.accumulation
         return batching.Stream([len(example.tokens) for example in examples], size, seed=self.seed, stream=number)
 
 
+def first_phase(
+    method: str, problem: Problem, search: SearchConfig, inner: OptimizerConfig, outer: OptimizerConfig
+) -> tuple[Phase, Standing]:
+    """The phase that a method begins with."""
+    return bidora_search(problem, search, inner, outer) if method == "bidora" else one_level(problem, search, inner)
+
+
 def bidora_search(
-    problem: Problem, search: SearchConfig, inner: OptimizerConfig, outer: OuterConfig
+    problem: Problem, search: SearchConfig, inner: OptimizerConfig, outer: OptimizerConfig
 ) -> tuple[Phase, Standing]:
     """Direction on train, magnitude on val."""
     train, val = problem.stream(problem.train, TRAIN), problem.stream(problem.val, VAL)
@@ -83,36 +95,44 @@ def bidora_search(
         ),
         "inner_tx": inner_tx,
     }
-    lower = jax.jit(partial(bilevel.lower_step, **losses), donate_argnums=0)
-    upper = jax.jit(
-        partial(
-            bilevel.bilevel_step,
-            **losses,
-            outer_loss=objective.outer_loss(problem.config, problem.adapter, problem.model),
-            outer_tx=outer_tx,
-            hypergradient=HYPERGRADIENTS[search.hypergradient],
-        ),
-        donate_argnums=0,
+    buckets, blank = problem.buckets, problem.blank
+    upper_step = partial(
+        bilevel.bilevel_step,
+        **losses,
+        outer_loss=objective.outer_loss(problem.config, problem.adapter, problem.model),
+        outer_tx=outer_tx,
+        hypergradient=HYPERGRADIENTS[search.hypergradient],
     )
+    upper = Program("", upper_step, problem.base, lambda length: [blank(length)] * 2, buckets)
+    lower_step = partial(bilevel.lower_step, **losses)
+    lower = Program("lower steps", lower_step, problem.base, lambda length: [blank(length)], buckets)
 
     def advance(current, batches):
         lower_batches, train_batch, val_batch = batches
         for batch in lower_batches:
-            current, _ = lower(current, problem.base, batch)
-        return upper(current, problem.base, train_batch, val_batch)
+            current, _ = lower(current, batch)
+        return upper(current, train_batch, val_batch)
 
-    buckets = problem.buckets
-
-    def work(number: int) -> Work:
+    def rows(number: int) -> tuple[list[list[int]], list[int], list[int]]:
         first = number * search.lower_steps
         *lower_rows, train_rows = (train.indices(first + i) for i in range(search.lower_steps))
-        val_rows = val.indices(number)
+        return lower_rows, train_rows, val.indices(number)
+
+    def meetings(number: int) -> list[Meeting]:
+        lower_rows, train_rows, val_rows = rows(number)
+        alone = [(lower, _length(problem.train, buckets, some)) for some in lower_rows]
+        return [
+            *alone,
+            (upper, max(_length(problem.train, buckets, train_rows), _length(problem.val, buckets, val_rows))),
+        ]
+
+    def work(number: int) -> Work:
+        lower_rows, train_rows, val_rows = rows(number)
         lower_batches = [_batch(problem, buckets, _pick(problem.train, rows)) for rows in lower_rows]
         train_examples, val_examples = _pick(problem.train, train_rows), _pick(problem.val, val_rows)
-        micro, rows_each, pad_id = _sizes(problem)
-        joint = batching.joint(train_examples, val_examples, buckets, micro, rows_each, pad_id)
+        joint = batching.joint(train_examples, val_examples, buckets, *_sizes(problem))
         tokens = _tokens(problem.train, *lower_rows, train_rows) + _tokens(problem.val, val_rows)
-        return Work((lower_batches, *joint), tokens, train_rows)
+        return Work((lower_batches, *joint), tokens, _records(problem.train, train_rows))
 
     rates = {
         "inner_learning_rate": lambda number: optim.schedule(inner, steps * search.lower_steps)(
@@ -121,10 +141,11 @@ def bidora_search(
         "outer_learning_rate": optim.schedule(outer, steps),
     }
     direction, magnitude = problem.fresh_adapter()
-    start = state.init_state(direction, magnitude, inner_tx, outer_tx, problem.key(1))
+    start = made(lambda d, m: state.init_state(d, m, inner_tx, outer_tx, problem.key(1)), direction, magnitude)
     phase = Phase(
-        "search", steps, 0, work, advance, lambda s: (s.direction, s.magnitude), _rates(rates), True, search.patience
-    )
+        "search", steps, 0, work, advance, lambda s: (s.direction, s.magnitude), _rates(rates), True, search.patience,
+        meetings,
+    )  # fmt: skip
     return phase, Standing(start, problem.fresh_adapter())
 
 
@@ -181,41 +202,59 @@ def _train_phase(
     problem, name, examples, stream, steps, first_checkpoint, loss, frozen, params, optimizer: OptimizerConfig
 ) -> tuple[Phase, Any]:
     tx = optim.transformation(optimizer, steps)
-    jitted = jax.jit(partial(step.train_step, loss=loss, tx=tx), donate_argnums=0)
     buckets = problem.buckets
+    train_step = partial(step.train_step, loss=loss, tx=tx)
+    program = Program("", train_step, frozen, lambda length: [problem.blank(length)], buckets)
 
     def work(number: int) -> Work:
         rows = stream.indices(number)
-        return Work(_batch(problem, buckets, _pick(examples, rows)), _tokens(examples, rows), rows)
+        return Work(_batch(problem, buckets, _pick(examples, rows)), _tokens(examples, rows), _records(examples, rows))
 
     phase = Phase(
         name, steps, first_checkpoint, work,
-        advance=lambda current, batch: jitted(current, frozen, batch),
+        advance=program,
         adapter_of=lambda s: s.params,
         rates=_rates({"inner_learning_rate": optim.schedule(optimizer, steps)}),
         selects=False,
         patience=0,
+        meetings=lambda number: [(program, _length(examples, buckets, stream.indices(number)))],
     )  # fmt: skip
-    return phase, state.init_train_state(params, tx, problem.key(3))
+    return phase, made(lambda params: state.init_train_state(params, tx, problem.key(3)), params)
 
 
 def _steps(epochs: float, steps_per_epoch: int, lower_steps: int) -> int:
     return max(round(epochs * steps_per_epoch / lower_steps), 1) if epochs else 0
 
 
-def _sizes(problem: Problem) -> tuple[int, int, int]:
-    return problem.data.accumulation, problem.data.batch_size, problem.pad_id
+def made(make: Callable[..., PyTree], *trees: PyTree) -> PyTree:
+    """What `make` makes of the trees; the shapes of it where they hold shapes, so that a phase can be compiled from them."""
+    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(trees))
+    return jax.eval_shape(make, *trees) if abstract else make(*trees)
 
 
-def _batch(problem: Problem, buckets, examples: list[Example]) -> batching.Batch:
+def _sizes(problem: Problem) -> tuple[int, int, int, bool]:
+    return problem.data.accumulation, problem.data.batch_size, problem.pad_id, problem.data.packing
+
+
+def _batch(problem: Problem, buckets, examples: batching.Examples) -> batching.Batch:
     return batching.collate(examples, batching.length_for(examples, buckets), *_sizes(problem))
 
 
-def _pick(examples: Sequence[Example], rows: list[int]) -> list[Example]:
+def _length(examples: batching.Examples, buckets, rows: list[int]) -> int:
+    return batching.length_for(_pick(examples, rows), buckets)
+
+
+def _pick(examples: Sequence[Any], rows: list[int]) -> list[Any]:
     return [examples[row] for row in rows]
 
 
-def _tokens(examples: Sequence[Example], *rows: list[int]) -> int:
+def _records(examples: batching.Examples, rows: list[int]) -> list[int]:
+    """Numbers of the records that stand in some rows."""
+    picked = [(row, examples[row]) for row in rows]
+    return [number for row, item in picked for number in (item.documents if isinstance(item, Row) else (row,))]
+
+
+def _tokens(examples: batching.Examples, *rows: list[int]) -> int:
     return int(np.sum([len(examples[row].tokens) for step_rows in rows for row in step_rows]))
 
 

@@ -1,47 +1,38 @@
-"""JSON lines -> records -> tokens.
+"""Rows -> records -> tokens.
 
-A record has one of four shapes; `prompt ‖ response ‖ end of text` is the sequence, and `trained` says which of its
-tokens the loss predicts:
+A record (its shapes: shapes.py) becomes one sequence, and `trained` says which of its tokens the loss predicts:
 
-    {instruction, input?, output}   prompt = chat template of one user turn (a plain template without one)
-    {prompt, completion}            prompt as it stands
-    {code}, {text}                  no prompt, all of it is trained
+    {instruction, …}           chat template of the question (a plain template without one) ‖ output ‖ end of text
+    {prompt, completion}       prompt as it stands ‖ completion ‖ end of text
+    {code}, {text}             all of it is trained ‖ end of text
+    {messages}, conversations  the chat template's text of all turns; trained are the answers in it (answers.py):
+                               loss_on = response the last one, turns every one of the assistant, all the whole text
 
-Prompt and response are tokenised apart, so that no token straddles the border between them, and without special tokens,
-so that a template's own first token does not come twice; text without a template opens with the beginning-of-text token
-where the tokenizer has it so (Llama, Mistral). What is trained is decided by position, never by token id: a
-model learns to stop even when its tokenizer pads with the end-of-text token.
+Of the first two, prompt and response are tokenised apart, so that no token straddles the border between them, and without
+special tokens, so that a template's own first token does not come twice; text without a template opens with the
+beginning-of-text token where the tokenizer has it so (Llama, Mistral). What is trained is decided by position, never by
+token id: a model learns to stop even when its tokenizer pads with the end-of-text token.
 
-Does not do: several turns, packing several records into one sequence.
+Does not do: packing several records into one sequence (packing.py).
 """
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from bidora_jax.errors import InputError, did_you_mean, listing
+from bidora_jax.errors import InputError, listing
+from bidora_jax.training import answers, shapes, sources
+from bidora_jax.training.answers import Tokenizer
+from bidora_jax.training.rows import Fault, Row
+from bidora_jax.training.shapes import SHAPES_IN_WORDS, BadRecord, Record
+from bidora_jax.training.sources import Found
 
-Tokenizer = Any  # transformers' PreTrainedTokenizerBase, whose import takes a second
-Record = dict[str, str]
-
-
-class Shape(NamedTuple):
-    required: tuple[str, ...]
-    optional: tuple[str, ...] = ()
-
-
-SHAPES = {  # by the key that marks the shape; the first one present decides; the last required key is the response
-    "instruction": Shape(("instruction", "output"), ("input",)),
-    "prompt": Shape(("prompt", "completion")),
-    "code": Shape(("code",)),
-    "text": Shape(("text",)),
-}
-SHAPES_IN_WORDS = "{instruction, input?, output}, {prompt, completion}, {code} or {text}"
+LossOn = Literal["response", "turns", "all"]
+Long = Literal["truncate", "drop", "refuse"]
 PLAIN_TEMPLATE = "### Instruction:\n{instruction}\n\n### Response:\n"  # for a tokenizer without a chat template
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -54,126 +45,49 @@ class Example(NamedTuple):
 
 class Split(NamedTuple):
     examples: list[Example]  # each has at least one trained token
-    n_truncated: int  # records cut at max_length, among them dropped ones
+    n_truncated: int  # records of more than max_length tokens: cut, or left out
     n_untrained: int  # records dropped because no token of theirs is trained
 
 
 # Reading
 
 
-def read_records(path: str | os.PathLike[str]) -> list[Record]:
-    """The records of a JSON lines file, each with the keys of its shape and no others; blank lines are skipped.
+def read_records(
+    source: str | os.PathLike[str] | Sequence[str], columns: tuple[tuple[str, str], ...] = ()
+) -> list[Record]:
+    """The records of one source or several, each with the keys of its shape and no others.
 
-    Raises InputError for a file that is missing or empty, and one that lists every bad line.
+    Raises InputError for a source that is missing or empty, and one that lists every bad row.
     """
-    records, problems = [], []
-    for number, line in _numbered_lines(Path(path)):
-        try:
-            records.append(_record(line))
-        except _BadLine as problem:
-            problems.append(f"{path}:{number}: {problem}")
+    found = sources.rename({"": sources.scan_each(source)}, columns)[""]
+    return [record for part in records_of(found).values() for record in part]
+
+
+def records_of(found: Found) -> dict[str, list[Record]]:
+    """The record of every row, by source. Raises InputError as read_records does."""
+    for source, rows in found.items():
+        if not rows:
+            expected = "one JSON object a line" if sources.one_a_line(source) else "rows"
+            raise InputError(f"{source} holds no record; expected {expected}, shaped {SHAPES_IN_WORDS}")
+    read: dict[str, list[Record]] = {source: [] for source in found}
+    problems = []
+    for source, rows in found.items():
+        for row in rows:
+            try:
+                read[source].append(_record(row))
+            except BadRecord as problem:
+                problems.append(f"{row.place}: {problem}")
     if problems:
-        raise InputError(
-            f"{len(problems)} of the {len(problems) + len(records)} lines of {path} cannot be used; each should be one "
-            f"JSON object shaped {SHAPES_IN_WORDS}:\n{listing(problems)}"
-        )
-    if not records:
-        raise InputError(f"{path} holds no record; expected one JSON object a line, shaped {SHAPES_IN_WORDS}")
-    return records
+        total = sum(map(len, found.values()))
+        what = "one JSON object " if all(map(sources.one_a_line, found)) else ""
+        raise InputError(sources.unusable(found, problems, total, f"{what}shaped {SHAPES_IN_WORDS}"))
+    return read
 
 
-class _BadLine(Exception):
-    """What is wrong with one line."""
-
-
-def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    if not path.is_file():
-        what = " (it is a folder)" if path.is_dir() else ""
-        raise InputError(f"no data file at {path}{what}; check the path: a relative one starts from {Path.cwd()}")
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _record(line: bytes) -> Record:
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        byte = f"byte 0x{line[error.start]:02x} in column {error.start + 1}"
-        raise _BadLine(f"not UTF-8 ({byte}); save it as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise _BadLine(f"not JSON ({error.msg} in column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise _BadLine(f"not JSON that can be read ({error})") from error
-    if not isinstance(value, dict):
-        hint = "; write the elements of the array one a line" if isinstance(value, list) else ""
-        raise _BadLine(f"expected an object, found {_kind(value)}{hint}")
-    shape = SHAPES[_shape_of(value)]
-    optional = [key for key in shape.optional if value.get(key) not in (None, "")]
-    record = {key: value[key] for key in (*shape.required, *optional)}
-    for key, text in record.items():
-        _check_text(key, text)
-    if len(shape.required) > 1 and not record[shape.required[0]].strip():
-        raise _BadLine(f"{shape.required[0]!r} is empty; records without a prompt are written {{text}} or {{code}}")
-    return record
-
-
-def _shape_of(value: dict[str, Any]) -> str:
-    marker = next((key for key in SHAPES if key in value), None)
-    if marker is None:
-        raise _BadLine(f"has none of the keys {', '.join(map(repr, SHAPES))}; {_its_keys(value)}")
-    missing = [key for key in SHAPES[marker].required if key not in value]
-    if missing:
-        raise _BadLine(f"has {marker!r} but lacks {', '.join(map(repr, missing))}; {_its_keys(value)}")
-    return marker
-
-
-def _its_keys(value: dict[str, Any], limit: int = 6) -> str:
-    known = [key for shape in SHAPES.values() for key in shape.required + shape.optional]
-    found = [repr(key) + ("" if key in known else did_you_mean(key, known)) for key in value]
-    return "its keys: " + (", ".join(found[:limit]) + (", …" if len(found) > limit else "") or "none")
-
-
-def _check_text(key: str, text: Any) -> None:
-    if not isinstance(text, str):
-        raise _BadLine(f"{key!r} should be text, found {_kind(text)}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = f"U+{ord(text[error.start]):04X}"
-        raise _BadLine(f"{key!r} holds {half}, one half of a surrogate pair, which is no character") from error
-
-
-def _kind(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, int | float):
-        return f"the number {value}"
-    return {list: "an array", dict: "an object", str: "a text"}[type(value)]
-
-
-# Splitting
-
-
-def split(records: list[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """(train, val): a random `fraction` of the records goes to val; both keep the file's order."""
-    n_val = round(len(records) * fraction)
-    if not 0 < n_val < len(records):
-        raise InputError(
-            f"val_fraction = {fraction} of {len(records)} records leaves {n_val} for validation and "
-            f"{len(records) - n_val} for training; each needs at least one: give more records, another fraction or a "
-            "val_file"
-        )
-    chosen = np.zeros(len(records), dtype=bool)
-    chosen[np.random.default_rng(seed).permutation(len(records))[:n_val]] = True
-    val = [record for record, in_val in zip(records, chosen, strict=True) if in_val]
-    train = [record for record, in_val in zip(records, chosen, strict=True) if not in_val]
-    return train, val
+def _record(row: Row | Fault) -> Record:
+    if isinstance(row, Fault):
+        raise BadRecord(row.why)
+    return shapes.record(row.value, row.place)
 
 
 # Tokens
@@ -182,7 +96,10 @@ def split(records: list[Record], fraction: float, seed: int) -> tuple[list[Recor
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a Hugging Face folder. Raises InputError when there is none or it has no end-of-text token."""
     if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
-        raise InputError(f"no tokenizer in {folder}: expected one of {', '.join(TOKENIZER_FILES)}")
+        raise InputError(
+            f"no tokenizer in {folder}: expected one of {', '.join(TOKENIZER_FILES)}; copy them from the model that this one "
+            "was made from"
+        )
     auto = _auto_tokenizer()
     try:
         tokenizer = auto.from_pretrained(os.fspath(folder), local_files_only=True, trust_remote_code=False)
@@ -206,23 +123,31 @@ def pad_id(tokenizer: Tokenizer) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
+def question_text(record: Record) -> str:
+    """What is asked, for people to read: without template, and of a conversation the last turn before the answer."""
+    if shapes.is_conversation(record):
+        return _asked(record)[-1]["content"]
+    return record.get("instruction", record.get("prompt", ""))
+
+
 def prompt_text(record: Record, tokenizer: Tokenizer) -> str:
-    """What stands before the response; empty for {code} and {text}."""
-    if "instruction" not in record:
+    """What stands before the response; empty for {code} and {text}. Raises InputError where the template refuses it."""
+    if "instruction" not in record and not shapes.is_conversation(record):
         return record.get("prompt", "")
-    content = "\n\n".join([record["instruction"], *filter(None, [record.get("input")])])
-    if not tokenizer.chat_template:
+    if "instruction" in record and not tokenizer.chat_template:
+        content = "\n\n".join(filter(None, [record.get("system"), _instruction(record)]))
         return PLAIN_TEMPLATE.format(instruction=content)
-    turn = [{"role": "user", "content": content}]
     try:
-        return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program: it can raise anything
-        raise InputError(f"the tokenizer's chat template refuses a single user turn: {error}") from error
+        return answers.render(_asked(record), tokenizer, record.get("tools"), ask=True)
+    except BadRecord as problem:
+        raise InputError(f"{_at(record)}{problem}") from problem
 
 
 def response_text(record: Record) -> str:
-    """The text to be learned."""
-    return record[SHAPES[_shape_of(record)].required[-1]]
+    """The text to be learned; of a conversation, the last answer."""
+    if shapes.is_conversation(record):
+        return shapes.turns(record)[0][-1]["content"]
+    return next(record[key] for key in ("output", "completion", "code", "text") if key in record)
 
 
 def prompt_ids(record: Record, tokenizer: Tokenizer) -> list[int]:
@@ -232,7 +157,7 @@ def prompt_ids(record: Record, tokenizer: Tokenizer) -> list[int]:
     return _prompts([record], tokenizer)[0]
 
 
-def encode(record: Record, tokenizer: Tokenizer, *, max_length: int, loss_on: Literal["response", "all"]) -> Example:
+def encode(record: Record, tokenizer: Tokenizer, *, max_length: int, loss_on: LossOn) -> Example:
     """One record's tokens, cut at the end to `max_length` (which takes the end-of-text token away first).
 
     A blank response is not trained, and its end of text neither: it would teach to answer nothing.
@@ -241,30 +166,72 @@ def encode(record: Record, tokenizer: Tokenizer, *, max_length: int, loss_on: Li
 
 
 def encode_all(
-    records: list[Record], tokenizer: Tokenizer, *, max_length: int, loss_on: Literal["response", "all"]
+    records: list[Record], tokenizer: Tokenizer, *, max_length: int, loss_on: LossOn, long: Long = "truncate"
 ) -> Split:
-    """Every record that has a trained token, and the number of the others. Raises InputError when none has."""
+    """Every record that has a trained token, and the number of the others; `long` says what becomes of those of more than
+    `max_length` tokens.
+
+    Raises InputError when none has, where the chat template can't write some, and for long ones that are refused, with all
+    of them.
+    """
     encoded = _encode(records, tokenizer, max_length, loss_on)
-    examples = [example for example in encoded if example.trained.any()]
+    too_long = [record for record, example in zip(records, encoded, strict=True) if example.truncated]
+    if too_long and long == "refuse":
+        raise InputError(
+            f"{len(too_long)} of {len(records)} records have more than data.max_length = {max_length} tokens, and data.long "
+            f"is refuse; shorten them, raise max_length, or set long to truncate or drop:\n"
+            f"{listing(dict.fromkeys(record.place or question_text(record)[:60] for record in too_long))}"
+        )
+    kept = [example for example in encoded if long != "drop" or not example.truncated]
+    examples = [example for example in kept if example.trained.any()]
     if not examples:
         blank = sum(not response_text(record).strip() for record in records)
         raise InputError(
             f"none of the {len(records)} records has a token to train on: {blank} have an empty response, "
-            f"{len(records) - blank} have no response within max_length = {max_length} tokens; "
+            f"{len(records) - blank} have no response within max_length = {max_length} tokens"
+            f"{f' or are left out, as {len(too_long)} are longer' * (len(kept) < len(encoded))}; "
             "fill the responses in, raise data.max_length or set data.loss_on to all"
         )
-    return Split(examples, sum(example.truncated for example in encoded), len(encoded) - len(examples))
+    return Split(examples, len(too_long), len(kept) - len(examples))
 
 
-def _encode(records: list[Record], tokenizer: Tokenizer, max_length: int, loss_on: str) -> list[Example]:
-    prompts = _prompts(records, tokenizer)
+def _encode(records: list[Record], tokenizer: Tokenizer, max_length: int, loss_on: LossOn) -> list[Example]:
+    talks = [record for record in records if shapes.is_conversation(record)]
+    texts = [record for record in records if not shapes.is_conversation(record)]
+    of_talks, of_texts = iter(_of_talks(talks, tokenizer, loss_on)), iter(_of_texts(texts, tokenizer, loss_on))
+    return [_example(*next(of_talks if shapes.is_conversation(record) else of_texts), max_length) for record in records]
+
+
+def _of_texts(records: list[Record], tokenizer: Tokenizer, loss_on: LossOn) -> list[answers.Tokens]:
+    """Prompt and response of each record, tokenised apart."""
     texts = [response_text(record) for record in records]
     responses = [
         [*ids, tokenizer.eos_token_id] if text.strip() else []
         for text, ids in zip(texts, _token_ids(texts, tokenizer), strict=True)
     ]
-    pairs = zip(prompts, responses, strict=True)
-    return [_example(prompt, response, max_length, loss_on == "all") for prompt, response in pairs]
+    pairs = zip(_prompts(records, tokenizer), responses, strict=True)
+    return [(prompt + answer, [loss_on == "all"] * len(prompt) + [True] * len(answer)) for prompt, answer in pairs]
+
+
+def _of_talks(records: list[Record], tokenizer: Tokenizer, loss_on: LossOn) -> list[answers.Tokens]:
+    """Each conversation as the chat template writes it, and the answers in it."""
+    found, problems = [], []
+    if records:
+        answers.check(tokenizer)
+    for record in records:
+        turns, first = shapes.turns(record)
+        of_assistant = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+        numbers = of_assistant[-1:] if loss_on == "response" else [number for number in of_assistant if number >= first]
+        try:
+            found.append(answers.tokens(turns, None if loss_on == "all" else numbers, tokenizer, record.get("tools")))
+        except BadRecord as problem:
+            problems.append(f"{_at(record)}{problem}")
+    if problems:
+        raise InputError(
+            f"{len(problems)} of the {len(records)} conversations cannot be used with this model and loss_on = {loss_on}:\n"
+            f"{listing(problems)}"
+        )
+    return found
 
 
 def _prompts(records: list[Record], tokenizer: Tokenizer) -> list[list[int]]:
@@ -273,17 +240,39 @@ def _prompts(records: list[Record], tokenizer: Tokenizer) -> list[list[int]]:
     bos = tokenizer.bos_token_id
     opening = [bos] if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
     return [
-        [*([] if "instruction" in record and tokenizer.chat_template else opening), *ids]
+        [*([] if _templated(record, tokenizer) else opening), *ids]
         for record, ids in zip(records, _token_ids(texts, tokenizer), strict=True)
     ]
 
 
-def _example(prompt: list[int], response: list[int], max_length: int, train_prompt: bool) -> Example:
-    tokens = np.array(prompt + response, dtype=np.int32)
-    trained = np.arange(len(tokens)) >= (0 if train_prompt else len(prompt))
-    trained[:1] = False
-    return Example(tokens[:max_length], trained[:max_length], len(tokens) > max_length)
+def _templated(record: Record, tokenizer: Tokenizer) -> bool:
+    """Whether the prompt is the chat template's, which writes a first token itself."""
+    return shapes.is_conversation(record) or ("instruction" in record and bool(tokenizer.chat_template))
+
+
+def _asked(record: Record) -> list[shapes.Turn]:
+    """The turns that ask: those of {instruction}, or of a conversation all but the last answer."""
+    if shapes.is_conversation(record):
+        turns, _ = shapes.turns(record)
+        return turns[:-1] if turns[-1]["role"] == "assistant" else turns
+    system = [{"role": "system", "content": record["system"]}] if "system" in record else []
+    return [*system, {"role": "user", "content": _instruction(record)}]
+
+
+def _instruction(record: Record) -> str:
+    return "\n\n".join(filter(None, [record["instruction"], record.get("input")]))
+
+
+def _at(record: Record) -> str:
+    """The record's place, where it is known, for the head of a message."""
+    return f"{record.place}: " if isinstance(record, Record) and record.place else ""
+
+
+def _example(tokens: list[int], trained: list[bool], max_length: int) -> Example:
+    mask = np.array(trained, dtype=bool)
+    mask[:1] = False
+    return Example(np.array(tokens, dtype=np.int32)[:max_length], mask[:max_length], len(tokens) > max_length)
 
 
 def _token_ids(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []

@@ -1,0 +1,64 @@
+"""What --auto picks for Qwen3-0.6B's shape on devices of several sizes, confirmed by the compiler.
+
+    python benchmarks/bench_auto.py [--limits 2 4 8 16] [--size 0.6B] [--method bidora] [--batch 4] [--tokens 1024]
+
+Abstract weights: nothing is allocated. The limit is a simulated one (`--memory-limit`). Each pick is compiled once more as it
+would be for a run, with all optimisations, and its peak compared with the limit.
+"""
+
+import argparse
+import time
+
+import jax
+import jax.numpy as jnp
+
+from bidora_jax import catalog
+from bidora_jax.models import adapters, quantization
+from bidora_jax.models.settings import AdapterConfig
+from bidora_jax.training import fitting, footprint, planning
+from bidora_jax.training.memory import Memory
+from bidora_jax.training.phases import first_phase
+from bidora_jax.training.planning import Plan
+from bidora_jax.training.settings import DataConfig
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limits", nargs="+", type=float, default=[2, 4, 8, 16], help="GB")
+    parser.add_argument("--model", default="Qwen/Qwen3-0.6B")
+    parser.add_argument("--method", default="bidora")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=1024)
+    options = parser.parse_args()
+    config = catalog.shape(options.model)
+    start = Plan(adapter=AdapterConfig(method=options.method),
+                 data=DataConfig(batch_size=options.batch, max_length=options.tokens))  # fmt: skip
+    print(f"{options.model}, {options.method}, {options.batch} x {options.tokens} tokens; counted for a "
+          f"{jax.default_backend()}, jax {jax.__version__}")  # fmt: skip
+    print(
+        "| limit | quantization | batch x accumulation | length | remat | hypergradient | peak | of 85 % | found in |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for limit in options.limits:
+        memory, began = Memory(int(limit * 1e9), "simulated"), time.monotonic()
+        plan, _ = planning.search(config, start, jnp.bfloat16, memory)
+        seconds = time.monotonic() - began
+        parts = confirmed(config, plan)
+        data, share = plan.data, fitting.needed(parts) / (fitting.FITS * memory.bytes)
+        cells = [f"{limit:g} GB", plan.model.quantization, f"{data.batch_size} x {data.accumulation}", str(data.max_length),
+                 plan.model.remat, plan.search.hypergradient, footprint.gigabytes(fitting.needed(parts)),
+                 f"{share:.0%}{'' if fitting.fits(parts, memory) else ', does not fit'}", f"{seconds:.0f} s"]  # fmt: skip
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def confirmed(config, plan: Plan) -> footprint.Footprint:
+    """The footprint of the plan as a run compiles it."""
+    base = quantization.base_shapes(plan.model, config, jnp.bfloat16)
+    adapter = adapters.resolve(plan.adapter, config)
+    problem = fitting.synthetic(config, plan.model, adapter, base, plan.data, plan.data.max_length)
+    phase, standing = first_phase(plan.adapter.method, problem, plan.search, plan.inner, plan.outer)
+    return footprint.of(problem, phase, standing.state, fitting.largest(phase))
+
+
+if __name__ == "__main__":
+    main()

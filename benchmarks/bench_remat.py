@@ -1,0 +1,122 @@
+"""Time and memory of a training step under every remat policy and exact hypergradient form.
+
+    python benchmarks/bench_remat.py [--method lora dora bidora] [--remat none dots layer] [--form exact reverse]
+
+SmolLM2-135M's shape as a Qwen3 (30 layers x 576, vocabulary 49,152), random weights, bf16, rank 8 on all seven projections,
+batch 4 x 256 tokens on each level. The steps are those of `train`, compiled ahead of time; they take turns, one step of each
+a round, so that what else the machine does falls on all alike. The parts are the compiler's count, see training/footprint.py.
+Ratios are to the first row, round by round. --layers, --batch, --tokens, --rounds and --dtype scale it; --shapes counts the
+memory and runs nothing, for instance at --layers 28 --hidden 1024.
+"""
+
+import argparse
+import itertools
+import time
+from statistics import median
+
+import jax
+import jax.numpy as jnp
+from random_models import random_like
+
+from bidora_jax.models import adapters, quantization
+from bidora_jax.models.decoder import DecoderConfig
+from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.training import fitting, footprint, phases
+from bidora_jax.training.memory import keep_freed_memory
+from bidora_jax.training.settings import DataConfig, OptimizerConfig, SearchConfig
+
+
+def main() -> None:
+    options = parsed()
+    keep_freed_memory()
+    print(f"{options.layers} layers x {options.hidden}, {options.dtype}, batch {options.batch} x {options.tokens}; "
+          f"{jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)  # fmt: skip
+    for method in options.method:
+        contestants = []
+        for remat, form in itertools.product(options.remat, options.form if method == "bidora" else ["exact"]):
+            contestants.append(contestant(method, remat, form, options))
+        report(contestants, options)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--method", nargs="+", default=["lora", "dora", "bidora"])
+    add("--remat", nargs="+", default=["none", "dots", "layer"])
+    add("--form", nargs="+", default=["reverse", "exact"])
+    add("--layers", type=int, default=30)
+    add("--hidden", type=int, default=576, help="width, a multiple of 64")
+    add("--vocabulary", type=int, default=49_152)
+    add("--batch", type=int, default=4)
+    add("--tokens", type=int, default=256)
+    add("--rounds", type=int, default=3)
+    add("--dtype", default="bfloat16")
+    add("--shapes", action="store_true")
+    return parser.parse_args()
+
+
+def shape(options) -> DecoderConfig:
+    heads = options.hidden // 64
+    return DecoderConfig(
+        vocab_size=options.vocabulary, hidden_size=options.hidden, intermediate_size=options.hidden * 8 // 3,
+        num_layers=options.layers, num_heads=heads, num_kv_heads=heads // 3 or 1, head_dim=64, rms_norm_eps=1e-6,
+        rope_theta=1e5, tie_word_embeddings=True, qk_norm=True, qkv_bias=False, o_bias=False, max_position_embeddings=8192,
+    )  # fmt: skip
+
+
+class Contestant:
+    """One compiled step and its state."""
+
+    def __init__(self, name: str, parts: footprint.Footprint, seconds: float, step) -> None:
+        self.name, self.parts, self.compile_seconds, self.step = name, parts, seconds, step
+        self.seconds: list[float] = []
+
+
+def contestant(method: str, remat: str, form: str, options) -> Contestant:
+    config, model = shape(options), ModelConfig(remat=remat, dtype=options.dtype)
+    adapter = adapters.resolve(AdapterConfig(method=method), config)
+    base = quantization.base_shapes(model, config, jnp.dtype(options.dtype))
+    base = base if options.shapes else random_like(base, jax.random.key(0))
+    data = DataConfig(batch_size=options.batch, buckets=1)
+    problem = fitting.synthetic(config, model, adapter, base, data, options.tokens)
+    search = SearchConfig(steps=100, hypergradient=form)
+    phase, standing = phases.first_phase(method, problem, search, OptimizerConfig(), OptimizerConfig())
+    (meeting,) = phase.meetings(0)
+    began = time.monotonic()
+    meeting[0].compile(standing.state, meeting[1])
+    seconds = time.monotonic() - began
+    parts = footprint.of(problem, phase, standing.state, meeting)
+    name = f"{method}, {remat}" + (f", {form}" if method == "bidora" else "")
+    held = [standing.state]
+    batches = phase.work(0).batches
+
+    def step() -> None:
+        state, _ = jax.block_until_ready(phase.advance(held.pop(), batches))
+        held.append(state)
+
+    if not options.shapes:
+        step()
+    print(f"  {name}: compiled in {seconds:.0f} s", flush=True)
+    return Contestant(name, parts, seconds, step)
+
+
+def report(contestants: list[Contestant], options) -> None:
+    for number in range(0 if options.shapes else options.rounds):
+        first = number % len(contestants)
+        for one in contestants[first:] + contestants[:first]:
+            began = time.perf_counter()
+            one.step()
+            one.seconds.append(time.perf_counter() - began)
+    print("| step, remat | s a step | ratio | temporaries | of them loss | peak | compiled in |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for one in contestants:
+        ratios = [own / base for own, base in zip(one.seconds, contestants[0].seconds, strict=True)]
+        parts = one.parts
+        times = [f"{median(one.seconds):.2f}", f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"]
+        sizes = [footprint.gigabytes(value) for value in (parts.temporaries, parts.loss, parts.peak)]
+        cells = [one.name, *(times if one.seconds else ["", ""]), *sizes, f"{one.compile_seconds:.0f} s"]
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

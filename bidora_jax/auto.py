@@ -1,0 +1,114 @@
+"""train --auto: settings that fit the device, chosen by compiling the step from shapes and reading the compiler's count.
+
+The plan is made before any weight is read (training/planning.py). The effective batch, batch_size x accumulation, stays;
+so does what the command line sets.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bidora_jax.config import Config
+from bidora_jax.errors import InputError
+from bidora_jax.training import fitting, planning
+from bidora_jax.training.footprint import Footprint, gigabytes
+from bidora_jax.training.memory import Memory
+from bidora_jax.training.planning import Plan
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def fit(config: Config, given: frozenset[str], memory: Memory) -> Config:
+    """The configuration with what has to change to fit, said line by line. InputError where nothing fits."""
+    import jax
+
+    from bidora_jax.models import hf
+
+    folder = hf.resolve_folder(config.model.path)
+    decoder_config = hf.read_config(folder)
+    fixed = given & set(planning.MAY_CHANGE)
+    if hf.is_quantised(folder):  # the files decide
+        fixed |= {"model.quantization"}
+    dtype = dtype_of(config, folder)
+    start = plan_of(config)
+    found, parts = planning.search(decoder_config, start, dtype, memory, frozenset(fixed))
+    if not fitting.fits(parts, memory):
+        raise InputError(_refusal(found, parts, memory, fixed))
+    print("\n".join(described(start, found, parts, memory)))
+    if jax.default_backend() == "cpu":
+        print(feasible(decoder_config, found, dtype))
+    return replace(
+        config,
+        model=found.model,
+        data=found.data,
+        search=replace(config.search, hypergradient=found.search.hypergradient),
+    )
+
+
+def dtype_of(config: Config, folder: Path) -> "np.dtype":
+    """The dtype that the base will have."""
+    import jax.numpy as jnp
+
+    from bidora_jax.models import hf
+
+    return hf.source_dtype(folder) if config.model.dtype == "auto" else jnp.dtype(config.model.dtype)
+
+
+def plan_of(config: Config) -> Plan:
+    return Plan(config.model, config.adapter, config.data, config.inner, config.outer, config.search)
+
+
+def described(start: Plan, found: Plan, parts: Footprint, memory: Memory) -> list[str]:
+    """What was changed and why, a line each."""
+    import jax
+
+    old, new = planning.as_values(start), planning.as_values(found)
+    allowed = (
+        f"{gigabytes(fitting.FITS * memory.bytes)} ({fitting.FITS:.0%} of {gigabytes(memory.bytes)}, {memory.said})"
+    )
+    why = {
+        "model.quantization": f"the dense base leaves too little room; it takes {gigabytes(parts.base)} now",
+        "data.batch_size": "a micro-batch that fits",
+        "data.accumulation": f"the effective batch stays {old['data.batch_size'] * old['data.accumulation']}",
+        "data.max_length": "not even a batch of 1 on nf4 fits at the full length; longer records are cut",
+        "model.remat": "the fastest that fits",
+        "search.hypergradient": "the faster of the exact forms that fits",
+    }
+    if start.adapter.method != "bidora":
+        old.pop("search.hypergradient")
+    changed = [f"auto: {name} {old[name]} → {new[name]}: {why[name]}" for name in old if old[name] != new[name]]
+    counted = f"by the compiler's count for a {jax.default_backend()}"
+    return [
+        *(changed or ["auto: nothing had to be changed"]),
+        f"auto: {gigabytes(fitting.needed(parts))} of {allowed}, {counted}",
+    ]
+
+
+def feasible(config, plan: Plan, dtype) -> str:
+    """What a step takes on this CPU: its products, at a rate measured for a moment."""
+    rate, work = planning.dot_rate(dtype), planning.arithmetic(config, plan)
+    seconds = work / rate
+    tokens = plan.data.batch_size * plan.data.accumulation * plan.data.max_length
+    hours = 1000 * seconds / 3600
+    verdict = (
+        "feasible here"
+        if hours < 12
+        else "feasible for a trial; a real run wants a GPU"
+        if hours < 240
+        else "not feasible here"
+    )
+    return (
+        f"auto: without a GPU a step of {tokens:,} tokens takes {seconds:.1f} s or more ({work / 1e12:.2f} TFLOP of products at "
+        f"{rate / 1e9:.0f} GFLOP/s of {dtype}, measured), 1,000 steps {hours:.1f} h: {verdict}"
+    )
+
+
+def _refusal(plan: Plan, parts: Footprint, memory: Memory, fixed: frozenset[str]) -> str:
+    values = ", ".join(f"{name} {value}" for name, value in planning.as_values(plan).items())
+    kept = f"; --{', --'.join(sorted(fixed))} was kept as the command line sets it" if fixed else ""
+    return (
+        f"--auto found nothing that fits in {fitting.FITS:.0%} of {gigabytes(memory.bytes)} ({memory.said}): the leanest plan "
+        f"takes {gigabytes(fitting.needed(parts))}, {gigabytes(parts.base)} of it the base ({values}){kept}; take a smaller "
+        "model or a device with more memory"
+    )

@@ -1,0 +1,159 @@
+"""Which form of a step fits the device: the compiler is asked, the fastest form first.
+
+                        a CPU             a GPU
+    remat, one level    dots, layer       none, dots, layer, offload
+    remat, bidora       layer             none, dots, layer, offload
+    hypergradient       exact             reverse, exact                  two roads to the same quantity, see kernels/hypergrad.py
+
+On a CPU it takes longer to write to memory than to compute again: what keeps least is the fastest as well, by the table of
+benchmarks/README.md, where "reverse" and "none" lose on time and memory. The order on a GPU, whose memory is faster, is that
+of the arithmetic and has not been measured.
+
+A form fits if the peak that the compiler counts for it is at most FITS of the memory there is; the rest is for what it does
+not count: the interpreter, fragments, checkpoints on their way out. What is set is kept; `auto` is what is chosen here.
+"""
+
+from dataclasses import replace
+from itertools import product
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from bidora_jax.errors import InputError
+from bidora_jax.models import adapters
+from bidora_jax.models.adapters import Adapter
+from bidora_jax.models.decoder import DecoderConfig
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.training import footprint
+from bidora_jax.training.footprint import Footprint, gigabytes
+from bidora_jax.training.loop import Phase, Standing
+from bidora_jax.training.memory import Memory
+from bidora_jax.training.phases import Problem, first_phase, made
+from bidora_jax.training.programs import Meeting
+from bidora_jax.training.records import Example
+from bidora_jax.training.settings import DataConfig, OptimizerConfig, SearchConfig
+
+FITS = 0.85
+AUTO = "auto"
+
+
+class Levels(NamedTuple):
+    """A method with the settings of its optimisers and of its first phase."""
+
+    method: str
+    search: SearchConfig
+    inner: OptimizerConfig
+    outer: OptimizerConfig
+
+
+class Settled(NamedTuple):
+    """The first phase in the form that was chosen, its largest program compiled."""
+
+    problem: Problem
+    search: SearchConfig
+    phase: Phase
+    standing: Standing
+    footprint: Footprint | None
+    """None where nothing was to be chosen, and nothing was compiled."""
+    said: str
+    """One line on what was chosen and why; empty where nothing was."""
+
+
+def settle(problem: Problem, levels: Levels, memory: Memory) -> Settled:
+    """The fastest form of the first phase that fits; where none does, the one that takes least, and `said` says so."""
+    tried: list[Settled] = []
+    pairs = candidates(problem.model, levels)
+    for remat, form in pairs:
+        chosen = replace(problem, model=replace(problem.model, remat=remat))
+        search = replace(levels.search, hypergradient=form)
+        phase, standing = first_phase(levels.method, chosen, search, levels.inner, levels.outer)
+        if len(pairs) == 1:
+            said = ", ".join(
+                [f"remat {remat}"] * (problem.model.remat == AUTO)
+                + [f"hypergradient {form}"] * (levels.search.hypergradient == AUTO and levels.method == "bidora")
+            )
+            return Settled(
+                chosen, search, phase, standing, None, said and f"{said}: the fastest on a {jax.default_backend()}"
+            )
+        parts = footprint.of(chosen, phase, standing.state, largest(phase))
+        name = f"remat {remat}" + (f", hypergradient {form}" if levels.method == "bidora" else "")
+        tried.append(Settled(chosen, search, phase, standing, parts, name))
+        if fits(parts, memory):
+            break
+    return _chosen(tried, memory)
+
+
+def fits(parts: Footprint, memory: Memory) -> bool:
+    """Whether a run whose largest step is this one fits; the best adapter so far is kept beside the state."""
+    return needed(parts) <= FITS * memory.bytes
+
+
+def needed(parts: Footprint) -> int:
+    """Bytes of a run at its peak: of a step, and the best adapter so far."""
+    return parts.peak + parts.adapter
+
+
+def largest(phase: Phase) -> Meeting:
+    """The last program of a step at the largest padded length: the one that takes most memory."""
+    program = [program for program, _ in phase.meetings(0)][-1]
+    return program, program.lengths[-1]
+
+
+def remats(method: str) -> tuple[str, ...]:
+    """The remat policies worth trying on this platform, the fastest first."""
+    if jax.default_backend() != "cpu":
+        return ("none", "dots", "layer", "offload")
+    return ("layer",) if method == "bidora" else ("dots", "layer")
+
+
+def forms(method: str) -> tuple[str, ...]:
+    """The exact forms of the hypergradient worth trying on this platform, the fastest first. Only bidora has one."""
+    return ("exact",) if method != "bidora" or jax.default_backend() == "cpu" else ("reverse", "exact")
+
+
+def check(model: ModelConfig) -> None:
+    """Refuses a policy that this platform can't give what it is for."""
+    if model.remat == "offload" and jax.default_backend() == "cpu":
+        raise InputError(
+            "model.remat offload moves activations from a GPU's memory to the host's, and a CPU has one memory only; choose "
+            "auto, none, dots or layer"
+        )
+
+
+def synthetic(
+    config: DecoderConfig, model: ModelConfig, adapter: Adapter, base: PyTree, data: DataConfig, length: int
+) -> Problem:
+    """A problem over one record of `length` tokens on each level, for steps whose data do not matter. The base, as it was
+    loaded, may be shapes."""
+    example = Example(np.zeros(length, np.int32), np.arange(length) > 0, False)
+    base = made(lambda base: adapters.prepare_base(base, adapter), base)
+    return Problem(config, model, adapter, base, [example], [example], data, 0, 0)
+
+
+def candidates(model: ModelConfig, levels: Levels) -> list[tuple[str, str]]:
+    """(remat, hypergradient), the fastest first; what is set is kept."""
+    form = levels.search.hypergradient
+    policies = remats(levels.method) if model.remat == AUTO else (model.remat,)
+    return list(product(policies, forms(levels.method) if form == AUTO else (form,)))
+
+
+def _chosen(tried: list[Settled], memory: Memory) -> Settled:
+    """The last one tried where it fits, else the leanest, with the reason."""
+
+    def peak(one: Settled) -> int:
+        assert one.footprint is not None
+        return needed(one.footprint)
+
+    allowed = f"{gigabytes(FITS * memory.bytes)} ({FITS:.0%} of {gigabytes(memory.bytes)}, {memory.said})"
+    *passed, last = tried
+    refused = "; ".join(f"{one.said} takes {gigabytes(peak(one))}" for one in passed)
+    if peak(last) <= FITS * memory.bytes:
+        why = f"{last.said}: the fastest that fits, {gigabytes(peak(last))} of {allowed}"
+        return last._replace(said=why + (f"; {refused}" if refused else ""))
+    leanest = min(tried, key=peak)
+    return leanest._replace(
+        said=f"{leanest.said}: takes least, {gigabytes(peak(leanest))}, and not even that fits in {allowed}; expect to run "
+        "out of memory: try --auto, a smaller data.batch_size or data.max_length, or model.quantization nf4"
+    )

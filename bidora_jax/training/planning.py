@@ -1,0 +1,158 @@
+"""Settings that make a step fit a device, found by compiling it from shapes: no weights, no data.
+
+What costs the result nothing is given up first: the micro-batch, whose gradients are summed so that those of an optimiser
+step stay the same, and the fast forms of fitting.py; then bits of the frozen weights; then length, which cuts records.
+
+    for length in L, L/2, …:   for quantization in none, int8, nf4:   for batch in divisors of batch·accumulation, downwards
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import jax
+from jaxtyping import PyTree
+
+from bidora_jax.models import adapters, quantization
+from bidora_jax.models.decoder import DecoderConfig
+from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.training import fitting, footprint
+from bidora_jax.training.fitting import Levels
+from bidora_jax.training.footprint import Footprint
+from bidora_jax.training.memory import Memory
+from bidora_jax.training.phases import first_phase
+from bidora_jax.training.settings import DataConfig, OptimizerConfig, SearchConfig
+
+SHORTEST = 256
+"""Tokens below which a record is not cut to make a step fit."""
+FORMS = ("none", "int8", "nf4")
+MAY_CHANGE = ("model.quantization", "model.remat", "data.batch_size", "data.accumulation", "data.max_length",
+              "search.hypergradient")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All settings that a step's memory hangs on."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    inner: OptimizerConfig = field(default_factory=OptimizerConfig)
+    outer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    @property
+    def levels(self) -> Levels:
+        return Levels(self.adapter.method, self.search, self.inner, self.outer)
+
+
+def counted(config: DecoderConfig, plan: Plan, dtype) -> Footprint:
+    """The footprint of the plan's largest step at a model of this shape and dtype. Nothing is allocated; the machine code,
+    which is not run, is not optimised."""
+    adapter = adapters.resolve(plan.adapter, config)
+    base = quantization.base_shapes(plan.model, config, dtype)
+    problem = fitting.synthetic(config, plan.model, adapter, base, plan.data, plan.data.max_length)
+    search = replace(plan.search, steps=1, epochs=0.0)
+    phase, standing = first_phase(plan.adapter.method, problem, search, plan.inner, plan.outer)
+    return footprint.of(problem, phase, standing.state, fitting.largest(phase), quick=True)
+
+
+def base_bytes(config: DecoderConfig, plan: Plan, dtype) -> int:
+    """Bytes of the frozen weights alone: what does not fit by them needs no compiling."""
+    return footprint.tree_bytes(quantization.base_shapes(plan.model, config, dtype))
+
+
+def search(
+    config: DecoderConfig, plan: Plan, dtype, memory: Memory, fixed: frozenset[str] = frozenset()
+) -> tuple[Plan, Footprint]:
+    """The first plan that fits, or, where none does, the leanest of all. What is in `fixed` (names of MAY_CHANGE) is kept."""
+    leanest: tuple[Plan, Footprint] | None = None
+    *rest, smallest = _levels(plan, fixed)
+    for level in [*rest, smallest]:
+        if level is not smallest and base_bytes(config, level, dtype) > fitting.FITS * memory.bytes:
+            continue
+        *bolder, last = _within(level, fixed)
+        parts = counted(config, last, dtype)
+        if leanest is None or parts.peak < leanest[1].peak:
+            leanest = last, parts
+        if not fitting.fits(parts, memory):
+            continue
+        for one in bolder:
+            found = counted(config, one, dtype)
+            if fitting.fits(found, memory):
+                return one, found
+        return last, parts
+    assert leanest is not None
+    return leanest
+
+
+def _levels(plan: Plan, fixed: frozenset[str]) -> Iterator[Plan]:
+    """What changes the result: the length, and inside of it the quantisation."""
+    lengths = [plan.data.max_length]
+    while "data.max_length" not in fixed and lengths[-1] // 2 >= SHORTEST:
+        lengths.append(lengths[-1] // 2)
+    forms = FORMS[FORMS.index(plan.model.quantization) :]
+    for length in lengths:
+        for form in forms[:1] if "model.quantization" in fixed else forms:
+            yield replace(
+                plan, data=replace(plan.data, max_length=length), model=replace(plan.model, quantization=form)
+            )
+
+
+def _within(plan: Plan, fixed: frozenset[str]) -> Iterator[Plan]:
+    """What does not change it, the fastest first: the micro-batch, remat, and the form of the hypergradient."""
+    effective = plan.data.batch_size * plan.data.accumulation
+    free = not fixed & {"data.batch_size", "data.accumulation"}
+    sizes = [n for n in range(effective, 0, -1) if effective % n == 0] if free else [plan.data.batch_size]
+    model = plan.model if "model.remat" in fixed else replace(plan.model, remat=fitting.AUTO)
+    free_form = plan.search.hypergradient == "exact" and "search.hypergradient" not in fixed
+    levels = plan.levels._replace(search=replace(plan.search, hypergradient=fitting.AUTO) if free_form else plan.search)
+    for size in sizes:
+        data = replace(plan.data, batch_size=size, accumulation=effective // size)
+        for remat, form in fitting.candidates(model, levels):
+            yield replace(
+                plan,
+                data=data,
+                model=replace(model, remat=remat),
+                search=replace(plan.search, hypergradient=form),
+            )
+
+
+def arithmetic(config: DecoderConfig, plan: Plan) -> float:
+    """Floating-point operations of one optimiser step's products with frozen weights, on all levels.
+
+    2·N·tokens for a pass; a gradient is two passes (no weight gradient), and one more where the layers are computed again;
+    BiDoRA's step is two gradients and a mixed product, of two passes in reverse over reverse and of four forward over reverse.
+    """
+    linears = config.num_layers * sum(o * i for o, i in adapters.linear_shapes(config).values())
+    tokens = plan.data.batch_size * plan.data.accumulation * plan.data.max_length
+    head = config.vocab_size * config.hidden_size
+    again = 1 if plan.model.remat == "layer" else 0
+    if plan.adapter.method != "bidora":
+        return 2 * tokens * ((2 + again) * linears + 2 * head)
+    mixed = {"reverse": 2, "exact": 4 + again, "finite-difference": 4 + 2 * again, "direct": 0}[
+        plan.search.hypergradient
+    ]
+    return 2 * tokens * ((4 + 2 * again + mixed) * linears + 5 * head)
+
+
+def dot_rate(dtype, seconds: float = 0.3) -> float:
+    """Floating-point operations a second of this device in a product of activations and weights, measured for a moment."""
+    import time
+
+    import jax.numpy as jnp
+
+    x, w = jnp.ones((512, 1024), dtype), jnp.ones((2048, 1024), dtype)
+    product = jax.jit(
+        lambda x, w: jax.lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    )
+    jax.block_until_ready(product(x, w))
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        jax.block_until_ready(product(x, w))
+        count += 1
+    return count * 2 * 512 * 1024 * 2048 / (time.perf_counter() - began)
+
+
+def as_values(plan: Plan) -> dict[str, PyTree]:
+    """The settings of MAY_CHANGE by name."""
+    return {name: getattr(getattr(plan, section), leaf) for name in MAY_CHANGE for section, leaf in [name.split(".")]}

@@ -1,0 +1,169 @@
+"""training/footprint.py, fitting.py and planning.py: what the compiler counts, and what is chosen by it."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny import CONFIG, random_base
+
+from bidora_jax.errors import InputError
+from bidora_jax.models import adapters, quantization
+from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.training import fitting, footprint, planning
+from bidora_jax.training.fitting import Levels
+from bidora_jax.training.memory import Memory
+from bidora_jax.training.phases import first_phase
+from bidora_jax.training.planning import Plan
+from bidora_jax.training.settings import DataConfig, OptimizerConfig, SearchConfig
+
+DEEP = replace(CONFIG, num_layers=7)
+DATA = DataConfig(batch_size=3, buckets=1, max_length=48)
+LEVELS = Levels("lora", SearchConfig(steps=5), OptimizerConfig(), OptimizerConfig())
+MODEL = ModelConfig(remat="layer", loss_chunk=16)
+
+
+def problem(base, model=MODEL, method="lora"):
+    adapter = adapters.resolve(AdapterConfig(method=method, rank=3), DEEP)
+    return fitting.synthetic(DEEP, model, adapter, base, DATA, DATA.max_length)
+
+
+def counted(base, model=MODEL, **options):
+    made = problem(base, model)
+    phase, standing = first_phase("lora", made, SearchConfig(steps=5), OptimizerConfig(), OptimizerConfig())
+    return footprint.of(made, phase, standing.state, fitting.largest(phase), **options), standing.state
+
+
+@pytest.fixture(scope="module")
+def abstract():
+    return quantization.base_shapes(MODEL, DEEP, jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def shapes_alone(abstract):
+    return counted(abstract)
+
+
+def test_shapes_give_the_footprint_of_arrays(shapes_alone):
+    of_arrays, _ = counted(random_base(DEEP), quick=True)
+    assert shapes_alone[0] == of_arrays
+
+
+def test_the_parts_are_those_of_the_trees_and_make_up_the_peak(shapes_alone):
+    parts, state = shapes_alone
+    per_layer = sum(3 * (o + i) for o, i in adapters.linear_shapes(DEEP).values())
+    assert parts.adapter == 4 * 7 * per_layer
+    assert parts.base == 4 * adapters.count(quantization.base_shapes(MODEL, DEEP, jnp.float32))
+    assert parts.optimiser == footprint.tree_bytes(state) - parts.adapter >= 2 * parts.adapter
+    assert parts.batch == 2 * 4 * 3 * 48
+    assert parts.donated == parts.adapter + parts.optimiser  # the state is written in place
+    assert parts.loss > 0 and parts.activations > 0
+    named = parts.base + parts.adapter + parts.optimiser + parts.batch + parts.results + parts.temporaries
+    assert parts.peak == named
+    lines = parts.lines()
+    assert len(lines) == 8 and lines[-1].split("peak of a step")[1].strip() == footprint.gigabytes(parts.peak)
+
+
+def test_the_fastest_form_that_fits_is_chosen_with_the_reason(abstract, shapes_alone):
+    auto = problem(abstract, replace(MODEL, remat="auto"))
+    roomy = fitting.settle(auto, LEVELS, Memory(10**12, "a large device"))
+    assert roomy.problem.model.remat == "dots" and roomy.search.hypergradient == "exact"
+    assert "remat dots: the fastest that fits" in roomy.said and "a large device" in roomy.said
+    lean, bold = shapes_alone[0], roomy.footprint
+    assert bold is not None and lean.temporaries < bold.temporaries
+
+    tried = [roomy._replace(said="remat dots"), roomy._replace(footprint=lean, said="remat layer")]
+    between = int((fitting.needed(lean) + fitting.needed(bold)) / 2 / fitting.FITS)
+    tight = fitting._chosen(tried, Memory(between, "this"))
+    assert tight.footprint == lean
+    assert "remat layer: the fastest that fits" in tight.said and "remat dots takes" in tight.said
+    none = fitting._chosen(tried[::-1], Memory(1000, "that"))
+    assert none.footprint == lean and "not even that fits in" in none.said
+
+
+def test_what_is_set_is_kept_and_nothing_is_compiled(abstract):
+    settled = fitting.settle(problem(abstract), LEVELS, Memory(1000, "this"))
+    assert (settled.problem.model.remat, settled.footprint, settled.said) == ("layer", None, "")
+
+
+def test_forms_in_the_order_they_are_tried(monkeypatch):
+    auto = ModelConfig(remat="auto")
+    bidora = LEVELS._replace(method="bidora", search=SearchConfig(hypergradient="auto"))
+    assert fitting.candidates(auto, bidora) == [("layer", "exact")]
+    assert fitting.candidates(MODEL, bidora._replace(search=SearchConfig(hypergradient="direct"))) == [
+        ("layer", "direct")
+    ]
+    assert fitting.candidates(auto, LEVELS) == [("dots", "exact"), ("layer", "exact")]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    pairs = fitting.candidates(auto, bidora)
+    assert pairs[:3] == [("none", "reverse"), ("none", "exact"), ("dots", "reverse")]
+    assert pairs[-1] == ("offload", "exact") and len(pairs) == 8
+
+
+def test_offload_is_refused_on_a_cpu():
+    with pytest.raises(InputError, match="a CPU has one memory only; choose auto, none, dots or layer"):
+        fitting.check(ModelConfig(remat="offload"))
+    fitting.check(ModelConfig(remat="none"))
+
+
+def test_offload_keeps_the_products_in_host_memory(abstract):
+    made = problem(abstract, replace(MODEL, remat="offload"))
+    phase, standing = first_phase("lora", made, SearchConfig(steps=5), OptimizerConfig(), OptimizerConfig())
+    (program, length) = fitting.largest(phase)
+    text = str(jax.make_jaxpr(program.step)(standing.state, program.frozen, *program.like(length)))
+    assert "<host>" in text or "pinned_host" in text
+
+
+def test_a_policy_that_was_not_settled_is_no_policy(abstract):
+    with pytest.raises(ValueError, match="remat auto is for training, which settles it"):
+        counted(abstract, replace(MODEL, remat="auto"))
+
+
+# Plans
+
+PLAN = Plan(ModelConfig(loss_chunk=16), AdapterConfig(method="lora", rank=3),
+            DataConfig(batch_size=2, accumulation=3, max_length=512))  # fmt: skip
+
+
+def test_levels_give_up_bits_before_length_and_keep_what_is_fixed():
+    levels = [(p.data.max_length, p.model.quantization) for p in planning._levels(PLAN, frozenset())]
+    assert levels == [(n, form) for n in (512, 256) for form in ("none", "int8", "nf4")]
+    int8 = replace(PLAN, model=replace(PLAN.model, quantization="int8"))
+    assert [p.model.quantization for p in planning._levels(int8, frozenset({"data.max_length"}))] == ["int8", "nf4"]
+    fixed = frozenset({"data.max_length", "model.quantization"})
+    assert list(planning._levels(PLAN, fixed)) == [PLAN]
+
+
+def test_within_a_level_the_effective_batch_stays():
+    within = list(planning._within(PLAN, frozenset()))
+    assert {p.data.batch_size * p.data.accumulation for p in within} == {6}
+    assert [p.data.batch_size for p in within[::2]] == [6, 3, 2, 1]
+    assert [p.model.remat for p in within[:2]] == ["dots", "layer"]
+    held = list(planning._within(PLAN, frozenset({"data.accumulation"})))
+    assert [(p.data.batch_size, p.data.accumulation, p.model.remat) for p in held] == [
+        (2, 3, "dots"),
+        (2, 3, "layer"),
+    ]
+    given = replace(PLAN, model=replace(PLAN.model, remat="none"))
+    assert {p.model.remat for p in planning._within(given, frozenset({"model.remat"}))} == {"none"}
+
+
+def test_a_plan_is_what_the_compiler_confirms():
+    data = replace(PLAN.data, max_length=256, batch_size=2, accumulation=1)
+    plan = replace(PLAN, data=data, model=replace(PLAN.model, remat="layer"))
+    fixed = frozenset({"model.quantization", "model.remat"})
+    least, small = planning.search(DEEP, plan, jnp.float32, Memory(1000, ""), fixed)
+    assert not fitting.fits(small, Memory(1000, ""))
+    assert (least.data.batch_size, least.data.accumulation, least.model.remat) == (1, 2, "layer")
+    memory = Memory(int(1.1 * fitting.needed(small) / fitting.FITS), "")
+    found, parts = planning.search(DEEP, plan, jnp.float32, memory, fixed)
+    assert fitting.fits(parts, memory) and found.data.max_length == 256
+    assert found.data.batch_size * found.data.accumulation == 2 and found.data.accumulation > 1
+
+
+def test_the_arithmetic_of_a_step():
+    """By hand: 7 layers, 96 tokens; a LoRA gradient without remat is two passes over linears and head."""
+    plan = Plan(replace(MODEL, remat="dots"), AdapterConfig(method="lora"), replace(DATA, batch_size=2))
+    linears = 7 * (60 * 26 + 2 * 20 * 26 + 26 * 60 + 3 * 38 * 26)
+    assert planning.arithmetic(DEEP, plan) == 2 * 96 * 2 * (linears + 97 * 26)
+    assert planning.dot_rate(jnp.float32, 0.01) > 1e8

@@ -1,0 +1,199 @@
+"""Packing: rows that waste little, and a loss and gradients that can't tell a packed batch from its records one a row."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import CONFIG, random_base
+
+from bidora_jax.models import adapters, decoder
+from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.training import bilevel, objective, phases
+from bidora_jax.training.data import Stream, collate, joint
+from bidora_jax.training.packing import capacity, first_fit, pack, pack_all, unused
+from bidora_jax.training.records import Example
+from bidora_jax.training.state import init_state
+
+PAD = 96
+LENGTHS = (5, 11, 3, 8, 4)
+
+
+def example(tokens, prompt: int = 1) -> Example:
+    return Example(np.array(tokens, np.int32), np.arange(len(tokens)) >= prompt, truncated=False)
+
+
+def documents(lengths=LENGTHS, seed: int = 0) -> list[Example]:
+    """Records of unlike lengths, no token of one in another."""
+    letters = iter(np.random.default_rng(seed).permutation(CONFIG.vocab_size - 1))
+    return [example([next(letters) for _ in range(length)], 1 + index % 2) for index, length in enumerate(lengths)]
+
+
+# Rows
+
+
+def test_first_fit_decreasing_by_hand():
+    # 8; 5 has no room beside it; 4 has, and fills the row; 3 and 3 go beside 5; 2 finds 1 left.
+    assert first_fit([3, 8, 2, 5, 3, 4], 12) == [[1, 5], [3, 0, 4], [2]]
+    assert first_fit([12, 12], 12) == [[0], [1]]
+    assert first_fit([1] * 7, 3) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_a_row_numbers_its_documents_and_keeps_what_is_trained():
+    given = [example([1, 2, 3], 2), example([4, 5]), example([6, 7, 8, 9])]
+    (row,) = pack(given, 16, seed=0, first=10)
+    np.testing.assert_array_equal(row.tokens, [6, 7, 8, 9, 1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(row.trained, [False, True, True, True, False, False, True, False, True])
+    np.testing.assert_array_equal(row.segments, [1, 1, 1, 1, 2, 2, 2, 3, 3])
+    assert row.documents == (12, 10, 11)
+    batch = collate([row], 11, M=1, B=2, pad_id=PAD, packed=True)
+    np.testing.assert_array_equal(batch["segments"][0], [[1, 1, 1, 1, 2, 2, 2, 3, 3, 0, 0], [0] * 11])
+    np.testing.assert_array_equal(batch["tokens"][0, 0, 9:], [PAD, PAD])
+    np.testing.assert_array_equal(batch["loss_mask"][0, 0], [0, 1, 1, 1, 0, 0, 1, 0, 1, 0, 0])
+    assert batch["segments"].dtype == np.int32
+    assert "segments" not in collate(given, 11, M=1, B=3, pad_id=PAD)
+    assert not collate([], 11, M=1, B=3, pad_id=PAD, packed=True)["segments"].any()
+
+
+def test_every_record_stands_in_one_row_and_little_is_unused():
+    lengths = np.minimum(np.random.default_rng(1).geometric(0.01, size=3000) + 1, 512)
+    given = [example(np.arange(length)) for length in lengths]
+    rows = pack(given, 512, seed=3)
+    assert sorted(number for row in rows for number in row.documents) == list(range(3000))
+    assert max(len(row.tokens) for row in rows) <= 512
+    assert all(len(row.tokens) == sum(lengths[list(row.documents)]) for row in rows)
+    assert unused(rows, 512) < 0.02
+    # A row is a mixture: the longest records do not stand together.
+    spread = [np.ptp([given[number].tokens.size for number in row.documents]) for row in rows if len(row.documents) > 1]
+    assert np.mean(spread) > 100
+
+
+def test_rows_are_a_pure_function_of_the_seed_and_any_step_of_them_too():
+    given = documents((4,) * 8)
+    packs = [[row.documents for row in pack(given, 16, seed=seed)] for seed in (0, 0, 1, 2, 3)]
+    assert packs[0] == packs[1]
+    assert len({tuple(one) for one in packs}) > 1
+    rows = pack(given, 16, seed=0)
+    steps = [Stream([len(row.tokens) for row in rows], 2, seed=5, stream=1).indices(step) for step in range(9)]
+    assert steps[7] == Stream([len(row.tokens) for row in pack(given, 16, seed=0)], 2, seed=5, stream=1).indices(7)
+
+
+def test_the_splits_share_one_room_and_number_their_records_through():
+    rows, room = pack_all({"train": documents(), "val": documents((4, 4))}, 16, seed=0)
+    assert room == 16
+    assert sorted(number for row in rows["val"] for number in row.documents) == [5, 6]
+    assert phases._records(rows["val"], [0]) == list(rows["val"][0].documents)
+    assert phases._records(documents(), [3, 1]) == [3, 1]
+    assert capacity([documents((5, 4)), documents((3,))], 1024) == 16
+    assert capacity([documents()], 19) == 32
+
+
+# The model's loss
+
+
+def adapted(config=CONFIG):
+    adapter = adapters.resolve(AdapterConfig(method="bidora", rank=3, target_modules=("q_proj", "v_proj")), config)
+    base = adapters.prepare_base(random_base(config), adapter)
+    direction, magnitude = adapters.init(adapter, base, jax.random.key(0))
+    random = np.random.default_rng(5)
+    direction = jax.tree.map(lambda leaf: leaf + 0.1 * random.normal(size=leaf.shape).astype(np.float32), direction)
+    return adapter, base, direction, magnitude
+
+
+def each_loss(config, chunk: int, batch, owners):
+    """(base) to the loss of every document: `owners` (B, T) says whose token stands where, −1 nobody's."""
+    adapter, _, direction, magnitude = adapted(config)
+
+    batch = {name: jnp.asarray(part) for name, part in batch.items()}
+
+    def loss(base):
+        def one(number):
+            mask = batch["loss_mask"][0] * (owners == number)
+            segments = batch["segments"][0] if "segments" in batch else None
+            return decoder.token_loss_sum(
+                config, adapter, base, direction, magnitude, batch["tokens"][0], mask,
+                attention_chunk=chunk, segments=segments,
+            )[0]  # fmt: skip
+
+        return jax.lax.map(one, jnp.arange(len(LENGTHS)))
+
+    return loss
+
+
+def packed_batch(given, room=32):
+    rows = pack(given, room, seed=0)
+    owners = np.full((len(rows), room), -1)
+    for row, item in enumerate(rows):
+        owners[row, : len(item.tokens)] = np.array(item.documents)[item.segments - 1]
+    return collate(rows, room, 1, len(rows), PAD, packed=True), owners
+
+
+def unpacked_batch(given):
+    owners = np.where(np.arange(16) < np.array(LENGTHS)[:, None], np.arange(len(LENGTHS))[:, None], -1)
+    return collate(given, 16, 1, len(given), PAD), owners
+
+
+def test_positions_begin_anew_in_every_document():
+    """No loss shows it: rotary attention knows distances only. But a row may be longer than the model's context."""
+    starts, positions = decoder._documents(jnp.array([[1, 1, 1, 2, 2, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2]]))
+    np.testing.assert_array_equal(starts, [[0, 0, 0, 3, 3, 5, 6, 6], [0, 1, 1, 1, 1, 1, 1, 1]])
+    np.testing.assert_array_equal(positions, [[0, 1, 2, 0, 1, 0, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6]])
+
+
+@pytest.mark.parametrize(("window", "chunk"), [(None, 64), (3, 4)])
+def test_every_documents_loss_is_the_one_it_has_alone(window, chunk):
+    config, given = replace(CONFIG, window=window), documents()
+    base = adapted(config)[1]
+    packed, owners = packed_batch(given)
+    assert packed["tokens"].shape == (1, 1, 32) and packed["segments"].max() == len(LENGTHS)
+    found = jax.jit(each_loss(config, chunk, packed, owners))(base)
+    expected = jax.jit(each_loss(config, 64, *unpacked_batch(given)))(base)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    del packed["segments"]
+    wrong = jax.jit(each_loss(config, chunk, packed, owners))(base)
+    # Without segments all but the first of the row see those before them.
+    assert np.abs(wrong - expected)[np.arange(len(LENGTHS)) != owners[0, 0]].min() > 1e-2
+
+
+@pytest.mark.parametrize(("window", "chunk"), [(None, 64), (3, 4)])
+def test_no_gradient_crosses_from_one_document_to_another(window, chunk):
+    """Exactly none, of the documents' losses with respect to the embedding of every token."""
+    config, given = replace(CONFIG, window=window, tie_word_embeddings=False), documents()
+    base = adapted(config)[1]
+    batch, owners = packed_batch(given)
+    loss = each_loss(config, chunk, batch, owners)
+
+    def of_embedding(embedding):
+        return loss({**base, "embed_tokens": {"weight": embedding}})
+
+    slopes = np.asarray(jax.jit(jax.jacrev(of_embedding))(base["embed_tokens"]["weight"]))  # (documents, V, D)
+    for number, item in enumerate(given):
+        for other in range(len(given)):
+            found = slopes[other, item.tokens[:-1]]
+            assert found.any(axis=-1).all() if other == number else not found.any()
+
+
+def test_a_bilevel_step_on_packed_batches_is_that_on_unpacked_ones():
+    """Both levels' trees after a step of two micro-batches, the exact hypergradient among them."""
+    adapter, base, direction, magnitude = adapted()
+    train, val, model = documents(), documents((6, 9, 4), seed=1), ModelConfig(remat="layer")
+    rows, room = pack_all({"train": train, "val": val}, 16, seed=0)
+    tx = {"inner_tx": optax.adam(1e-2, eps_root=1e-16), "outer_tx": optax.sgd(1.0)}
+    losses = {
+        "inner_loss": objective.inner_loss(CONFIG, adapter, model),
+        "outer_loss": objective.outer_loss(CONFIG, adapter, model),
+    }
+
+    @jax.jit
+    def step(batches):
+        state = init_state(direction, magnitude, key=jax.random.key(0), **tx)
+        return bilevel.bilevel_step(state, base, *batches, **losses, **tx)[0][1:3]
+
+    packed = joint(rows["train"], rows["val"], (room,), 2, 2, PAD, packed=True)
+    assert packed[0]["segments"].shape == (2, 2, 16)
+    found, expected = step(packed), step(joint(train, val, (16,), 2, 3, PAD))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-6)
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (found[1], magnitude)), strict=True)) > 1e-3

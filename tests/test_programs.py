@@ -1,0 +1,58 @@
+"""training/programs.py: steps are compiled from shapes, once for each padded length, and run without being traced again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bidora_jax.training.programs import Program, ahead, shapes
+
+
+def blank(length):
+    return {"tokens": np.zeros((2, 3, length), np.int32)}
+
+
+def program(traced, lengths=(16, 48)):
+    def step(state, frozen, train, val):
+        traced.append(train["tokens"].shape)
+        total = frozen * jnp.sum(train["tokens"]) - jnp.sum(val["tokens"])
+        return {"w": state["w"] + total}, {"total": total}
+
+    return Program("", step, jnp.float32(3), lambda length: [blank(length)] * 2, lengths)
+
+
+def test_a_step_runs_what_was_compiled_from_shapes():
+    traced, state = [], {"w": jnp.arange(5.0)}
+    compiled = program(traced)
+    for length in (48, 16, 48):
+        compiled.compile(shapes(state), length)
+    assert traced == [(2, 3, 48), (2, 3, 16)]
+    first, metrics = compiled(state, *({"tokens": np.full((2, 3, 16), value, np.int32)} for value in (2, 7)))
+    assert state["w"].is_deleted()
+    np.testing.assert_array_equal(first["w"], np.arange(5.0) + 96 * (3 * 2 - 7))
+    second, _ = compiled(first, blank(48), blank(48))
+    np.testing.assert_array_equal(second["w"], np.arange(5.0) + metrics["total"])
+    assert len(traced) == 2
+    assert not compiled.frozen.is_deleted()
+
+
+def test_the_number_of_compilations_is_bounded_by_the_lengths():
+    with pytest.raises(AssertionError, match=r"a length of 32, expected one of \(16, 48\)"):
+        program([]).compile({"w": jax.ShapeDtypeStruct((5,), jnp.float32)}, 32)
+
+
+def test_only_what_a_phase_will_meet_is_compiled():
+    upper, lower = program([]), program([], (16,))
+    plan = [[(lower, 16), (upper, 48)]] * 3 + [[(lower, 16), (upper, 16)]]
+    asked = []
+
+    def meetings(number):
+        asked.append(number)
+        return plan[number]
+
+    assert ahead(meetings, 0, 3) == [(lower, 16), (upper, 48)]
+    assert ahead(meetings, 3, 4) == [(lower, 16), (upper, 16)]
+    asked.clear()
+    assert ahead(lambda number: meetings(3 - number), 0, 10**9) == [(lower, 16), (upper, 16), (upper, 48)]
+    assert asked == [3, 2]  # all lengths were met
+    assert ahead(meetings, 4, 4) == []

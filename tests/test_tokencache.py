@@ -1,0 +1,117 @@
+"""The token cache: what is read is what would be made, nothing stale is ever read, and nothing that goes wrong stops a run."""
+
+import os
+
+import numpy as np
+import pytest
+from tiny import write_tokenizer
+
+from bidora_jax.errors import InputError
+from bidora_jax.training import records, tokencache
+from bidora_jax.training.shapes import Record
+
+RECORDS = [Record({"instruction": f"repeat {i}", "output": f"v{i};" * (i % 7)}, f"a.jsonl:{i}") for i in range(23)]
+SETTINGS = {"max_length": 45, "loss_on": "response", "long": "truncate"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_tokenizer(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tokenizer(folder):
+    return records.load_tokenizer(folder)
+
+
+def encoded(folder, tokenizer, given=RECORDS, **settings):
+    cache, worth = settings.pop("cache", str(folder / "cache")), settings.pop("worth", 0.0)
+    return tokencache.encode_all(given, tokenizer, cache, worth=worth, **(SETTINGS | settings))
+
+
+def assert_same(one, other) -> None:
+    assert one[1:] == other[1:]
+    for left, right in zip(one.examples, other.examples, strict=True):
+        assert type(left) is type(right)
+        for a, b in zip(left, right, strict=True):
+            np.testing.assert_array_equal(a, b)
+            assert np.asarray(a).dtype == np.asarray(b).dtype
+
+
+def test_what_is_read_is_what_would_be_made(folder, tokenizer, monkeypatch):
+    made = records.encode_all(RECORDS, tokenizer, **SETTINGS)
+    assert 0 < made.n_truncated < 9 and made.n_untrained == 4
+    first, said = encoded(folder, tokenizer)
+    assert "tokens made in" in said and "and kept in" in said
+    monkeypatch.setattr(records, "encode_all", None)  # not called a second time
+    again, said = encoded(folder, tokenizer)
+    assert said.startswith("tokens read in ")
+    assert_same(first, made)
+    assert_same(again, made)
+
+
+def test_whatever_could_change_a_token_changes_the_name(folder, tokenizer, monkeypatch):
+    def names():
+        yield tokencache.name(folder, RECORDS, SETTINGS)
+        yield tokencache.name(folder, RECORDS[::-1], SETTINGS)
+        yield tokencache.name(
+            folder, [*RECORDS[:-1], Record({"instruction": "repeat 22", "output": "v22; "})], SETTINGS
+        )
+        for other in ({"max_length": 71}, {"loss_on": "all"}, {"long": "drop"}):
+            yield tokencache.name(folder, RECORDS, SETTINGS | other)
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
+        yield tokencache.name(folder, RECORDS, SETTINGS)
+        (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + "\n")
+        yield tokencache.name(folder, RECORDS, SETTINGS)
+        monkeypatch.setattr(tokencache, "version", lambda package: "another")
+        yield tokencache.name(folder, RECORDS, SETTINGS)
+
+    found = list(names())
+    assert len(set(found)) == len(found) == 9
+
+
+def test_only_what_takes_long_is_kept_and_nothing_without_a_folder(folder, tokenizer):
+    assert encoded(folder, tokenizer, worth=99.0)[1] == encoded(folder, tokenizer, cache="")[1] == ""
+    assert not (folder / "cache").exists()
+
+
+def test_a_refusal_is_not_kept(folder, tokenizer):
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"records have more than data\.max_length = 45"):
+            encoded(folder, tokenizer, long="refuse")
+    assert not (folder / "cache").exists()
+
+
+@pytest.mark.parametrize("damage", ["short", "flipped", "other", "empty"])
+def test_a_damaged_file_is_said_and_made_anew(folder, tokenizer, damage):
+    made, _ = encoded(folder, tokenizer)
+    (path,) = (folder / "cache").iterdir()
+    whole = path.read_bytes()
+    path.write_bytes({"short": whole[:-9], "flipped": whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
+                      "other": b"not safetensors", "empty": b""}[damage])  # fmt: skip
+    again, said = encoded(folder, tokenizer)
+    assert said.startswith(f"{path} is damaged and is not used: ")
+    assert_same(again, made)
+    assert_same(tokencache.read(path), made)
+    assert encoded(folder, tokenizer)[1].startswith("tokens read in")
+
+
+def test_a_folder_that_cannot_be_written_costs_the_cache_only(folder, tokenizer):
+    (folder / "file").write_text("")
+    made, said = encoded(folder, tokenizer, cache=str(folder / "file" / "below"))
+    assert "tokens are not kept" in said and "Not a directory" in said
+    assert len(made.examples) == 19
+
+
+def test_the_least_recently_used_go_first(folder, tokenizer, monkeypatch):
+    for age, length in enumerate((50, 60, 70)):
+        encoded(folder, tokenizer, max_length=length)
+        path = max((folder / "cache").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        os.utime(path, (1000 + age, 1000 + age))
+        size = path.stat().st_size
+    encoded(folder, tokenizer, max_length=50)  # used again
+    monkeypatch.setattr(tokencache, "ROOM", int(2.5 * size))
+    encoded(folder, tokenizer, max_length=80)
+    assert len(list((folder / "cache").iterdir())) == 2
+    assert [encoded(folder, tokenizer, max_length=length)[1].split()[1] for length in (50, 80)] == ["read", "read"]
