@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,11 @@ def all_charts(history: History) -> dict[str, tuple[str, Figure]]:
         "direction": ("Direction change ΔD by layer", _heat(history, "direction", "ΔD, 1 − cos")),
     }  # fmt: skip
     return {name: (title, figure) for name, (title, figure) in made.items() if figure is not None}
+
+
+def narrow_loss(history: History) -> Figure:
+    """The losses once more, for a narrow page."""
+    return ink.figure(lambda figure: _loss(history, figure), height=3.3)
 
 
 def _loss(history: History, figure: Figure) -> None:
@@ -91,7 +97,7 @@ def _single(history: History, curve: Curve, label: str, colour: str, *, from_zer
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         starts = [*history.starts.values(), math.inf]
-        for begin, end in zip(starts, starts[1:], strict=False):
+        for begin, end in pairwise(starts):
             inside = (curve.steps > begin) & (curve.steps <= end)
             if inside.any():
                 _faint_and_smooth(axes, Curve(curve.steps[inside], curve.values[inside]), colour, None)

@@ -72,7 +72,9 @@ def count(examples: Sequence[Example] | Sequence[Row]) -> int:
 
 def describe(rows: Sequence[Row], room: int) -> str:
     """How full the rows are, in words."""
-    return f"{count(rows)} records packed into {len(rows)} rows of {room} tokens, {unused(rows, room):.1%} of them unused"
+    return (
+        f"{count(rows)} records packed into {len(rows)} rows of {room} tokens, {unused(rows, room):.1%} of them unused"
+    )
 
 
 def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
