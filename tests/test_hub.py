@@ -70,10 +70,8 @@ def test_the_hub_gets_the_folder_that_was_proved_and_a_card(run, server, tmp_pat
 
 def test_a_card_says_what_is_inexact(run):
     arguments = export.ExportArguments(output="x", run=str(run), format="lora", push="org/name")
-    said = export._card(arguments, "rank 8: relative Frobenius error of W' − W0 21.4%")
-    assert said.endswith(
-        "\n\nA plain LoRA only comes near to the trained adapter: rank 8: relative Frobenius error of W' − W0 21.4%.\n"
-    )
+    note = "rank 8: relative Frobenius error of W' − W0 21.4%"
+    assert export._card(arguments, note).endswith(f"\n\nA plain LoRA only comes near to the trained adapter: {note}.\n")
 
 
 def test_a_card_names_a_base_that_the_hub_has():
