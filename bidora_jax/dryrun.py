@@ -1,12 +1,13 @@
 """train --dry-run: what a run will take, before it is paid for. Nothing is written.
 
-The steps of every phase are compiled ahead of time; two of them run on the real batches. Memory is the compiler's count
-(training/footprint.py). Time is that of the second step, by padded tokens, over the steps of the data's real order:
+All that a run does is done once, in its order: the steps of every phase are compiled ahead of time, two of them run on the real
+batches, the validation loss is taken of one batch, the result's logits as they are for the proof of what is written. Memory is
+the compiler's count (training/footprint.py). Time is that of the second step, by padded tokens, over the real order of the data:
 
-    run = loading + Σ_phases ( compiling + Σ_steps padded tokens · s/token + evaluations · s )
+    run = starting + Σ_phases ( compiling + Σ_steps padded tokens · s/token + evaluations · s ) + ending
 
-Resident memory (a CPU's) is what the process holds before the first step, measured, interpreter and compiled programs
-included, and what the compiler counts for the rest.
+Resident memory (a CPU's) is what the process holds before a step, measured, with the compiler's count of the step on top; or
+what compiling took here, where that is more.
 """
 
 import time
@@ -37,18 +38,28 @@ class PhaseCost(NamedTuple):
     """The mean over the steps of the phase."""
     compile_seconds: float
     evaluations: int
+    held: int | None
+    """Resident before the first step; None where the system does not tell."""
+
+    @property
+    def resident(self) -> int | None:
+        """Resident at the peak of the largest step."""
+        parts = self.footprint
+        return None if self.held is None else self.held + parts.temporaries + parts.results + parts.batch
 
 
 class Cost(NamedTuple):
-    """What a run takes. Seconds."""
+    """What a run takes. Seconds and bytes."""
 
     phases: tuple[PhaseCost, ...]
     evaluation: float
     """One pass over the validation split."""
     compiling_evaluation: float
+    ending: float
+    """Proving the adapter, and loading what writes checkpoints and the report."""
     held: int | None
-    """Resident before the first step of the largest phase; None where the system does not tell."""
-    loading: float = 0.0
+    """Resident at most while all this was done; None where the system does not tell."""
+    starting: float = 0.0
     settling: float = 0.0
 
     @property
@@ -60,45 +71,44 @@ class Cost(NamedTuple):
         return sum(phase.steps * phase.step_seconds for phase in self.phases)
 
     @property
-    def evaluating(self) -> float:
-        return self.evaluation * (1 + sum(phase.evaluations for phase in self.phases))
+    def evaluations(self) -> int:
+        return (1 + sum(phase.evaluations for phase in self.phases)) if self.evaluation else 0
 
     @property
     def seconds(self) -> float:
-        return self.loading + self.compiling + self.stepping + self.evaluating
+        return self.starting + self.compiling + self.stepping + self.evaluations * self.evaluation + self.ending
 
     @property
     def resident(self) -> int | None:
         """The peak of the process on a CPU."""
-        if self.held is None:
-            return None
-        largest = max((phase.footprint for phase in self.phases), key=lambda parts: parts.temporaries)
-        return self.held + largest.temporaries + largest.results + largest.batch
+        counted = [phase.resident for phase in self.phases if phase.resident is not None]
+        return max([self.held, *counted]) if self.held is not None else None
 
 
 def main(
     config: Config, parts: "Assembled", first: "Settled", memory: "Memory", *, loading: float, settling: float
 ) -> None:
-    """Measures and prints. `loading` is the time that reading data and model took, `settling` that of the choice of forms."""
-    cost = measured(config, parts, first)._replace(loading=loading, settling=settling)
+    """Measures and prints. `loading` is the time from the start of the process until data and model were read, `settling`
+    that of the choice of forms."""
+    cost = measured(config, parts, first)._replace(starting=loading, settling=settling)
     print("\n".join(["", *report(cost, memory)]))
 
 
 def measured(config: Config, parts: "Assembled", first: "Settled") -> Cost:
-    """The cost of the run: two real steps of each phase, and a pass over a part of the validation split."""
+    """The cost of the run, by doing a little of all its parts."""
     from bidora_jax.training import phases
     from bidora_jax.training.memory import resident
 
-    problem, held = parts.problem, []
-    costs, standing = [], first.standing
-    cost, adapter = _phase_cost(config, problem, first.phase, standing, held)
-    costs.append(cost)
+    problem = parts.problem
+    cost, adapter = _phase_cost(config, problem, first.phase, first.standing)
+    costs = [cost]
+    compiling, evaluation = _evaluation(problem, adapter) if problem.val else (0.0, 0.0)
     if config.adapter.method == "bidora" and (config.retrain.epochs or config.retrain.steps):
         phase, standing = phases.retrain(problem, config.retrain, config.inner, adapter, first.phase.steps)
-        cost, adapter = _phase_cost(config, problem, phase, standing, held)
+        cost, adapter = _phase_cost(config, problem, phase, standing)
         costs.append(cost)
-    compiling, evaluation = _evaluation(problem, adapter) if problem.val else (0.0, 0.0)
-    return Cost(tuple(costs), evaluation, compiling, held[0] if resident() else None)
+    ending = _ending(config, problem, adapter)
+    return Cost(tuple(costs), evaluation, compiling, ending, resident("VmHWM"))
 
 
 def report(cost: Cost, memory: "Memory") -> list[str]:
@@ -125,7 +135,7 @@ def report(cost: Cost, memory: "Memory") -> list[str]:
     return lines
 
 
-def _phase_cost(config: Config, problem: "Problem", phase: "Phase", standing: "Standing", held: list):
+def _phase_cost(config: Config, problem: "Problem", phase: "Phase", standing: "Standing"):
     """(the cost of a phase, the adapter after two steps)"""
     import jax
 
@@ -142,7 +152,7 @@ def _phase_cost(config: Config, problem: "Problem", phase: "Phase", standing: "S
     compiling = time.monotonic() - began
     parts = footprint.of(problem, phase, standing.state, largest(phase))
     release_freed_memory()
-    held.append(resident())
+    held = resident()
     state, seconds, number = standing.state, 0.0, 0
     for number in range(min(STEPS, phase.steps)):
         batches = phase.work(number).batches
@@ -154,7 +164,8 @@ def _phase_cost(config: Config, problem: "Problem", phase: "Phase", standing: "S
     every = config.eval_every
     evaluations = phase.steps // every + bool(phase.steps % every) if every else 1
     lengths = tuple(sorted({length for _, length in meetings}))
-    return PhaseCost(phase.name, phase.steps, parts, lengths, mean, compiling, evaluations), phase.adapter_of(state)
+    cost = PhaseCost(phase.name, phase.steps, parts, lengths, mean, compiling, evaluations, held)
+    return cost, phase.adapter_of(state)
 
 
 def _padded(phase: "Phase", number: int) -> int:
@@ -178,6 +189,21 @@ def _evaluation(problem: "Problem", adapter) -> tuple[float, float]:
     length = [batch["tokens"].shape[-1] for batch in batches]
     compiling = max(seconds[0] - seconds[1], 0.0) * len(set(length))
     return compiling, seconds[1] * sum(length) / length[-1]
+
+
+def _ending(config: Config, problem: "Problem", adapter) -> float:
+    """Seconds of what a run does once, after its steps."""
+    import importlib
+
+    from bidora_jax.models import parity
+
+    began = time.monotonic()
+    for name in ("orbax.checkpoint", *(["matplotlib.figure"] if config.report else [])):
+        importlib.import_module(name)
+    direction, magnitude = adapter
+    for _ in range(2):  # of the model that was trained, and of the adapter that is read back
+        parity.probe_logits(problem.config, problem.adapter, problem.base, direction, magnitude)
+    return time.monotonic() - began
 
 
 def _spoken(seconds: float) -> str:

@@ -45,7 +45,6 @@ class Assembled(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    began = time.monotonic()
     config, resume = parse_train(argv)
     given = named(argv)
     check(config)
@@ -60,7 +59,7 @@ def main(argv: list[str]) -> None:
         check_folder(config, resume)
     from bidora_jax import auto, dryrun, exhaustion
     from bidora_jax.training.compilation import keep_compiled
-    from bidora_jax.training.memory import device_memory, keep_freed_memory
+    from bidora_jax.training.memory import device_memory, keep_freed_memory, process_seconds
 
     keep_freed_memory()
     keep_compiled(config.compilation_cache)
@@ -69,13 +68,13 @@ def main(argv: list[str]) -> None:
         config = auto.fit(config, given, memory)
     with exhaustion.explained(config):
         parts = assemble(config)
-        loaded = time.monotonic()
+        loading, loaded = process_seconds(), time.monotonic()
         config, first = settle(config, parts, memory)
     parts = parts._replace(problem=first.problem)
     with exhaustion.explained(config, parts.problem.buckets[-1]):
         if dry:
             _describe(config, parts)
-            dryrun.main(config, parts, first, memory, loading=loaded - began, settling=time.monotonic() - loaded)
+            dryrun.main(config, parts, first, memory, loading=loading or 0.0, settling=time.monotonic() - loaded)
         else:
             run(config, parts, first)
 

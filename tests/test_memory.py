@@ -72,3 +72,5 @@ def test_a_containers_limit_bounds_what_is_available(monkeypatch, host, limit, u
 @pytest.mark.skipif(platform.system() != "Linux", reason="about Linux")
 def test_this_process_is_measured():
     assert memory.resident("VmHWM") >= memory.resident() > 10**7
+    before = memory.process_seconds()
+    assert 0 < before <= memory.process_seconds() < before + 60

@@ -16,6 +16,8 @@ import pytest
 from data_hub import data_hub
 
 from bidora_jax.errors import InputError, command
+from bidora_jax.generate import GenerateArguments
+from bidora_jax.generate import _prompts as prompts_of
 from bidora_jax.training import jsonfiles, sources, tables, textfiles
 from bidora_jax.training.records import read_records
 from bidora_jax.training.rows import Fault, Row
@@ -414,6 +416,19 @@ def test_columns_that_are_not_there_are_refused(tmp_path, columns, said):
     with pytest.raises(InputError) as refused:
         read_records(tmp_path / "a.csv", columns)
     assert said in str(refused.value)
+
+
+def test_prompts_come_from_any_source_and_text_has_one_a_line(tmp_path):
+    (tmp_path / "a.csv").write_text('question,output\n"one\ntwo",left out\nthree,\n')
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    asked = GenerateArguments("", prompt_file=str(tmp_path / "a.csv"), columns=(("instruction", "question"),))
+    assert [record["instruction"] for record in prompts_of(asked)] == ["one\ntwo", "three"]
+    assert prompts_of(asked)[1].place == f"{tmp_path}/a.csv:4"
+    asked = GenerateArguments("", prompt_file=str(tmp_path / "a.txt"))
+    assert prompts_of(asked) == [{"prompt": "one"}, {"prompt": "two"}]
+    (tmp_path / "b.csv").write_text("question\n")
+    with pytest.raises(InputError, match=r"b\.csv holds no prompt"):
+        prompts_of(GenerateArguments("", prompt_file=str(tmp_path / "b.csv")))
 
 
 def test_a_row_without_a_column_that_others_have_is_named(tmp_path):

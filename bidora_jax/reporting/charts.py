@@ -157,7 +157,7 @@ def _heat(history: History, kind: str, label: str) -> Figure | None:
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes in grid.flat[len(modules) :]:
             axes.set_axis_off()
-        image = None
+        image: Any = None
         for axes, module in zip(grid.flat, modules, strict=False):
             values = np.array([line[kind][module] for line in lines], float).T
             image = axes.imshow(values, aspect="auto", origin="lower", cmap=ink.LAYERS, vmin=0, vmax=top)
@@ -173,8 +173,9 @@ def _heat(history: History, kind: str, label: str) -> Figure | None:
         bar = figure.colorbar(image, ax=grid, pad=0.015, fraction=0.04, aspect=20)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue] - a Spine; the stubs say otherwise
         bar.set_label(label)
-        bar.formatter.set_powerlimits((-3, 4))
-        bar.formatter.set_useMathText(True)
+        formatter: Any = bar.formatter
+        formatter.set_powerlimits((-3, 4))
+        formatter.set_useMathText(True)
 
     return ink.figure(draw, width=ink.BROAD if columns > 2 else ink.WIDTH, height=height)
 
@@ -211,7 +212,7 @@ def scatter(points: Sequence[dict[str, Any]], fits: dict[str, dict[str, Any]]) -
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(rows, columns, squeeze=False)
-        image = None
+        image: Any = None
         for axes in grid.flat[len(modules) :]:
             axes.set_axis_off()
         for axes, module in zip(grid.flat, modules, strict=False):
@@ -225,7 +226,8 @@ def scatter(points: Sequence[dict[str, Any]], fits: dict[str, dict[str, Any]]) -
                 )  # fmt: skip
             _fit(axes, own, fits[module])
             axes.set_title(f"{module.rpartition('.')[2]}   {_said(fits[module])}", fontsize=8.5)
-            axes.set_xlabel("ΔD"), axes.set_ylabel("ΔM")
+            axes.set_xlabel("ΔD")
+            axes.set_ylabel("ΔM")
             _scientific(axes)
         bar = figure.colorbar(image, ax=grid, pad=0.015, fraction=0.04, aspect=25)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue] - a Spine; the stubs say otherwise

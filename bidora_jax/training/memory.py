@@ -8,6 +8,7 @@ import ctypes
 import os
 import platform
 import re
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,6 +102,14 @@ def resident(field: str = "VmRSS") -> int | None:
     """Bytes of this process in memory now (VmRSS) or at most so far (VmHWM), as Linux counts; None elsewhere."""
     found = re.search(rf"^{field}:\s+(\d+) kB", read("/proc/self/status"), re.MULTILINE)
     return 1024 * int(found[1]) if found else None
+
+
+def process_seconds() -> float | None:
+    """How long this process has been running, as Linux counts; None elsewhere."""
+    fields = read("/proc/self/stat").rpartition(")")[2].split()
+    if len(fields) < 20:
+        return None
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def read(file: str) -> str:
