@@ -86,14 +86,13 @@ def completion(rest: Sequence[str]) -> str:
     import tyro
     from tyro.conf import subcommand
 
-    kinds = tuple(
+    kinds: Any = tuple(
         Annotated[_arguments(one), subcommand(name, description=one.about, prefix_name=False)]
         for name, one in COMMANDS.items()
     )
-    script = _printed(lambda: tyro.cli(
-        Union[kinds], prog="bidora-jax", args=["--tyro-print-completion", rest[0]],  # noqa: UP007 - of a tuple
-        config=(tyro.conf.UseAppendAction,),
-    ))  # fmt: skip
+    flags = ["--tyro-print-completion", rest[0]]
+    every: Any = Union[kinds]  # noqa: UP007 - of a tuple
+    script = _printed(lambda: tyro.cli(every, prog="bidora-jax", args=flags, config=(tyro.conf.UseAppendAction,)))
     # The script splits its answers at line ends, those inside a help text too.
     lines = (line.replace("\\n", " ") if line.startswith("COMPLETION_SPEC") else line for line in script.split("\n"))
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,7 +61,9 @@ def test_checkpoints_of_every_phase_give_direction_and_magnitude(tmp_path):
     assert [(at.phase, at.step, at.best_step) for at in found] == [("search", 10, 5), ("search", 20, 5), ("search", 30, 5),
                                                                    ("retrain", 40, 5)]  # fmt: skip
     for at, (*_, expected) in zip(found, states.values(), strict=True):
-        np.testing.assert_equal((at.direction, at.magnitude), expected)
+        np.testing.assert_equal(
+            *(jax.tree.map(np.asarray, trees) for trees in ((at.direction, at.magnitude), expected))
+        )
 
 
 @pytest.mark.slow

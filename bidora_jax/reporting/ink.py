@@ -23,7 +23,7 @@ DARK = {
 }  # fmt: skip
 LAYERS = "viridis"
 """Colours of layers and of heat maps: as light or dark to everybody, in grey too."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8.5, "axes.titlesize": 9.5, "axes.labelsize": 8.5, "legend.fontsize": 8, "xtick.labelsize": 8,
     "ytick.labelsize": 8, "text.color": LIGHT["ink"], "axes.labelcolor": LIGHT["muted"], "axes.edgecolor": LIGHT["line"],
     "axes.titlecolor": LIGHT["ink"], "xtick.color": LIGHT["line"], "ytick.color": LIGHT["line"],

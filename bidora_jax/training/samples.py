@@ -48,7 +48,7 @@ def prompts(
         return []
     if settings.prompts:
         key = "instruction" if any(records.prompt_text(record, tokenizer) for record in splits[-1]) else "prompt"
-        chosen = [(text, {key: text}, None) for text in settings.prompts]
+        chosen = [(text, records.Record({key: text}), None) for text in settings.prompts]
     else:
         asking = (
             [*islice((r for r in split if records.prompt_text(r, tokenizer)), settings.count)] for split in splits
