@@ -2,12 +2,14 @@
 
     python benchmarks/fit_configs.py [--sizes 0.6b 8b] [--pick]
 
-No weights, no data, nothing allocated: the count is that of training/footprint.py for the platform it runs on. --pick looks for
-the records instead: for each size and memory the dense form if it fits, else int8, else nf4, each with the most records in the
-device at a time (4, 2 or 1). Counts are kept beside the compiled programs, so that a second call takes seconds.
+No weights, no data, nothing allocated: the count is that of training/footprint.py for the platform it runs on. --pick looks
+for the records instead: for each size and memory bidora dense if it fits, else in int8, else in nf4, else dora, else lora,
+each with the most records in the device at a time (4, 2 or 1). Counts are kept beside the compiled programs, so that a
+second call takes seconds.
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -35,20 +37,23 @@ def main() -> None:
     print(
         f"the compiler's count for a {jax.default_backend()}, jax {jax.__version__}; allowed: {fitting.FITS:.0%} of the memory"
     )
-    print("| record | quantization | batch x accumulation | peak | allowed |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| record | method | quantization | batch x accumulation | peak | allowed |\n| --- | --- | --- | --- | --- | --- |"
+    )
     wrong = 0
     for size in options.sizes:
         for memory in records()[size]:
             plan = read(f"{size}-{memory}gb")
             peak, allowed = count(size, plan), fitting.FITS * memory * 1e9
             wrong += peak > allowed
-            cells = [f"{size}-{memory}gb", plan.model.quantization, f"{plan.data.batch_size} x {plan.data.accumulation}",
+            cells = [f"{size}-{memory}gb", plan.adapter.method, plan.model.quantization,
+                     f"{plan.data.batch_size} x {plan.data.accumulation}",
                      footprint.gigabytes(peak) + (" TOO MUCH" if peak > allowed else ""), footprint.gigabytes(allowed)]  # fmt: skip
             print("| " + " | ".join(cells) + " |", flush=True)
     sys.exit(1 if wrong else 0)
 
 
-def records() -> dict[str, dict[int, tuple[str, int]]]:
+def records() -> dict[str, dict[int, tuple[str, str, int]]]:
     import runpy
 
     return runpy.run_path(str(FILE))["RECORDS"]
@@ -63,28 +68,28 @@ def count(size: str, plan: Plan) -> int:
     return catalog.step_bytes(catalog.shape(f"Qwen/Qwen3-{size.upper()}"), plan)
 
 
-def picked(size: str) -> dict[int, tuple[str, int]]:
+def picked(size: str) -> dict[int, tuple[str, str, int]]:
     """The record for each memory that has one."""
-    found: dict[int, tuple[str, int]] = {}
+    found: dict[int, tuple[str, str, int]] = {}
     for memory in MEMORIES:
         allowed = fitting.FITS * memory * 1e9
-        for form in ("none", "int8", "nf4"):
+        for method, form in itertools.product(("bidora", "dora", "lora"), ("none", "int8", "nf4")):
             shape = catalog.shape(f"Qwen/Qwen3-{size.upper()}")
-            if planning.base_bytes(shape, template(form, 1), "bfloat16") > allowed:
+            if planning.base_bytes(shape, template(method, form, 1), "bfloat16") > allowed:
                 continue
-            if count(size, template(form, 1)) <= allowed:
-                fitting_ones = (n for n in (4, 2, 1) if count(size, template(form, n)) <= allowed)
-                found[memory] = (form, next(fitting_ones))
+            if count(size, template(method, form, 1)) <= allowed:
+                fitting_ones = (n for n in (4, 2, 1) if count(size, template(method, form, n)) <= allowed)
+                found[memory] = (method, form, next(fitting_ones))
                 break
     return found
 
 
-def template(form: str, batch: int) -> Plan:
-    """A record of configs/qwen3.py with these two values."""
+def template(method: str, form: str, batch: int) -> Plan:
+    """A record of configs/qwen3.py with these values."""
     import runpy
 
     space = runpy.run_path(str(FILE))
-    space["RECORDS"]["0.6b"] = {8: (form, batch)}
+    space["RECORDS"]["0.6b"] = {8: (method, form, batch)}
     tree = config.defaults()
     with tree.ignore_type():
         tree.update(space["get_config"]("0.6b-8gb"))

@@ -1,20 +1,28 @@
-"""Qwen3 on a device of a given size: BiDoRA in the form that fits.
+"""Qwen3 on a device of a given size: BiDoRA in the form that fits, DoRA where no form of it does.
 
     python -m bidora_jax.train --config configs/qwen3.py:8b-24gb --data.train-file data.jsonl --data.val-fraction 0.2
 
-The argument is SIZE-MEMORY: 0.6b, 1.7b, 4b, 8b, 14b or 32b on 8gb, 16gb, 24gb, 40gb or 80gb. Rank 8 on all linear layers, four
-records of at most 1,024 tokens in an optimiser step on each level. What differs is how many of them are in the device at a
-time, and the bits of the frozen weights: the most that the compiler's count lets into 85 % of the memory, layers recomputed.
-Each record was counted by `python benchmarks/fit_configs.py`, whose table stands in benchmarks/README.md: XLA's count for a CPU,
-which stands in for a GPU's. None of these runs has been made.
+The argument is SIZE-MEMORY, as in the table below. Rank 8 on all linear layers, four records of at most 1,024 tokens in an
+optimiser step on each level. What differs is how many of them are in the device at a time, and the bits of the frozen weights:
+the most that the compiler's count lets into 85 % of the memory, layers recomputed. Where a size is missing nothing fits.
+`python benchmarks/fit_configs.py` compiles each record and prints its peak; the table stands in benchmarks/README.md. It is XLA's
+count for a CPU, which stands in for a GPU's. None of these runs has been made.
 """
 
 from ml_collections import ConfigDict
 
 from bidora_jax.errors import InputError, did_you_mean
 
-# SIZE: {GB: (quantization, records in the device at a time)}
-RECORDS: dict[str, dict[int, tuple[str, int]]] = {}
+# SIZE: {GB: (method, quantization, records in the device at a time)}
+RECORDS: dict[str, dict[int, tuple[str, str, int]]] = {
+    "0.6b": dict.fromkeys((8, 16, 24, 40, 80), ("bidora", "none", 4)),
+    "1.7b": {8: ("bidora", "none", 2), **dict.fromkeys((16, 24, 40, 80), ("bidora", "none", 4))},
+    "4b": {8: ("bidora", "nf4", 1), 16: ("bidora", "none", 1),
+           **dict.fromkeys((24, 40, 80), ("bidora", "none", 4))},
+    "8b": {16: ("bidora", "int8", 1), 24: ("bidora", "none", 1), 40: ("bidora", "none", 2), 80: ("bidora", "none", 4)},
+    "14b": {16: ("dora", "nf4", 1), 24: ("bidora", "nf4", 1), 40: ("bidora", "int8", 2), 80: ("bidora", "none", 4)},
+    "32b": {40: ("bidora", "nf4", 1), 80: ("bidora", "int8", 2)},
+}  # fmt: skip
 
 
 def get_config(size: str = "0.6b-16gb") -> ConfigDict:
@@ -25,13 +33,13 @@ def get_config(size: str = "0.6b-16gb") -> ConfigDict:
         raise InputError(
             f"configs/qwen3.py:{size}: expected one of {', '.join(known)}{did_you_mean(size.lower(), known)}"
         )
-    name, quantization, batch = known[size.lower()]
+    name, method, quantization, batch = known[size.lower()]
     config = ConfigDict()
     config.output_dir = f"runs/qwen3-{size.lower()}"
     config.model = ConfigDict(
         {"path": f"Qwen/Qwen3-{name.upper()}", "dtype": "bfloat16", "quantization": quantization, "remat": "layer"}
     )
-    config.adapter = ConfigDict({"method": "bidora", "rank": 8, "alpha": 16.0})
+    config.adapter = ConfigDict({"method": method, "rank": 8, "alpha": 16.0})
     config.data = ConfigDict(
         {
             "train_file": "train.jsonl",

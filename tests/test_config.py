@@ -167,9 +167,10 @@ def test_the_records_for_qwen3_are_read():
     file = str(ROOT / "configs" / "qwen3.py")
     records = runpy.run_path(file)["RECORDS"]
     for size, memories in records.items():
-        for memory, (quantization, batch) in memories.items():
+        for memory, (method, quantization, batch) in memories.items():
             config = resolve(read(f"{file}:{size}-{memory}gb"))
             assert (config.model.path, config.model.quantization) == (f"Qwen/Qwen3-{size.upper()}", quantization)
+            assert config.adapter.method == method
             assert config.data.batch_size * config.data.accumulation == 4 and config.data.batch_size == batch
     assert "expected one of 0.6b-8gb, " in refused(f"{file}:0.6b-9gb") and "did you mean" in refused(f"{file}:0.6b-9gb")
 
