@@ -79,7 +79,7 @@ class Contestant:
     """One phase and its state; an epoch is timed."""
 
     def __init__(self, name: str, problem: phases.Problem, method: str) -> None:
-        self.name, search = name, SearchConfig(epochs=1.0)
+        self.name, search = name, SearchConfig(epochs=1.0, hypergradient="exact")
         self.phase, standing = phases.first_phase(method, problem, search, OptimizerConfig(), OptimizerConfig())
         self.state, self.speeds = standing.state, []
         val = problem.val if method == "bidora" else []
