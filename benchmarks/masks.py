@@ -108,7 +108,7 @@ def row(case: Case, tokenizer: Any, ours: records.Example, tokens: np.ndarray, t
         ]
     else:
         only = [shown(tokenizer, ours.tokens, ours.trained), shown(tokenizer, tokens, trained)]
-    said = " | ".join(f"`{text!r}`" if text else "" for text in only)
+    said = " | ".join(f"`{text!r}`".replace("|", "\\|") if text else "" for text in only)
     return (
         f"| {case.name} | {case.loss_on} | {'the same' if same else 'others'} {len(ours.tokens)} | {counts} | {said} |"
     )

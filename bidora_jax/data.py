@@ -99,10 +99,10 @@ def show_lengths(console: "Console", config: Config, shown: Shown) -> None:
         console.print(f"\n{name}: {sum(lengths):,} tokens, {trained:,} of them trained ({trained / sum(lengths):.1%}); "
                       f"a record has {half:.0f} (median), {most:.0f} (19 of 20 have no more), at most {max(lengths)}")  # fmt: skip
         bins = preview.histogram(lengths)
-        width, top = len(str(bins[-1].last)), max(one.count for one in bins)
+        width, top = len(str(bins[-1].last)), max(one.records for one in bins)
         for one in bins:
-            bar = "█" * round(BAR * one.count / top) or "▏" * bool(one.count)
-            console.print(f"  {one.first:>{width}} to {one.last:>{width}}  {bar} {one.count}")
+            bar = "█" * round(BAR * one.records / top) or "▏" * bool(one.records)
+            console.print(f"  {one.first:>{width}} to {one.last:>{width}}  {bar} {one.records}")
     several = preview.several_answers(shown.splits.train.records)
     if several and config.data.loss_on == "response":
         console.print(f"\n{several} conversations of train have several answers, and only the last one is trained: "

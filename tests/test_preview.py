@@ -26,9 +26,9 @@ def test_a_histogram_has_round_edges_and_every_length():
     assert preview.histogram([7, 7]) == [(7, 7, 2)]
     lengths = np.random.default_rng(0).integers(100, 2000, size=57).tolist()
     bins = preview.histogram(lengths)
-    assert sum(one.count for one in bins) == 57 and len(bins) <= preview.BINS
+    assert sum(one.records for one in bins) == 57 and len(bins) <= preview.BINS
     for one in bins:
-        assert one.count == sum(one.first <= length <= one.last for length in lengths)
+        assert one.records == sum(one.first <= length <= one.last for length in lengths)
 
 
 @pytest.mark.parametrize("lower_steps", [1, 3])

@@ -65,7 +65,7 @@ def pack_all(
     return rows, room
 
 
-def count(examples: Sequence[Example] | Sequence[Row]) -> int:
+def count(examples: Sequence[Example | Row]) -> int:
     """The records that stand in rows, or the examples themselves."""
     return sum(len(item.documents) if isinstance(item, Row) else 1 for item in examples)
 
