@@ -62,11 +62,15 @@ def main() -> None:
     for case in CASES:
         tokenizer = records.load_tokenizer(folder)
         if case.marked:
-            from trl.chat_template_utils import get_training_chat_template
-
-            tokenizer.chat_template = get_training_chat_template(tokenizer)
+            tokenizer.chat_template = template("qwen3_training.jinja")
         ours = records.encode(shapes.record(case.value), tokenizer, max_length=4096, loss_on=case.loss_on)
         print(row(case, tokenizer, ours, *of_trl(case, folder)))
+
+
+def template(name: str) -> str:
+    import trl
+
+    return (Path(trl.__file__).parent / "chat_templates" / name).read_text()
 
 
 def of_trl(case: Case, folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -76,6 +80,8 @@ def of_trl(case: Case, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    if case.trl == ASSISTANT:  # which patches this copy of Qwen3's template, and no later one
+        tokenizer.chat_template = template("qwen3.jinja")
     config = Qwen3Config(
         vocab_size=151936, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
         num_key_value_heads=1, head_dim=8, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
@@ -102,7 +108,7 @@ def row(case: Case, tokenizer: Any, ours: records.Example, tokens: np.ndarray, t
         ]
     else:
         only = [shown(tokenizer, ours.tokens, ours.trained), shown(tokenizer, tokens, trained)]
-    said = " | ".join(f"`{text!r}`" if text else "" for text in only)
+    said = " | ".join(f"`{text!r}`".replace("|", "\\|") if text else "" for text in only)
     return (
         f"| {case.name} | {case.loss_on} | {'the same' if same else 'others'} {len(ours.tokens)} | {counts} | {said} |"
     )

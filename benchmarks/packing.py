@@ -44,7 +44,7 @@ def main() -> None:
     plain = DataConfig(batch_size=options.batch)
     entrants: list[tuple[str, dict, DataConfig]] = [
         (f"{records}, one padded length", splits, replace(plain, buckets=1)),
-        (f"{records}, four padded lengths", splits, plain),
+        (f"{records}, {options.lengths} padded lengths", splits, replace(plain, buckets=options.lengths)),
         (f"packed, {rows} rows of {room}", packed, replace(plain, batch_size=rows, packing=True, buckets=1)),
     ]
     for method in options.method:
@@ -58,6 +58,7 @@ def parsed() -> argparse.Namespace:
     add("--records", type=int, default=192)
     add("--room", type=int, default=512)
     add("--batch", type=int, default=8)
+    add("--lengths", type=int, default=4, help="padded lengths of the second contestant")
     add("--rounds", type=int, default=3)
     add("--layers", type=int, default=4)
     add("--hidden", type=int, default=256, help="width, a multiple of 64")
@@ -79,7 +80,7 @@ class Contestant:
     """One phase and its state; an epoch is timed."""
 
     def __init__(self, name: str, problem: phases.Problem, method: str) -> None:
-        self.name, search = name, SearchConfig(epochs=1.0)
+        self.name, search = name, SearchConfig(epochs=1.0, hypergradient="exact")
         self.phase, standing = phases.first_phase(method, problem, search, OptimizerConfig(), OptimizerConfig())
         self.state, self.speeds = standing.state, []
         val = problem.val if method == "bidora" else []

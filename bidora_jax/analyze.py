@@ -15,6 +15,7 @@ evaluation, which the report draws over the steps.
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from bidora_jax.config import Config
 from bidora_jax.errors import InputError, command
 
 if TYPE_CHECKING:
+    from bidora_jax.models.changes import Change
     from bidora_jax.training.trajectory import Point
 
 COLUMNS = ("checkpoint", "phase", "step", "module", "layer", "magnitude_change", "direction_change", "relative_change")
@@ -72,11 +74,16 @@ def analyze(run: Path) -> dict[str, Any]:
     decoder_config = hf.read_config(folder)
     base = hf.load(config.model, folder, decoder_config)
     found: list[dict[str, Any]] = []
+    before: list[Change] = []
     prepared: dict[Any, Any] = {}
     for name, adapter, point in _points(run, config, decoder_config):
         if adapter not in prepared:  # the final adapter of a start that is not zero has twice the rank
             prepared = {adapter: adapters.prepare_base(base, adapter)}
-        for change in changes(adapter, prepared[adapter], point.direction, point.magnitude):
+        now = changes(adapter, prepared[adapter], point.direction, point.magnitude)
+        if name == FINAL and _same(now, before):  # it is the last checkpoint's
+            continue
+        before = now
+        for change in now:
             found.append(
                 {"checkpoint": name, "phase": point.phase, "step": point.step, "module": change.module, "layer": change.layer,
                  "magnitude": change.magnitude, "direction": change.direction, "relative": change.relative}
@@ -84,6 +91,17 @@ def analyze(run: Path) -> dict[str, Any]:
     modules = dict.fromkeys(point["module"] for point in found)
     fits = {module: fit([point for point in found if point["module"] == module]) for module in modules}
     return {"points": found, "fits": fits}
+
+
+def _same(now: "Sequence[Change]", before: "Sequence[Change]") -> bool:
+    """Whether two lists hold the same changes, but for rounding."""
+    pairs = list(zip(now, before, strict=False))
+    close = [
+        math.isclose(getattr(a, kind), getattr(b, kind), rel_tol=1e-4)
+        for a, b in pairs
+        for kind in ("magnitude", "direction")
+    ]
+    return len(now) == len(before) and all(close)
 
 
 def fit(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -123,14 +141,15 @@ def _points(run: Path, config: Config, decoder_config: Any) -> "Iterator[tuple[s
     from bidora_jax.training.trajectory import Point, points
 
     adapter = adapters.resolve(config.adapter, decoder_config, strict=not config.adapter.path)
-    last = ("", 0)
+    ended: tuple[str, int | None] = ("", None)
     with Checkpoints(run / "checkpoints", None) as checkpoints:
         for point in points(checkpoints):
-            last = (point.phase, point.step)
+            chose = point.phase == "search" and point.best_step
+            ended = (point.phase, point.best_step if chose else point.step)
             yield f"{point.phase} {point.step}", adapter, point
     if (run / "adapter").is_dir():
         adapter, direction, magnitude = peft.load_adapter(run / "adapter", decoder_config)
-        yield FINAL, adapter, Point(*last, direction, magnitude)
+        yield FINAL, adapter, Point(*ended, None, direction, magnitude)
 
 
 def _write(found: dict[str, Any], output: Path) -> None:
@@ -142,7 +161,10 @@ def _write(found: dict[str, Any], output: Path) -> None:
     rows.writerows(point.values() for point in found["points"])
     figure = charts.scatter(found["points"], found["fits"])
     output.mkdir(parents=True, exist_ok=True)
-    for name, content in (("changes.csv", text.getvalue().encode()), ("changes.png", ink.png(figure))):
+    for name, content in (
+        ("changes.csv", text.getvalue().encode()),
+        ("changes.png", ink.png(figure, "Change of magnitude over change of direction")),
+    ):
         temporary = output / f".{name}.tmp"
         temporary.write_bytes(content)
         temporary.replace(output / name)
@@ -156,13 +178,21 @@ def _show(found: dict[str, Any]) -> None:
 
     points = found["points"]
     last = points[-1]["checkpoint"]
-    table = Table(box=box.ROUNDED, title=f"{len({point['checkpoint'] for point in points})} checkpoints; changes at {last}")
+    table = Table(
+        box=box.ROUNDED, title=f"{len({point['checkpoint'] for point in points})} checkpoints; changes at {last}"
+    )
     for name in ("module", "ΔM", "relative", "ΔD", "slope k", "correlation"):
         table.add_column(name, justify="left" if name == "module" else "right")
     for module, line in found["fits"].items():
         at = [point for point in points if point["module"] == module and point["checkpoint"] == last]
         means = [sum(point[kind] for point in at) / len(at) for kind in ("magnitude", "relative", "direction")]
-        table.add_row(module, f"{means[0]:.4g}", f"{means[1]:.2%}", f"{means[2]:.4g}", *map(_number, (line["slope"], line["correlation"])))
+        table.add_row(
+            module,
+            f"{means[0]:.4g}",
+            f"{means[1]:.2%}",
+            f"{means[2]:.4g}",
+            *map(_number, (line["slope"], line["correlation"])),
+        )
     Console(width=None if sys.stdout.isatty() else 100).print(table)
 
 

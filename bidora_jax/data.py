@@ -73,7 +73,8 @@ def show_records(console: "Console", config: Config, shown: Shown, count: int) -
         trained = int(example.trained.sum())
         head = f"── {record.place or 'a record'}: {len(example.tokens)} tokens, {trained} of them trained"
         head += f", cut at {config.data.max_length}" if example.truncated else ""
-        console.print(head if trained else f"{head}: it is left out", markup=False)
+        dropped = not trained or (example.truncated and config.data.long == "drop")
+        console.print(f"{head}: it is left out" if dropped else head, markup=False)
         text = Text()
         for piece, is_trained in preview.pieces(example, shown.tokenizer) if len(example.tokens) else ():
             if coloured:
@@ -98,10 +99,10 @@ def show_lengths(console: "Console", config: Config, shown: Shown) -> None:
         console.print(f"\n{name}: {sum(lengths):,} tokens, {trained:,} of them trained ({trained / sum(lengths):.1%}); "
                       f"a record has {half:.0f} (median), {most:.0f} (19 of 20 have no more), at most {max(lengths)}")  # fmt: skip
         bins = preview.histogram(lengths)
-        width, top = len(str(bins[-1].last)), max(one.count for one in bins)
+        width, top = len(str(bins[-1].last)), max(one.records for one in bins)
         for one in bins:
-            bar = "█" * round(BAR * one.count / top) or "▏" * bool(one.count)
-            console.print(f"  {one.first:>{width}} to {one.last:>{width}}  {bar} {one.count}")
+            bar = "█" * round(BAR * one.records / top) or "▏" * bool(one.records)
+            console.print(f"  {one.first:>{width}} to {one.last:>{width}}  {bar} {one.records}")
     several = preview.several_answers(shown.splits.train.records)
     if several and config.data.loss_on == "response":
         console.print(f"\n{several} conversations of train have several answers, and only the last one is trained: "

@@ -39,6 +39,9 @@ def command(main: Callable[[list[str]], None], argv: list[str] | None = None) ->
     except RunError as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:  # who reads the output has seen enough; the interpreter would say so once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)  # as a shell says of a program that SIGPIPE ended
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise

@@ -270,29 +270,32 @@ def _how_far(found: "Plain", logits: "Agreement") -> str:
 
 def _push(arguments: ExportArguments, note: str) -> None:
     """Uploads the folder that was written, with a card that says what it is."""
+    from bidora_jax.models import hub
+
+    folder = Path(arguments.output)
+    hub.write_card(folder, _card(arguments, note))
+    print(f"uploaded to {hub.push(folder, arguments.push, public=arguments.public)}")
+
+
+def _card(arguments: ExportArguments, note: str) -> str:
+    """The model card; `note` is what is inexact. Of a base that is a folder it gives the last name alone: paths are private."""
     from bidora_jax import __version__
     from bidora_jax.models import hub
 
-    config, folder = run_config(arguments.run), Path(arguments.output)
-    settings = peft_config.read(Path(arguments.run) / "adapter")
+    config, settings = run_config(arguments.run), peft_config.read(Path(arguments.run) / "adapter")
+    base = config.model.path
     method = {"lora": "LoRA", "dora": "DoRA", "bidora": "BiDoRA"}[config.adapter.method]
     kind = {"merged": "the merged model", "adapter": "a PEFT adapter", "lora": "a plain LoRA"}[arguments.format]
-    modules = (
-        settings.target_modules if isinstance(settings.target_modules, str) else ", ".join(settings.target_modules)
+    modules = settings.target_modules
+    modules = modules if isinstance(modules, str) else ", ".join(modules)
+    said = (
+        f"`{Path(base).name if Path(base).is_dir() else base}` fine-tuned with {method} by bidora_jax {__version__}: {kind}. "
+        f"Trained with rank {settings.rank}, alpha {settings.alpha:g}{', rsLoRA' if settings.rslora else ''} on {modules}.",
+        *([f"A plain LoRA only comes near to the trained adapter: {note}."] if note else []),
     )
-    text = hub.card(
-        arguments.push.split("/")[1],
-        library="transformers" if arguments.format == "merged" else "peft",
-        base=config.model.path,
-        tags=(config.adapter.method, "bidora_jax"),
-        paragraphs=(
-            f"`{config.model.path}` fine-tuned with {method} by bidora_jax {__version__}: {kind}. Trained with rank "
-            f"{settings.rank}, alpha {settings.alpha:g}{', rsLoRA' if settings.rslora else ''} on {modules}.",
-            *([f"A plain LoRA only comes near to the trained adapter. {note.capitalize()}."] if note else []),
-        ),
-    )
-    hub.write_card(folder, text)
-    print(f"uploaded to {hub.push(folder, arguments.push, public=arguments.public)}")
+    library = "transformers" if arguments.format == "merged" else "peft"
+    tags = (config.adapter.method, "bidora_jax")
+    return hub.card(arguments.push.split("/")[1], library=library, base=base, tags=tags, paragraphs=said)
 
 
 def run_config(run: str) -> Config:

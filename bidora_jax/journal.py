@@ -23,7 +23,7 @@ def begin(config: Config, parts: "Assembled") -> "MetricsLog":
     """Writes the facts of the start, of a resumed run once more, and opens metrics.jsonl for those who follow it."""
     from bidora_jax.models.adapters import count, trainable
     from bidora_jax.models.decoder import base_shapes
-    from bidora_jax.training import facts, tracking
+    from bidora_jax.training import facts, packing, tracking
     from bidora_jax.training.metrics import MetricsLog
 
     problem, folder = parts.problem, Path(config.output_dir)
@@ -31,7 +31,7 @@ def begin(config: Config, parts: "Assembled") -> "MetricsLog":
     started = known.get("started") or datetime.now().astimezone().isoformat(timespec="seconds")
     run_id = known.get("id") or uuid.uuid4().hex[:12]
     parameters = {"frozen": count(base_shapes(problem.config, "float32"))} | trainable(problem.adapter, problem.config)
-    records = {"train": len(problem.train), "val": len(problem.val), "test": len(parts.test)}
+    records = {"train": packing.count(problem.train), "val": packing.count(problem.val), "test": len(parts.test)}
     facts.write(folder, id=run_id, started=started, parameters=parameters, records=records, **facts.machine())
     following = tracking.followers(
         folder, tensorboard=config.tensorboard, wandb=config.wandb, run_id=run_id, config=asdict(config)

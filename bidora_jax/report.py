@@ -56,13 +56,15 @@ def write(run: Path, output: Path) -> "Summary":
     found = _summary(run, past) | {"report": str(output / "report.html")}
     made = charts.all_charts(past)
     pictures = {name: (title, ink.svg(figure, title)) for name, (title, figure) in made.items()}
+    if "loss" in pictures:
+        pictures["loss_narrow"] = (pictures["loss"][0], ink.svg(charts.narrow_loss(past), "Loss"))
     text = page.render(
         run.absolute().name, _about(config, found), found, _tiles(found), pictures, past.samples,
         [] if config is None else _set_apart(config), _notes(run, past),
     )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    for name, (_, figure) in made.items():
-        _put(output / f"{name}.png", ink.png(figure))
+    for name, (title, figure) in made.items():
+        _put(output / f"{name}.png", ink.png(figure, title))
     _put(output / "summary.json", (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
     _put(output / "report.html", text.encode())
     return found
@@ -96,8 +98,8 @@ def _set_apart(config: Config) -> list[tuple[str, str, str]]:
 
 def _spelt(value: Any) -> str:
     if isinstance(value, tuple):
-        return " ".join(_spelt(item) for item in value) or "none"
-    return "none" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
+        return " ".join(_spelt(item) for item in value) or "not set"
+    return "not set" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _about(config: Config | None, found: "Summary") -> str:

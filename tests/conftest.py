@@ -68,7 +68,7 @@ def finished_run(shared_folder, model_folder, data_files):
     """Folder of a whole BiDoRA run (its run folder `run`, its command line argv.json, compiled programs `compiled`)."""
 
     def make(folder):
-        argv = [*inputs(model_folder, data_files, folder / "run"), *BIDORA]
+        argv = [*inputs(model_folder, data_files, folder / "run"), *BIDORA, "--report"]
         (folder / "argv.json").write_text(json.dumps(argv))
         done = process(["-W", "error", "-m", "bidora_jax.train", *argv], folder / "compiled")
         assert done.returncode == 0, done.stderr

@@ -15,11 +15,12 @@ from bidora_jax.models.settings import AdapterConfig
 
 ROOT = Path(bidora_jax.__file__).parents[1]
 # One adapted module and one padded length: compiling is nearly all of the time.
-SMALL = ["--adapter.target-modules", "q_proj", "--adapter.rank", "3", "--data.buckets", "1"]
+SMALL = ["--adapter.target-modules", "q_proj", "--adapter.rank", "3", "--data.buckets", "1", "--no-report"]
 # The search's rate is so high that its first step stays the best: a resumed run must remember which one that was.
 BIDORA = [*SMALL, "--adapter.dropout", "0.1", "--inner.learning-rate", "0.4", "--inner.schedule", "constant",
           "--search.steps", "4", "--retrain.steps", "5", "--retrain.learning-rate", "0.03", "--eval-every", "1",
-          "--save-every", "2", "--merged"]  # fmt: skip
+          "--save-every", "2", "--merged", "--tensorboard", "--samples.every", "2", "--samples.count", "2",
+          "--samples.max-new-tokens", "5"]  # fmt: skip
 
 
 def inputs(model_folder: Path, data_files: tuple[Path, ...], output_dir: Path) -> list[str]:

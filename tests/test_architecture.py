@@ -16,7 +16,8 @@ KERNELS = {"jax", "jaxtyping", "numpy", "bidora_jax.kernels"}
 MODELS = KERNELS | {"flax", "safetensors", "huggingface_hub", "bidora_jax.errors", "bidora_jax.models"}
 TRAINING = MODELS | {"optax", "orbax", "transformers", "datasets", "pyarrow", "rich", "bidora_jax.training"}
 TRAINING |= {"tensorboardX", "wandb"}  # on request only
-LAYERS = {"kernels": KERNELS, "models": MODELS, "training": TRAINING}
+REPORTING = {"numpy", "matplotlib", "rich", "bidora_jax.errors", "bidora_jax.reporting"}  # knows no model
+LAYERS = {"kernels": KERNELS, "models": MODELS, "training": TRAINING, "reporting": REPORTING}
 
 
 def imports(file: Path) -> set[str]:
@@ -46,7 +47,8 @@ def test_imports_go_downward_only(layer):
 
 
 def test_nothing_below_imports_a_command_line():
-    commands = "train evaluate export generate chat data config auto dryrun catalog".split()
+    commands = ["train", "evaluate", "export", "generate", "chat", "data", "config", "auto", "dryrun", "catalog", "report",
+                "analyze", "journal", "cli"]  # fmt: skip
     top = {f"bidora_jax.{name}" for name in commands}
     below = [file for file in FILES if file.parent != PACKAGE and file.name != "__main__.py"]
     found = [f"{file.name}: {name}" for file in below for name in imports(file)
@@ -78,11 +80,21 @@ def test_no_function_is_longer_than_80_lines_and_no_file_than_400():
 
 
 @pytest.mark.parametrize(
-    "module", ["bidora_jax", "bidora_jax.config", "bidora_jax.train", "bidora_jax.generate", "bidora_jax.data"]
+    "module",
+    [
+        "bidora_jax",
+        "bidora_jax.config",
+        "bidora_jax.train",
+        "bidora_jax.generate",
+        "bidora_jax.data",
+        "bidora_jax.report",
+        "bidora_jax.analyze",
+        "bidora_jax.cli",
+    ],
 )
 def test_importing_costs_nothing(module):
     """--help and a refused configuration answer before jax and transformers are loaded, which takes seconds."""
-    code = f"import sys, {module}; print(sorted({{'jax', 'transformers', 'torch', 'orbax'}} & sys.modules.keys()))"
+    code = f"import sys, {module}; print(sorted({{'jax', 'transformers', 'torch', 'orbax', 'matplotlib'}} & sys.modules.keys()))"
     run = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
 

@@ -61,8 +61,17 @@ def test_the_hub_gets_the_folder_that_was_proved_and_a_card(run, server, tmp_pat
     assert "library_name: peft" in said
     assert "\n# my.lora\n" in said
     assert "fine-tuned with LoRA by bidora_jax" in said
+    assert "only comes near" not in said
     assert "rank 3, alpha 6 on q_proj, v_proj" in said
-    assert "base_model" not in said  # the base is a folder here, which the hub knows nothing of
+    # The base is a folder here: the hub knows nothing of it, and its readers have no business with the path.
+    assert "base_model" not in said
+    assert "`tiny-qwen3` fine-tuned" in said
+
+
+def test_a_card_says_what_is_inexact(run):
+    arguments = export.ExportArguments(output="x", run=str(run), format="lora", push="org/name")
+    note = "rank 8: relative Frobenius error of W' − W0 21.4%"
+    assert export._card(arguments, note).endswith(f"\n\nA plain LoRA only comes near to the trained adapter: {note}.\n")
 
 
 def test_a_card_names_a_base_that_the_hub_has():

@@ -26,9 +26,9 @@ def test_a_histogram_has_round_edges_and_every_length():
     assert preview.histogram([7, 7]) == [(7, 7, 2)]
     lengths = np.random.default_rng(0).integers(100, 2000, size=57).tolist()
     bins = preview.histogram(lengths)
-    assert sum(one.count for one in bins) == 57 and len(bins) <= preview.BINS
+    assert sum(one.records for one in bins) == 57 and len(bins) <= preview.BINS
     for one in bins:
-        assert one.count == sum(one.first <= length <= one.last for length in lengths)
+        assert one.records == sum(one.first <= length <= one.last for length in lengths)
 
 
 @pytest.mark.parametrize("lower_steps", [1, 3])
@@ -99,7 +99,17 @@ def test_packed_rows_cuts_and_what_is_not_trained_are_shown(flags, capfd, tmp_pa
     file.write_text(
         "\n".join(map(json.dumps, [{"messages": turns}, {"text": "a" * 70}, {"instruction": "a" * 70, "output": "b"}]))
     )
-    how = ["--data.train-file", file, "--data.packing", "--data.max-length", "64", "--adapter.method", "lora"]
+    how = [
+        "--data.train-file",
+        file,
+        "--data.packing",
+        "--data.max-length",
+        "64",
+        "--adapter.method",
+        "lora",
+        "--data.buckets",
+        "1",
+    ]
     out = shown(capfd, *flags, *how, "--records", "3")
     assert "2 records packed into 2 rows of 64 tokens" in out
     assert "1 conversations of train have several answers, and only the last one is trained" in out

@@ -145,9 +145,11 @@ def test_a_template_that_ends_no_answer_gets_the_end_of_text(tokenizer):
 
 
 def test_a_template_marks_what_is_generated_and_is_believed(tokenizer):
-    assert answers.is_marked(type("", (), {"chat_template": MARKED}))
     assert marked(tokenizer, MARKED, TALK, "turns") == f"{U}q{E}\n{A}⟦a{E}\n⟧{U}r{E}\n{A}⟦bx{E}\n⟧"
     assert marked(tokenizer, MARKED, TALK) == f"{U}q{E}\n{A}a{E}\n{U}r{E}\n{A}⟦bx{E}\n⟧"
+    assert answers.is_marked(tokenizer)
+    tokenizer.chat_template = {"default": CHATML, "tool_use": MARKED}
+    assert (answers.is_marked(tokenizer), answers.is_marked(tokenizer, [{"name": "f"}])) == (False, True)
 
 
 def test_no_token_reaches_into_an_answer(tokenizer):

@@ -6,12 +6,18 @@ import gzip
 import io
 import json
 import lzma
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from data_hub import data_hub
 
 from bidora_jax.errors import InputError, command
+from bidora_jax.generate import GenerateArguments
+from bidora_jax.generate import _prompts as prompts_of
 from bidora_jax.training import jsonfiles, sources, tables, textfiles
 from bidora_jax.training.records import read_records
 from bidora_jax.training.rows import Fault, Row
@@ -308,8 +314,46 @@ def test_a_data_set_on_the_hub_without_a_network(capfd, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     said = said_of("nobody/nothing-9:main@train", capfd)
-    assert "no data file or folder at nobody/nothing-9, and as a data set on the hub it cannot be read: " in said
+    assert "no data file or folder at nobody/nothing-9:main, and as a data set on the hub it cannot be read: " in said
     assert "without a network, save it with save_to_disk" in said
+
+
+READ_EACH = """
+import sys
+from bidora_jax.errors import InputError
+from bidora_jax.training.sources import read
+for source in sys.argv[1:]:
+    try:
+        print([(row.place, row.value["text"]) for row in read(source)])
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_a_data_set_on_the_hub_is_read_by_configuration_and_split_and_again_without_a_network(tmp_path):
+    def lines(*asked: str, **environment: str) -> list[str]:
+        env = os.environ | {"HF_HOME": str(tmp_path), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"} | environment
+        done = subprocess.run(
+            [sys.executable, "-c", READ_EACH, *asked], env=env, capture_output=True, text=True, check=True
+        )
+        return done.stdout.splitlines()
+
+    with data_hub() as address:
+        found = lines("org/name:main@test", "org/name:other", "org/name:main", "org/name:main@tset", "org/name:main@train[1:3]",
+                      "org/name", "org/nane:main", HF_ENDPOINT=address, HF_HUB_OFFLINE="0")  # fmt: skip
+    assert found[:5] == [
+        "[('org/name:main@test row 1', 't')]",
+        "[('org/name:other@train row 1', 'o')]",
+        "org/name:main has several splits; name one of org/name:main@train, org/name:main@test",
+        "org/name:main has no split 'tset' (did you mean 'test'?); name one of org/name:main@train, org/name:main@test",
+        "[('org/name:main@train[1:3] row 1', 'm1'), ('org/name:main@train[1:3] row 2', 'm2')]",
+    ]
+    assert (
+        "cannot be read: Config name is missing. Please pick one among the available configs: ['main', 'other']"
+        in found[5]
+    )
+    assert "no data file or folder at org/nane:main, and as a data set on the hub it cannot be read: " in found[6]
+    assert lines("org/name:main@test", HF_HUB_OFFLINE="1") == found[:1]
 
 
 def test_all_bad_rows_of_all_sources_are_in_one_message(tmp_path):
@@ -372,6 +416,19 @@ def test_columns_that_are_not_there_are_refused(tmp_path, columns, said):
     with pytest.raises(InputError) as refused:
         read_records(tmp_path / "a.csv", columns)
     assert said in str(refused.value)
+
+
+def test_prompts_come_from_any_source_and_text_has_one_a_line(tmp_path):
+    (tmp_path / "a.csv").write_text('question,output\n"one\ntwo",left out\nthree,\n')
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    asked = GenerateArguments("", prompt_file=str(tmp_path / "a.csv"), columns=(("instruction", "question"),))
+    assert [record["instruction"] for record in prompts_of(asked)] == ["one\ntwo", "three"]
+    assert prompts_of(asked)[1].place == f"{tmp_path}/a.csv:4"
+    asked = GenerateArguments("", prompt_file=str(tmp_path / "a.txt"))
+    assert prompts_of(asked) == [{"prompt": "one"}, {"prompt": "two"}]
+    (tmp_path / "b.csv").write_text("question\n")
+    with pytest.raises(InputError, match=r"b\.csv holds no prompt"):
+        prompts_of(GenerateArguments("", prompt_file=str(tmp_path / "b.csv")))
 
 
 def test_a_row_without_a_column_that_others_have_is_named(tmp_path):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 from runs import BIDORA, SMALL, contents, inputs, metrics, process
 from safetensors.numpy import load_file
+from test_tracking import curves, without_clock
 
 from bidora_jax import train
 from bidora_jax.config import parse_train, read, resolve, settled, to_json
@@ -41,8 +42,10 @@ def exit_status(argv: list[str]) -> int:
 @pytest.mark.slow
 def test_a_run_leaves_its_folder_complete(finished_run):
     run = finished_run / "run"
-    assert sorted(path.name for path in run.iterdir()) == ["adapter", "changes.jsonl", "checkpoints", "config.json",
-                                                           "merged", "metrics.jsonl", "report"]  # fmt: skip
+    assert sorted(path.name for path in run.iterdir()) == [
+        "adapter", "changes.jsonl", "checkpoints", "config.json", "merged", "metrics.jsonl", "report", "run.json",
+        "samples.jsonl", "tensorboard",
+    ]  # fmt: skip
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["8", "9"]
     said = (finished_run / "stdout").read_text()
     for part in ("train: 23 records", "val: 11 records", "search: 4 of 4 steps, best validation loss", "at step 1",
@@ -138,15 +141,24 @@ def test_a_run_that_was_killed_three_times_ends_bit_equal_to_one_that_was_not(
     assert (run / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
     assert (run / "merged/model.safetensors").read_bytes() == (whole / "merged/model.safetensors").read_bytes()
     assert metrics(run) == metrics(whole)
+    for name in ("changes.jsonl", "samples.jsonl"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes()
+    for phase in ("search", "retrain"):
+        assert without_clock(curves(run / "tensorboard" / phase)) == without_clock(
+            curves(whole / "tensorboard" / phase)
+        )
     assert checkpoints(run) == checkpoints(whole)
 
 
 # Roads
 
 
-def test_several_lower_steps_accumulation_the_gram_penalty_and_answers(model_folder, data_files, tmp_path, capfd):
+def test_several_lower_steps_accumulation_packed_rows_the_gram_penalty_and_answers(
+    model_folder, data_files, tmp_path, capfd
+):
     argv = [*inputs(model_folder, data_files, tmp_path / "run"), *SMALL, "--data.batch-size", "3",
-            "--data.accumulation", "2", "--search.lower-steps", "2", "--search.steps", "2", "--retrain.steps", "1",
+            "--data.accumulation", "2", "--data.packing", "--data.max-length", "96", "--adapter.dropout", "0.1",
+            "--search.lower-steps", "2", "--search.steps", "2", "--retrain.steps", "1",
             "--retrain.start", "continue", "--search.gram-penalty", "1e-5", "--data.test-file", str(data_files[2]),
             "--data.test-limit", "3", "--max-new-tokens", "2"]  # fmt: skip
     assert exit_status(argv) == 0
@@ -160,6 +172,7 @@ def test_several_lower_steps_accumulation_the_gram_penalty_and_answers(model_fol
     said = capfd.readouterr().out
     assert "exact match on 3 test records: before 0 (0%), after 0 (0%)" in said
     assert "for example: repeat" in said
+    assert "train: 23 records packed into" in said and "val: 11 records packed into" in said
     assert not (tmp_path / "run" / "merged").exists()
 
 

@@ -32,8 +32,8 @@ def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], *, eps: fl
 
 def rope_angles(positions: Int[Array, "*B T"], theta: Pairs, *, gain: float = 1.0, dtype) -> tuple[Array, Array]:
     """cos and sin of the rotary angles times `gain`, each (*B, T, h), rounded to `dtype`; the second half repeats the first."""
-    theta = jnp.asarray(theta, wide(dtype)).reshape((1,) * positions.ndim + (-1,))
-    angles = positions.astype(wide(dtype))[..., None] * theta
+    turns = jnp.asarray(theta, wide(dtype)).reshape((1,) * positions.ndim + (-1,))
+    angles = positions.astype(wide(dtype))[..., None] * turns
     angles = jnp.concatenate([angles, angles], axis=-1)
     return (gain * jnp.cos(angles)).astype(dtype), (gain * jnp.sin(angles)).astype(dtype)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from bidora_jax.reporting.ink import LIGHT
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 """Of checkpoints, told apart without colour; from the eleventh on they come again."""
+
+SINGLE, BUCKETS = 600, 200
+"""Values up to which a curve is drawn value by value, and the parts into which a longer one is cut."""
 
 
 def all_charts(history: History) -> dict[str, tuple[str, Figure]]:
@@ -34,6 +38,11 @@ def all_charts(history: History) -> dict[str, tuple[str, Figure]]:
     return {name: (title, figure) for name, (title, figure) in made.items() if figure is not None}
 
 
+def narrow_loss(history: History) -> Figure:
+    """The losses once more, for a narrow page."""
+    return ink.figure(lambda figure: _loss(history, figure), height=3.3)
+
+
 def _loss(history: History, figure: Figure) -> None:
     axes = figure.subplots()
     for number, phase in enumerate(history.phases):
@@ -45,7 +54,8 @@ def _loss(history: History, figure: Figure) -> None:
             axes.plot(batches.steps, smoothed(batches.values, reach), color=LIGHT["pink"], linewidth=1.2, alpha=0.9,
                       linestyle=(0, (4, 1.6)), label="validation batches")  # fmt: skip
         val = history.curve("evaluation_loss", phase=phase)
-        axes.plot(val.steps, val.values, color=LIGHT["orange"], marker="o", markersize=3.6, markeredgewidth=0.8,
+        marker = "o" if len(val.steps) <= 30 else ""
+        axes.plot(val.steps, val.values, color=LIGHT["orange"], marker=marker, markersize=3.6, markeredgewidth=0.8,
                   markeredgecolor=LIGHT["card"], label="validation split" if not number and len(val.steps) else None)  # fmt: skip
     values = np.concatenate([history.curve(name).values for name in ("train_loss", "val_loss", "evaluation_loss")])
     low, high = values.min(), np.quantile(values, 0.995)  # one spike must not flatten the rest
@@ -91,7 +101,7 @@ def _single(history: History, curve: Curve, label: str, colour: str, *, from_zer
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         starts = [*history.starts.values(), math.inf]
-        for begin, end in zip(starts, starts[1:], strict=False):
+        for begin, end in pairwise(starts):
             inside = (curve.steps > begin) & (curve.steps <= end)
             if inside.any():
                 _faint_and_smooth(axes, Curve(curve.steps[inside], curve.values[inside]), colour, None)
@@ -108,10 +118,18 @@ def _single(history: History, curve: Curve, label: str, colour: str, *, from_zer
 
 
 def _faint_and_smooth(axes: Axes, curve: Curve, colour: str, label: str | None) -> None:
-    if not len(curve.steps):
+    """The values as they are, or of many the band that holds four fifths of them, and their smoothed course over it."""
+    count = len(curve.steps)
+    if not count:
         return
-    axes.plot(curve.steps, curve.values, color=LIGHT[colour], alpha=0.28, linewidth=0.8)
-    smooth = smoothed(curve.values, reach_of(len(curve.values)))
+    if count <= SINGLE:
+        axes.plot(curve.steps, curve.values, color=LIGHT[colour], alpha=0.28, linewidth=0.8)
+    else:
+        parts = [np.array_split(array, BUCKETS) for array in (curve.steps, curve.values)]
+        low, high = (np.array([np.quantile(part, share) for part in parts[1]]) for share in (0.1, 0.9))
+        middles = np.array([part.mean() for part in parts[0]])
+        axes.fill_between(middles, low, high, color=LIGHT[colour], alpha=0.2, linewidth=0)
+    smooth = smoothed(curve.values, reach_of(count))
     axes.plot(curve.steps, smooth, color=LIGHT[colour], label=label, marker=_alone(curve))
 
 
@@ -151,7 +169,7 @@ def _heat(history: History, kind: str, label: str) -> Figure | None:
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes in grid.flat[len(modules) :]:
             axes.set_axis_off()
-        image = None
+        image: Any = None
         for axes, module in zip(grid.flat, modules, strict=False):
             values = np.array([line[kind][module] for line in lines], float).T
             image = axes.imshow(values, aspect="auto", origin="lower", cmap=ink.LAYERS, vmin=0, vmax=top)
@@ -167,8 +185,9 @@ def _heat(history: History, kind: str, label: str) -> Figure | None:
         bar = figure.colorbar(image, ax=grid, pad=0.015, fraction=0.04, aspect=20)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue] - a Spine; the stubs say otherwise
         bar.set_label(label)
-        bar.formatter.set_powerlimits((-3, 4))
-        bar.formatter.set_useMathText(True)
+        formatter: Any = bar.formatter
+        formatter.set_powerlimits((-3, 4))
+        formatter.set_useMathText(True)
 
     return ink.figure(draw, width=ink.BROAD if columns > 2 else ink.WIDTH, height=height)
 
@@ -205,7 +224,7 @@ def scatter(points: Sequence[dict[str, Any]], fits: dict[str, dict[str, Any]]) -
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(rows, columns, squeeze=False)
-        image = None
+        image: Any = None
         for axes in grid.flat[len(modules) :]:
             axes.set_axis_off()
         for axes, module in zip(grid.flat, modules, strict=False):
@@ -219,7 +238,8 @@ def scatter(points: Sequence[dict[str, Any]], fits: dict[str, dict[str, Any]]) -
                 )  # fmt: skip
             _fit(axes, own, fits[module])
             axes.set_title(f"{module.rpartition('.')[2]}   {_said(fits[module])}", fontsize=8.5)
-            axes.set_xlabel("ΔD"), axes.set_ylabel("ΔM")
+            axes.set_xlabel("ΔD")
+            axes.set_ylabel("ΔM")
             _scientific(axes)
         bar = figure.colorbar(image, ax=grid, pad=0.015, fraction=0.04, aspect=25)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue] - a Spine; the stubs say otherwise

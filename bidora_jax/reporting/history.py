@@ -70,7 +70,7 @@ def read(run: Path) -> History:
     lines = _lines(run / "metrics.jsonl")
     if not lines:
         raise InputError(f"{run / 'metrics.jsonl'} holds no step yet; the first one is written when it is done")
-    return History(lines, *(_lines(run / f"{name}.jsonl") for name in ("changes", "samples")), _facts(run / "run.json"))
+    return History(lines, _lines(run / "changes.jsonl"), _lines(run / "samples.jsonl"), _facts(run / "run.json"))
 
 
 def _lines(file: Path) -> list[Line]:

@@ -23,7 +23,7 @@ DARK = {
 }  # fmt: skip
 LAYERS = "viridis"
 """Colours of layers and of heat maps: as light or dark to everybody, in grey too."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8.5, "axes.titlesize": 9.5, "axes.labelsize": 8.5, "legend.fontsize": 8, "xtick.labelsize": 8,
     "ytick.labelsize": 8, "text.color": LIGHT["ink"], "axes.labelcolor": LIGHT["muted"], "axes.edgecolor": LIGHT["line"],
     "axes.titlecolor": LIGHT["ink"], "xtick.color": LIGHT["line"], "ytick.color": LIGHT["line"],
@@ -48,9 +48,10 @@ def figure(draw: Draw, width: float = WIDTH, height: float = HEIGHT) -> Figure:
     return made
 
 
-def png(made: Figure) -> bytes:
-    """On white, at 200 dots an inch."""
+def png(made: Figure, title: str) -> bytes:
+    """On white, at 200 dots an inch, under its title."""
     with rc_context(STYLE):
+        made.suptitle(title, x=0.008, ha="left", fontsize=10.5, fontweight="bold")
         return _printed(made, format="png", dpi=200, facecolor="white")
 
 
@@ -61,7 +62,7 @@ def svg(made: Figure, title: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r"font: (?:(\w+) )?([\d.]+)px [^;\"]*", r"font: \1 \2px var(--sans)", text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
     for name, colour in LIGHT.items():
         text = text.replace(colour, f"var(--{name})")
     head, body = text.split(">", 1)

@@ -9,6 +9,8 @@ from bidora_jax.reporting.history import Line
 
 WIDE = ("loss", "magnitude", "direction")
 """Pictures over the whole width."""
+NARROW = "_narrow"
+"""Ending of the name of a picture that takes the place of another on a narrow page."""
 STYLE = """
 :root { color-scheme: light dark; LIGHT
   --page: #f4f6f9; --sans: Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
@@ -35,7 +37,7 @@ dl { margin: 0; }
 .card { padding: 16px 18px 12px; min-width: 0; }
 .wide { grid-column: 1 / -1; }
 .plot { overflow-x: auto; } .plot svg { display: block; width: 100%; height: auto; }
-.wide .plot svg { min-width: 620px; }
+.wide .plot svg { min-width: 620px; } .narrow { display: none; } .wide .narrow svg { min-width: 0; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: left; font-weight: 500; color: var(--muted); font-size: 13px; }
 th, td { padding: 6px 18px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
@@ -51,8 +53,10 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; line-height: 1.
 .expected { color: var(--green); }
 details { margin-top: 10px; } summary { cursor: pointer; color: var(--muted); font-size: 13px; margin-bottom: 9px; }
 footer { color: var(--muted); font-size: 13px; margin-top: 40px; }
-@media (max-width: 820px) { .charts { grid-template-columns: minmax(0, 1fr); } main { padding: 26px 14px 40px; }
-  .card { padding: 14px 14px 10px; } .answers { grid-template-columns: minmax(0, 1fr); gap: 3px; } .answers pre { margin-bottom: 9px; } }
+@media (max-width: 820px) { .broad { display: none; } .narrow { display: block; }
+  .charts { grid-template-columns: minmax(0, 1fr); } main { padding: 26px 14px 40px; }
+  .card { padding: 14px 14px 10px; } .answers { grid-template-columns: minmax(0, 1fr); gap: 3px; }
+  .answers pre { margin-bottom: 9px; } }
 @media print { body { background: none; } .card, .tile { break-inside: avoid; } }
 """
 
@@ -77,7 +81,9 @@ def render(
     parts = [
         f"<header><h1>{escape(name)}</h1>{state}<p>{escape(about)}</p></header>",
         '<dl class="tiles">' + "".join(_tile(*tile) for tile in tiles) + "</dl>",
-        '<div class="charts">' + "".join(_picture(key, *pictures[key]) for key in pictures) + "</div>",
+        '<div class="charts">'
+        + "".join(_picture(key, pictures) for key in pictures if not key.endswith(NARROW))
+        + "</div>",
         _samples(samples),
         _settings(settings),
         "<footer>" + "<br>".join(map(escape, notes)) + "</footer>",
@@ -96,10 +102,13 @@ def _tile(name: str, value: str, small: str) -> str:
     return f'<div class="tile"><dt>{escape(name)}</dt><dd>{escape(value)}{below}</dd></div>'
 
 
-def _picture(key: str, title: str, svg: str) -> str:
-    kind = "curve" if key not in ("magnitude", "direction") else "heat"
-    wide = " wide" if key in WIDE else ""
-    return f'<section class="card {kind}{wide}"><h3>{escape(title)}</h3><div class="plot">{svg}</div></section>'
+def _picture(key: str, pictures: dict[str, tuple[str, str]]) -> str:
+    """A card; where there is a drawing for narrow pages too, the page shows the one that suits it."""
+    title, svg = pictures[key]
+    plot = f'<div class="plot">{svg}</div>'
+    if key + NARROW in pictures:
+        plot = f'<div class="plot broad">{svg}</div><div class="plot narrow">{pictures[key + NARROW][1]}</div>'
+    return f'<section class="card{" wide" if key in WIDE else ""}"><h3>{escape(title)}</h3>{plot}</section>'
 
 
 def _samples(lines: Sequence[Line]) -> str:

@@ -49,9 +49,9 @@ def render(turns: Sequence[Turn], tokenizer: Tokenizer, tools: list[Any] | None 
         raise BadRecord(f"the tokenizer's chat template refuses the turns {roles}: {error}") from error
 
 
-def is_marked(tokenizer: Tokenizer) -> bool:
-    """Whether the template says itself what the assistant generates."""
-    return isinstance(tokenizer.chat_template, str) and bool(MARKED.search(tokenizer.chat_template))
+def is_marked(tokenizer: Tokenizer, tools: list[Any] | None = None) -> bool:
+    """Whether the template, of several the one for these tools, says itself what the assistant generates."""
+    return bool(MARKED.search(tokenizer.get_chat_template(tools=tools)))
 
 
 def check(tokenizer: Tokenizer) -> None:
@@ -72,7 +72,7 @@ def tokens(
 
     A token that would reach over the border of an answer is cut there, as it is where a model answers. Raises BadRecord.
     """
-    if numbers is not None and is_marked(tokenizer):
+    if numbers is not None and is_marked(tokenizer, tools):
         return _marked(turns, numbers, tokenizer, tools)
     text, places = find(turns, [] if numbers is None else numbers, tokenizer, tools)
     ids, spans = _tokenised(text, tokenizer)

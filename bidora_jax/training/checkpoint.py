@@ -127,7 +127,9 @@ class Checkpoints:
         """(info, leaves) of a checkpoint."""
         content = self._read(step, "info", None)
         try:
-            return content["info"], {path: (dtype, shape, crc) for path, (dtype, shape, crc) in content["leaves"].items()}
+            return content["info"], {
+                path: (dtype, shape, crc) for path, (dtype, shape, crc) in content["leaves"].items()
+            }
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise self._damaged(step, error) from error
 

@@ -21,7 +21,7 @@ from bidora_jax.training.packing import Row
 from bidora_jax.training.records import Example
 
 Batch = dict[str, np.ndarray]
-Examples = Sequence[Example] | Sequence[Row]
+Examples = Sequence[Example | Row]
 Item = TypeVar("Item")
 
 WINDOW = 32  # steps whose records are sorted by length together: more saves padding, fewer mixes better

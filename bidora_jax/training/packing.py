@@ -65,10 +65,16 @@ def pack_all(
     return rows, room
 
 
+def count(examples: Sequence[Example | Row]) -> int:
+    """The records that stand in rows, or the examples themselves."""
+    return sum(len(item.documents) if isinstance(item, Row) else 1 for item in examples)
+
+
 def describe(rows: Sequence[Row], room: int) -> str:
     """How full the rows are, in words."""
-    documents = sum(len(row.documents) for row in rows)
-    return f"{documents} records packed into {len(rows)} rows of {room} tokens, {unused(rows, room):.1%} of them unused"
+    return (
+        f"{count(rows)} records packed into {len(rows)} rows of {room} tokens, {unused(rows, room):.1%} of them unused"
+    )
 
 
 def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:

@@ -38,11 +38,12 @@ def prepare(data: DataConfig, splits: Splits, tokenizer: Tokenizer, positions: i
                 f"{name}: the longest record has {longest} tokens, more than the {positions} positions of the model; "
                 "lower data.max_length"
             )
-    rows: dict[str, Examples] = {name: part.examples for name, part in encoded.items()}
-    if data.packing:
-        rows, room = packing.pack_all(rows, data.max_length, seed=seed)
-        said += [f"{name}: {packing.describe(part, room)}" for name, part in rows.items()]
-    return Prepared(encoded, rows, said)
+    examples = {name: part.examples for name, part in encoded.items()}
+    if not data.packing:
+        return Prepared(encoded, {**examples}, said)
+    rows, room = packing.pack_all(examples, data.max_length, seed=seed)
+    said += [f"{name}: {packing.describe(part, room)}" for name, part in rows.items()]
+    return Prepared(encoded, {**rows}, said)
 
 
 def describe(part: Split, data: DataConfig) -> str:

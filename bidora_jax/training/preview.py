@@ -24,7 +24,7 @@ BINS = 8
 class Bin(NamedTuple):
     first: int
     last: int
-    count: int
+    records: int
 
 
 class Epoch(NamedTuple):

@@ -7,6 +7,7 @@ differ in the adapter alone. On a CPU with a dense base the model holds its weig
 """
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,12 +46,14 @@ def prompts(
     """
     if not settings.every:
         return []
-    asking = [[record for record in split if records.prompt_text(record, tokenizer)] for split in splits]
     if settings.prompts:
-        key = "instruction" if asking[-1] else "prompt"
-        chosen = [(text, {key: text}, None) for text in settings.prompts]
+        key = "instruction" if any(records.prompt_text(record, tokenizer) for record in splits[-1]) else "prompt"
+        chosen = [(text, records.Record({key: text}), None) for text in settings.prompts]
     else:
-        taken = next((split for split in asking if split), [])[: settings.count]
+        asking = (
+            [*islice((r for r in split if records.prompt_text(r, tokenizer)), settings.count)] for split in splits
+        )
+        taken = next(filter(None, asking), [])
         chosen = [(_question(record), record, records.response_text(record)) for record in taken]
     if not chosen:
         raise InputError("samples.every is set, and no record has a prompt to answer: give some with samples.prompts")
@@ -65,7 +68,7 @@ def prompts(
 
 
 def _question(record: records.Record) -> str:
-    return "\n\n".join(record[key] for key in ("instruction", "prompt", "input") if record.get(key))
+    return "\n\n".join(filter(None, [records.question_text(record), record.get("input")]))
 
 
 class Samples:

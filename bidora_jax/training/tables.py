@@ -112,9 +112,7 @@ def parquet(path: Path) -> Iterator[Row | Fault]:
                 yield from _batch_rows(str(path), batch, count)
                 count += batch.num_rows
     except (pa.ArrowException, OSError) as error:  # ArrowException: not Parquet, or cut short
-        raise InputError(
-            f"cannot read {path} as Parquet after row {count}: {_first_line(error)}; make it anew"
-        ) from None
+        raise InputError(f"cannot read {path} as Parquet after row {count}: {_brief(error)}; make it anew") from None
 
 
 def _batch_rows(name: str, batch: Any, before: int) -> Iterator[Row | Fault]:
@@ -141,7 +139,7 @@ def saved(folder: Path, split: str) -> Iterator[Row | Fault]:
     try:
         found = datasets.load_from_disk(str(folder))
     except Exception as error:  # Arrow's and json's errors, missing files
-        raise InputError(f"cannot read {folder} as a saved data set: {_first_line(error)}; save it anew") from None
+        raise InputError(f"cannot read {folder} as a saved data set: {_brief(error)}; save it anew") from None
     if isinstance(found, datasets.DatasetDict):
         yield from _data_set_rows(
             f"{folder}@{split}" if split else str(folder), found[_chosen(folder, list(map(str, found)), split)]
@@ -156,18 +154,22 @@ def hub(name: str, config: str, split: str) -> Iterator[Row | Fault]:
     """The rows of a data set on the hub, through the cache of `datasets`. Without a split, its only one."""
     import datasets
 
+    full = f"{name}:{config}" if config else name
     try:
-        split = split or _chosen(name, datasets.get_dataset_split_names(name, config or None), "")
-        found = datasets.load_dataset(name, config or None, split=split)
+        # Without a split it fetches no more, works from its cache too, and train[:100] is for itself to understand.
+        found = datasets.load_dataset(name, config or None, split=split if "[" in split else None)
+        if isinstance(found, datasets.DatasetDict):
+            split = _chosen(full, list(map(str, found)), split)
+            found = found[split]
     except InputError:
         raise
     except Exception as error:  # of the network, of the hub, of a name, a configuration or a split that is not there
         raise InputError(
-            f"no data file or folder at {name}, and as a data set on the hub it cannot be read: {_first_line(error)}; "
+            f"no data file or folder at {full}, and as a data set on the hub it cannot be read: {_brief(error)}; "
             "check the path, or its ORG/NAME:CONFIGURATION@SPLIT; without a network, save it with save_to_disk where "
             "there is one, and name the folder"
         ) from None
-    yield from _data_set_rows(f"{name}@{split}", found)
+    yield from _data_set_rows(f"{full}@{split}", found)
 
 
 def _chosen(name: Any, splits: list[str], split: str) -> str:
@@ -185,6 +187,7 @@ def _data_set_rows(name: str, found: Any) -> Iterator[Row | Fault]:
         count += batch.num_rows
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
+def _brief(error: Exception) -> str:
+    """An error of another package in one line, without its full stop."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.rstrip(".") if len(text) <= 300 else text[:299] + "…"

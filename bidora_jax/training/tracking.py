@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bidora_jax.errors import InputError
 from bidora_jax.training.metrics import Follower
 
 PACKAGES = {
@@ -83,14 +84,19 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of a W&B project; each phase has its own steps."""
+    """A run of a W&B project; each phase has its own steps. InputError where the package can't start, for want of a login."""
 
     def __init__(self, folder: Path, project: str, run_id: str, config: dict[str, Any]) -> None:
         import wandb  # pyright: ignore[reportMissingImports] - not a dependency
 
-        self._run = wandb.init(
-            project=project, name=folder.name, id=run_id, resume="allow", dir=str(folder), config=config
-        )
+        how = {"project": project, "name": folder.name, "id": run_id, "resume": "allow", "config": config}
+        try:
+            self._run = wandb.init(dir=str(folder), **how)
+        except wandb.Error as error:
+            raise InputError(
+                f"Weights & Biases did not start: {error}; log in (wandb login), set WANDB_MODE=offline or leave wandb out, and "
+                "go on with --resume"
+            ) from error
 
     def append(self, record: dict[str, Any]) -> None:
         phase = record["phase"]

@@ -23,7 +23,9 @@ class Point(NamedTuple):
     """Where training stood."""
 
     phase: str
-    step: int
+    step: int | None
+    best_step: int | None
+    """The best step of the phase so far, by validation loss; 0 or None: there is none."""
     direction: PyTree
     magnitude: PyTree
     """{} for a method without one."""
@@ -35,7 +37,7 @@ def points(checkpoints: Checkpoints) -> Iterator[Point]:
         arrays, info = checkpoints.part(step, lambda path: path.startswith(("state.direction.", "state.magnitude.",
                                                                             "state.params.", "best.1.")))  # fmt: skip
         places = next(pair for pair in PLACES if any(path.startswith(pair[0] + ".") for path in arrays))
-        yield Point(info["phase"], info["step"], *(_tree(arrays, place) for place in places))
+        yield Point(info["phase"], info["step"], info["best_step"], *(_tree(arrays, place) for place in places))
 
 
 def _tree(arrays: dict[str, np.ndarray], place: str) -> PyTree:

@@ -1,0 +1,118 @@
+"""bidora-jax and its commands: help, mistakes, completion; each is the function of its own module."""
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+
+import pytest
+from runs import ROOT
+
+import bidora_jax
+from bidora_jax import cli
+from bidora_jax.errors import command
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", "error", "-m", "bidora_jax", *argv], cwd=ROOT, env=os.environ | {"COLUMNS": "80"},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", [[], ["--help"], ["help"]])
+def test_help_lists_every_command_at_once(flag):
+    began = time.monotonic()
+    done = run(*flag)
+    assert time.monotonic() - began < 1
+    assert (done.returncode, done.stderr) == (0, "")
+    for name, one in cli.COMMANDS.items():
+        assert f"  {name:<12}{one.about}\n" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    out, into = os.pipe()
+    os.close(out)
+    done = subprocess.run(
+        [sys.executable, "-u", "-m", "bidora_jax", "--help"], cwd=ROOT, stdout=into, stderr=subprocess.PIPE, check=False
+    )
+    os.close(into)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_version_is_the_packages(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"{bidora_jax.__version__}\n"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_command_is_its_modules_main(name, monkeypatch):
+    one = cli.COMMANDS[name]
+    called = []
+    monkeypatch.setattr(importlib.import_module(one.module), "main", called.append)
+    cli.main([name, "--flag", "value"])
+    assert called == [["--flag", "value"]]
+    assert cli._arguments(one).__name__.endswith("Arguments")
+
+
+def test_a_command_that_is_not_there_is_guessed_at(capfd):
+    with pytest.raises(SystemExit) as stopped:
+        command(cli.main, ["trian"])
+    assert stopped.value.code == 2
+    said = capfd.readouterr().err
+    assert said.startswith(
+        "error: there is no command 'trian' (did you mean 'train'?); the commands are train, evaluate"
+    )
+    assert "Traceback" not in said
+
+
+def test_flags_go_through_and_so_does_the_exit_status():
+    done = run("train", "--adapter.rnak", "3")
+    assert done.returncode == 2 and "--adapter.rank" in done.stderr
+
+
+def test_help_of_train_is_in_sections_with_defaults():
+    said = run("train", "--help").stdout
+    for section in ("model", "adapter", "data", "inner", "outer", "search", "retrain", "samples"):
+        assert f"─ {section} options ─" in said
+    assert "(default: runs/default)" in said and "(default: bidora)" in said
+
+
+COMPLETE = """
+source /dev/stdin
+f=$(complete -p bidora-jax | sed 's/.*-F \\([^ ]*\\) .*/\\1/')
+COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); $f bidora-jax "${!#}" ""
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_flags_and_choices(capsys):
+    cli.main(["completion", "bash"])
+    script = capsys.readouterr().out
+
+    def complete(*words: str) -> list[str]:
+        done = subprocess.run(
+            ["bash", "-c", COMPLETE, "bash", *words], input=script, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split("\n")[:-1]
+
+    assert complete("bidora-jax", "e") == ["evaluate", "export"]
+    assert complete("bidora-jax", "train", "--adapter.ra") == ["--adapter.rank", "--adapter.rank-pattern"]
+    assert complete("bidora-jax", "train", "--adapter.method", "") == ["lora", "dora", "bidora"]
+
+
+def test_zsh_has_a_script_too_and_other_shells_are_refused(capsys):
+    cli.main(["completion", "zsh"])
+    assert capsys.readouterr().out.startswith("#compdef bidora-jax")
+    for wrong in (["fish"], []):
+        with pytest.raises(cli.InputError, match="completion needs one of the shells bash, zsh"):
+            cli.main(["completion", *wrong])
+
+
+def test_the_command_is_installed_under_its_name():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"bidora-jax": "bidora_jax.cli:entry"}
+    assert callable(cli.entry)

@@ -1,0 +1,218 @@
+"""Reports: of histories written by hand, of a killed run, of one that has little to tell, and of a whole run."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from bidora_jax import report
+from bidora_jax.errors import command
+from bidora_jax.reporting import charts, history, ink, summary
+from bidora_jax.reporting.history import History
+
+TRICKY = "<script>alert('ä & b')</script>"
+
+
+def lines(steps: int, phase: str = "search", **more: float) -> list[dict]:
+    return [
+        {"phase": phase, "step": step, "train_loss": 2 / step, "inner_learning_rate": 1e-3 / step, "tokens": 10,
+         "tokens_per_second": 100.0 * step if step > 1 else None, "seconds": 0.5 * step, **more}
+        for step in range(1, steps + 1)
+    ]  # fmt: skip
+
+
+def write_run(run):
+    """The run folder of a BiDoRA run that was killed while it wrote a line of its second phase."""
+    run.mkdir()
+    search = lines(12, val_loss=1.5, direction_grad_norm=0.1, hypergrad_norm=0.2, outer_learning_rate=0.5)
+    for step, loss in ((4, 0.9), (8, 0.6), (12, 0.7)):
+        search[step - 1]["evaluation_loss"] = loss
+    retrain = lines(5, "retrain", grad_norm=0.01)
+    text = "".join(json.dumps(line) + "\n" for line in search + retrain) + '{"phase": "retrain", "st'
+    (run / "metrics.jsonl").write_text(text)
+    moved = {"self_attn.q_proj": [0.1, None, 0.2], "mlp.up_proj": [0.0, 0.3, 0.4]}
+    changes = [
+        {"phase": phase, "step": step, "magnitude": moved, "direction": moved}
+        for phase, step in (("search", 0), ("search", 4), ("retrain", 5))
+    ]
+    samples = [{"phase": "search", "step": step, "samples": [{"prompt": TRICKY, "answer": f"answer {step}", "expected": "x < y"}]}
+               for step in (0, 4, 8)]  # fmt: skip
+    for name, content in (("changes", changes), ("samples", samples)):
+        (run / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content))
+    (run / "config.json").write_text(json.dumps({"seed": 7, "adapter": {"rank": 3}, "inner": {"learning_rate": 0.25},
+                                                 "model": {"path": "some/model"}}))  # fmt: skip
+    facts = {"started": "2026-01-02T03:04:05+00:00", "device": "cpu: cpu", "versions": {"jax": "0.10"}}
+    facts["parameters"] = {"frozen": 900, "direction": 80, "magnitude": 20}
+    (run / "run.json").write_text(json.dumps(facts))
+    return run
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    run = write_run(tmp_path_factory.mktemp("killed") / "run <1>")
+    report.write(run, run / "report")
+    return run
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed in its turn, and collects the texts and what is referred to."""
+
+    VOID = ("meta", "br", "use", "path", "image", "rect")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.references: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.references += [
+            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "action")
+        ]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_the_page_of_a_killed_run_is_whole_and_asks_for_nothing(killed):
+    text = (killed / "report" / "report.html").read_text()
+    page = Page(text)
+    shown = "\n".join(page.texts)
+    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in page.references)
+    assert not re.search(r"url\((?!#)|@import|https?://(?!www\.w3\.org)", text)
+    for part in ("run <1>", "not finished", "0.7000", "at the last evaluation", "of the search, loss 0.6000", TRICKY, "answer 8",
+                 "x < y", "2 earlier", "search 12 + retrain 5", "cpu: cpu", "10.000% of all", "Hypergradient norm of the magnitude",
+                 "Magnitude change ΔM by layer"):  # fmt: skip
+        assert part in shown, part
+    assert TRICKY not in text
+
+
+def test_settings_that_differ_are_listed_with_their_defaults(killed):
+    rows = {name: (value, default) for name, value, default in report._set_apart(report._config(killed))}
+    assert rows == {"seed": ("7", "0"), "adapter.rank": ("3", "8"), "inner.learning_rate": ("0.25", "0.0002"),
+                    "model.path": ("some/model", "not set")}  # fmt: skip
+
+
+def test_pictures_are_written_beside_the_page(killed):
+    names = {"loss", "learning_rate", "direction_gradient", "hypergradient", "speed", "magnitude", "direction"}
+    found = {path.name for path in (killed / "report").iterdir()}
+    assert found == {f"{name}.png" for name in names} | {"report.html", "summary.json"}
+    for name in names:
+        head = (killed / "report" / f"{name}.png").read_bytes()[:24]
+        assert head.startswith(b"\x89PNG") and int.from_bytes(head[16:20], "big") >= 1000
+
+
+def test_the_colours_of_the_drawings_are_the_pages(killed):
+    drawn = "".join(re.findall(r"<svg.*?</svg>", (killed / "report" / "report.html").read_text(), re.DOTALL))
+    assert "var(--blue)" in drawn and "var(--sans)" in drawn
+    assert not any(colour in drawn for colour in ink.LIGHT.values())
+    assert ink.LIGHT.keys() == ink.DARK.keys()
+
+
+def test_the_summary_holds_the_numbers_of_the_run(killed):
+    found = json.loads((killed / "report" / "summary.json").read_text())
+    expected = {"finished": False, "validation_loss": 0.7, "best_step": 8, "best_validation_loss": 0.6, "tokens": 170,
+                "seconds": 2.5, "run": str(killed), "peak_memory": {}}  # fmt: skip
+    assert {name: found[name] for name in expected} == expected
+    assert found["phases"]["search"] == {"steps": 12, "train_loss": pytest.approx(2 / 12), "validation_loss": 0.7, "tokens": 120,
+                                         "tokens_per_second": 700.0}  # fmt: skip
+    assert found["parameters"]["trainable"] == 100 and found["parameters"]["trainable_share"] == 0.1
+    assert "adapter" not in found
+
+
+def test_the_command_prints_the_summary_as_a_table_or_as_json(killed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(charts, "all_charts", lambda _: {})  # drawn once is enough
+    report.main(["--run", str(killed), "--output", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    for part in (
+        "run not finished",
+        "0.7000",
+        "8 (loss 0.6000)",
+        "12 steps, training loss",
+        "100, 10.000% of all",
+        str(tmp_path / "out"),
+    ):
+        assert part in said
+    report.main(["--run", str(killed), "--output", str(tmp_path / "out"), "--json"])
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+def test_a_run_of_one_step_and_one_level_has_the_pictures_it_has_something_for(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps({"phase": "search", "step": 1, "train_loss": 0.5, "tokens": 3}) + "\n"
+    )
+    made = charts.all_charts(history.read(tmp_path))
+    assert list(made) == ["loss", "learning_rate"]
+    assert report.write(tmp_path, tmp_path / "report")["validation_loss"] is None
+
+
+def test_curves_count_steps_over_phases_and_leave_out_what_is_not_there():
+    past = History(lines(3) + lines(2, "retrain", grad_norm=9.0))
+    curve = past.curve("grad_norm", "train_loss")
+    assert (curve.steps.tolist(), curve.values.tolist()) == ([1, 2, 3, 4, 5], [2, 1, 2 / 3, 9, 9])
+    assert past.curve("tokens_per_second").steps.tolist() == [2, 3, 5]
+    assert past.starts == {"search": 0, "retrain": 3}
+
+
+def test_a_long_curve_is_drawn_as_the_band_of_four_fifths_of_its_values():
+    past = [{"phase": "search", "step": step, "train_loss": float(step % 10)} for step in range(1, 2001)]
+    axes = charts.narrow_loss(History(past)).axes[0]
+    (band,) = axes.collections
+    low, high = band.get_paths()[0].get_extents().intervaly
+    assert (low, high) == pytest.approx((0.9, 8.1))  # of 0 to 9, ten values in each of 200 parts
+    assert len(charts.narrow_loss(History(past[:600])).axes[0].collections) == 0
+
+
+@pytest.mark.parametrize(("count", "reach"), [(1, 1), (2, 3), (17, 3)])
+def test_smoothing_is_the_weighted_mean_of_what_is_there(count, reach):
+    values = np.random.default_rng(0).normal(size=count)
+    expected = []
+    for centre in range(count):
+        near = [(reach + 1 - abs(centre - at), values[at]) for at in range(count) if abs(centre - at) <= reach]
+        expected.append(sum(weight * value for weight, value in near) / sum(weight for weight, _ in near))
+    np.testing.assert_allclose(history.smoothed(values, reach), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(None, ""), (3.21, "3.2 s"), (42, "42 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_durations_are_spelt_out(seconds, said):
+    assert summary.duration(seconds) == said
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (None, "nothing has been trained in it yet"), ("", "holds no step yet"), ('{"phase": "sea', "holds no step yet"),
+    ('nonsense\n{"phase": "search", "step": 1}\n', "metrics.jsonl:1 is not a line"),
+])  # fmt: skip
+def test_what_is_no_history_is_refused(tmp_path, capfd, content, said):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        command(report.main, ["--run", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert said in capfd.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.slow
+def test_a_whole_run_ends_with_its_report(finished_run):
+    run, said = finished_run / "run", (finished_run / "stdout").read_text()
+    found = json.loads((run / "report" / "summary.json").read_text())
+    assert found["finished"] and found["best_step"] == 1 and found["peak_memory"]["host"] > 2**26
+    assert found["records"] == {"train": 23, "val": 11, "test": 0}
+    assert found["parameters"]["direction"] == 2 * 3 * (26 + 60) and found["parameters"]["magnitude"] == 2 * 60
+    assert found["adapter"] == str(run / "adapter") and found["merged"] == str(run / "merged")
+    for part in ("run finished", f"{found['validation_loss']:.4f}", str(run / "report" / "report.html")):
+        assert part in said
+    page = Page((run / "report" / "report.html").read_text())
+    assert any("Sample generations" in text for text in page.texts)

@@ -1,0 +1,93 @@
+"""Event files as TensorBoard reads them, over kills and resumes; what is refused where a package is missing."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from bidora_jax import train
+from bidora_jax.errors import command
+from bidora_jax.training import tracking
+from bidora_jax.training.metrics import MetricsLog
+from bidora_jax.training.tracking import TensorBoard
+
+
+def events(file: Path):
+    """The records of an event file: length (8 bytes), its checksum (4), the event, its checksum (4)."""
+    data, place = file.read_bytes(), 0
+    while place < len(data):
+        size = int.from_bytes(data[place : place + 8], "little")
+        yield Event.FromString(data[place + 12 : place + 12 + size])
+        place += size + 16
+
+
+def curves(folder: Path) -> dict[str, dict[int, float]]:
+    """{tag: {step: value}}; a session that starts at a step takes back what stands from that step on, as TensorBoard does."""
+    found: dict[str, dict[int, float]] = {}
+    for file in sorted(folder.glob("events.*")):
+        for event in events(file):
+            if event.session_log.status == SessionLog.START:
+                for tag, values in found.items():
+                    found[tag] = {step: value for step, value in values.items() if step < event.step}
+            for value in event.summary.value:
+                assert event.step not in found.get(value.tag, {}), "a point twice"
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return {tag: values for tag, values in found.items() if values}
+
+
+def without_clock(found: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
+    return {tag: values for tag, values in found.items() if tag not in ("tokens_per_second", "seconds")}
+
+
+def line(phase: str, step: int, loss: float) -> dict:
+    return {"phase": phase, "step": step, "train_loss": loss, "tokens_per_second": None, "kept": True}
+
+
+def write(run: Path, lines: list[dict], resume: tuple[str, int] | None = None, *, killed: bool = False) -> None:
+    log = MetricsLog(run / "metrics.jsonl", followers=[TensorBoard(run / "tensorboard")])
+    if resume:
+        log.truncate(*resume)
+    for record in lines:
+        log.append(record)
+    if killed:  # it closes no event file
+        log._close_file()
+    else:
+        log.close()
+
+
+def test_a_resumed_run_has_the_curves_of_one_that_was_not_killed(tmp_path):
+    lines = [line("search", step, step / 4) for step in (1, 2, 3)] + [
+        line("retrain", step, step / 8) for step in (1, 2)
+    ]
+    write(tmp_path, [*lines[:2], line("search", 3, 99.0)])
+    write(tmp_path, [*lines[2:4], line("retrain", 2, 77.0)], ("search", 3), killed=True)
+    write(tmp_path, lines[4:], ("retrain", 2))
+    board = tmp_path / "tensorboard"
+    assert curves(board / "search") == {"train_loss": {1: 0.25, 2: 0.5, 3: 0.75}}
+    assert curves(board / "retrain") == {"train_loss": {1: 0.125, 2: 0.25}}
+    write(tmp_path, [], ("search", 0))
+    assert curves(board / "search") == curves(board / "retrain") == {}
+
+
+def test_a_run_that_turns_it_on_when_it_is_resumed_has_all_of_its_curves(tmp_path):
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+        log.append(line("search", 1, 0.5))
+    write(tmp_path, [line("search", 2, 0.25)], ("search", 2))
+    assert curves(tmp_path / "tensorboard" / "search") == {"train_loss": {1: 0.5, 2: 0.25}}
+
+
+@pytest.mark.parametrize(("flags", "package", "remedy"), [
+    (["--tensorboard"], "tensorboardX", "pip install 'bidora_jax[tensorboard]'"),
+    (["--wandb", "project"], "wandb", "pip install wandb"),
+])  # fmt: skip
+def test_a_missing_package_is_refused_before_anything_is_read(monkeypatch, capfd, tmp_path, flags, package, remedy):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(SystemExit) as stopped:
+        command(train.main, ["--output-dir", str(tmp_path / "run"), *flags])
+    said = capfd.readouterr().err
+    assert stopped.value.code == 2
+    assert f"the package {package} is not installed: {remedy}" in said
+    assert "model.path is not set" in said  # with all else that is wrong
+    assert not (tmp_path / "run").exists()
