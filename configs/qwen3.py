@@ -4,8 +4,8 @@
 
 The argument is SIZE-MEMORY, as in the table below. Rank 8 on all linear layers, four records of at most 1,024 tokens in an
 optimiser step on each level, layers recomputed. What differs is how many of them are in the device at a time, and the bits of
-the frozen weights, so that a step fits in 85 % of the memory. `python benchmarks/fit_configs.py` compiles each record and prints its
-peak; benchmarks/README.md has the table, and says which records have not been counted yet. It is XLA's count for a CPU, which
+the frozen weights, so that a step fits in 85 % of the memory. `python benchmarks/fit_configs.py` compiles each record and prints
+its peak; benchmarks/README.md has the table, and says which records have not been counted yet. It is XLA's count for a CPU, which
 stands in for a GPU's. None of these runs has been made.
 """
 
