@@ -126,10 +126,10 @@ def report(cost: Cost, memory: "Memory") -> list[str]:
         lines += [
             f"resident: {gigabytes(cost.resident)} at its peak, of which {gigabytes(cost.held or 0)} are held now"
         ]
-    evaluations = 1 + sum(phase.evaluations for phase in cost.phases)
     lines += [
-        f"time: {_spoken(cost.seconds)} = loading {cost.loading:.0f} s, compiling {cost.compiling:.0f} s, steps "
-        f"{cost.stepping:.0f} s, {evaluations} evaluations {cost.evaluating:.0f} s",
+        f"time: {_spoken(cost.seconds)} = starting {cost.starting:.0f} s, compiling {cost.compiling:.0f} s, steps "
+        f"{cost.stepping:.0f} s, {cost.evaluations} evaluations {cost.evaluations * cost.evaluation:.0f} s, ending "
+        f"{cost.ending:.0f} s",
         "dry run: nothing was written",
     ]
     return lines
