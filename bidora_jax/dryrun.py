@@ -123,9 +123,7 @@ def report(cost: Cost, memory: "Memory") -> list[str]:
         f"memory: {gigabytes(largest)} at the peak of the largest step, of {gigabytes(memory.bytes)}, {memory.said}"
     ]
     if cost.resident is not None:
-        lines += [
-            f"resident: {gigabytes(cost.resident)} at its peak, of which {gigabytes(cost.held or 0)} are held now"
-        ]
+        lines += [f"resident: {gigabytes(cost.resident)} at its peak; this dry run took {gigabytes(cost.held or 0)}"]
     lines += [
         f"time: {_spoken(cost.seconds)} = starting {cost.starting:.0f} s, compiling {cost.compiling:.0f} s, steps "
         f"{cost.stepping:.0f} s, {cost.evaluations} evaluations {cost.evaluations * cost.evaluation:.0f} s, ending "
