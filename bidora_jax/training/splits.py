@@ -70,7 +70,7 @@ def load(data: DataConfig, seed: int) -> Splits:
     train, val, test = (parts.get(use, empty) for use in given)
     if data.val_fraction:
         in_val = held_out(train.keys, data.val_fraction, seed)
-        train, val = train.take(np.flatnonzero(~in_val)), train.take(np.flatnonzero(in_val))
+        train, val = train.take(np.flatnonzero(~in_val).tolist()), train.take(np.flatnonzero(in_val).tolist())
     train, said = _settled({"train": train, "val": val, "test": test}, data.duplicates)
     train, shares = _weighted(train, names(data.train_file), data.weights, seed)
     return Splits(train, val, test, said + shares)
