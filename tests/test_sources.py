@@ -399,6 +399,11 @@ def test_columns_are_renamed_and_what_is_named_already_stays(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_renamed_column_is_not_there_twice():
+    rows = {"a": [Row("a:1", {"body": "x", "id": 1})]}
+    assert sources.rename({"train": rows}, (("text", "body"),))["train"]["a"] == [Row("a:1", {"id": 1, "text": "x"})]
+
+
 def test_columns_change_places_at_once(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "answer", "completion": "question"}')
     columns = (("prompt", "completion"), ("completion", "prompt"))

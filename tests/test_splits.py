@@ -94,6 +94,12 @@ def test_copies_are_reported_with_their_places(files):
     assert [len(part.records) for part in found[:3]] == [6, 3, 2]
 
 
+def test_the_first_of_several_copies_is_named(tmp_path):
+    train, val = write(tmp_path / "train.jsonl", ["a"]), write(tmp_path / "val.jsonl", ["b", "a", "a"])
+    found = splits.load(DataConfig(train_file=train, val_file=val), seed=0)
+    assert f"{train}:1 = {val}:2" in found.said[0]
+
+
 def test_drop_takes_copies_out_of_train_only(files):
     train, val, test = files
     found = splits.load(DataConfig(train_file=train, val_file=val, test_file=test, duplicates="drop"), seed=0)
