@@ -31,9 +31,10 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 import numpy as np
+from random_models import base_shapes, random_like
 
 from bidora_jax import bilevel_step, init_state, init_train_state, train_step
-from bidora_jax.models import adapters, decoder
+from bidora_jax.models import adapters
 from bidora_jax.models.decoder import DecoderConfig
 from bidora_jax.models.settings import AdapterConfig, ModelConfig
 from bidora_jax.training import objective, optim
@@ -53,7 +54,7 @@ def main() -> None:
     options = parsed()
     print(f"hidden {options.hidden}, {options.batch_tokens // options.shrink} tokens a batch, {options.dtype}, remat "
           f"{options.remat}; {jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)  # fmt: skip
-    rows = []
+    rows = [row for file in options.add for row in json.loads(Path(file).read_text())["rows"]]
     for sweep in options.sweep:
         for method in options.method:
             rows += swept(sweep, method, options)
@@ -66,7 +67,7 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--sweep", nargs="+", choices=list(SWEEPS), default=list(SWEEPS))
+    add("--sweep", nargs="*", choices=list(SWEEPS), default=list(SWEEPS))
     add("--method", nargs="+", choices=METHODS, default=list(METHODS))
     add("--steps", type=int, default=3, help="timed steps, after one to warm up")
     add("--batch-tokens", type=int, default=4096)
@@ -77,6 +78,7 @@ def parsed() -> argparse.Namespace:
     add("--largest", type=int, default=99)
     add("--picture", help="file for the curves, for instance growth.png")
     add("--json", help="file for the raw figures")
+    add("--add", nargs="+", default=[], help="files of raw figures of earlier runs, to be drawn with these")
     return parser.parse_args()
 
 
@@ -119,7 +121,8 @@ def problem(method: str, at: dict, options):
     """(step, state, base, batch or batches) with random weights."""
     config, model = shape(at, options.hidden), ModelConfig(remat=options.remat)
     adapter = adapters.resolve(AdapterConfig(method=method, rank=at["rank"]), config)
-    base = adapters.prepare_base(random_base(config, options.dtype), adapter)
+    base = random_like(base_shapes(config, "none", jnp.dtype(options.dtype)), jax.random.key(0))
+    base = adapters.prepare_base(base, adapter)
     params = adapters.init(adapter, base, jax.random.key(0))
     tx = optim.transformation(OptimizerConfig(), 100)
     inner, outer = objective.inner_loss(config, adapter, model), objective.outer_loss(config, adapter, model)
@@ -138,18 +141,6 @@ def shape(at: dict, hidden: int) -> DecoderConfig:
         num_heads=heads, num_kv_heads=max(heads // 2, 1), head_dim=64, rms_norm_eps=1e-6, rope_theta=1e6,
         tie_word_embeddings=True, qk_norm=True, qkv_bias=False, o_bias=False, max_position_embeddings=8192,
     )  # fmt: skip
-
-
-def random_base(config: DecoderConfig, dtype: str):
-    """Normal weights of deviation 0.02, norms of 1, a leaf at a time."""
-    random = np.random.default_rng(0)
-
-    def leaf(path, like):
-        if "norm" in jax.tree_util.keystr(path[:-1]):
-            return jnp.ones(like.shape, like.dtype)
-        return jnp.asarray(0.02 * random.standard_normal(like.shape, np.float32), like.dtype)
-
-    return jax.tree_util.tree_map_with_path(leaf, decoder.base_shapes(config, jnp.dtype(dtype)))
 
 
 def batch(at: dict, options, seed: int) -> dict[str, jax.Array]:

@@ -25,11 +25,13 @@ from bidora_jax.training import records
 
 METHODS = ("lora", "dora", "bidora")
 INK = {"lora": "#0072b2", "dora": "#e69f00", "bidora": "#009e73"}  # Okabe and Ito's, told apart by all
+DASH = {"lora": "-", "dora": (0, (3, 3)), "bidora": "-"}  # LoRA and DoRA may lie on each other
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--drawn", type=Path, help="only draw what an earlier --json holds")
     parser.add_argument(
         "--tokens", type=int, default=76_800, help="tokens that gradients are taken on, for each method"
     )
@@ -40,6 +42,12 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.drawn:
+        found = json.loads(options.drawn.read_text())
+        draw(found, found.pop("before"), options.picture)
+        return
+    if options.folder is None:
+        parser.error("--folder is needed: a Hugging Face folder")
     with tempfile.TemporaryDirectory() as temporary:
         files = write_splits(options, Path(temporary))
         found = {method: measure(method, options, files, Path(temporary) / method) for method in METHODS}
@@ -131,7 +139,7 @@ def table(found: dict[str, dict], before: float) -> str:
 
 
 def draw(found: dict[str, dict], before: float, picture: Path) -> None:
-    """Training losses over tokens, averaged over a twentieth of a run, and the loss on test at the end."""
+    """Training losses over tokens, averaged over a tenth of a run, and the loss on test at the end."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -140,11 +148,12 @@ def draw(found: dict[str, dict], before: float, picture: Path) -> None:
     axes = figure.subplots()
     for method, one in found.items():
         tokens, losses = zip(*one["curve"], strict=True)
-        width = max(len(losses) // 20, 1)
+        width = max(len(losses) // 10, 1)
         smooth = [sum(losses[max(0, at - width) : at + 1]) / len(losses[max(0, at - width) : at + 1])
                   for at in range(len(losses))]  # fmt: skip
-        axes.plot(tokens, losses, color=INK[method], alpha=0.15, linewidth=0.8)
-        axes.plot(tokens, smooth, color=INK[method], linewidth=1.8, label=f"{method}, test {one['test_loss']:.3f}")
+        axes.plot(tokens, losses, color=INK[method], alpha=0.12, linewidth=0.6)
+        axes.plot(tokens, smooth, color=INK[method], linestyle=DASH[method], linewidth=1.8,
+                  label=f"{method}, test {one['test_loss']:.3f}")  # fmt: skip
     axes.axhline(before, color="#888888", linewidth=0.8, linestyle=":")
     axes.annotate("test, before training", (0.99, before), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                   fontsize=8, color="#666666")  # fmt: skip

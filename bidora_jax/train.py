@@ -13,18 +13,24 @@ from bidora_jax.config import Config, differences, named, parse_train, read, res
 from bidora_jax.errors import InputError, command, listing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jaxtyping import PyTree
 
     from bidora_jax.models.adapters import Adapter
     from bidora_jax.models.decoder import DecoderConfig
     from bidora_jax.training.checkpoint import Checkpoints
-    from bidora_jax.training.evaluation import Answers, Evaluator
+    from bidora_jax.training.data import Batch
+    from bidora_jax.training.evaluation import Answers
     from bidora_jax.training.fitting import Settled
     from bidora_jax.training.loop import Loop, Phase, Standing
     from bidora_jax.training.memory import Memory
     from bidora_jax.training.phases import Problem
     from bidora_jax.training.records import Record, Tokenizer
     from bidora_jax.training.samples import Prompt
+
+    Losses = Callable[[PyTree, PyTree], float]
+    """(direction, magnitude) to the validation loss."""
 
 MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
                         "compilation_cache", "data.token_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
@@ -59,22 +65,22 @@ def main(argv: list[str]) -> None:
         check_folder(config, resume)
     from bidora_jax import auto, dryrun, exhaustion
     from bidora_jax.training.compilation import keep_compiled
-    from bidora_jax.training.memory import device_memory, keep_freed_memory, process_seconds
+    from bidora_jax.training.memory import device_memory, keep_freed_memory
 
     keep_freed_memory()
-    keep_compiled(config.compilation_cache)
+    kept = keep_compiled(config.compilation_cache)
+    clock = dryrun.Clock() if dry else None
     memory = device_memory(config.memory_limit)
     if "auto" in given:
         config = auto.fit(config, given, memory)
     with exhaustion.explained(config):
         parts = assemble(config)
-        loading, loaded = process_seconds(), time.monotonic()
         config, first = settle(config, parts, memory)
     parts = parts._replace(problem=first.problem)
     with exhaustion.explained(config, parts.problem.buckets[-1]):
-        if dry:
+        if clock is not None:
             _describe(config, parts)
-            dryrun.main(config, parts, first, memory, loading=loading or 0.0, settling=time.monotonic() - loaded)
+            dryrun.main(config, parts, first, memory, clock, kept=kept is not None)
         else:
             run(config, parts, first)
 
@@ -90,32 +96,48 @@ def settle(config: Config, parts: Assembled, memory: "Memory") -> "tuple[Config,
     return replace(config, model=first.problem.model, search=first.search), first
 
 
-def run(config: Config, parts: Assembled, first: "Settled") -> None:
-    """Trains, and writes the run folder."""
+def run(
+    config: Config,
+    parts: Assembled,
+    first: "Settled",
+    *,
+    losses: "Losses | None" = None,
+    make_loop: "Callable[..., Loop] | None" = None,
+) -> None:
+    """Trains, and writes the run folder. A rehearsal brings a shorter validation and a loop of its own (dryrun.py)."""
     from bidora_jax import journal
-    from bidora_jax.training import evaluation
     from bidora_jax.training.checkpoint import Checkpoints
-    from bidora_jax.training.data import full_pass
     from bidora_jax.training.loop import Loop, Rhythm
 
     problem, folder, began = parts.problem, Path(config.output_dir), time.monotonic()
-    evaluate = evaluation.evaluator(problem.config, replace(problem.adapter, dropout=0.0), problem.model)
-    val = list(full_pass(problem.val, problem.buckets, problem.data.batch_size, problem.pad_id)) if problem.val else []
-
-    def validation_loss(direction, magnitude):
-        return evaluate(problem.base, direction, magnitude, val).loss
-
+    if losses is None and problem.val:
+        losses = validator(problem, validation_batches(problem))
     _describe(config, parts)
-    before = _answers(config, parts, problem.base)
+    before = answers(config, parts, problem.base)
     _start_folder(config)
     with journal.begin(config, parts) as log, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
         rhythm = Rhythm(config.eval_every, config.save_every, config.log_every)
-        loop = Loop(validation_loss if val else None, log, checkpoints, rhythm, journal.watchers(config, parts))
+        loop = (make_loop or Loop)(losses, log, checkpoints, rhythm, journal.watchers(config, parts))
         direction, magnitude = _train(config, problem, loop, checkpoints, first)
-    _finish(config, parts, direction, magnitude, before, evaluate)
+    _finish(config, parts, direction, magnitude, before, losses)
     journal.end(config)
     seconds = time.monotonic() - began
     print(f"finished in {seconds:.0f} s; {loop.waited / seconds:.1%} of it the device waited for data")
+
+
+def validation_batches(problem: "Problem") -> "list[Batch]":
+    """The validation split, padded as it is evaluated; none where there is no such split."""
+    from bidora_jax.training.data import full_pass
+
+    return list(full_pass(problem.val, problem.buckets, problem.data.batch_size, problem.pad_id)) if problem.val else []
+
+
+def validator(problem: "Problem", batches: "list[Batch]") -> "Losses":
+    """The loss over these batches of an adapter: (direction, magnitude) to a number."""
+    from bidora_jax.training import evaluation
+
+    evaluate = evaluation.evaluator(problem.config, replace(problem.adapter, dropout=0.0), problem.model)
+    return lambda direction, magnitude: evaluate(problem.base, direction, magnitude, batches).loss
 
 
 def check(config: Config) -> None:
@@ -280,16 +302,14 @@ def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "S
 
 
 def _finish(
-    config: Config, parts: Assembled, direction, magnitude, before: "Answers | None", evaluate: "Evaluator"
+    config: Config, parts: Assembled, direction, magnitude, before: "Answers | None", losses: "Losses | None"
 ) -> None:
     from bidora_jax import export, journal
     from bidora_jax.models import adapters, hf
-    from bidora_jax.training.data import full_pass
 
     problem, folder = parts.problem, Path(config.output_dir)
-    if problem.val:
-        batches = full_pass(problem.val, problem.buckets, problem.data.batch_size, problem.pad_id)
-        loss = evaluate(problem.base, direction, magnitude, batches).loss
+    if losses is not None:
+        loss = losses(direction, magnitude)
         journal.note(config, result_loss=loss)
         print(f"validation loss of the result {loss:.4f}")
     trained = (problem.config, problem.adapter, problem.base, direction, magnitude)
@@ -298,13 +318,14 @@ def _finish(
         dtype = hf.source_dtype(parts.model_folder).name
         export.write_merged(folder / "merged", parts.model_folder, *trained, dtype=dtype, replace=True)
     if before is not None:
-        after = _answers(config, parts, adapters.merge(problem.adapter, problem.base, direction, magnitude))
+        after = answers(config, parts, adapters.merge(problem.adapter, problem.base, direction, magnitude))
         assert after is not None
         journal.note(config, exact_matches={"before": before.right, "after": after.right, "of": len(parts.test)})
         _compare_answers(parts.test, before, after)
 
 
-def _answers(config: Config, parts: Assembled, base) -> "Answers | None":
+def answers(config: Config, parts: Assembled, base: "PyTree") -> "Answers | None":
+    """What a model without adapter answers to the test records; None where there are none."""
     from bidora_jax.training import conversation, evaluation
 
     if not parts.test:

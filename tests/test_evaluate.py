@@ -13,7 +13,7 @@ from bidora_jax import evaluate, train
 from bidora_jax.config import Config
 from bidora_jax.errors import command
 from bidora_jax.models import decoder, hf
-from bidora_jax.training import records
+from bidora_jax.training import evaluation, records
 
 
 def evaluated(*argv: str, to) -> dict:
@@ -67,6 +67,17 @@ def test_the_loss_is_the_token_weighted_mean_over_the_file(model_folder, data_fi
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json"]
 
 
+def test_test_records_are_answered_in_even_batches_that_change_nothing(model_folder, data_files, monkeypatch):
+    assert [evaluation.rows(records) for records in (1, 64, 65, 96, 200)] == [1, 64, 33, 48, 50]
+    config, tokenizer = hf.read_config(model_folder), records.load_tokenizer(model_folder)
+    test = records.read_records(data_files[2])
+    assert len(test) == 5
+    given = (config, hf.load_base(model_folder, config), tokenizer, test)
+    together = evaluation.answer(*given, max_new_tokens=9, ends=[0])
+    monkeypatch.setattr(evaluation, "ANSWERED", 2)  # two, two and one
+    assert evaluation.answer(*given, max_new_tokens=9, ends=[0]) == together
+
+
 def test_what_is_cut_and_what_is_dropped_is_counted(model_folder, tmp_path, capfd):
     lines = [{"instruction": "a", "output": "v1;"}, {"instruction": "a", "output": "v" * 30},
              {"instruction": "a" * 90, "output": "v1;"}]  # fmt: skip
@@ -88,7 +99,7 @@ def test_answers_to_test_records_stop_at_every_end_that_the_model_has(model_fold
     def answers(end):
         ends = {"eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end)]}
         (folder / "generation_config.json").write_text(json.dumps(ends))
-        return train._answers(Config(max_new_tokens=9), parts, base).texts
+        return train.answers(Config(max_new_tokens=9), parts, base).texts
 
     whole = answers("<|im_start|>")  # two ends here too: one compiled program
     stop = whole[0][3]  # a character is a token

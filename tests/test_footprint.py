@@ -64,7 +64,13 @@ def test_the_parts_are_those_of_the_trees_and_make_up_the_peak(shapes_alone):
     assert len(lines) == 8 and lines[-1].split("peak of a step")[1].strip() == footprint.gigabytes(parts.peak)
 
 
-def test_the_fastest_form_that_fits_is_chosen_with_the_reason(abstract, shapes_alone):
+@pytest.fixture
+def two_remats(monkeypatch):
+    """A platform with a choice, as a GPU has it."""
+    monkeypatch.setattr(fitting, "remats", lambda: ("dots", "layer"))
+
+
+def test_the_fastest_form_that_fits_is_chosen_with_the_reason(abstract, shapes_alone, two_remats):
     auto = problem(abstract, replace(MODEL, remat="auto"))
     roomy = fitting.settle(auto, LEVELS, Memory(10**12, "a large device"))
     assert roomy.problem.model.remat == "dots" and roomy.search.hypergradient == "exact"
@@ -84,6 +90,9 @@ def test_the_fastest_form_that_fits_is_chosen_with_the_reason(abstract, shapes_a
 def test_what_is_set_is_kept_and_nothing_is_compiled(abstract):
     settled = fitting.settle(problem(abstract), LEVELS, Memory(1000, "this"))
     assert (settled.problem.model.remat, settled.footprint, settled.said) == ("layer", None, "")
+    only = fitting.settle(problem(abstract, replace(MODEL, remat="auto")), LEVELS, Memory(1000, "this"))
+    assert (only.problem.model.remat, only.footprint) == ("layer", None)
+    assert only.said == "remat layer: the fastest on a cpu"
 
 
 def test_forms_in_the_order_they_are_tried(monkeypatch):
@@ -93,7 +102,7 @@ def test_forms_in_the_order_they_are_tried(monkeypatch):
     assert fitting.candidates(MODEL, bidora._replace(search=SearchConfig(hypergradient="direct"))) == [
         ("layer", "direct")
     ]
-    assert fitting.candidates(auto, LEVELS) == [("dots", "exact"), ("layer", "exact")]
+    assert fitting.candidates(auto, LEVELS) == [("layer", "exact")]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     pairs = fitting.candidates(auto, bidora)
     assert pairs[:3] == [("none", "reverse"), ("none", "exact"), ("dots", "reverse")]
@@ -134,7 +143,7 @@ def test_levels_give_up_bits_before_length_and_keep_what_is_fixed():
     assert list(planning._levels(PLAN, fixed)) == [PLAN]
 
 
-def test_within_a_level_the_effective_batch_stays():
+def test_within_a_level_the_effective_batch_stays(two_remats):
     within = list(planning._within(PLAN, frozenset()))
     assert {p.data.batch_size * p.data.accumulation for p in within} == {6}
     assert [p.data.batch_size for p in within[::2]] == [6, 3, 2, 1]

@@ -192,17 +192,19 @@ def test_dora_ends_early_when_the_validation_loss_stays_and_has_no_retraining(
 def test_a_dry_run_says_what_a_run_takes_and_auto_what_it_changed(model_folder, data_files, tmp_path, capfd):
     """Nothing is written; --auto keeps the effective batch and what the command line sets."""
     flags = ["--adapter.method", "lora", "--search.steps", "7", "--eval-every", "3", "--data.batch-size", "2",
-             "--data.accumulation", "3", "--data.max-length", "128", "--dry-run", "--auto", "--memory-limit"]  # fmt: skip
+             "--data.accumulation", "3", "--data.max-length", "128", "--save-every", "4",
+             "--data.test-file", str(data_files[2]), "--dry-run", "--auto", "--memory-limit"]  # fmt: skip
     argv = [*inputs(model_folder, data_files, tmp_path / "run"), *SMALL, *flags]
     assert exit_status([*argv, "6MB"]) == 0
     said = capfd.readouterr().out
     assert not (tmp_path / "run").exists()
-    for part in ("auto: model.remat auto → dots: the fastest that fits", "by the compiler's count for a cpu",
+    for part in ("auto: model.remat auto → layer: the fastest that fits", "by the compiler's count for a cpu",
                  "without a GPU a step of 768 tokens", "search: 7 steps of ", " s, padded to ", "peak of a step",
-                 " of 6.0 MB, memory_limit 6MB", "4 evaluations", "direction 516 (", "resident: ",
+                 " of 6.0 MB, memory_limit 6MB", ", 7 steps ", ", 2 checkpoints ", ", 4 looks (changes) ", ", 4 evaluations ",
+                 ", 2 batches of test answers ", "and the run reads them in", "direction 516 (", "resident: ",
                  "dry run: nothing was written"):  # fmt: skip
         assert part in said, part
-    assert "data.batch_size" not in said
+    assert "data.batch_size" not in said and "exact match" not in said
     assert exit_status([*argv, "10kB"]) == 2
     said = capfd.readouterr().err
     assert "--auto found nothing that fits in 85% of 0.0 MB" in said

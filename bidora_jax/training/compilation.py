@@ -30,6 +30,7 @@ def keep_compiled(setting: str) -> Path | None:
     except OSError:  # no home to write to: compiling anew is all that is lost
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # the many small programs of a start add up
     return folder
 
 

@@ -71,6 +71,15 @@ class Answers(NamedTuple):
         return sum(text.strip() == wanted.strip() for text, wanted in zip(self.texts, self.expected, strict=True))
 
 
+ANSWERED = 64
+"""At most so many test records are answered at a time: each holds keys and values of its own."""
+
+
+def rows(records: int) -> int:
+    """Test records answered at a time: as even batches as their number allows."""
+    return -(-records // -(-records // ANSWERED))
+
+
 def answer(
     config: DecoderConfig, base: PyTree, tokenizer: Any, test: Sequence[records.Record], *, max_new_tokens: int,
     ends: Sequence[int],
@@ -78,11 +87,10 @@ def answer(
     """Greedy answers of a model without adapter (merge it first), cut at the first of `ends` or at the model's context."""
     prompts = [records.prompt_ids(record, tokenizer) for record in test]
     left = config.max_position_embeddings - max(map(len, prompts))
-    written = generation.answers(
-        generation.assemble(config, base),
-        prompts,
-        max_new_tokens=min(max_new_tokens, max(left, 1)),
-        ends=ends,
-    )
+    model, size, written = generation.assemble(config, base), rows(len(prompts)), []
+    for first in range(0, len(prompts), size):
+        written += generation.answers(
+            model, prompts[first : first + size], max_new_tokens=min(max_new_tokens, max(left, 1)), ends=ends, rows=size
+        )
     texts = tokenizer.batch_decode([piece.tokens for piece in written], skip_special_tokens=True)
     return Answers(texts, [records.response_text(record) for record in test])

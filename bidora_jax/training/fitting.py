@@ -1,13 +1,12 @@
 """Which form of a step fits the device: the compiler is asked, the fastest form first.
 
-                        a CPU             a GPU
-    remat, one level    dots, layer       none, dots, layer, offload
-    remat, bidora       layer             none, dots, layer, offload
-    hypergradient       exact             reverse, exact                  two roads to the same quantity, see kernels/hypergrad.py
+                        a CPU     a GPU
+    remat               layer     none, dots, layer, offload
+    hypergradient       exact     reverse, exact                  two roads to the same quantity, see kernels/hypergrad.py
 
-On a CPU it takes longer to write to memory than to compute again: what keeps least is the fastest as well, by the table of
-benchmarks/README.md, where "reverse" and "none" lose on time and memory. The order on a GPU, whose memory is faster, is that
-of the arithmetic and has not been measured.
+On a CPU it takes longer to write to memory than to compute again: what keeps least is the fastest as well, by the tables of
+benchmarks/README.md, so that nothing is left to choose and nothing compiled for the choice. The order on a GPU, whose memory
+is faster, is that of the arithmetic and has not been measured.
 
 A form fits if the peak that the compiler counts for it is at most FITS of the memory there is; the rest is for what it does
 not count: the interpreter, fragments, checkpoints on their way out. What is set is kept; `auto` is what is chosen here.
@@ -101,11 +100,9 @@ def largest(phase: Phase) -> Meeting:
     return program, program.lengths[-1]
 
 
-def remats(method: str) -> tuple[str, ...]:
+def remats() -> tuple[str, ...]:
     """The remat policies worth trying on this platform, the fastest first."""
-    if jax.default_backend() != "cpu":
-        return ("none", "dots", "layer", "offload")
-    return ("layer",) if method == "bidora" else ("dots", "layer")
+    return ("layer",) if jax.default_backend() == "cpu" else ("none", "dots", "layer", "offload")
 
 
 def forms(method: str) -> tuple[str, ...]:
@@ -135,7 +132,7 @@ def synthetic(
 def candidates(model: ModelConfig, levels: Levels) -> list[tuple[str, str]]:
     """(remat, hypergradient), the fastest first; what is set is kept."""
     form = levels.search.hypergradient
-    policies = remats(levels.method) if model.remat == AUTO else (model.remat,)
+    policies = remats() if model.remat == AUTO else (model.remat,)
     return list(product(policies, forms(levels.method) if form == AUTO else (form,)))
 
 

@@ -34,10 +34,10 @@ class Program:
     def compile(self, state: PyTree, length: int, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
         """The step for batches of one padded length. `state` may be shapes, and so may `frozen`.
 
-        With `options` of the compiler's own it is not kept.
+        With `options` of the compiler's own, none of them too, it is compiled anew and not kept.
         """
         assert length in self.lengths, f"{self.name}: a length of {length}, expected one of {self.lengths}"
-        if length in self._compiled:
+        if options is None and length in self._compiled:
             return self._compiled[length]
         lowered = self._jitted.lower(*shapes((state, self.frozen, *self.like(length))))
         if options is not None:

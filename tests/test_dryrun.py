@@ -1,0 +1,45 @@
+"""dryrun.py: the arithmetic of an estimate, and that a rehearsal counts what a run does."""
+
+import jax
+import pytest
+
+from bidora_jax import dryrun
+from bidora_jax.dryrun import Clock, Cost, Often, PhaseCost, Timed
+from bidora_jax.training.footprint import Footprint
+from bidora_jax.training.memory import Memory
+
+PARTS = Footprint(base=7_000, adapter=50, optimiser=100, batch=3, results=20, loss=11, activations=500, donated=150)
+SEARCH = PhaseCost("search", 40, (48, 96), 0.5, PARTS, held=9_000)
+OFTEN = {"steps": Often(40, 0.5, rehearsed=1.1), "evaluations": Often(5, 3.0, rehearsed=0.7)}
+
+
+def test_a_run_that_reads_its_programs_does_not_compile():
+    """By hand: 60 s, of which 35 compiling and 1.8 of what comes often; 20 s of steps and 15 of evaluations."""
+    kept = Cost((SEARCH,), OFTEN, rehearsal=60.0, compiling=35.0, reading=1.2, held=9_400)
+    assert kept.once == pytest.approx(60 - 35 - 1.8 + 1.2)
+    assert kept.seconds == pytest.approx(60 - 35 - 1.8 + 1.2 + 35)
+    anew = kept._replace(reading=None)
+    assert anew.seconds == pytest.approx(60 - 1.8 + 35)
+    assert kept.resident == max(9_400, 9_000 + 511 + 20 + 3)
+    assert kept._replace(held=None).resident is None
+    said = dryrun.report(kept, Memory(10_000, "here"), merged=True)
+    assert "time: 59 s = starting and ending 24 s, 40 steps 20 s, 5 evaluations 15 s" in said
+    assert "compiling 35 s is over: the programs are kept, and the run reads them in 1.2 s" in said
+    assert "writing the merged model is not counted" in said
+    assert any(line.endswith("15 s, compiling 35 s") for line in dryrun.report(anew, Memory(1, ""), merged=False))
+
+
+@pytest.mark.parametrize(("steps", "every", "times"), [(7, 3, 3), (6, 3, 2), (2, 3, 1), (7, 0, 1), (7, 1, 7)])
+def test_how_often_something_is_done_in_a_phase(steps, every, times):
+    assert dryrun._due(steps, every) == times
+    assert times == sum(step == steps or (every > 0 and step % every == 0) for step in range(1, steps + 1))
+
+
+def test_the_clock_counts_compiling_and_a_timer_calls():
+    clock, times = Clock(), []
+    for length in (3, 5):
+        jax.jit(lambda x: (x @ x.T).sum())(jax.numpy.ones((length, length)))
+        times.append(clock.compiling)
+    assert 0 < times[0] < times[1]
+    double = Timed(lambda x: 2 * x)
+    assert (double(3), double(4), double.calls) == (6, 8, 2) and double.last >= 0
