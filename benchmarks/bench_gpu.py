@@ -363,7 +363,11 @@ def theirs(job: dict):
     settings = {name: job[name] for name in ("quantization", "variant", "rank")}
     place = "cuda" if torch.cuda.is_available() else "cpu"
     batch = (job["batch"], job["length"])
-    return opponents.random_contestant(shape, job["method"], batch, learning_rate=2e-4, device=place, **settings), {}
+    step = opponents.random_contestant(shape, job["method"], batch, learning_rate=2e-4, device=place, **settings)
+    if place == "cuda":  # what making the model took is no part of a step
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return step, {}
 
 
 def their_peak() -> dict:

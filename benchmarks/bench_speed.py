@@ -112,7 +112,8 @@ class Worker:
 
     def step(self) -> dict:
         """What it answers to one step: its seconds, and what it counts besides."""
-        print("step", file=self.process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # of a process that has ended: there will be no answer
+            print("step", file=self.process.stdin, flush=True)
         answer = self._answer()
         self.seconds.append(answer["seconds"])
         return answer
