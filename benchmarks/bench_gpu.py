@@ -150,12 +150,15 @@ class Race:
         try:
             worker = self.started(job, name)
         except Stopped as stopped:
-            self.record["left_out"].append(f"{name}: no time" if self.left() <= 0 else str(stopped))
+            self.ended(name, stopped)
             return None
         worker.job = job
         if "too_large" in worker.ready:
             worker.stop()
         return worker
+
+    def ended(self, name: str, stopped: Stopped) -> None:
+        self.record["left_out"].append(str(stopped) if self.left() > 0 else f"{name}: no time for all of it")
 
     def started(self, job: dict, name: str) -> Worker:
         return Worker(name, __file__, job, self.environment, limit=max(self.left(), 1.0))
@@ -168,7 +171,7 @@ class Race:
                 try:
                     worker.answer = worker.step()
                 except Stopped as stopped:
-                    self.record["left_out"].append(str(stopped))
+                    self.ended(worker.name, stopped)
                     running = [other for other in running if other is not worker]
         for worker in workers:
             worker.stop()
