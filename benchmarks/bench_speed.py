@@ -30,8 +30,10 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -84,34 +86,49 @@ class Result:
     process_gb: float = 0.0
 
 
+class Stopped(SystemExit):
+    """A process that ended before it was told to."""
+
+
 class Worker:
-    """The parent's end of a contestant's process. Building one starts it and waits until it is warm."""
+    """The parent's end of a process that runs `serve`. Building one starts it and waits until it is warm."""
 
-    def __init__(self, contestant: Contestant, folder: Path, options: argparse.Namespace):
-        job = {**asdict(contestant), "folder": str(folder), "rank": options.rank, "loss_chunk": options.loss_chunk,
-               "freed": options.freed}  # fmt: skip
-        environment = os.environ | dict(pair.split("=", 1) for pair in options.env)
-        command = [sys.executable, __file__, "--worker", json.dumps(job)]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1, env=environment)
-        self.result = Result(contestant, {})
-        self.result.ready = self._answer()
+    def __init__(
+        self, name: str, script: str, job: dict, environment: dict[str, str], limit: float = threading.TIMEOUT_MAX
+    ):
+        """After `limit` seconds the process is killed, and whatever waits for it raises Stopped."""
+        self.name, self.seconds = name, []
+        command = [sys.executable, script, "--worker", json.dumps(job)]
+        settings = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+        self.process = subprocess.Popen(command, env=os.environ | environment, **settings)
+        self.timer = threading.Timer(limit, self.process.kill)
+        self.timer.daemon = True
+        self.timer.start()
+        try:
+            self.ready = self._answer()
+        except BaseException:
+            self.stop()
+            raise
 
-    def step(self) -> None:
-        print("step", file=self.process.stdin, flush=True)
+    def step(self) -> dict:
+        """What it answers to one step: its seconds, and what it counts besides."""
+        with suppress(BrokenPipeError):  # of a process that has ended: there will be no answer
+            print("step", file=self.process.stdin, flush=True)
         answer = self._answer()
-        self.result.seconds.append(answer["seconds"])
-        self.result.steps_gb, self.result.process_gb = answer["steps_gb"], answer["process_gb"]
+        self.seconds.append(answer["seconds"])
+        return answer
 
     def stop(self) -> None:
-        self.process.stdin.close()
+        self.timer.cancel()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
 
     def _answer(self) -> dict:
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.result.contestant.name} stopped with exit code {self.process.wait()}; see above")
+            raise Stopped(f"{self.name} stopped with exit code {self.process.wait()}; see above")
         return json.loads(line)
 
 
@@ -221,19 +238,25 @@ def shape(options) -> dict:
 def raced(group: list[Contestant], folder: Path, options) -> list[Result]:
     """Starts the contestants one after the other, then lets them take turns."""
     workers: list[Worker] = []
+    answers: dict[Worker, dict] = {}
+    environment = dict(pair.split("=", 1) for pair in options.env)
+    settings = {"folder": str(folder), "rank": options.rank, "loss_chunk": options.loss_chunk, "freed": options.freed}
     try:
         for contestant in group:
             began = time.monotonic()
-            workers.append(Worker(contestant, folder, options))
+            workers.append(Worker(contestant.name, __file__, asdict(contestant) | settings, environment))
             print(f"  {contestant.name}: warm after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         for number in range(options.rounds):
             first = number % len(workers)
             for worker in workers[first:] + workers[:first]:
-                worker.step()
+                answers[worker] = worker.step()
     finally:
         for worker in workers:
             worker.stop()
-    results = [worker.result for worker in workers]
+    results = [
+        Result(contestant, worker.ready, worker.seconds, answers[worker]["steps_gb"], answers[worker]["process_gb"])
+        for contestant, worker in zip(group, workers, strict=True)
+    ]
     check_losses(results)
     return results
 
@@ -319,25 +342,38 @@ def processor() -> str:
 
 
 def work(job: dict) -> None:
-    """Warms up, says so, then does one step for every line that comes in."""
+    if job["freed"] == "kept":
+        keep_freed_memory()  # as `train` does; given to PEFT too, which gains by it as well
+    loaded_gb = 0.0
+
+    def build():
+        nonlocal loaded_gb
+        built = ours(job) if job["side"] == "ours" else theirs(job)
+        loaded_gb = peak_gb()
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts anew at what is resident now
+        return built
+
+    serve(build, lambda: {"steps_gb": peak_gb(), "process_gb": max(loaded_gb, peak_gb())})
+
+
+def serve(build: Callable[[], tuple[Callable[[], float] | None, dict]], count: Callable[[], dict]) -> None:
+    """Builds a step (and facts about it), warms up, says so, then does one step for every line that comes in, with what `count`
+    finds after it. Where `build` gives no step, the facts are all that is said."""
     # Libraries print; answers go out on a copy of stdout, and stdout itself joins stderr.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    if job["freed"] == "kept":
-        keep_freed_memory()  # as `train` does; given to PEFT too, which gains by it as well
     began = time.monotonic()
-    step, facts = ours(job) if job["side"] == "ours" else theirs(job)
+    step, facts = build()
     facts["build_seconds"] = time.monotonic() - began
-    loaded_gb = peak_gb()
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts anew at what is resident now
+    if step is None:
+        print(json.dumps(facts), file=answers)
+        return
     facts["first_loss"] = step()
     print(json.dumps(facts), file=answers)
     for _ in sys.stdin:
         began = time.perf_counter()
         step()
-        seconds, steps_gb = time.perf_counter() - began, peak_gb()
-        answer = {"seconds": seconds, "steps_gb": steps_gb, "process_gb": max(loaded_gb, steps_gb)}
-        print(json.dumps(answer), file=answers)
+        print(json.dumps({"seconds": time.perf_counter() - began, **count()}), file=answers)
 
 
 def peak_gb() -> float:

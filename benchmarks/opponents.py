@@ -1,10 +1,10 @@
-"""The torch side of bench_speed.py: one step of PEFT's LoRA or DoRA, and one BiDoRA step as its released code takes it.
+"""The torch side of bench_speed.py and bench_gpu.py: a step of PEFT's LoRA or DoRA, and a BiDoRA step as its released code has it.
 
 The model is transformers' Qwen3ForCausalLM under PEFT, the loss is the model's own with `labels`, the optimiser is torch's
 AdamW. Variants, so that the best one counts:
 
     plain        adapters in float32 (PEFT's default), everything else in the dtype of the model
-    autocast     the same under torch.autocast("cpu", bfloat16), as transformers' Trainer runs it with bf16=True
+    autocast     the same under torch.autocast(bfloat16), as transformers' Trainer runs it with bf16=True
     narrow       bfloat16 adapters and moments as well; fastest to store, but small updates are rounded away
     checkpoint   autocast (bfloat16) or plain (float32), with transformers' gradient checkpointing
     compile      autocast or plain, under torch.compile (needs a C++ compiler)
@@ -51,9 +51,53 @@ def contestant(
 ) -> Callable[[], float]:
     """A closure that does one step and returns the training loss before it."""
     torch.manual_seed(0)
-    model = _model(folder, method, dtype=dtype, variant=variant, rank=rank)
+    model = transformers.Qwen3ForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    batches = [torch.from_numpy(np.load(folder / f"{name}.npy")).long() for name in ("train", "val")]
+    return _step(model, method, *batches, dtype=dtype, variant=variant, rank=rank, learning_rate=learning_rate)
+
+
+def random_contestant(
+    shape: dict, method: str, batch: tuple[int, int], *, quantization: str, variant: str, rank: int, learning_rate: float,
+    device: str,
+) -> Callable[[], float]:  # fmt: skip
+    """The same over transformers' own random weights, made on the device in bfloat16, of Qwen3Config(**shape).
+
+    nf4: the linear layers are bitsandbytes' Linear4bit with double quantisation. `batch`: records and tokens of each.
+    """
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(device):
+        model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape))
+        batches = [torch.randint(shape["vocab_size"], batch) for _ in ("train", "val")]
+    torch.set_default_dtype(torch.float32)
+    if quantization == "nf4":
+        _quantise(model)
+    settings = {"dtype": "bfloat16", "variant": variant, "rank": rank, "learning_rate": learning_rate}
+    return _step(model, method, *batches, **settings)
+
+
+def _quantise(model) -> None:
+    """Every linear layer of the decoder's layers in NF4, one after the other: the model is never there twice."""
+    import bitsandbytes as bnb
+
+    for parent in list(model.model.layers.modules()):
+        for name, linear in list(parent.named_children()):
+            if type(linear) is torch.nn.Linear:
+                settings = {"quant_type": "nf4", "compress_statistics": True}
+                packed = bnb.nn.Linear4bit(
+                    linear.in_features, linear.out_features, bias=False, compute_dtype=torch.bfloat16, device="meta", **settings
+                )  # fmt: skip
+                weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, module=packed, **settings)
+                packed.weight = weight.to(linear.weight.device)  # where it is quantised
+                setattr(parent, name, packed)
+    model.is_loaded_in_4bit = True  # PEFT asks this
+
+
+def _step(
+    model, method: str, train, val, *, dtype: str, variant: str, rank: int, learning_rate: float
+) -> Callable[[], float]:
+    model = _adapted(model, method, variant=variant, rank=rank)
     loss_of = partial(_loss, model, dtype == "bfloat16" and variant in ("autocast", "checkpoint", "compile"))
-    train, val = (torch.from_numpy(np.load(folder / f"{name}.npy")).long() for name in ("train", "val"))
     optimiser = partial(torch.optim.AdamW, lr=learning_rate, weight_decay=0.0)
     direction, magnitude = _parameters(model, "lora_A", "lora_B"), _parameters(model, "lora_magnitude_vector")
     if method == "bidora":
@@ -90,8 +134,7 @@ def bidora_step(loss_of, train, val, direction, magnitude, inner, outer) -> floa
     return loss.item()
 
 
-def _model(folder: Path, method: str, *, dtype: str, variant: str, rank: int):
-    model = transformers.Qwen3ForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+def _adapted(model, method: str, *, variant: str, rank: int):
     model.config.use_cache = False
     if variant == "checkpoint":
         model.gradient_checkpointing_enable()
@@ -102,7 +145,7 @@ def _model(folder: Path, method: str, *, dtype: str, variant: str, rank: int):
 
 
 def _loss(model, autocast: bool, tokens):
-    with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+    with torch.autocast(tokens.device.type, torch.bfloat16) if autocast else nullcontext():
         return model(input_ids=tokens, labels=tokens).loss
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bidora_jax.config import Config
 from bidora_jax.errors import InputError
-from bidora_jax.training import fitting, planning
+from bidora_jax.training import attending, fitting, planning
 from bidora_jax.training.footprint import Footprint, gigabytes
 from bidora_jax.training.memory import Memory
 from bidora_jax.training.planning import Plan
@@ -31,7 +31,9 @@ def fit(config: Config, given: frozenset[str], memory: Memory) -> Config:
     if hf.is_quantised(folder):  # the files decide
         fixed |= {"model.quantization"}
     dtype = dtype_of(config, folder)
-    start = plan_of(config)
+    lengths = (config.data.max_length,)
+    model, _ = attending.settle(config.model, decoder_config, config.data, dtype, lengths)
+    start = replace(plan_of(config), model=model)
     found, parts = planning.search(decoder_config, start, dtype, memory, frozenset(fixed))
     if not fitting.fits(parts, memory):
         raise InputError(_refusal(found, parts, memory, fixed))
@@ -40,7 +42,7 @@ def fit(config: Config, given: frozenset[str], memory: Memory) -> Config:
         print(feasible(decoder_config, found, dtype))
     return replace(
         config,
-        model=found.model,
+        model=replace(found.model, attention=config.model.attention),  # settled again, at the lengths of the data
         data=found.data,
         search=replace(config.search, hypergradient=found.search.hypergradient),
     )

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
                         "compilation_cache", "data.token_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
                         "samples.prompts", "samples.count", "samples.max_new_tokens", "samples.temperature")  # fmt: skip
-SETTLED = ("model.remat", "search.hypergradient")
+SETTLED = ("model.remat", "model.attention", "search.hypergradient")
 """What `auto` stands for is chosen at the start of a run; a resumed one keeps the choice."""
 
 
@@ -215,10 +215,11 @@ def check_folder(config: Config, resume: bool) -> None:
 def assemble(config: Config) -> Assembled:
     """Reads the data, then the model. The order puts the cheap refusals first."""
     from bidora_jax.models import adapters, hf
-    from bidora_jax.training import fitting, preparation, records, samples, splits
+    from bidora_jax.training import attending, fitting, preparation, records, samples, splits
     from bidora_jax.training.phases import Problem
 
     fitting.check(config.model)
+    attending.check(config.model, config.data)
     data = splits.load(config.data, config.seed)
     model_folder = hf.resolve_folder(config.model.path)
     decoder_config = hf.read_config(model_folder)

@@ -47,6 +47,13 @@ def test_every_form_is_its_closed_form(ridge, form):
     np.testing.assert_allclose(out.outer_loss, outer(updated, m), rtol=1e-14)
 
 
+def test_the_mixed_product_is_of_the_loss_that_is_given_for_it(ridge):
+    inner, outer, update, d0, m, updated, closed = ridge
+    out = hypergrad.exact(inner, outer, update, d0, m, mixed=lambda d, m: 3 * inner(d, m))
+    np.testing.assert_allclose(out.hypergradient, m + 3 * (closed["exact"] - m), rtol=1e-10)
+    np.testing.assert_allclose(out.direction, updated, rtol=1e-14)
+
+
 def test_bilevel_step_gives_the_closed_form_through_its_public_contract(ridge):
     inner, outer, _, d0, m, updated, closed = ridge
     inner_tx, outer_tx = optax.sgd(RATE), optax.sgd(1.0)

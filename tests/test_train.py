@@ -58,7 +58,8 @@ def test_the_configuration_of_a_run_reads_back(finished_run):
     config, _ = parse_train(json.loads((finished_run / "argv.json").read_text()))
     saved = resolve(read(str(finished_run / "run" / "config.json")))
     assert saved == settled(config, saved, train.SETTLED)
-    assert (saved.model.remat, saved.search.hypergradient) == ("layer", "exact")  # what auto stood for
+    # What auto stood for.
+    assert (saved.model.remat, saved.model.attention, saved.search.hypergradient) == ("layer", "chunked", "exact")
 
 
 @pytest.mark.slow

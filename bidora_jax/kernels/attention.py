@@ -9,11 +9,13 @@
 Norms, angles and softmax are float32 (float64 for float64); products have the dtype of the inputs and accumulate in
 float32. Sequences are padded on the right: under the causal mask a real token never sees padding, so no padding mask
 exists; what stands at padded positions is finite and meaningless. The only custom derivatives are those of the products
-(kernels/products.py), whose gradients are ordinary code: that is what lets a mixed second-order product pass through.
+(kernels/products.py) and of the softmax, whose gradients are ordinary code: that is what lets a mixed second-order product
+pass through. `fused_attention` is the one exception: attend() by cuDNN, with a first derivative and no second.
 """
 
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +147,28 @@ def causal_attention(
         else:
             out.append(_by_chunk(part, queries.start, chunk, *rows))
     return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
+
+
+def fused_attention(
+    q: Float[Array, "B T H h"],
+    k: Float[Array, "B T K h"],
+    v: Float[Array, "B T K h"],
+    *,
+    window: int | None = None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "B T H h"]:
+    """`causal_attention` of a document a row, in cuDNN's fused kernels (FlashAttention-2, arXiv:2307.08691): no scores in memory.
+
+    First derivatives only: `jvp` and a gradient of a gradient raise. RuntimeError or ValueError, while it is traced or compiled,
+    for what cuDNN does not take: another device than an NVIDIA GPU, other dtypes than 16-bit floats, h past 128 (256 from Hopper
+    on) or no multiple of 8. XLA lets its backward pass sum in any order, unless --xla_gpu_deterministic_ops is set. "xla" is
+    the same call without cuDNN, to hold the arguments to.
+    """
+    # Keys before a query's own, and after it.
+    sides = None if window is None or window >= q.shape[1] else (window - 1, 0)
+    return jax.nn.dot_product_attention(
+        q, k, v, scale=q.shape[-1] ** -0.5, is_causal=True, local_window_size=sides, implementation=implementation
+    )
 
 
 RUNS = 4

@@ -38,9 +38,15 @@ class Unrolled(NamedTuple):
     outer_loss: Float[Array, ""]
 
 
-def exact(inner: Loss, outer: Loss, update: Update, direction: PyTree, magnitude: PyTree) -> Unrolled:
-    """h through the unrolled update; the mixed product forward over reverse."""
-    return _unrolled(_forward_over_reverse(inner, direction), outer, update, direction, magnitude)
+def exact(
+    inner: Loss, outer: Loss, update: Update, direction: PyTree, magnitude: PyTree, *, mixed: Loss | None = None
+) -> Unrolled:
+    """h through the unrolled update; the mixed product forward over reverse.
+
+    `mixed` is the same function as `inner`, to rounding, where kernels in `inner` have no second derivative: the mixed product
+    is taken of it, and of `inner` and `outer` first derivatives alone.
+    """
+    return _unrolled(_forward_over_reverse(inner, mixed or inner, direction), outer, update, direction, magnitude)
 
 
 def reverse(inner: Loss, outer: Loss, update: Update, direction: PyTree, magnitude: PyTree) -> Unrolled:
@@ -83,8 +89,8 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
-def _forward_over_reverse(inner: Loss, direction: PyTree):
-    """m ↦ (loss, ∇_d loss) whose cotangent v on the gradient is pulled back by ∂_m∂_v loss = jvp of ∂_m loss along v.
+def _forward_over_reverse(inner: Loss, mixed: Loss, direction: PyTree):
+    """m ↦ (loss, ∇_d loss) of `inner`, whose cotangent v on the gradient is pulled back by ∂_m∂_v = jvp of ∂_m along v, of `mixed`.
 
     The loss itself is returned as a metric: it has no cotangent here.
     """
@@ -102,7 +108,7 @@ def _forward_over_reverse(inner: Loss, direction: PyTree):
         # The gradient is taken in d as well, and dropped: a product of d alone would else be passed by the jvp undifferentiated,
         # which a custom_vjp does not allow.
         def magnitude_gradient(d):
-            return jax.grad(inner, argnums=(0, 1))(d, m)[1]
+            return jax.grad(mixed, argnums=(0, 1))(d, m)[1]
 
         return (jax.jvp(magnitude_gradient, (direction,), (v,))[1],)
 

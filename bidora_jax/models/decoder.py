@@ -69,6 +69,7 @@ class Attention(nn.Module):
     adapter: Adapter | None
     chunk: int
     reopen: bool
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x, cos, sin, attend: Attend | None = None, starts=None):
@@ -80,7 +81,10 @@ class Attention(nn.Module):
         if c.qk_norm:
             q, k = RMSNorm(c.rms_norm_eps, name="q_norm")(q), RMSNorm(c.rms_norm_eps, name="k_norm")(k)
         q, k = attention.rope(q, cos, sin), attention.rope(k, cos, sin)
-        causal = partial(attention.causal_attention, chunk=self.chunk, window=c.window, starts=starts)
+        if self.fused:
+            causal = partial(attention.fused_attention, window=c.window)
+        else:
+            causal = partial(attention.causal_attention, chunk=self.chunk, window=c.window, starts=starts)
         out, kept = (causal(q, k, v), None) if attend is None else attend(causal, q, k, v)
         out = out.reshape(*x.shape[:2], c.num_heads * c.head_dim)
         return _linear(self, "o_proj", c.o_bias)(out), kept
@@ -108,12 +112,14 @@ class DecoderLayer(nn.Module):
     chunk: int = 512
     reopen: bool = False
     """See models/linear.py."""
+    fused: bool = False
+    """Attention by cuDNN, without a second derivative."""
 
     @nn.compact
     def __call__(self, x, cos, sin, attend: Attend | None = None, starts=None):
         eps = self.config.rms_norm_eps
         normed = RMSNorm(eps, name="input_layernorm")(x)
-        mix = Attention(self.config, self.adapter, self.chunk, self.reopen, name="self_attn")
+        mix = Attention(self.config, self.adapter, self.chunk, self.reopen, self.fused, name="self_attn")
         mixed, kept = mix(normed, cos, sin, attend, starts)
         x = x + mixed
         normed = RMSNorm(eps, name="post_attention_layernorm")(x)
@@ -149,14 +155,18 @@ def hidden(
     key: Array | None = None,
     *,
     remat: Remat = "layer",
+    fused: bool = False,
     attention_chunk: int = 512,
     dtype=None,
     segments: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T D"]:
     """The normed last hidden states. A `key` switches the adapter's dropout on; `dtype` is that of the activations where
-    it is another than the base's, whose layers are then cast one at a time; `segments` number the documents of a row."""
+    it is another than the base's, whose layers are then cast one at a time; `segments` number the documents of a row.
+    `fused` takes attention from cuDNN, without a second derivative; ValueError with `segments`, which cuDNN does not know."""
+    if fused and segments is not None:
+        raise ValueError("fused attention can't tell the documents of a row apart: pack no rows, or leave `fused` out")
     base = with_saved(base, direction)
-    layer = DecoderLayer(config, adapter, attention_chunk, reopen=remat == "none")
+    layer = DecoderLayer(config, adapter, attention_chunk, reopen=remat == "none", fused=fused)
     x = _embedded(base, tokens).astype(dtype or base["norm"]["weight"].dtype)
     starts, positions = (None, jnp.arange(tokens.shape[1])) if segments is None else _documents(segments)
     cos, sin = _angles(config, positions, x.dtype)
@@ -233,6 +243,7 @@ def token_loss_sum(
     key: Array | None = None,
     *,
     remat: Remat = "layer",
+    fused: bool = False,
     attention_chunk: int = 512,
     loss_chunk: int = 256,
     segments: Int[Array, "B T"] | None = None,
@@ -243,7 +254,7 @@ def token_loss_sum(
     """
     x = hidden(
         config, adapter, base, direction, magnitude, tokens, key,
-        remat=remat, attention_chunk=attention_chunk, segments=segments,
+        remat=remat, fused=fused, attention_chunk=attention_chunk, segments=segments,
     )  # fmt: skip
     x = x[:, :-1].reshape(-1, config.hidden_size)
     targets, weights = tokens[:, 1:].reshape(-1), loss_mask[:, 1:].reshape(-1)

@@ -39,6 +39,10 @@ class ModelConfig:
     """none: keep all activations for the backward pass; dots: keep the products with the frozen weights, recompute what is
     cheap; layer: keep one activation a layer, recompute the rest; offload: dots, kept in the host's memory (a GPU only);
     auto: the fastest one that the compiler counts to fit the device."""
+    attention: Literal["auto", "chunked", "cudnn"] = "auto"
+    """Attention of the first-order gradients. cudnn: cuDNN's fused kernels, on an NVIDIA GPU, in 16-bit floats, without
+    data.packing; chunked: XLA's, anywhere; auto: cudnn where it works. The mixed product of bidora is always chunked. The two
+    give the same gradients to rounding."""
     attention_chunk: int = 512
     """Queries attended at a time; longer sequences never hold a [T, T] score matrix."""
     loss_chunk: int = 256

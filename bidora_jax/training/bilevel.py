@@ -10,6 +10,7 @@ exactly that happen at the first step.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,13 +36,15 @@ def bilevel_step(
     inner_tx: optax.GradientTransformation,
     outer_tx: optax.GradientTransformation,
     hypergradient: Callable[..., hypergrad.Unrolled] = hypergrad.exact,
+    mixed_loss: Loss | None = None,
 ) -> tuple[BilevelState, Metrics]:
     """One step of both levels: the direction on the train batch, then the magnitude on the val batch.
 
     The hypergradient is taken at the old (direction, magnitude) through the update that gives the new direction; with
     `outer_tx = optax.sgd(1.0)` it is the old magnitude minus the new one. `base` is never differentiated. Every
-    evaluation of a batch's loss inside the step sees the same key. Metrics: train_loss and val_loss before and after
-    the direction's update, direction_grad_norm, hypergrad_norm.
+    evaluation of a batch's loss inside the step sees the same key. `mixed_loss` is `inner_loss` by kernels that have a second
+    derivative, for the mixed product of `hypergrad.exact`, where those of `inner_loss` have none. Metrics: train_loss and
+    val_loss before and after the direction's update, direction_grad_norm, hypergrad_norm.
     """
     train_key, val_key = _keys(state)
 
@@ -54,6 +57,8 @@ def bilevel_step(
     def update(direction, gradient):
         return _update(inner_tx, gradient, state.inner_opt, direction)
 
+    if mixed_loss is not None:
+        hypergradient = partial(hypergradient, mixed=lambda d, m: mixed_loss(d, m, base, train_batch, train_key))
     out = hypergradient(inner, outer, update, state.direction, state.magnitude)
     magnitude, outer_opt = _update(outer_tx, out.hypergradient, state.outer_opt, state.magnitude)
     metrics = {

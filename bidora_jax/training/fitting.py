@@ -8,8 +8,9 @@ On a CPU it takes longer to write to memory than to compute again: what keeps le
 benchmarks/README.md, so that nothing is left to choose and nothing compiled for the choice. The order on a GPU, whose memory
 is faster, is that of the arithmetic and has not been measured.
 
-A form fits if the peak that the compiler counts for it is at most FITS of the memory there is; the rest is for what it does
-not count: the interpreter, fragments, checkpoints on their way out. What is set is kept; `auto` is what is chosen here.
+Attention is settled before (attending.py), so the count is of a form with it. A form fits if the peak that the compiler counts
+for it is at most FITS of the memory there is; the rest is for what it does not count: the interpreter, fragments, checkpoints on
+their way out. What is set is kept; `auto` is what is chosen here.
 """
 
 from dataclasses import replace
@@ -25,7 +26,7 @@ from bidora_jax.models import adapters
 from bidora_jax.models.adapters import Adapter
 from bidora_jax.models.decoder import DecoderConfig
 from bidora_jax.models.settings import ModelConfig
-from bidora_jax.training import footprint
+from bidora_jax.training import attending, footprint
 from bidora_jax.training.footprint import Footprint, gigabytes
 from bidora_jax.training.loop import Phase, Standing
 from bidora_jax.training.memory import Memory
@@ -57,11 +58,18 @@ class Settled(NamedTuple):
     footprint: Footprint | None
     """None where nothing was to be chosen, and nothing was compiled."""
     said: str
-    """One line on what was chosen and why; empty where nothing was."""
+    """What was chosen and why, a line for attention and one for the rest; empty where nothing was."""
 
 
 def settle(problem: Problem, levels: Levels, memory: Memory) -> Settled:
     """The fastest form of the first phase that fits; where none does, the one that takes least, and `said` says so."""
+    dtype = problem.base["norm"]["weight"].dtype
+    model, said = attending.settle(problem.model, problem.config, problem.data, dtype, problem.buckets)
+    settled = _settled(replace(problem, model=model), levels, memory)
+    return settled._replace(said="\n".join(filter(None, (said, settled.said))))
+
+
+def _settled(problem: Problem, levels: Levels, memory: Memory) -> Settled:
     tried: list[Settled] = []
     pairs = candidates(problem.model, levels)
     for remat, form in pairs:

@@ -4,7 +4,8 @@ A batch holds M micro-batches: tokens (M, B, T) int32 and loss_mask (M, B, T) fl
 row holds several documents. The loss is the mean over all trained
 tokens of all micro-batches (Σ losses / Σ tokens), made by a scan that recomputes each micro-batch in the backward pass:
 gradient accumulation inside the loss, so that gradients and hypergradients of M micro-batches are exactly those of one
-large batch, in the memory of one.
+large batch, in the memory of one. Attention is cuDNN's, which has no second derivative, where model.attention says cudnn; an
+auto that nothing has settled (training/attending.py) is chunked.
 """
 
 from collections.abc import Callable
@@ -75,8 +76,8 @@ def _mean_loss(config, adapter, model: ModelConfig, direction, magnitude, base, 
         loss_sum, _ = decoder.token_loss_sum(
             config, adapter, base, direction, magnitude, micro["tokens"], micro["loss_mask"],
             None if key is None else jax.random.fold_in(key, index),
-            remat=model.remat, attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk,
-            segments=micro.get("segments"),
+            remat=model.remat, fused=model.attention == "cudnn", attention_chunk=model.attention_chunk,
+            loss_chunk=model.loss_chunk, segments=micro.get("segments"),
         )  # fmt: skip
         return total + loss_sum, None
 

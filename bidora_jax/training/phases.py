@@ -21,7 +21,7 @@ from bidora_jax.models import adapters
 from bidora_jax.models.adapters import Adapter
 from bidora_jax.models.decoder import DecoderConfig
 from bidora_jax.models.settings import ModelConfig
-from bidora_jax.training import bilevel, objective, optim, state, step
+from bidora_jax.training import attending, bilevel, objective, optim, state, step
 from bidora_jax.training import data as batching
 from bidora_jax.training.loop import Phase, Standing, Work
 from bidora_jax.training.packing import Row
@@ -89,22 +89,14 @@ def bidora_search(
     train, val = problem.stream(problem.train, TRAIN), problem.stream(problem.val, VAL)
     steps = search.steps or _steps(search.epochs, train.steps_per_epoch, search.lower_steps)
     inner_tx, outer_tx = optim.transformation(inner, steps * search.lower_steps), optim.transformation(outer, steps)
-    losses = {
-        "inner_loss": objective.inner_loss(
-            problem.config, problem.adapter, problem.model, gram_weight=search.gram_penalty
-        ),
-        "inner_tx": inner_tx,
-    }
     buckets, blank = problem.buckets, problem.blank
     upper_step = partial(
-        bilevel.bilevel_step,
-        **losses,
-        outer_loss=objective.outer_loss(problem.config, problem.adapter, problem.model),
-        outer_tx=outer_tx,
+        bilevel.bilevel_step, **level_losses(problem, search), inner_tx=inner_tx, outer_tx=outer_tx,
         hypergradient=HYPERGRADIENTS[search.hypergradient],
-    )
+    )  # fmt: skip
     upper = Program("", upper_step, problem.base, lambda length: [blank(length)] * 2, buckets)
-    lower_step = partial(bilevel.lower_step, **losses)
+    inner_loss = objective.inner_loss(problem.config, problem.adapter, problem.model, gram_weight=search.gram_penalty)
+    lower_step = partial(bilevel.lower_step, inner_loss=inner_loss, inner_tx=inner_tx)
     lower = Program("lower steps", lower_step, problem.base, lambda length: [blank(length)], buckets)
 
     def advance(current, batches):
@@ -147,6 +139,16 @@ def bidora_search(
         meetings,
     )  # fmt: skip
     return phase, Standing(start, problem.fresh_adapter())
+
+
+def level_losses(problem: Problem, search: SearchConfig) -> dict[str, objective.LevelLoss]:
+    """The losses of a bilevel step. What is differentiated twice has no fused attention; see attending.py."""
+    inner = partial(objective.inner_loss, problem.config, problem.adapter, gram_weight=search.gram_penalty)
+    once, twice = inner(model=problem.model), inner(model=attending.twice(problem.model))
+    outer = objective.outer_loss(problem.config, problem.adapter, problem.model)
+    losses = {"inner_loss": twice if search.hypergradient == "reverse" else once, "outer_loss": outer}
+    mixed = problem.model.attention == attending.CUDNN and search.hypergradient == "exact"
+    return losses | ({"mixed_loss": twice} if mixed else {})
 
 
 def one_level(problem: Problem, search: SearchConfig, inner: OptimizerConfig) -> tuple[Phase, Standing]:
