@@ -117,7 +117,7 @@ def test_a_bad_line_is_named_with_its_fault(tmp_path, line, says):
     assert says in message
     assert "1 of the 18 lines" in message
     assert (
-        "{instruction, input?, output, system?}, {prompt, completion}, {messages}, {conversations}, {code} or"
+        "{instruction, input?, output, system?, history?}, {prompt, completion}, {messages}, {conversations}, {code} or"
         in message
     )
 

@@ -2,7 +2,8 @@
 
 A record (its shapes: shapes.py) becomes one sequence, and `trained` says which of its tokens the loss predicts:
 
-    {instruction, …}           chat template of the question (a plain template without one) ‖ output ‖ end of text
+    {instruction, …}           chat template of the question (a plain template without one) ‖ output ‖ end of text;
+                               with a history it is read as a conversation
     {prompt, completion}       prompt as it stands ‖ completion ‖ end of text
     {code}, {text}             all of it is trained ‖ end of text
     {messages}, conversations  the chat template's text of all turns; trained are the answers in it (answers.py):
@@ -135,7 +136,7 @@ def prompt_text(record: Record, tokenizer: Tokenizer) -> str:
     if "instruction" not in record and not shapes.is_conversation(record):
         return record.get("prompt", "")
     if "instruction" in record and not tokenizer.chat_template:
-        content = "\n\n".join(filter(None, [record.get("system"), _instruction(record)]))
+        content = "\n\n".join(filter(None, [record.get("system"), shapes.asked(record)]))
         return PLAIN_TEMPLATE.format(instruction=content)
     try:
         return answers.render(_asked(record), tokenizer, record.get("tools"), ask=True)
@@ -255,12 +256,7 @@ def _asked(record: Record) -> list[shapes.Turn]:
     if shapes.is_conversation(record):
         turns, _ = shapes.turns(record)
         return turns[:-1] if turns[-1]["role"] == "assistant" else turns
-    system = [{"role": "system", "content": record["system"]}] if "system" in record else []
-    return [*system, {"role": "user", "content": _instruction(record)}]
-
-
-def _instruction(record: Record) -> str:
-    return "\n\n".join(filter(None, [record["instruction"], record.get("input")]))
+    return shapes.asking(record)
 
 
 def _at(record: Record) -> str:
