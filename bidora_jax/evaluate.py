@@ -42,7 +42,7 @@ class EvaluateArguments:
     max_length: int = 1024
     """Tokens that a record, or a chunk of one, may have."""
     long: Literal["split", "truncate", "drop", "refuse"] = "split"
-    """What becomes of longer records, as in training: text and code is split into chunks, and what asks is cut at the end;
+    """What becomes of longer records, as in training: text and code are split into chunks, and what asks is cut at the end;
     all are cut; left out; refused. Each is counted."""
     batch_size: int = 4
     """Records evaluated at a time."""

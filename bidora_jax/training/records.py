@@ -19,9 +19,9 @@ token id: a model learns to stop even when its tokenizer pads with the end-of-te
 A record of {code} or {text} that is too long becomes its consecutive chunks under long = split: no token is lost, and none
 stands twice. Each is a sequence of its own, so its first token has nothing before it and is not predicted. The first token
 that the tokenizer opens a text with is the first chunk's alone, and the end of text the last one's: so the model learns to
-end where the text does, and what it sees is what pretraining shows it (axolotl, TRL's wrapped packing and transformers'
-run_clm do the same; unsloth ends every full chunk and repeats tokens). A record that asks can't be split, as its later
-chunks would answer to nothing; it is cut.
+end where the text does, and what it sees is what pretraining shows it. (axolotl's completion does the same; unsloth's
+raw_text ends every full chunk and has tokens twice.) A record that asks can't be split, as its later chunks would answer to
+nothing; it is cut.
 
 Does not do: packing several records into one sequence (packing.py); cutting a text at the ends of its lines.
 """

@@ -31,7 +31,7 @@ class DataConfig:
     max_length: int = 1024
     """Tokens that a record, or a chunk of one, may have."""
     long: Literal["split", "truncate", "drop", "refuse"] = "split"
-    """What becomes of longer records. split: text and code becomes chunks, and nothing is lost; records that ask can't be
+    """What becomes of longer records. split: text and code become chunks, and nothing is lost; records that ask can't be
     split and are cut at the end. truncate: all are cut; drop: left out; refuse: no reason to start. Each is counted."""
     token_cache: str = "auto"
     """Folder where encoded records are kept for later runs on them; auto: the user's cache folder, empty: nowhere."""
