@@ -91,7 +91,7 @@ def measure(method: str, options: argparse.Namespace, files: dict[str, Path], ru
         data = {"train-file": files["both"]}
     flags = {
         "model.path": options.folder, "output-dir": run, "adapter.method": method, "adapter.preset": "balanced",
-        "data.max-length": options.length, "data.batch-size": options.batch, "data.buckets": 1,
+        "data.max-length": options.length, "data.long": "truncate", "data.batch-size": options.batch, "data.buckets": 1,
         "inner.learning-rate": options.learning_rate, "search.steps": search, "retrain.steps": retrain,
         "retrain.epochs": 0, "eval-every": 0, "save-every": 0, **{f"data.{name}": file for name, file in data.items()},
     }  # fmt: skip

@@ -71,8 +71,8 @@ def documents(count: int, seed: int, options) -> list[Example]:
     random = np.random.default_rng(seed)
     lengths = np.clip(random.lognormal(4.2, 0.9, count).astype(int), 8, options.room)
     return [
-        Example(random.integers(options.vocabulary, size=length, dtype=np.int32), np.arange(length) > 0, False)
-        for length in lengths
+        Example(random.integers(options.vocabulary, size=length, dtype=np.int32), np.arange(length) > 0, False, number)
+        for number, length in enumerate(lengths)
     ]
 
 
@@ -108,7 +108,8 @@ def contestant(method: str, name: str, splits: dict[str, Examples], data: DataCo
     adapter = adapters.resolve(AdapterConfig(method=method), config)
     base = random_like(quantization.base_shapes(model, config, jnp.dtype(options.dtype)), jax.random.key(0))
     base = adapters.prepare_base(base, adapter)
-    problem = phases.Problem(config, model, adapter, base, splits["train"], splits["val"], data, 0, 0)
+    places = ("made up",) * options.records
+    problem = phases.Problem(config, model, adapter, base, splits["train"], splits["val"], data, 0, 0, places)
     made = Contestant(f"{method}, {name}", problem, method)
     print(f"  {made.name}: first epoch, with compiling, {made.run():.0f} s", flush=True)
     return made

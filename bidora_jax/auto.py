@@ -73,7 +73,7 @@ def described(start: Plan, found: Plan, parts: Footprint, memory: Memory) -> lis
         "model.quantization": f"the dense base leaves too little room; it takes {gigabytes(parts.base)} now",
         "data.batch_size": "a micro-batch that fits",
         "data.accumulation": f"the effective batch stays {old['data.batch_size'] * old['data.accumulation']}",
-        "data.max_length": "not even a batch of 1 on nf4 fits at the full length; longer records are cut",
+        "data.max_length": "not even a batch of 1 on nf4 fits at the full length; longer records are cut or split",
         "model.remat": "the fastest that fits",
         "search.hypergradient": "the faster of the exact forms that fits",
     }

@@ -1,7 +1,7 @@
 """python -m bidora_jax.data --config configs/NAME.py [--SECTION.FIELD VALUE …] [--records N]
 
-What a run will train on, before it is paid for: the first records with their trained tokens marked, lengths, what is cut or
-dropped or there twice, tokens and steps of an epoch, and how much of it is padding. Takes the flags of train, refuses what
+What a run will train on, before it is paid for: the first records with their trained tokens marked, lengths, what is split,
+cut, dropped or there twice, tokens and steps of an epoch, and how much of it is padding. Takes the flags of train, refuses what
 train would refuse, and reads no weights.
 """
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bidora_jax.training.preparation import Prepared
+    from bidora_jax.training.records import Example
+    from bidora_jax.training.settings import DataConfig
     from bidora_jax.training.splits import Splits
 
 BAR = 40  # columns of the longest bar
@@ -60,22 +62,19 @@ def read(config: Config) -> Shown:
 
 
 def show_records(console: "Console", config: Config, shown: Shown, count: int) -> None:
-    """The first records of train, their trained tokens in another colour or between ⟦ and ⟧."""
+    """The first records of train, their trained tokens in another colour or between ⟦ and ⟧; of one that is split, a chunk."""
     from rich.text import Text
 
     from bidora_jax.training import preview, records
 
     coloured = console.is_terminal and not os.environ.get("NO_COLOR")
+    data = config.data
     for record in shown.splits.train.records[:count]:
-        example = records.encode(
-            record, shown.tokenizer, max_length=config.data.max_length, loss_on=config.data.loss_on
+        chunks = records.encode_each(
+            record, shown.tokenizer, max_length=data.max_length, loss_on=data.loss_on, long=data.long
         )
-        trained = int(example.trained.sum())
-        head = f"── {record.place or 'a record'}: {len(example.tokens)} tokens, {trained} of them trained"
-        head += f", cut at {config.data.max_length}" if example.truncated else ""
-        dropped = not trained or (example.truncated and config.data.long == "drop")
-        console.print(f"{head}: it is left out" if dropped else head, markup=False)
-        text = Text()
+        console.print(f"── {record.place or 'a record'}: {_became(chunks, data)}", markup=False)
+        text, example = Text(), chunks[0]
         for piece, is_trained in preview.pieces(example, shown.tokenizer) if len(example.tokens) else ():
             if coloured:
                 text.append(_visible(piece), TRAINED if is_trained else MASKED)
@@ -84,6 +83,17 @@ def show_records(console: "Console", config: Config, shown: Shown, count: int) -
         console.print(text)
     if count and not coloured:
         console.print("(trained text stands between ⟦ and ⟧)")
+
+
+def _became(chunks: "list[Example]", data: "DataConfig") -> str:
+    """What becomes of a record, in words."""
+    tokens, trained = sum(len(one.tokens) for one in chunks), sum(int(one.trained.sum()) for one in chunks)
+    said = f"{tokens} tokens, {trained} of them trained"
+    if len(chunks) > 1:
+        return f"{said}, split into {len(chunks)} chunks of up to {data.max_length}, of which this is the first"
+    cut = chunks[0].truncated
+    left_out = ": it is left out" if not trained or (cut and data.long == "drop") else ""
+    return f"{said}{f', cut at {data.max_length}' * cut}{left_out}"
 
 
 def show_lengths(console: "Console", config: Config, shown: Shown) -> None:
@@ -96,8 +106,9 @@ def show_lengths(console: "Console", config: Config, shown: Shown) -> None:
         lengths = [len(example.tokens) for example in part.examples]
         trained = sum(int(example.trained.sum()) for example in part.examples)
         half, most = np.percentile(lengths, [50, 95])
-        console.print(f"\n{name}: {sum(lengths):,} tokens, {trained:,} of them trained ({trained / sum(lengths):.1%}); "
-                      f"a record has {half:.0f} (median), {most:.0f} (19 of 20 have no more), at most {max(lengths)}")  # fmt: skip
+        each = "a record or chunk" if part.chunks else "a record"
+        console.print(f"\n{name}: {sum(lengths):,} tokens, {trained:,} of them trained ({trained / sum(lengths):.1%}); {each} "
+                      f"has {half:.0f} (median), {most:.0f} (19 of 20 have no more), at most {max(lengths)}")  # fmt: skip
         bins = preview.histogram(lengths)
         width, top = len(str(bins[-1].last)), max(one.records for one in bins)
         for one in bins:
@@ -122,7 +133,9 @@ def show_epoch(console: "Console", config: Config, shown: Shown) -> None:
 
     one = over(rows)
     size, micro = config.data.batch_size * config.data.accumulation, config.data.accumulation
-    each = f"{size} {'rows' if config.data.packing else 'records'}" + (f" ({micro} micro-batches)" if micro > 1 else "")
+    chunked = any(part.chunks for part in shown.ready.encoded.values())
+    kind = "rows" if config.data.packing else "records or chunks" if chunked else "records"
+    each = f"{size} {kind}" + (f" ({micro} micro-batches)" if micro > 1 else "")
     console.print(f"\nsearch: {one.steps} steps an epoch of {each}{' on each level' * bidora}, padded to "
                   f"{', '.join(map(str, one.lengths))}; {one.tokens:,} tokens an epoch, and {one.padding:.1%} of the "
                   f"{one.computed:,} that are computed are padding")  # fmt: skip

@@ -40,7 +40,10 @@ class EvaluateArguments:
     double_quant: bool = True
     """nf4: keep the block scales in 8 bits too."""
     max_length: int = 1024
-    """Tokens a record may have; longer ones are cut at the end, and counted."""
+    """Tokens that a record, or a chunk of one, may have."""
+    long: Literal["split", "truncate", "drop", "refuse"] = "split"
+    """What becomes of longer records, as in training: text and code are split into chunks, and what asks is cut at the end;
+    all are cut; left out; refused. Each is counted."""
     batch_size: int = 4
     """Records evaluated at a time."""
     loss_on: Literal["response", "turns", "all"] = "response"
@@ -57,9 +60,15 @@ def main(argv: list[str]) -> None:
     for result in results:
         print(f"adapter     {result['adapter']}\n" * (len(results) > 1) + f"loss        {result['loss']:.6f}\n"
               f"perplexity  {result['perplexity']:.4f}\ntokens      {result['tokens']:,}")  # fmt: skip
-    if results[0]["records_cut"] or results[0]["records_dropped"]:
-        print(f"{results[0]['records_cut']} records cut at {arguments.max_length} tokens, "
-              f"{results[0]['records_dropped']} dropped for want of a trained token")  # fmt: skip
+    first = results[0]
+    became = "left out for more than" if arguments.long == "drop" else "cut at"
+    counts = {
+        f"{first['records_split']} records split into {first['chunks']} chunks": first["records_split"],
+        f"{first['records_cut']} records {became} {arguments.max_length} tokens": first["records_cut"],
+        f"{first['records_dropped']} dropped for want of a trained token": first["records_dropped"],
+    }
+    if any(counts.values()):
+        print(", ".join(said for said, count in counts.items() if count))
     if arguments.json:
         temporary = Path(arguments.json + ".tmp")
         written = results[0] if len(results) == 1 else results
@@ -82,7 +91,8 @@ def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]
     combine = None if arguments.ensemble == "none" else arguments.ensemble
     members = ensembles.load(arguments.adapter, config)
     ensembles.check(members, combine, arguments.average, arguments.weight)
-    split = records.encode_all(given, tokenizer, max_length=arguments.max_length, loss_on=arguments.loss_on)
+    how = {"max_length": arguments.max_length, "loss_on": arguments.loss_on, "long": arguments.long}
+    split = records.encode_all(given, tokenizer, **how)
     settings = ModelConfig(
         dtype=arguments.dtype, quantization=arguments.quantization, double_quant=arguments.double_quant
     )
@@ -99,7 +109,8 @@ def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]
             "model": arguments.model, "adapter": name, "quantization": arguments.quantization,
             "data_file": arguments.data_file,
             "loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens,
-            "records": len(given), "records_cut": split.n_truncated, "records_dropped": split.n_untrained,
+            "records": len(given), "records_split": len(split.chunks), "chunks": sum(split.chunks),
+            "records_cut": split.n_truncated, "records_dropped": split.n_untrained,
         })  # fmt: skip
     return results
 

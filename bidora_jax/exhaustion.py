@@ -93,6 +93,7 @@ def _alternatives(plan: "Plan", quantised: bool) -> "Iterator[tuple[str, Plan]]"
         yield "--model.quantization nf4", replace(plan, model=replace(model, quantization="nf4"))
     if data.max_length >= 64:
         half = data.max_length // 2
-        yield f"--data.max-length {half} (longer records are cut)", replace(plan, data=replace(data, max_length=half))
+        said = f"--data.max-length {half} (longer records are cut or split)"
+        yield said, replace(plan, data=replace(data, max_length=half))
     if model.loss_chunk > 64:
         yield "--model.loss-chunk 64 (the same loss)", replace(plan, model=replace(model, loss_chunk=64))

@@ -234,7 +234,7 @@ def assemble(config: Config) -> Assembled:
     base = adapters.prepare_base(hf.load(config.model, model_folder, decoder_config), adapter)
     problem = Problem(
         decoder_config, config.model, adapter, base, ready.rows["train"], ready.rows.get("val", []), config.data,
-        records.pad_id(tokenizer), config.seed, start,
+        records.pad_id(tokenizer), config.seed, ready.places, start,
     )  # fmt: skip
     test = data.test.records[: config.data.test_limit or None]
     return Assembled(problem, tokenizer, test, Path(model_folder), prompts)

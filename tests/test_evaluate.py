@@ -88,6 +88,21 @@ def test_what_is_cut_and_what_is_dropped_is_counted(model_folder, tmp_path, capf
     assert "2 records cut at 48 tokens, 1 dropped for want of a trained token" in capfd.readouterr().out
 
 
+def test_a_long_text_is_evaluated_whole_in_chunks(model_folder, tmp_path, capfd):
+    file, how = tmp_path / "data.jsonl", {"max_length": 48, "loss_on": "response", "long": "split"}
+    file.write_text("\n".join(json.dumps({"text": text}) for text in ("v1; " * 26, "v2;")))
+    tokenizer = records.load_tokenizer(model_folder)
+    chunks = [one for record in records.read_records(file) for one in records.encode_each(record, tokenizer, **how)]
+    assert [len(one.tokens) for one in chunks] == [48, 33, 24, 4]
+    loss, count = mean_loss(our_logits(model_folder), chunks)
+    argv = ["--model", str(model_folder), "--data-file", str(file), "--max-length", "48"]
+    found = evaluated(*argv, to=tmp_path / "out.json")
+    assert count == 105 + 4 - 4 and found["tokens"] == count
+    assert found["loss"] == pytest.approx(loss, rel=1e-5)
+    assert [found[name] for name in ("records", "records_split", "chunks", "records_cut")] == [2, 1, 3, 0]
+    assert "1 records split into 3 chunks\n" in capfd.readouterr().out
+
+
 def test_answers_to_test_records_stop_at_every_end_that_the_model_has(model_folder, tmp_path):
     """A chat model may end a turn with another token than its tokenizer's end of text, as generate knows."""
     folder = shutil.copytree(model_folder, tmp_path / "model")

@@ -1,6 +1,7 @@
 """Packing: rows that waste little, and a loss and gradients that can't tell a packed batch from its records one a row."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +14,25 @@ from bidora_jax.models import adapters, decoder
 from bidora_jax.models.settings import AdapterConfig, ModelConfig
 from bidora_jax.training import bilevel, objective, phases
 from bidora_jax.training.data import Stream, collate, joint
-from bidora_jax.training.packing import capacity, first_fit, pack, pack_all, unused
-from bidora_jax.training.records import Example
+from bidora_jax.training.packing import capacity, count, describe, first_fit, pack, pack_all, unused
+from bidora_jax.training.records import Example, chunk_lengths
 from bidora_jax.training.state import init_state
 
 PAD = 96
 LENGTHS = (5, 11, 3, 8, 4)
 
 
-def example(tokens, prompt: int = 1) -> Example:
-    return Example(np.array(tokens, np.int32), np.arange(len(tokens)) >= prompt, truncated=False)
+def example(tokens, prompt: int = 1, record: int = 0) -> Example:
+    return Example(np.array(tokens, np.int32), np.arange(len(tokens)) >= prompt, truncated=False, record=record)
 
 
-def documents(lengths=LENGTHS, seed: int = 0) -> list[Example]:
-    """Records of unlike lengths, no token of one in another."""
+def documents(lengths=LENGTHS, seed: int = 0, first: int = 0) -> list[Example]:
+    """Records of unlike lengths, no token of one in another, numbered from `first` on."""
     letters = iter(np.random.default_rng(seed).permutation(CONFIG.vocab_size - 1))
-    return [example([next(letters) for _ in range(length)], 1 + index % 2) for index, length in enumerate(lengths)]
+    return [
+        example([next(letters) for _ in range(length)], 1 + index % 2, first + index)
+        for index, length in enumerate(lengths)
+    ]
 
 
 # Rows
@@ -42,8 +46,8 @@ def test_first_fit_decreasing_by_hand():
 
 
 def test_a_row_numbers_its_documents_and_keeps_what_is_trained():
-    given = [example([1, 2, 3], 2), example([4, 5]), example([6, 7, 8, 9])]
-    (row,) = pack(given, 16, seed=0, first=10)
+    given = [example([1, 2, 3], 2, record=10), example([4, 5], record=11), example([6, 7, 8, 9], record=12)]
+    (row,) = pack(given, 16, seed=0)
     np.testing.assert_array_equal(row.tokens, [6, 7, 8, 9, 1, 2, 3, 4, 5])
     np.testing.assert_array_equal(row.trained, [False, True, True, True, False, False, True, False, True])
     np.testing.assert_array_equal(row.segments, [1, 1, 1, 1, 2, 2, 2, 3, 3])
@@ -59,7 +63,7 @@ def test_a_row_numbers_its_documents_and_keeps_what_is_trained():
 
 def test_every_record_stands_in_one_row_and_little_is_unused():
     lengths = np.minimum(np.random.default_rng(1).geometric(0.01, size=3000) + 1, 512)
-    given = [example(np.arange(length)) for length in lengths]
+    given = [example(np.arange(length), record=number) for number, length in enumerate(lengths)]
     rows = pack(given, 512, seed=3)
     assert sorted(number for row in rows for number in row.documents) == list(range(3000))
     assert max(len(row.tokens) for row in rows) <= 512
@@ -80,12 +84,37 @@ def test_rows_are_a_pure_function_of_the_seed_and_any_step_of_them_too():
     assert steps[7] == Stream([len(row.tokens) for row in pack(given, 16, seed=0)], 2, seed=5, stream=1).indices(7)
 
 
-def test_the_splits_share_one_room_and_number_their_records_through():
-    rows, room = pack_all({"train": documents(), "val": documents((4, 4))}, 16, seed=0)
+def test_the_chunks_of_a_record_are_documents_of_their_own_and_one_record():
+    given = [example([1, 2, 3, 4], record=7), example([5, 6, 7], record=7), example([8, 9], record=8)]
+    (row,) = pack(given, 16, seed=0)
+    np.testing.assert_array_equal(row.tokens, [1, 2, 3, 4, 5, 6, 7, 8, 9])
+    np.testing.assert_array_equal(row.segments, [1, 1, 1, 1, 2, 2, 2, 3, 3])
+    np.testing.assert_array_equal(row.trained, [False, True, True, True, False, True, True, False, True])
+    assert row.documents == (7, 7, 8)
+    assert count([row]) == count(given) == 2
+    assert describe([row], 16) == "2 records in 3 pieces packed into 1 rows of 16 tokens, 43.8% of them unused"
+    assert describe(pack(given[1:], 16, seed=0), 16).startswith("2 records packed into 1 rows")
+
+
+def test_chunks_leave_few_places_of_rows_empty():
+    """Of texts a tenth longer than a row, which make one full chunk and a short one; even halves would not fit together."""
+    lengths = np.random.default_rng(0).normal(1100, 50, 3000).astype(int)
+
+    def empty(chunks) -> float:
+        given = [example(np.arange(length)) for length in chunks]
+        return unused(pack(given, 1024, seed=0), 1024)
+
+    assert empty(length for count in lengths for length in chunk_lengths(int(count), 1024)) < 0.025
+    assert empty(half for count in lengths for half in (count // 2, count - count // 2) if count > 1024) > 0.4
+
+
+def test_the_splits_share_one_room_and_a_message_names_the_records_of_a_row():
+    rows, room = pack_all({"train": documents(), "val": documents((4, 4), first=5)}, 16, seed=0)
     assert room == 16
     assert sorted(number for row in rows["val"] for number in row.documents) == [5, 6]
-    assert phases._records(rows["val"], [0]) == list(rows["val"][0].documents)
-    assert phases._records(documents(), [3, 1]) == [3, 1]
+    places = SimpleNamespace(places=("a", "b", "c", "d", "e", "f", "f"))
+    assert phases._places(places, rows["val"], [0]) == ["f"]
+    assert phases._places(places, documents(), [3, 1]) == ["d", "b"]
     assert capacity([documents((5, 4)), documents((3,))], 1024) == 16
     assert capacity([documents()], 19) == 32
 

@@ -105,6 +105,8 @@ def test_packed_rows_cuts_and_what_is_not_trained_are_shown(flags, capfd, tmp_pa
         "--data.packing",
         "--data.max-length",
         "64",
+        "--data.long",
+        "truncate",
         "--adapter.method",
         "lora",
         "--data.buckets",
@@ -118,6 +120,20 @@ def test_packed_rows_cuts_and_what_is_not_trained_are_shown(flags, capfd, tmp_pa
     assert "an epoch of 4 rows, padded to 64" in out and "with data.packing" not in out
     assert "⟦b<|im_end|>⟧" in out and "⟦a<|im_end|>⟧" not in out
     assert "⟦a<|im_end|>⟧" in shown(capfd, *flags, *how, "--data.loss-on", "turns")
+
+
+def test_what_is_split_is_shown_and_counted(flags, capfd, tmp_path):
+    """71 tokens in chunks of 32, 23 and 16; 41 in two; 9 in one."""
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(json.dumps({"text": text}) for text in ("a" * 70, "b" * 40, "c" * 8)))
+    how = ["--data.train-file", file, "--data.max-length", "32", "--adapter.method", "lora", "--records", "1"]
+    out = shown(capfd, *flags, *how)
+    assert "train: 3 records, 121 tokens, 2 of more than 32 tokens split into 5" in out
+    head = f"{file}:1: 71 tokens, 68 of them trained, split into 3 chunks of up to 32, of which this is the first"
+    assert f"{head}\na⟦{'a' * 31}⟧\n" in out
+    assert "train: 121 tokens, 115 of them trained (95.0%); a record or chunk has" in out
+    assert "search: 2 steps an epoch of 4 records or chunks, padded to" in out and "; 121 tokens an epoch" in out
+    assert "3 records in 6 pieces packed into 4 rows of 32 tokens" in shown(capfd, *flags, *how, "--data.packing")
 
 
 def test_what_train_would_refuse_is_refused(flags, capfd):

@@ -9,14 +9,17 @@ import pytest
 from bidora_jax.errors import InputError
 from bidora_jax.training.records import (
     PLAIN_TEMPLATE,
+    chunk_lengths,
     encode,
     encode_all,
+    encode_each,
     load_tokenizer,
     pad_id,
     prompt_ids,
     read_records,
     response_text,
 )
+from bidora_jax.training.shapes import Record
 
 EOS, USER, BOT = 0, 1, 2
 CHAT_TEMPLATE = (
@@ -117,7 +120,7 @@ def test_a_bad_line_is_named_with_its_fault(tmp_path, line, says):
     assert says in message
     assert "1 of the 18 lines" in message
     assert (
-        "{instruction, input?, output, system?}, {prompt, completion}, {messages}, {conversations}, {code} or"
+        "{instruction, input?, output, system?, history?}, {prompt, completion}, {messages}, {conversations}, {code} or"
         in message
     )
 
@@ -180,20 +183,25 @@ def test_code_and_text_are_trained_from_the_second_token_to_the_end_of_text(toke
         prompt_ids({key: "acabc"}, tokenizer)
 
 
-@pytest.mark.parametrize("chat", [True, False])
-def test_text_opens_with_the_token_that_the_tokenizer_puts_there_and_a_template_with_its_own(tmp_path, chat):
-    make_tokenizer(tmp_path, chat=chat)
-    raw = json.loads((tmp_path / "tokenizer.json").read_text())
+def opening_tokenizer(folder: Path, *, chat: bool = False):
+    """One that opens every text with <|bot|>."""
+    make_tokenizer(folder, chat=chat)
+    raw = json.loads((folder / "tokenizer.json").read_text())
     opening = {"SpecialToken": {"id": "<|bot|>", "type_id": 0}}
     raw["post_processor"] = {
         "type": "TemplateProcessing", "single": [opening, {"Sequence": {"id": "A", "type_id": 0}}],
         "pair": [opening, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
         "special_tokens": {"<|bot|>": {"id": "<|bot|>", "ids": [BOT], "tokens": ["<|bot|>"]}},
     }  # fmt: skip
-    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
-    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": "<|bot|>"}))
-    opened = load_tokenizer(tmp_path)
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": "<|bot|>"}))
+    return load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_text_opens_with_the_token_that_the_tokenizer_puts_there_and_a_template_with_its_own(tmp_path, chat):
+    opened = opening_tokenizer(tmp_path, chat=chat)
     c, ab = ids(opened, "c", "ab")
     record = {"prompt": "c", "completion": "ab"}
     assert_example(encode(record, opened, max_length=9, loss_on="response"), [BOT, c, ab, EOS], "0011")
@@ -237,6 +245,80 @@ def test_encode_all_drops_and_counts_what_has_no_trained_token(tokenizer):
     c, a = ids(tokenizer, "c", "a")
     assert [example.tokens.tolist() for example in split_.examples] == [[c, a, EOS], [c, c, a, a], [c, EOS]]
     assert (split_.n_truncated, split_.n_untrained) == (2, 3)
+
+
+# Long records
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "lengths"),
+    [(0, 7, [0]), (3, 7, [3]), (7, 7, [7]), (8, 7, [4, 4]), (14, 7, [7, 7]), (22, 7, [7, 7, 4, 4]), (23, 7, [7, 7, 5, 4]),
+     (27, 7, [7, 7, 7, 6]), (5, 2, [2, 2, 1]), (4, 3, [2, 2]), (2053, 1024, [1024, 965, 64]), (1088, 1024, [1024, 64]),
+     (1087, 1024, [1023, 64]), (300, 127, [127, 109, 64]), (300, 129, [129, 107, 64])],
+)  # fmt: skip
+def test_chunks_are_full_but_for_the_end_by_hand(count, most, lengths):
+    assert chunk_lengths(count, most) == lengths
+
+
+def test_no_chunk_is_too_long_or_a_single_token():
+    for most in range(3, 150):
+        for count in (*range(2, 40), 127, 128, 129, 1009, most * 5, most * 5 + 1):
+            lengths = chunk_lengths(count, most)
+            assert sum(lengths) == count and len(lengths) == -(-count // most)
+            assert min(lengths) >= 2 and max(lengths) <= most
+            assert set(lengths[:-2]) <= {most}
+
+
+@pytest.mark.parametrize("key", ["code", "text"])
+def test_a_long_text_is_split_by_hand(tmp_path, key):
+    """Opened once, ended once, the first token of a chunk not predicted, no token lost or twice."""
+    opened = opening_tokenizer(tmp_path)
+    c, a, ab, abc = ids(opened, "c", "a", "ab", "abc")
+    record = {key: "cabcaabacabcc"}
+    first, second, third = encode_each(record, opened, max_length=4, loss_on="response", long="split")
+    assert_example(first, [BOT, c, abc, a], "0111")
+    assert_example(second, [ab, a, c, abc], "0111")
+    assert_example(third, [c, EOS], "01")
+    (whole,) = encode_each(record, opened, max_length=10, loss_on="response", long="split")
+    assert_example(whole, [BOT, c, abc, a, ab, a, c, abc, c, EOS], "0111111111")
+
+
+def test_only_texts_are_split_and_the_others_are_cut_and_counted(tokenizer):
+    a, c = ids(tokenizer, "a", "c")
+    records = [
+        {"prompt": "c", "completion": "aaaaaa"},
+        {"text": "c"},
+        {"code": "acacacac"},
+        {"text": " "},
+        {"instruction": "c", "output": "aaa"},
+        {"text": "aaaaa"},
+    ]
+    found = encode_all(records, tokenizer, max_length=5, loss_on="all")
+    assert [example.tokens.tolist() for example in found.examples] == [
+        [c, a, a, a, a], [c, EOS], [a, c, a, c, a], [c, a, c, EOS], [USER, c, BOT, a, a], [a, a, a], [a, a, EOS],
+    ]  # fmt: skip
+    assert [example.record for example in found.examples] == [0, 1, 2, 2, 4, 5, 5]
+    assert [example.truncated for example in found.examples] == [True, False, False, False, True, False, False]
+    assert (found.chunks, found.n_truncated, found.n_untrained) == ([2, 2], 2, 1)
+
+
+def test_a_chunk_of_one_token_has_nothing_to_train(tokenizer):
+    found = encode_all([{"text": "aaaa"}, {"text": "c"}], tokenizer, max_length=2, loss_on="response")
+    assert [(example.record, len(example.tokens)) for example in found.examples] == [(0, 2), (0, 2), (1, 2)]
+    assert (found.n_truncated, found.n_untrained) == (0, 0)
+
+
+@pytest.mark.parametrize(("long", "kept", "counts"), [("truncate", [0, 1], ([], 1, 0)), ("drop", [1], ([], 1, 0))])
+def test_other_policies_split_nothing(tokenizer, long, kept, counts):
+    records = [Record({"text": "acacac"}, "a:1"), Record({"text": "c"}, "a:2")]
+    found = encode_all(records, tokenizer, max_length=5, loss_on="response", long=long)
+    assert [example.record for example in found.examples] == kept
+    assert (found.chunks, found.n_truncated, found.n_untrained) == counts
+    assert all(len(example.tokens) == (5 if example.record == 0 else 2) for example in found.examples)
+    with pytest.raises(
+        InputError, match=r"1 of 2 records have more than .* set long to split, truncate or drop:\n  a:1$"
+    ):
+        encode_all(records, tokenizer, max_length=5, loss_on="response", long="refuse")
 
 
 def test_encode_is_one_element_of_encode_all(tokenizer):

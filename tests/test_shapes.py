@@ -279,6 +279,62 @@ def test_a_conversation_is_cut_at_its_end_and_counted(tokenizer):
     assert (len(kept.examples), kept.n_truncated, kept.n_untrained) == (1, 1, 1)
 
 
+# What came before an instruction
+
+
+EARLIER = [["q", "a"], ["r", "b"]]
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "expected"),
+    [
+        ("response", f"{S}s{E}\n{U}q{E}\n{A}a{E}\n{U}r{E}\n{A}b{E}\n{U}t\n\nmore{E}\n{A}⟦cx{E}⟧\n"),
+        ("turns", f"{S}s{E}\n{U}q{E}\n{A}⟦a{E}⟧\n{U}r{E}\n{A}⟦b{E}⟧\n{U}t\n\nmore{E}\n{A}⟦cx{E}⟧\n"),
+    ],
+)
+@pytest.mark.parametrize("history", [EARLIER, json.dumps(EARLIER)], ids=["array", "text"])
+def test_a_history_is_turns_before_the_question(tokenizer, loss_on, expected, history):
+    value = {"instruction": "t", "input": "more", "output": "cx", "system": "s", "history": history}
+    assert marked(tokenizer, CHATML, value, loss_on) == expected
+    found = record(value, "f:7")
+    assert found == {"messages": [turn("system", "s"), turn("user", "q"), turn("assistant", "a"), turn("user", "r"),
+                                  turn("assistant", "b"), turn("user", "t\n\nmore"), turn("assistant", "cx")]}  # fmt: skip
+    assert found.place == "f:7"
+    assert question(value) == {"messages": found["messages"][:-1]}
+    assert question({"instruction": "t", "history": [["q", "a"]]}) == {"messages": said("q", "a", "t")}
+    assert prompt_ids(question(value), tokenizer) == prompt_ids(found, tokenizer)
+
+
+@pytest.mark.parametrize("history", [None, "", [], "[]"])
+def test_an_empty_history_is_none(history):
+    assert record({"instruction": "q", "output": "a", "history": history}) == {"instruction": "q", "output": "a"}
+
+
+@pytest.mark.parametrize(
+    ("history", "says"),
+    [
+        ("q: a", "'history' is a text that is not JSON"),
+        ({"q": "a"}, "'history' should be an array, found an object"),
+        (5, "'history' should be an array, found the number 5"),
+        (["q", "a"], "'history' should be an array of pairs [question, answer]: pair 1 is a text, pair 2 is a text"),
+        ([["q", "a"], ["r"], ["s", "b", "c"]], "[question, answer]: pair 2 is an array of 1, pair 3 is an array of 3"),
+        ([["q"]] * 5, "pair 4 is an array of 1, …"),
+        ([["q", "a"], ["r", 5]], "history, turn 4: 'content' should be text, found the number 5"),
+        ([["", "a"]], "history, turn 1: the user says nothing"),
+        ([["q", " "], ["r", None]], "2 turns are wrong:\n  history, turn 2: the assistant says nothing\n  history, turn 4"),
+    ],
+)  # fmt: skip
+def test_a_history_that_is_none_says_why(history, says):
+    with pytest.raises(BadRecord) as problem:
+        record({"instruction": "q", "output": "a", "history": history})
+    assert says in str(problem.value)
+
+
+def test_a_history_that_leads_to_no_answer_is_refused():
+    with pytest.raises(BadRecord, match="'output' is empty, so 'history' leads to no answer"):
+        record({"instruction": "q", "output": " ", "history": EARLIER})
+
+
 # Rows that are no records
 
 

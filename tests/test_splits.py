@@ -7,11 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from runs import SMALL, inputs
+from tiny import write_tokenizer
 
 from bidora_jax.config import leaves, parse_train, read, resolve
 from bidora_jax.errors import InputError
 from bidora_jax.train import assemble
 from bidora_jax.training import splits
+from bidora_jax.training.preparation import prepare
+from bidora_jax.training.records import load_tokenizer
 from bidora_jax.training.settings import DataConfig
 from bidora_jax.training.shapes import Record
 
@@ -65,6 +68,36 @@ def test_a_fraction_of_a_file_with_copies_leaks_nothing(tmp_path):
     assert sorted(texts(found.train) + texts(found.val), key=int) == sorted([str(i % 40) for i in range(60)], key=int)
     assert not set(texts(found.train)) & set(texts(found.val))
     assert all("stand there twice" in line for line in found.said)
+
+
+def test_all_chunks_of_a_document_are_on_one_side(tmp_path):
+    """Documents of 30 to 50 characters, each with letters of its own, in chunks of at most 16 tokens."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    letters, random = iter("abcdefghijklmnopqrstuvwxyzABCDEFGHIJ"), np.random.default_rng(1)
+    documents = ["".join(random.choice([next(letters) for _ in range(3)], random.integers(30, 50))) for _ in range(12)]
+    for start in range(0, 12, 4):
+        (folder / f"{start}.txt").write_text("<|endoftext|>\n".join(documents[start : start + 4]))
+    write_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    data = DataConfig(train_file=str(folder), val_fraction=0.25, max_length=16, token_cache="")
+    found = splits.load(data, seed=3)
+    ready = prepare(data, found, tokenizer, positions=16, seed=3)
+    train, val = ({token for one in part.examples for token in one.tokens.tolist()} for part in ready.encoded.values())
+    assert train & val == {tokenizer.eos_token_id}
+    for name, part in ready.encoded.items():
+        assert len(part.chunks) == {"train": 9, "val": 3}[name] and min(part.chunks) >= 2
+        given = {record.place: record["text"] for record in getattr(found, name).records}
+        whole = {place: [] for place in given}
+        for one in part.examples:
+            assert 2 <= len(one.tokens) <= 16
+            whole[ready.places[one.record]] += one.tokens.tolist()
+        assert {place: tokenizer.decode(ids) for place, ids in whole.items()} == {
+            place: text + tokenizer.eos_token for place, text in given.items()
+        }
+    counts = {name: (len(part.chunks), sum(part.chunks)) for name, part in ready.encoded.items()}
+    assert all(f", {one} of more than 16 tokens split into {chunks}" in line
+               for line, (one, chunks) in zip(ready.said, counts.values(), strict=True))  # fmt: skip
 
 
 # Duplicates

@@ -51,6 +51,16 @@ def test_what_is_read_is_what_would_be_made(folder, tokenizer, monkeypatch):
     assert_same(again, made)
 
 
+def test_chunks_are_kept_with_the_records_that_they_are_of(folder, tokenizer):
+    given = [Record({"text": "cab " * times}) for times in (3, 29, 1, 17)]
+    made, _ = encoded(folder, tokenizer, given, long="split")
+    again, said = encoded(folder, tokenizer, given, long="split")
+    assert said.startswith("tokens read in ")
+    assert_same(again, made)
+    assert [example.record for example in again.examples] == [0, 1, 1, 1, 2, 3, 3]
+    assert again.chunks == [3, 2]
+
+
 def test_whatever_could_change_a_token_changes_the_name(folder, tokenizer, monkeypatch):
     def names():
         yield tokencache.name(folder, RECORDS, SETTINGS)
@@ -58,7 +68,7 @@ def test_whatever_could_change_a_token_changes_the_name(folder, tokenizer, monke
         yield tokencache.name(
             folder, [*RECORDS[:-1], Record({"instruction": "repeat 22", "output": "v22; "})], SETTINGS
         )
-        for other in ({"max_length": 71}, {"loss_on": "all"}, {"long": "drop"}):
+        for other in ({"max_length": 71}, {"loss_on": "all"}, {"long": "drop"}, {"long": "split"}):
             yield tokencache.name(folder, RECORDS, SETTINGS | other)
         (folder / "chat_template.jinja").write_text("{{ messages }}")
         yield tokencache.name(folder, RECORDS, SETTINGS)
@@ -68,7 +78,7 @@ def test_whatever_could_change_a_token_changes_the_name(folder, tokenizer, monke
         yield tokencache.name(folder, RECORDS, SETTINGS)
 
     found = list(names())
-    assert len(set(found)) == len(found) == 9
+    assert len(set(found)) == len(found) == 10
 
 
 def test_only_what_takes_long_is_kept_and_nothing_without_a_folder(folder, tokenizer):

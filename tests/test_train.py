@@ -250,7 +250,9 @@ def test_a_loss_that_is_no_number_stops_the_run_with_step_batch_and_phase(model_
     print(said)
     assert said.count("stopped:") == 1
     assert "Traceback" not in said
-    assert "is nan at step 2 of search, on the batch of training records [" in said
+    assert "is nan at step 2 of search, on the batch of training records " in said
+    places = said.partition("training records ")[2].partition(";")[0].split(", ")
+    assert len(set(places)) == 4 and all(place.startswith(f"{data_files[0]}:") for place in places)
     assert "the last good checkpoint is 1; look at those records, lower the learning rates or set inner.clip" in said
     assert checkpoints(run) == ["1"]
     assert [line["step"] for line in metrics(run)] == [1]
@@ -259,14 +261,14 @@ def test_a_loss_that_is_no_number_stops_the_run_with_step_batch_and_phase(model_
 
 def test_a_validation_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path):
     phase = Phase(
-        "search", 4, 0, lambda step: Work(None, 5, [step, 7]), lambda state, _: (state, {"train_loss": jnp.ones(())}),
+        "search", 4, 0, lambda step: Work(None, 5, [f"a:{step}", "b:7"]), lambda state, _: (state, {"train_loss": jnp.ones(())}),
         lambda state: (state, {}), lambda _: {}, selects=True, patience=0,
     )  # fmt: skip
     losses = iter([3.0, math.nan])
     with MetricsLog(tmp_path / "metrics.jsonl") as log, Checkpoints(tmp_path / "checkpoints", 2) as kept:
         loop = Loop(lambda *_: next(losses), log, kept, Rhythm(2, 2, 0))
         with pytest.raises(RunError, match=r"^evaluation_loss is nan at step 4 of search, on the batch of training "
-                                           r"records \[3, 7\]; the last good checkpoint is 2;"):  # fmt: skip
+                                           r"records a:3, b:7; the last good checkpoint is 2;"):  # fmt: skip
             loop.run(phase, Standing({"A": jnp.zeros(3)}, ({"A": jnp.zeros(3)}, {})))
         assert kept.latest() == 2
 

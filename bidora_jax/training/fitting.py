@@ -134,7 +134,7 @@ def synthetic(
     loaded, may be shapes."""
     example = Example(np.zeros(length, np.int32), np.arange(length) > 0, False)
     base = made(lambda base: adapters.prepare_base(base, adapter), base)
-    return Problem(config, model, adapter, base, [example], [example], data, 0, 0)
+    return Problem(config, model, adapter, base, [example], [example], data, 0, 0, ("a record",))
 
 
 def candidates(model: ModelConfig, levels: Levels) -> list[tuple[str, str]]:

@@ -29,8 +29,8 @@ class Work(NamedTuple):
     batches: Any
     tokens: int
     """Real tokens, padding aside."""
-    records: list[int]
-    """Indices of the training records, for messages."""
+    records: list[str]
+    """Places of the training records, for messages."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class _Reporter:
         kept = self.checkpoints.latest()
         raise RunError(
             f"{', '.join(f'{name} is {value}' for name, value in wrong.items())} at step {step + 1} of {self.phase.name}, "
-            f"on the batch of training records {work.records}; "
+            f"on the batch of training records {', '.join(work.records)}; "
             + (f"the last good checkpoint is {kept}" if kept is not None else "no checkpoint was made before it")
             + "; look at those records, lower the learning rates or set inner.clip"
         )

@@ -2,9 +2,9 @@
 
     row = document ‖ document ‖ … ‖ padding          segments 1 … 1 2 … 2 … 0 … 0
 
-A document sees itself alone: attention stops at its first token, positions count from 0 in it, and its first token is never
-predicted from the end of the one before. So the loss of a packed batch is that of its records one a row, and no gradient
-crosses from one to another (kernels/attention.py, models/decoder.py).
+A document, which is a record or a chunk of one (records.py), sees itself alone: attention stops at its first token, positions
+count from 0 in it, and its first token is never predicted from the end of the one before. So the loss of a packed batch is
+that of its documents one a row, and no gradient crosses from one to another (kernels/attention.py, models/decoder.py).
 
 First fit decreasing: of some records the longest first, each into the first row with room for it. It is done over windows of a
 shuffled order, so that a row holds a random mixture of lengths and texts, once for a run: the rows are a pure function of
@@ -33,7 +33,7 @@ class Row(NamedTuple):
     segments: Int32[np.ndarray, " T"]
     """1 for the tokens of the first document, 2 for those of the second, …"""
     documents: tuple[int, ...]
-    """Numbers of the examples in it."""
+    """Number of the record that each document is, or is a chunk of."""
 
 
 def capacity(splits: Sequence[Sequence[Example]], max_length: int) -> int:
@@ -42,8 +42,8 @@ def capacity(splits: Sequence[Sequence[Example]], max_length: int) -> int:
     return -(-min(max_length, most) // MULTIPLE) * MULTIPLE
 
 
-def pack(examples: Sequence[Example], room: int, *, seed: int, first: int = 0) -> list[Row]:
-    """The examples in rows of at most `room` tokens, which every one of them fits; `first` is the number of examples[0]."""
+def pack(examples: Sequence[Example], room: int, *, seed: int) -> list[Row]:
+    """The examples in rows of at most `room` tokens, which every one of them fits."""
     order = np.random.default_rng(seed).permutation(len(examples))
     lengths = np.array([len(examples[index].tokens) for index in order])
     windows = (np.cumsum(lengths) - lengths) // (WINDOW * room)
@@ -51,30 +51,34 @@ def pack(examples: Sequence[Example], room: int, *, seed: int, first: int = 0) -
     for window in np.unique(windows):
         chosen = order[windows == window]
         for members in first_fit([len(examples[index].tokens) for index in chosen], room):
-            rows.append(_row([int(chosen[member]) for member in members], examples, first))
+            rows.append(_row([examples[chosen[member]] for member in members]))
     return rows
 
 
 def pack_all(
     splits: Mapping[str, Sequence[Example]], max_length: int, *, seed: int
 ) -> tuple[dict[str, list[Row]], int]:
-    """Every split in rows of the same room, and that room; records are numbered through all splits."""
-    room, rows, first = capacity(list(splits.values()), max_length), {}, 0
-    for name, examples in splits.items():
-        rows[name], first = pack(examples, room, seed=seed, first=first), first + len(examples)
-    return rows, room
+    """Every split in rows of the same room, and that room."""
+    room = capacity(list(splits.values()), max_length)
+    return {name: pack(examples, room, seed=seed) for name, examples in splits.items()}, room
+
+
+def records_in(item: Example | Row) -> tuple[int, ...]:
+    """Numbers of the records that an example or a row holds, or holds chunks of."""
+    return item.documents if isinstance(item, Row) else (item.record,)
 
 
 def count(examples: Sequence[Example | Row]) -> int:
-    """The records that stand in rows, or the examples themselves."""
-    return sum(len(item.documents) if isinstance(item, Row) else 1 for item in examples)
+    """How many records there are in examples or rows; the chunks of one are one."""
+    return len({number for item in examples for number in records_in(item)})
 
 
 def describe(rows: Sequence[Row], room: int) -> str:
     """How full the rows are, in words."""
-    return (
-        f"{count(rows)} records packed into {len(rows)} rows of {room} tokens, {unused(rows, room):.1%} of them unused"
-    )
+    records, documents = count(rows), sum(len(row.documents) for row in rows)
+    pieces = f" in {documents} pieces" * (documents > records)
+    into = f"{len(rows)} rows of {room} tokens, {unused(rows, room):.1%} of them unused"
+    return f"{records} records{pieces} packed into {into}"
 
 
 def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
@@ -95,11 +99,10 @@ def unused(rows: Sequence[Row], room: int) -> float:
     return 1 - sum(len(row.tokens) for row in rows) / (room * len(rows))
 
 
-def _row(members: list[int], examples: Sequence[Example], first: int) -> Row:
-    parts = [examples[member] for member in members]
+def _row(parts: list[Example]) -> Row:
     return Row(
         np.concatenate([part.tokens for part in parts]),
         np.concatenate([part.trained for part in parts]),
         np.repeat(np.arange(1, len(parts) + 1, dtype=np.int32), [len(part.tokens) for part in parts]),
-        tuple(first + member for member in members),
+        tuple(part.record for part in parts),
     )

@@ -24,7 +24,7 @@ from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import attending, bilevel, objective, optim, state, step
 from bidora_jax.training import data as batching
 from bidora_jax.training.loop import Phase, Standing, Work
-from bidora_jax.training.packing import Row
+from bidora_jax.training.packing import records_in
 from bidora_jax.training.programs import Meeting, Program
 from bidora_jax.training.settings import DataConfig, OptimizerConfig, RetrainConfig, SearchConfig
 
@@ -50,6 +50,8 @@ class Problem:
     data: DataConfig
     pad_id: int
     seed: int
+    places: tuple[str, ...]
+    """Where the records of train and then of val come from, for messages."""
     start: tuple[PyTree, PyTree] | None = None
     """The (direction, magnitude) that training starts from; None makes new ones."""
 
@@ -124,7 +126,7 @@ def bidora_search(
         train_examples, val_examples = _pick(problem.train, train_rows), _pick(problem.val, val_rows)
         joint = batching.joint(train_examples, val_examples, buckets, *_sizes(problem))
         tokens = _tokens(problem.train, *lower_rows, train_rows) + _tokens(problem.val, val_rows)
-        return Work((lower_batches, *joint), tokens, _records(problem.train, train_rows))
+        return Work((lower_batches, *joint), tokens, _places(problem, problem.train, train_rows))
 
     rates = {
         "inner_learning_rate": lambda number: optim.schedule(inner, steps * search.lower_steps)(
@@ -210,7 +212,8 @@ def _train_phase(
 
     def work(number: int) -> Work:
         rows = stream.indices(number)
-        return Work(_batch(problem, buckets, _pick(examples, rows)), _tokens(examples, rows), _records(examples, rows))
+        batch = _batch(problem, buckets, _pick(examples, rows))
+        return Work(batch, _tokens(examples, rows), _places(problem, examples, rows))
 
     phase = Phase(
         name, steps, first_checkpoint, work,
@@ -250,10 +253,10 @@ def _pick(examples: Sequence[Any], rows: list[int]) -> list[Any]:
     return [examples[row] for row in rows]
 
 
-def _records(examples: batching.Examples, rows: list[int]) -> list[int]:
-    """Numbers of the records that stand in some rows."""
-    picked = [(row, examples[row]) for row in rows]
-    return [number for row, item in picked for number in (item.documents if isinstance(item, Row) else (row,))]
+def _places(problem: Problem, examples: batching.Examples, rows: list[int]) -> list[str]:
+    """Where the records come from that stand in some rows, each once."""
+    numbers = [number for item in _pick(examples, rows) for number in records_in(item)]
+    return list(dict.fromkeys(problem.places[number] for number in numbers))
 
 
 def _tokens(examples: batching.Examples, *rows: list[int]) -> int:

@@ -1,7 +1,7 @@
 """Settings that make a step fit a device, found by compiling it from shapes: no weights, no data.
 
 What costs the result nothing is given up first: the micro-batch, whose gradients are summed so that those of an optimiser
-step stay the same, and the fast forms of fitting.py; then bits of the frozen weights; then length, which cuts records.
+step stay the same, and the fast forms of fitting.py; then bits of the frozen weights; then length, which cuts or splits records.
 
     for length in L, L/2, …:   for quantization in none, int8, nf4:   for batch in divisors of batch·accumulation, downwards
 """
@@ -23,7 +23,7 @@ from bidora_jax.training.phases import first_phase
 from bidora_jax.training.settings import DataConfig, OptimizerConfig, SearchConfig
 
 SHORTEST = 256
-"""Tokens below which a record is not cut to make a step fit."""
+"""Tokens below which a record is not cut or split to make a step fit."""
 FORMS = ("none", "int8", "nf4")
 MAY_CHANGE = ("model.quantization", "model.remat", "data.batch_size", "data.accumulation", "data.max_length",
               "search.hypergradient")  # fmt: skip

@@ -18,7 +18,9 @@ class Prepared(NamedTuple):
     encoded: dict[str, Split]
     """train, and val where there is one."""
     rows: dict[str, Examples]
-    """The same with one record a row, or with data.packing several."""
+    """The same with one record, or one chunk of one, a row, or with data.packing several."""
+    places: tuple[str, ...]
+    """Where the records of train and then of val come from: an example's `record` is a number among them."""
     said: list[str]
 
 
@@ -26,11 +28,13 @@ def prepare(data: DataConfig, splits: Splits, tokenizer: Tokenizer, positions: i
     """The tokens of both splits, in rows. Raises InputError for what can't be trained on by a model of so many positions."""
     given = {"train": splits.train.records, "val": splits.val.records}
     how = {"max_length": data.max_length, "loss_on": data.loss_on, "long": data.long}
+    places = tuple(record.place for part in given.values() for record in part)
     encoded, said = {}, [*splits.said]
     for name, part in given.items():
         if part:
-            encoded[name], kept = tokencache.encode_all(part, tokenizer, data.token_cache, **how)
-            said += [f"{name}: {describe(encoded[name], data)}", *([kept] if kept else [])]
+            found, kept = tokencache.encode_all(part, tokenizer, data.token_cache, **how)
+            encoded[name] = _numbered(found, len(given["train"]) if name == "val" else 0)
+            said += [f"{name}: {describe(found, data.max_length, data.long)}", *([kept] if kept else [])]
     for name, part in encoded.items():
         longest = max(len(example.tokens) for example in part.examples)
         if longest > positions:
@@ -40,15 +44,22 @@ def prepare(data: DataConfig, splits: Splits, tokenizer: Tokenizer, positions: i
             )
     examples = {name: part.examples for name, part in encoded.items()}
     if not data.packing:
-        return Prepared(encoded, {**examples}, said)
+        return Prepared(encoded, {**examples}, places, said)
     rows, room = packing.pack_all(examples, data.max_length, seed=seed)
     said += [f"{name}: {packing.describe(part, room)}" for name, part in rows.items()]
-    return Prepared(encoded, {**rows}, said)
+    return Prepared(encoded, {**rows}, places, said)
 
 
-def describe(part: Split, data: DataConfig) -> str:
-    """How much a split holds, and what became of the records that are not all there."""
-    became = "left out for more than" if data.long == "drop" else "cut at"
-    cut = f", {part.n_truncated} {became} {data.max_length} tokens" if part.n_truncated else ""
+def _numbered(part: Split, first: int) -> Split:
+    """The same with its records counted from `first` on."""
+    return part._replace(examples=[one._replace(record=first + one.record) for one in part.examples])
+
+
+def describe(part: Split, max_length: int, long: str) -> str:
+    """How much a split holds, and what became of the records that are too long or have nothing to train."""
+    became = "left out for more than" if long == "drop" else "cut at"
+    chunks = f", {len(part.chunks)} of more than {max_length} tokens split into {sum(part.chunks)}" * bool(part.chunks)
+    cut = f", {part.n_truncated} {became} {max_length} tokens" if part.n_truncated else ""
     dropped = f", {part.n_untrained} dropped for want of a trained token" if part.n_untrained else ""
-    return f"{len(part.examples)} records, {sum(len(e.tokens) for e in part.examples):,} tokens{cut}{dropped}"
+    tokens = sum(len(example.tokens) for example in part.examples)
+    return f"{packing.count(part.examples)} records, {tokens:,} tokens{chunks}{cut}{dropped}"

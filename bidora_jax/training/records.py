@@ -2,7 +2,8 @@
 
 A record (its shapes: shapes.py) becomes one sequence, and `trained` says which of its tokens the loss predicts:
 
-    {instruction, …}           chat template of the question (a plain template without one) ‖ output ‖ end of text
+    {instruction, …}           chat template of the question (a plain template without one) ‖ output ‖ end of text;
+                               with a history it is read as a conversation
     {prompt, completion}       prompt as it stands ‖ completion ‖ end of text
     {code}, {text}             all of it is trained ‖ end of text
     {messages}, conversations  the chat template's text of all turns; trained are the answers in it (answers.py):
@@ -13,10 +14,20 @@ special tokens, so that a template's own first token does not come twice; text w
 beginning-of-text token where the tokenizer has it so (Llama, Mistral). What is trained is decided by position, never by
 token id: a model learns to stop even when its tokenizer pads with the end-of-text token.
 
-Does not do: packing several records into one sequence (packing.py).
+    chunks     tokens = chunk ‖ chunk ‖ … ‖ chunk,    each of at most max_length tokens, all but the last two of just so many
+
+A record of {code} or {text} that is too long becomes its consecutive chunks under long = split: no token is lost, and none
+stands twice. Each is a sequence of its own, so its first token has nothing before it and is not predicted. The first token
+that the tokenizer opens a text with is the first chunk's alone, and the end of text the last one's: so the model learns to
+end where the text does, and what it sees is what pretraining shows it. (axolotl's completion does the same; unsloth's
+raw_text ends every full chunk and has tokens twice.) A record that asks can't be split, as its later chunks would answer to
+nothing; it is cut.
+
+Does not do: packing several records into one sequence (packing.py); cutting a text at the ends of its lines.
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,7 +43,11 @@ from bidora_jax.training.shapes import SHAPES_IN_WORDS, BadRecord, Record
 from bidora_jax.training.sources import Found
 
 LossOn = Literal["response", "turns", "all"]
-Long = Literal["truncate", "drop", "refuse"]
+Long = Literal["split", "truncate", "drop", "refuse"]
+SHORTEST = 64
+"""Tokens that the last chunk of a record takes from the one before if it has fewer: an end is learned with some text before
+it, and two in a hundred places of packed rows stay empty. Chunks of even lengths would fit ill: of texts a tenth longer than
+a row, 45 in a hundred would."""
 PLAIN_TEMPLATE = "### Instruction:\n{instruction}\n\n### Response:\n"  # for a tokenizer without a chat template
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -41,12 +56,18 @@ class Example(NamedTuple):
     tokens: Int32[np.ndarray, " T"]
     trained: Bool[np.ndarray, " T"]  # the tokens to be predicted; never the first, which has nothing before it
     truncated: bool
+    record: int = 0  # number of the record that it is, or is a chunk of
 
 
 class Split(NamedTuple):
     examples: list[Example]  # each has at least one trained token
     n_truncated: int  # records of more than max_length tokens: cut, or left out
     n_untrained: int  # records dropped because no token of theirs is trained
+
+    @property
+    def chunks(self) -> list[int]:
+        """Into how many chunks each record went that was split."""
+        return [count for count in Counter(example.record for example in self.examples).values() if count > 1]
 
 
 # Reading
@@ -135,7 +156,7 @@ def prompt_text(record: Record, tokenizer: Tokenizer) -> str:
     if "instruction" not in record and not shapes.is_conversation(record):
         return record.get("prompt", "")
     if "instruction" in record and not tokenizer.chat_template:
-        content = "\n\n".join(filter(None, [record.get("system"), _instruction(record)]))
+        content = "\n\n".join(filter(None, [record.get("system"), shapes.asked(record)]))
         return PLAIN_TEMPLATE.format(instruction=content)
     try:
         return answers.render(_asked(record), tokenizer, record.get("tools"), ask=True)
@@ -162,11 +183,16 @@ def encode(record: Record, tokenizer: Tokenizer, *, max_length: int, loss_on: Lo
 
     A blank response is not trained, and its end of text neither: it would teach to answer nothing.
     """
-    return _encode([record], tokenizer, max_length, loss_on)[0]
+    return encode_each(record, tokenizer, max_length=max_length, loss_on=loss_on, long="truncate")[0]
+
+
+def encode_each(record: Record, tokenizer: Tokenizer, *, max_length: int, loss_on: LossOn, long: Long) -> list[Example]:
+    """All that becomes of one record: the chunks of one that is split, else the one that `encode` makes."""
+    return _encode([record], tokenizer, max_length, loss_on, long)
 
 
 def encode_all(
-    records: list[Record], tokenizer: Tokenizer, *, max_length: int, loss_on: LossOn, long: Long = "truncate"
+    records: list[Record], tokenizer: Tokenizer, *, max_length: int, loss_on: LossOn, long: Long = "split"
 ) -> Split:
     """Every record that has a trained token, and the number of the others; `long` says what becomes of those of more than
     `max_length` tokens.
@@ -174,12 +200,12 @@ def encode_all(
     Raises InputError when none has, where the chat template can't write some, and for long ones that are refused, with all
     of them.
     """
-    encoded = _encode(records, tokenizer, max_length, loss_on)
-    too_long = [record for record, example in zip(records, encoded, strict=True) if example.truncated]
+    encoded = _encode(records, tokenizer, max_length, loss_on, long)
+    too_long = [records[example.record] for example in encoded if example.truncated]
     if too_long and long == "refuse":
         raise InputError(
             f"{len(too_long)} of {len(records)} records have more than data.max_length = {max_length} tokens, and data.long "
-            f"is refuse; shorten them, raise max_length, or set long to truncate or drop:\n"
+            f"is refuse; shorten them, raise max_length, or set long to split, truncate or drop:\n"
             f"{listing(dict.fromkeys(record.place or question_text(record)[:60] for record in too_long))}"
         )
     kept = [example for example in encoded if long != "drop" or not example.truncated]
@@ -192,14 +218,36 @@ def encode_all(
             f"{f' or are left out, as {len(too_long)} are longer' * (len(kept) < len(encoded))}; "
             "fill the responses in, raise data.max_length or set data.loss_on to all"
         )
-    return Split(examples, len(too_long), len(kept) - len(examples))
+    untrained = {example.record for example in kept} - {example.record for example in examples}
+    return Split(examples, len(too_long), len(untrained))
 
 
-def _encode(records: list[Record], tokenizer: Tokenizer, max_length: int, loss_on: LossOn) -> list[Example]:
+def _encode(records: list[Record], tokenizer: Tokenizer, max_length: int, loss_on: LossOn, long: Long) -> list[Example]:
+    """What becomes of every record, in order; each has one example at least."""
     talks = [record for record in records if shapes.is_conversation(record)]
     texts = [record for record in records if not shapes.is_conversation(record)]
     of_talks, of_texts = iter(_of_talks(talks, tokenizer, loss_on)), iter(_of_texts(texts, tokenizer, loss_on))
-    return [_example(*next(of_talks if shapes.is_conversation(record) else of_texts), max_length) for record in records]
+    examples = []
+    for number, record in enumerate(records):
+        tokens, trained = next(of_talks if shapes.is_conversation(record) else of_texts)
+        whole = long == "split" and shapes.is_text(record)
+        lengths = chunk_lengths(len(tokens), max_length) if whole else [min(len(tokens), max_length)]
+        ends = np.cumsum(lengths).tolist()
+        for length, end in zip(lengths, ends, strict=True):
+            part, mask = np.array(tokens[end - length : end], np.int32), np.array(trained[end - length : end], bool)
+            mask[:1] = False
+            examples.append(Example(part, mask, end == ends[-1] < len(tokens), number))
+    return examples
+
+
+def chunk_lengths(count: int, most: int) -> list[int]:
+    """Lengths of the chunks that so many tokens go into, `most` each; see SHORTEST for the end."""
+    full, rest = divmod(count, most)
+    lengths = [most] * full + [rest] * (rest > 0 or not full)
+    lacking = min(SHORTEST, (most + 1) // 2) - lengths[-1]
+    if full and lacking > 0:
+        lengths[-2:] = [lengths[-2] - lacking, lengths[-1] + lacking]
+    return lengths
 
 
 def _of_texts(records: list[Record], tokenizer: Tokenizer, loss_on: LossOn) -> list[answers.Tokens]:
@@ -255,23 +303,12 @@ def _asked(record: Record) -> list[shapes.Turn]:
     if shapes.is_conversation(record):
         turns, _ = shapes.turns(record)
         return turns[:-1] if turns[-1]["role"] == "assistant" else turns
-    system = [{"role": "system", "content": record["system"]}] if "system" in record else []
-    return [*system, {"role": "user", "content": _instruction(record)}]
-
-
-def _instruction(record: Record) -> str:
-    return "\n\n".join(filter(None, [record["instruction"], record.get("input")]))
+    return shapes.asking(record)
 
 
 def _at(record: Record) -> str:
     """The record's place, where it is known, for the head of a message."""
     return f"{record.place}: " if isinstance(record, Record) and record.place else ""
-
-
-def _example(tokens: list[int], trained: list[bool], max_length: int) -> Example:
-    mask = np.array(trained, dtype=bool)
-    mask[:1] = False
-    return Example(np.array(tokens, dtype=np.int32)[:max_length], mask[:max_length], len(tokens) > max_length)
 
 
 def _token_ids(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:

@@ -29,13 +29,14 @@ class DataConfig:
     test_limit: int = 0
     """At most this many test records; 0 takes all."""
     max_length: int = 1024
-    """Tokens a record may have."""
-    long: Literal["truncate", "drop", "refuse"] = "truncate"
-    """Longer records are cut at the end, left out, or refused; each is counted."""
+    """Tokens that a record, or a chunk of one, may have."""
+    long: Literal["split", "truncate", "drop", "refuse"] = "split"
+    """What becomes of longer records. split: text and code become chunks, and nothing is lost; records that ask can't be
+    split and are cut at the end. truncate: all are cut; drop: left out; refuse: no reason to start. Each is counted."""
     token_cache: str = "auto"
     """Folder where encoded records are kept for later runs on them; auto: the user's cache folder, empty: nowhere."""
     batch_size: int = 4
-    """Records in a micro-batch, on each level."""
+    """Records in a micro-batch, on each level; a chunk counts as one."""
     accumulation: int = 1
     """Micro-batches in an optimiser step, on each level; the loss is the mean over all their trained tokens."""
     loss_on: Literal["response", "turns", "all"] = "response"

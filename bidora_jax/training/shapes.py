@@ -1,6 +1,7 @@
 """A row of data -> a record: which shape it has, and whether all of it is there.
 
     {instruction, input?, output, system?}    one question and its answer; `response` serves for `output`
+    {instruction, output, history, …}         the same after earlier ones, [[question, answer], …]; read as messages
     {prompt, completion}                      two texts as they stand, or two lists of turns
     {messages, tools?}                        a conversation of turns {role, content}
     {conversations, tools?}                   the same in ShareGPT's words, {from, value}; read as messages
@@ -47,31 +48,28 @@ class Shape(NamedTuple):
 SHAPES = {  # by the key that marks the shape; the first one present decides; the last required key is the response
     "messages": Shape(("messages",), ("tools",)),
     "conversations": Shape(("conversations",), ("tools",)),
-    "instruction": Shape(("instruction", "output"), ("input", "system")),
+    "instruction": Shape(("instruction", "output"), ("input", "system", "history")),
     "prompt": Shape(("prompt", "completion"), ("tools",)),
     "code": Shape(("code",)),
     "text": Shape(("text",)),
 }
 SHAPES_IN_WORDS = (
-    "{instruction, input?, output, system?}, {prompt, completion}, {messages}, {conversations}, {code} or {text}"
+    "{instruction, input?, output, system?, history?}, {prompt, completion}, {messages}, {conversations}, "
+    "{code} or {text}"
 )
 
 
 def record(value: dict[str, Any], place: str = "") -> Record:
     """The record that a row holds. Raises BadRecord, without the place, with all that is wrong with it."""
-    value = _renamed(value)
-    marker = _shape_of(value)
-    shape = SHAPES[marker]
-    optional = [key for key in shape.optional if value.get(key) not in (None, "", [])]
-    found = Record({key: value[key] for key in (*shape.required, *optional)}, place)
+    marker, found = _selected(_renamed(value), place)
     if marker in ("messages", "conversations") or isinstance(found.get("prompt"), list):
         return _conversation(found, marker)
-    found.pop("tools", None)  # there is no template to write them
-    for key, text in found.items():
-        _check_text(key, text)
-    if len(shape.required) > 1 and not found[shape.required[0]].strip():
-        raise BadRecord(f"{shape.required[0]!r} is empty; records without a prompt are written {{text}} or {{code}}")
-    return found
+    _check_texts(found, SHAPES[marker])
+    if "history" not in found:
+        return found
+    if not found["output"].strip():
+        raise BadRecord("'output' is empty, so 'history' leads to no answer")
+    return Record({"messages": [*asking(found), {"role": "assistant", "content": found["output"]}]}, place)
 
 
 def question(value: dict[str, Any], place: str = "") -> Record:
@@ -85,7 +83,9 @@ def question(value: dict[str, Any], place: str = "") -> Record:
         raise BadRecord(f"asks nothing: it has neither 'prompt', 'instruction' nor 'messages'; {_its_keys(value)}")
     if key is None:
         blank = {"completion": ""} if "prompt" in value else {"output": ""}
-        return record({**value, **blank}, place)
+        marker, found = _selected({**value, **blank}, place)
+        _check_texts(found, SHAPES[marker])
+        return Record({"messages": asking(found)}, place) if "history" in found else found
     turns = _turns(key, value[key])
     turns = turns[:-1] if turns[-1]["role"] == "assistant" else turns
     _check_opening(turns)
@@ -97,6 +97,22 @@ def is_conversation(record: Record) -> bool:
     return "messages" in record or isinstance(record.get("prompt"), list)
 
 
+def is_text(record: Record) -> bool:
+    """Whether the record is text as it stands, {code} or {text}, which may end anywhere and still be what it is."""
+    return "code" in record or "text" in record
+
+
+def asked(record: Record) -> str:
+    """What an {instruction} asks: with its input, if it has one."""
+    return "\n\n".join(filter(None, [record["instruction"], record.get("input")]))
+
+
+def asking(record: Record) -> list[Turn]:
+    """The turns of an {instruction} up to its question."""
+    system = [{"role": "system", "content": record["system"]}] if "system" in record else []
+    return [*system, *record.get("history", []), {"role": "user", "content": asked(record)}]
+
+
 def turns(record: Record) -> tuple[list[Turn], int]:
     """All turns of a conversation, and the number of the first one that may be learned."""
     if "messages" in record:
@@ -105,6 +121,19 @@ def turns(record: Record) -> tuple[list[Turn], int]:
 
 
 # Keys
+
+
+def _selected(value: dict[str, Any], place: str) -> tuple[str, Record]:
+    """The key that marks the shape, and what belongs to it."""
+    marker = _shape_of(value)
+    shape = SHAPES[marker]
+    optional = [key for key in shape.optional if value.get(key) not in (None, "", [])]
+    found = Record({key: value[key] for key in (*shape.required, *optional)}, place)
+    if "history" in found:
+        found["history"] = _history(found["history"])
+        if not found["history"]:
+            del found["history"]
+    return marker, found
 
 
 def _renamed(value: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +159,15 @@ def _its_keys(value: dict[str, Any], limit: int = 6) -> str:
     known = dict.fromkeys(key for shape in SHAPES.values() for key in shape.required + shape.optional)
     found = [repr(key) + ("" if key in known else did_you_mean(key, known)) for key in value]
     return "its keys: " + (", ".join(found[:limit]) + (", …" if len(found) > limit else "") or "none")
+
+
+def _check_texts(found: Record, shape: Shape) -> None:
+    found.pop("tools", None)  # there is no template to write them
+    for key, text in found.items():
+        if key != "history":
+            _check_text(key, text)
+    if len(shape.required) > 1 and not found[shape.required[0]].strip():
+        raise BadRecord(f"{shape.required[0]!r} is empty; records without a prompt are written {{text}} or {{code}}")
 
 
 def _check_text(key: str, text: Any) -> None:
@@ -184,6 +222,22 @@ def _turns(key: str, turns: Any) -> list[Turn]:
     if wrong:
         raise BadRecord(wrong[0] if len(wrong) == 1 else f"{len(wrong)} turns are wrong:\n{listing(wrong, limit=4)}")
     return found
+
+
+def _history(history: Any) -> list[Turn]:
+    """The turns of [[question, answer], …], or of its text as a table has it, as LLaMA-Factory reads them."""
+    pairs = _array("history", history)
+    wrong = [
+        f"pair {number} is {kind(pair)}" + (f" of {len(pair)}" if isinstance(pair, list) else "")
+        for number, pair in enumerate(pairs, 1)
+        if not isinstance(pair, list) or len(pair) != 2
+    ]
+    if wrong:
+        some = ", ".join(wrong[:4]) + ", …" * (len(wrong) > 4)
+        raise BadRecord(f"'history' should be an array of pairs [question, answer]: {some}")
+    roles = ("user", "assistant")
+    said = [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
+    return _turns("history", said) if said else []
 
 
 def _turn(turn: Any) -> Turn:
@@ -247,11 +301,19 @@ def _tools(value: dict[str, Any]) -> dict[str, Any]:
     tools = value.get("tools")
     if tools in (None, "", []):
         return {}
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise BadRecord(f"'tools' is a text that is not JSON ({error})") from error
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+    tools = _array("tools", tools)
+    if not all(isinstance(tool, dict) for tool in tools):
         raise BadRecord(f"'tools' should be an array of objects, found {kind(tools)}")
     return {"tools": tools} if tools else {}
+
+
+def _array(key: str, value: Any) -> list[Any]:
+    """An array, or what its text in JSON holds."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise BadRecord(f"{key!r} is a text that is not JSON ({error})") from error
+    if not isinstance(value, list):
+        raise BadRecord(f"{key!r} should be an array, found {kind(value)}")
+    return value
