@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bidora_jax.errors import InputError, command
+from bidora_jax.errors import InputError, command, program
 from bidora_jax.models.settings import ModelConfig
 
 
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     import tyro
 
     arguments = tyro.cli(
-        EvaluateArguments, args=argv, prog="python -m bidora_jax.evaluate", config=(tyro.conf.UseAppendAction,)
+        EvaluateArguments, args=argv, prog=program("evaluate"), config=(tyro.conf.UseAppendAction,)
     )
     results = evaluate(arguments)
     for result in results:
