@@ -53,9 +53,7 @@ class EvaluateArguments:
 def main(argv: list[str]) -> None:
     import tyro
 
-    arguments = tyro.cli(
-        EvaluateArguments, args=argv, prog=program("evaluate"), config=(tyro.conf.UseAppendAction,)
-    )
+    arguments = tyro.cli(EvaluateArguments, args=argv, prog=program("evaluate"), config=(tyro.conf.UseAppendAction,))
     results = evaluate(arguments)
     for result in results:
         print(f"adapter     {result['adapter']}\n" * (len(results) > 1) + f"loss        {result['loss']:.6f}\n"

@@ -79,9 +79,7 @@ class GenerateArguments:
 def main(argv: list[str]) -> None:
     import tyro
 
-    arguments = tyro.cli(
-        GenerateArguments, args=argv, prog=program("generate"), config=(tyro.conf.UseAppendAction,)
-    )
+    arguments = tyro.cli(GenerateArguments, args=argv, prog=program("generate"), config=(tyro.conf.UseAppendAction,))
     _check(arguments)
     if arguments.chat:
         from bidora_jax.chat import chat
