@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidora_jax.config import Config
-from bidora_jax.errors import InputError, command
+from bidora_jax.errors import InputError, command, program
 
 if TYPE_CHECKING:
     from bidora_jax.models.changes import Change
@@ -48,7 +48,7 @@ class AnalyzeArguments:
 def main(argv: list[str]) -> None:
     import tyro
 
-    arguments = tyro.cli(AnalyzeArguments, args=argv, prog="python -m bidora_jax.analyze")
+    arguments = tyro.cli(AnalyzeArguments, args=argv, prog=program("analyze"))
     run = Path(arguments.run)
     output = Path(arguments.output) if arguments.output else run / "analysis"
     if output.exists() and not output.is_dir():

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bidora_jax.errors import command
+from bidora_jax.errors import command, program
 
 if TYPE_CHECKING:
     from bidora_jax.models.decoder import DecoderConfig
@@ -61,7 +61,7 @@ class ModelsArguments:
 def main(argv: list[str]) -> None:
     import tyro
 
-    arguments = tyro.cli(ModelsArguments, args=argv, prog="python -m bidora_jax.models")
+    arguments = tyro.cli(ModelsArguments, args=argv, prog=program("models"))
     from bidora_jax.training.memory import device_memory
 
     memory = device_memory(arguments.memory_limit)

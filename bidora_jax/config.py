@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ml_collections import ConfigDict
 
-from bidora_jax.errors import InputError, did_you_mean, listing
+from bidora_jax.errors import InputError, did_you_mean, listing, program
 from bidora_jax.models import peft_config
 from bidora_jax.models.settings import PRESETS, AdapterConfig, ModelConfig
 from bidora_jax.training.settings import (
@@ -117,7 +117,7 @@ def _parse(schema: Any, argv: Sequence[str], command: str) -> tuple[Config, Any]
     _set_unset(given, {"adapter": {name: value for name, value in sources.items() if value}}, over=True)
     tree = _tree(given)
     default = schema(**_fields(resolve(tree)), config=path)
-    arguments = tyro.cli(schema, args=list(argv), default=default, prog=f"python -m bidora_jax.{command}")
+    arguments = tyro.cli(schema, args=list(argv), default=default, prog=program(command))
     given_names = named(argv)
     for name, value in leaves(arguments):
         section, _, leaf = name.rpartition(".")

@@ -30,6 +30,12 @@ def listing(items: Iterable[str], limit: int = 10) -> str:
     return "\n".join(lines)
 
 
+def program(name: str) -> str:
+    """A command as it was called, for its usage line: `bidora-jax NAME` or `python -m bidora_jax.NAME`."""
+    called = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+    return f"bidora-jax {name}" if called == "bidora-jax" else f"python -m bidora_jax.{name}"
+
+
 def command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """Runs a command line; an InputError or a full disk becomes one message on stderr and exit status 2."""
     try:

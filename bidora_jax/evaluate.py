@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bidora_jax.errors import InputError, command
+from bidora_jax.errors import InputError, command, program
 from bidora_jax.models.settings import ModelConfig
 
 
@@ -53,9 +53,7 @@ class EvaluateArguments:
 def main(argv: list[str]) -> None:
     import tyro
 
-    arguments = tyro.cli(
-        EvaluateArguments, args=argv, prog="python -m bidora_jax.evaluate", config=(tyro.conf.UseAppendAction,)
-    )
+    arguments = tyro.cli(EvaluateArguments, args=argv, prog=program("evaluate"), config=(tyro.conf.UseAppendAction,))
     results = evaluate(arguments)
     for result in results:
         print(f"adapter     {result['adapter']}\n" * (len(results) > 1) + f"loss        {result['loss']:.6f}\n"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bidora_jax.config import Config, read, resolve
-from bidora_jax.errors import InputError, RunError, command
+from bidora_jax.errors import InputError, RunError, command, program
 from bidora_jax.models import peft_config
 from bidora_jax.models.settings import AdapterConfig, ModelConfig
 
@@ -67,7 +67,7 @@ class ExportArguments:
 def main(argv: list[str]) -> None:
     import tyro
 
-    arguments = tyro.cli(ExportArguments, args=argv, prog="python -m bidora_jax.export")
+    arguments = tyro.cli(ExportArguments, args=argv, prog=program("export"))
     if bool(arguments.run) == bool(arguments.model):
         raise InputError("give either --run, a finished run, or --model, a model without an adapter")
     _check(arguments)

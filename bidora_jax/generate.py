@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bidora_jax.errors import InputError, command
+from bidora_jax.errors import InputError, command, program
 from bidora_jax.models.settings import ModelConfig
 
 if TYPE_CHECKING:
@@ -79,9 +79,7 @@ class GenerateArguments:
 def main(argv: list[str]) -> None:
     import tyro
 
-    arguments = tyro.cli(
-        GenerateArguments, args=argv, prog="python -m bidora_jax.generate", config=(tyro.conf.UseAppendAction,)
-    )
+    arguments = tyro.cli(GenerateArguments, args=argv, prog=program("generate"), config=(tyro.conf.UseAppendAction,))
     _check(arguments)
     if arguments.chat:
         from bidora_jax.chat import chat

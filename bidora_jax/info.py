@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from bidora_jax import __version__
-from bidora_jax.errors import command
+from bidora_jax.errors import command, program
 
 Value: TypeAlias = str | int | float | list[str] | None
 Section: TypeAlias = dict[str, Value]
@@ -37,7 +37,7 @@ class InfoArguments:
 def main(argv: list[str]) -> None:
     import tyro
 
-    arguments = tyro.cli(InfoArguments, args=argv, prog="python -m bidora_jax.info")
+    arguments = tyro.cli(InfoArguments, args=argv, prog=program("info"))
     facts = gather()
     if arguments.recommend:
         facts["recommended"] = recommended()

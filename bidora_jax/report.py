@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidora_jax.config import Config, leaves, read, resolve
-from bidora_jax.errors import InputError, command
+from bidora_jax.errors import InputError, command, program
 
 if TYPE_CHECKING:
     from bidora_jax.reporting.history import History
@@ -33,7 +33,7 @@ class ReportArguments:
 def main(argv: list[str]) -> None:
     import tyro
 
-    arguments = tyro.cli(ReportArguments, args=argv, prog="python -m bidora_jax.report")
+    arguments = tyro.cli(ReportArguments, args=argv, prog=program("report"))
     run = Path(arguments.run)
     output = Path(arguments.output) if arguments.output else run / "report"
     if output.exists() and not output.is_dir():

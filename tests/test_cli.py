@@ -13,7 +13,7 @@ from runs import ROOT
 
 import bidora_jax
 from bidora_jax import cli
-from bidora_jax.errors import command
+from bidora_jax.errors import command, program
 
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -116,3 +116,10 @@ def test_the_command_is_installed_under_its_name():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"bidora-jax": "bidora_jax.cli:entry"}
     assert callable(cli.entry)
+
+
+@pytest.mark.parametrize("called", ["/usr/local/bin/bidora-jax", "C:/Scripts/bidora-jax.exe"])
+def test_usage_names_the_command_as_it_was_called(monkeypatch, called):
+    assert program("train") == "python -m bidora_jax.train"
+    monkeypatch.setattr(sys, "argv", [called, "train"])
+    assert program("train") == "bidora-jax train"
