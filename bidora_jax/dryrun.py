@@ -65,7 +65,7 @@ class PhaseCost(NamedTuple):
 class Often(NamedTuple):
     """What a run does several times."""
 
-    count: int
+    times: int
     seconds: float
     """Each."""
     rehearsed: float
@@ -73,7 +73,7 @@ class Often(NamedTuple):
 
     @property
     def total(self) -> float:
-        return self.count * self.seconds
+        return self.times * self.seconds
 
 
 class Cost(NamedTuple):
@@ -122,9 +122,9 @@ class Clock:
         self.compiling = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
-    def _add(self, event: str, seconds: float, **_: Any) -> None:
+    def _add(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == COMPILED:
-            self.compiling += seconds
+            self.compiling += duration_secs
 
 
 def main(config: Config, parts: "Assembled", first: Settled, memory: Memory, clock: Clock, *, kept: bool) -> None:
@@ -275,7 +275,7 @@ def report(cost: Cost, memory: Memory, *, merged: bool) -> list[str]:
     lines += [f"memory: {gigabytes(most)} at the peak of the largest step, of {gigabytes(memory.bytes)}, {memory.said}"]
     if cost.resident is not None:
         lines += [f"resident: {gigabytes(cost.resident)} at its peak; this dry run took {gigabytes(cost.held or 0)}"]
-    parts = [f"{each.count} {name} {_spoken(each.total)}" for name, each in cost.often.items()]
+    parts = [f"{each.times} {name} {_spoken(each.total)}" for name, each in cost.often.items()]
     compiling = f"compiling {_spoken(cost.compiling)}"
     lines += [
         f"time: {_spoken(cost.seconds)} = starting and ending {_spoken(cost.once)}, "
