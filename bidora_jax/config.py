@@ -80,7 +80,7 @@ class TrainArguments(Config):
     resume: bool = False
     """Go on from the last checkpoint of output_dir."""
     dry_run: bool = False
-    """Compile, run two steps of each phase on real batches, print memory and time of the whole run, and write nothing."""
+    """Compile, run the first steps of each phase on real batches, print memory and time of the whole run, and write nothing."""
     auto: bool = False
     """Fit quantisation, batch, accumulation, length and remat to the device. What the command line sets stays."""
 

@@ -1,7 +1,8 @@
 """train --dry-run: what a run will take, before it is paid for. Nothing is written.
 
-The run is rehearsed by its own code in a temporary folder: two steps of every phase on the real batches, a validation batch of
-each padded length, a batch of test answers, checkpoints, the adapter with its proof, the report. Then
+The run is rehearsed by its own code in a temporary folder: the first steps of every phase, until one runs nothing for the first
+time, on the real batches, a validation batch of each padded length, a batch of test answers, checkpoints, the adapter with its
+proof, the report. Then
 
     run = rehearsal + Σ ( all steps, evaluations, checkpoints, looks and answers − those rehearsed ) − compiling + reading
 
@@ -38,7 +39,6 @@ from bidora_jax.training.programs import Meeting, ahead, shapes
 if TYPE_CHECKING:
     from bidora_jax.train import Assembled
 
-STEPS = 2
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """JAX's event for a program that was compiled, or read from the persistent cache."""
 
@@ -130,7 +130,7 @@ class Clock:
 def main(config: Config, parts: "Assembled", first: Settled, memory: Memory, clock: Clock, *, kept: bool) -> None:
     """Rehearses the run and prints what it takes. `clock` was made before anything was compiled; `kept` says whether
     programs are."""
-    print(f"rehearsing {STEPS} steps of each phase, in a temporary folder", flush=True)
+    print("rehearsing the first steps of each phase, in a temporary folder", flush=True)
     cost = rehearsed(config, parts, first, clock, kept=kept)
     print("\n".join(["", *report(cost, memory, merged=config.merged)]))
 
@@ -151,7 +151,7 @@ def rehearsed(config: Config, parts: "Assembled", first: Settled, clock: Clock, 
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stdout(io.StringIO()),
-    ):  # two steps' losses mislead
+    ):  # a few steps' losses mislead
         small = replace(config, output_dir=f"{folder}/run", merged=False, tensorboard=False, wandb="")
         train.run(small, parts._replace(test=[]), first, losses=losses, make_loop=make_loop)
     (loop,) = loops
@@ -198,7 +198,7 @@ class Rehearsal(Loop):
     def run(self, phase: Phase, standing: Standing) -> Standing:
         self.whole.append(phase)
         self._advances.append(Timed(phase.advance))
-        return super().run(replace(phase, steps=min(STEPS, phase.steps), advance=self._advances[-1]), standing)
+        return super().run(replace(phase, steps=_enough(phase), advance=self._advances[-1]), standing)
 
     def _compile(self, phase: Phase, standing: Standing, progress: Progress) -> None:
         whole = self.whole[-1]
@@ -236,6 +236,17 @@ class Rehearsal(Loop):
             count = 1 + sum(_due(phase.steps, watcher.every) for phase in self.whole)
             found[f"looks ({type(watcher).__name__.lower()})"] = Often(count, look.last, look.calls * look.last)
         return found
+
+
+def _enough(phase: Phase) -> int:
+    """Steps up to the second at least, and to one whose programs have all run before: the first run of one takes longer."""
+    met: set[Meeting] = set()
+    for number in range(phase.steps):
+        meetings = set(phase.meetings(number))
+        if number and meetings <= met:
+            return number + 1
+        met |= meetings
+    return phase.steps
 
 
 def _due(steps: int, every: int) -> int:

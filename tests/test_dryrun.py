@@ -1,12 +1,16 @@
 """dryrun.py: the arithmetic of an estimate, and that a rehearsal counts what a run does."""
 
+from typing import Any
+
 import jax
 import pytest
 
 from bidora_jax import dryrun
 from bidora_jax.dryrun import Clock, Cost, Often, PhaseCost, Timed
 from bidora_jax.training.footprint import Footprint
+from bidora_jax.training.loop import Phase
 from bidora_jax.training.memory import Memory
+from bidora_jax.training.programs import Program
 
 PARTS = Footprint(base=7_000, adapter=50, optimiser=100, batch=3, results=20, loss=11, activations=500, donated=150)
 SEARCH = PhaseCost("search", 40, (48, 96), 0.5, PARTS, held=9_000)
@@ -33,6 +37,21 @@ def test_a_run_that_reads_its_programs_does_not_compile():
 def test_how_often_something_is_done_in_a_phase(steps, every, times):
     assert dryrun._due(steps, every) == times
     assert times == sum(step == steps or (every > 0 and step % every == 0) for step in range(1, steps + 1))
+
+
+def phase(*lengths: int) -> Phase:
+    """A phase whose steps run one program at these padded lengths."""
+    program = Program("", lambda *_: None, {}, lambda _: [], lengths)
+    nothing: Any = None
+    return Phase("search", len(lengths), 0, nothing, nothing, nothing, nothing, False, 0,
+                 lambda number: [(program, lengths[number])])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lengths", "steps"), [((48, 48, 96), 2), ((48, 96, 64, 96, 48), 4), ((48, 96, 64), 3), ((48,), 1)]
+)
+def test_a_rehearsal_goes_on_to_a_step_that_runs_nothing_for_the_first_time(lengths, steps):
+    assert dryrun._enough(phase(*lengths)) == steps
 
 
 def test_the_clock_counts_compiling_and_a_timer_calls():
