@@ -116,11 +116,16 @@ class Cost(NamedTuple):
 
 
 class Clock:
-    """Seconds that JAX's compiler has taken since this was made."""
+    """Seconds that the process has been running, and that JAX's compiler has taken since this was made."""
 
     def __init__(self) -> None:
-        self.compiling = 0.0
+        self.compiling, self._made = 0.0, time.monotonic()
         jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    @property
+    def running(self) -> float:
+        """Where the system does not tell, since this was made: without the imports."""
+        return process_seconds() or time.monotonic() - self._made
 
     def _add(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == COMPILED:
@@ -148,10 +153,8 @@ def rehearsed(config: Config, parts: "Assembled", first: Settled, clock: Clock, 
         loops.append(Rehearsal(parts.problem, *services))
         return loops[-1]
 
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.redirect_stdout(io.StringIO()),
-    ):  # a few steps' losses mislead
+    # What a few steps come to, their losses above all, would only mislead.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         small = replace(config, output_dir=f"{folder}/run", merged=False, tensorboard=False, wandb="")
         train.run(small, parts._replace(test=[]), first, losses=losses, make_loop=make_loop)
     (loop,) = loops
@@ -162,7 +165,7 @@ def rehearsed(config: Config, parts: "Assembled", first: Settled, clock: Clock, 
         often["evaluations"] = Often(count, losses.last * whole / part, losses.last * losses.calls)
     if parts.test:
         often["batches of test answers"] = _answers(config, parts)
-    peak, total, compiling = resident("VmHWM"), (process_seconds() or 0.0) - loop.apart, clock.compiling
+    peak, total, compiling = resident("VmHWM"), clock.running - loop.apart, clock.compiling
     return Cost(tuple(loop.costs()), often, total, compiling, _read_back(loop.met, clock) if kept else None, peak)
 
 

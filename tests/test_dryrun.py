@@ -54,6 +54,13 @@ def test_a_rehearsal_goes_on_to_a_step_that_runs_nothing_for_the_first_time(leng
     assert dryrun._enough(phase(*lengths)) == steps
 
 
+def test_a_system_that_tells_no_age_of_a_process_counts_from_the_clock(monkeypatch):
+    clock = Clock()
+    assert clock.running > 0.2  # this process has imported jax
+    monkeypatch.setattr(dryrun, "process_seconds", lambda: None)
+    assert 0 < clock.running < 0.2
+
+
 def test_the_clock_counts_compiling_and_a_timer_calls():
     clock, times = Clock(), []
     for length in (3, 5):
