@@ -35,6 +35,29 @@ def test_a_large_block_stays_only_when_asked(mode, kept):
     assert (int(done.stdout) < 1e6) == kept
 
 
+STEPS = """
+import resource
+from bidora_jax.training.memory import keep_freed_memory
+
+keep_freed_memory()
+import jax, jax.numpy as jnp
+
+x = jnp.ones((5000, 100))
+step = jax.jit(lambda x: jnp.sum((x @ x.T) @ x))  # 100 MB between two products
+step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
+def test_the_temporaries_of_a_program_stay_from_step_to_step():
+    done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000  # pages; in another thread than the main one it is 24,000 a step
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("8GB", 8e9), ("7.5 GiB", 7.5 * 2**30), ("512mb", 512e6), ("1000", 1000), ("2k", 2000), ("1Gi", 2**30)],

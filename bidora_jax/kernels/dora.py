@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
 
-from bidora_jax.kernels.products import frozen_dot, product, wide
+from bidora_jax.kernels.products import frozen_dot, kept, product, wide
 
 Scale: TypeAlias = float | Float[Array, ""]
 """s; an array where it is another one in each layer of a stack."""
@@ -134,7 +134,7 @@ def low_rank(x: Float[Array, "*batch I"], direction: Direction) -> Float[Array, 
     if direction.A.ndim > 2:
         return jax.vmap(lambda x, a, b: low_rank(x, Direction(a, b)))(x, *direction)
     rows = x.reshape(-1, x.shape[-1])
-    y = product(product(rows, direction.A).astype(x.dtype), direction.B)
+    y = product(kept(product(rows, direction.A)).astype(x.dtype), direction.B)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -155,14 +155,15 @@ def apply(
     """
     total = _by_row(frozen_dot(x, w0), row_scale)
     total = total + scale * low_rank(x if x_low_rank is None else x_low_rank, direction)
-    return _by_row(total, row_gain).astype(x.dtype)
+    total = kept(total)
+    return total.astype(x.dtype) if row_gain is None else _by_row(total, row_gain).astype(x.dtype)
 
 
 def linear(
     x: Float[Array, "*batch I"], w0: Float[Array, "O I"], *, row_scale: Float[Array, " O"] | None = None
 ) -> Float[Array, "*batch O"]:
     """x·W0ᵀ without an adapter, rounded once to the dtype of x."""
-    return _by_row(frozen_dot(x, w0), row_scale).astype(x.dtype)
+    return kept(_by_row(frozen_dot(x, w0), row_scale)).astype(x.dtype)
 
 
 def _by_row(y: Float[Array, "*batch O"], factor: Float[Array, "*N O"] | None) -> Float[Array, "*batch O"]:

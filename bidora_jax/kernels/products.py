@@ -17,8 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import linear_call
 from jaxtyping import Array, Float
 
-FROZEN_DOT = "frozen_dot"
-"""The products with frozen weights, which are nearly all of a model's arithmetic: what is worth keeping, if anything is."""
+KEPT = "kept"
+"""The sums of the linear layers: behind them is nearly all of a model's arithmetic, what is worth keeping, if anything is."""
 
 
 def wide(dtype) -> jnp.dtype:
@@ -30,12 +30,15 @@ def frozen_dot(x: Float[Array, "*batch I"], w0: Float[Array, "O I"]) -> Float[Ar
     """x·W0ᵀ with the accumulator returned as it is: float32 for bf16 and float16 inputs.
 
     For those narrow inputs the product is declared linear in x alone. W0 then has no derivative at all (differentiating it
-    fails loudly); in float32 and float64 this is an ordinary product. Its name for the policies of `jax.checkpoint` is
-    FROZEN_DOT.
+    fails loudly); in float32 and float64 this is an ordinary product.
     """
     narrow = x.dtype != wide(x.dtype)
-    y = linear_call(_narrow_dot, _narrow_dot_transpose, (w0,), x) if narrow else _contract(x, w0)
-    return checkpoint_name(y, FROZEN_DOT)
+    return linear_call(_narrow_dot, _narrow_dot_transpose, (w0,), x) if narrow else _contract(x, w0)
+
+
+def kept(y: Array) -> Array:
+    """y, under the name KEPT: what a policy of `jax.checkpoint` keeps rather than makes the products before it again."""
+    return checkpoint_name(y, KEPT)
 
 
 def _contract(x, w):

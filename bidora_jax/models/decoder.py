@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from bidora_jax.kernels import attention, losses, quant
-from bidora_jax.kernels.products import FROZEN_DOT, frozen_dot, wide
+from bidora_jax.kernels.products import KEPT, frozen_dot, wide
 from bidora_jax.models import rope
 from bidora_jax.models.adapters import Adapter, linear_shapes, with_saved
 from bidora_jax.models.linear import Linear
@@ -197,11 +197,11 @@ def _rematerialised(body, remat: Remat, base: PyTree):
     if remat == "layer":
         return jax.checkpoint(body, prevent_cse=False)
     if remat == "dots":
-        kept = jax.checkpoint_policies.save_only_these_names(FROZEN_DOT)
+        kept = jax.checkpoint_policies.save_only_these_names(KEPT)
         return jax.checkpoint(body, policy=kept, prevent_cse=False)
     if remat == "offload":
         moved = jax.checkpoint_policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[], names_which_can_be_offloaded=[FROZEN_DOT], offload_src="device",
+            names_which_can_be_saved=[], names_which_can_be_offloaded=[KEPT], offload_src="device",
             offload_dst="pinned_host",
         )  # fmt: skip
         return jax.checkpoint(body, policy=moved, prevent_cse=False)

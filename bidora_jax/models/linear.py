@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bidora_jax.kernels import dora, lowrank, quant
-from bidora_jax.kernels.products import FROZEN_DOT, wide
+from bidora_jax.kernels.products import KEPT, wide
 from bidora_jax.models.adapters import Adapted
 
 
@@ -44,7 +44,7 @@ class Linear(nn.Module):
         product = partial(_product, adapter)
         if self.reopen and isinstance(weight, quant.Layer):
             # What is kept for the backward pass is the sums, not the matrix.
-            kept = jax.checkpoint_policies.save_only_these_names(FROZEN_DOT)
+            kept = jax.checkpoint_policies.save_only_these_names(KEPT)
             product = jax.checkpoint(product, policy=kept, prevent_cse=False)
         y = product(x, weight, *trained)
         if self.use_bias:
