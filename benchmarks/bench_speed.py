@@ -62,12 +62,15 @@ class Contestant:
     """ours: the remat setting; peft: see opponents.py"""
     form: str = ""
     """ours, bidora: the hypergradient"""
+    parts: int = 1
+    """ours: micro-batches that the batch is cut into"""
 
     @property
     def name(self) -> str:
         parts = [self.side, self.method, self.form, self.dtype, self.variant]
         if self.side == "ours":
             parts[-1] = f"remat {self.variant}"
+            parts += [f"in {self.parts}"] if self.parts > 1 else []
         return " ".join(filter(None, parts))
 
     @property
@@ -161,6 +164,7 @@ def parsed() -> argparse.Namespace:
     add("--remat", nargs="+", default=["layer", "dots"], help="ours: settings of model.remat to try")
     add("--peft", nargs="+", default=["plain", "autocast"], help="PEFT: variants to try, see opponents.py")
     add("--forms", nargs="+", default=list(FORMS), choices=FORMS, help="ours: hypergradient forms to try")
+    add("--micro-batches", type=int, nargs="+", default=[1], help="ours: numbers of micro-batches to cut the batch into")
     add("--loss-chunk", type=int, default=0, help="ours: model.loss_chunk; 0 leaves the default")
     add("--batch", type=int, default=4)
     add("--tokens", type=int, default=256)
@@ -178,19 +182,20 @@ def parsed() -> argparse.Namespace:
 
 
 def against_peft(method: str, options) -> list[list[Contestant]]:
-    ours = [Contestant("ours", method, *pick) for pick in itertools.product(options.dtypes, options.remat)]
+    picks = itertools.product(options.dtypes, options.remat, [""], options.micro_batches)
+    ours = [Contestant("ours", method, *pick) for pick in picks]
     return [ours + peft(method, options.dtypes, options)]
 
 
 def dora_over_lora(options) -> list[list[Contestant]]:
-    pairs = itertools.product(options.dtypes, options.remat)
-    return [[Contestant("ours", method, *pick) for method in ("lora", "dora")] for pick in pairs]
+    picks = itertools.product(options.dtypes, options.remat, [""], options.micro_batches)
+    return [[Contestant("ours", method, *pick) for method in ("lora", "dora")] for pick in picks]
 
 
 def bilevel(options) -> list[list[Contestant]]:
     def group(dtype):
-        forms = itertools.product((GRADIENTS, *options.forms), options.remat)
-        ours = [Contestant("ours", "bidora", dtype, remat, form) for form, remat in forms]
+        picks = itertools.product((GRADIENTS, *options.forms), options.remat, options.micro_batches)
+        ours = [Contestant("ours", "bidora", dtype, remat, form, parts) for form, remat, parts in picks]
         return ours + peft("bidora", [dtype], options)
 
     return [group(dtype) for dtype in options.dtypes]
@@ -403,10 +408,12 @@ def ours(job: dict) -> tuple[Callable[[], float], dict]:
     adapter = adapters.resolve(AdapterConfig(method=job["method"], rank=job["rank"], alpha=2.0 * job["rank"]), config)
     base = adapters.prepare_base(hf.load(model, folder, config), adapter)
     params = adapters.init(adapter, base, jax.random.key(0))
-    train, val = (
-        {"tokens": jnp.asarray(tokens, jnp.int32)[None], "loss_mask": jnp.ones((1, *tokens.shape), jnp.float32)}
-        for tokens in (np.load(folder / f"{name}.npy") for name in ("train", "val"))
-    )
+    def micro_batches(name: str):
+        tokens = np.load(folder / f"{name}.npy")
+        tokens = jnp.asarray(tokens.reshape(job["parts"], -1, tokens.shape[-1]), jnp.int32)
+        return {"tokens": tokens, "loss_mask": jnp.ones(tokens.shape, jnp.float32)}
+
+    train, val = map(micro_batches, ("train", "val"))
     build = {"bidora": two_gradients if job["form"] == GRADIENTS else two_levels}.get(job["method"], one_level)
     losses = objective.inner_loss(config, adapter, model), objective.outer_loss(config, adapter, model)
     step, state = build(losses, params, job["form"])

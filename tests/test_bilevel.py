@@ -90,17 +90,30 @@ def central(f, at, along, width: float = 1e-4):
     return (8 * (shifted(width) - shifted(-width)) - (shifted(2 * width) - shifted(-2 * width))) / (12 * width)
 
 
-def test_accumulated_micro_batches_are_one_large_batch(x64):
+@pytest.mark.parametrize("form", [hypergrad.exact, hypergrad.reverse, hypergrad.finite_difference])
+def test_accumulated_micro_batches_are_one_large_batch(form, x64):
     base, direction, magnitude, losses = problem()
     tx = optim.transformation(OPTIMIZERS["adamw"], 10)
     state = init_state(direction, magnitude, tx, tx, jax.random.key(1))
     three = [batch(seed, 3) for seed in (1, 2)]
     one = [{name: array.reshape(1, 6, 11) for name, array in b.items()} for b in three]
     (after_three, _), (after_one, _) = (
-        jax.jit(partial(bilevel_step, **losses, inner_tx=tx, outer_tx=tx))(state, base, *b) for b in (three, one)
+        jax.jit(partial(bilevel_step, **losses, inner_tx=tx, outer_tx=tx, hypergradient=form))(state, base, *b)
+        for b in (three, one)
     )
     for a, b in zip(jax.tree.leaves(after_three[1:3]), jax.tree.leaves(after_one[1:3]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_the_gradient_of_micro_batches_computes_none_of_them_twice():
+    base, direction, magnitude, losses = problem(jnp.float32)
+
+    def products(micro_batches):
+        gradient = jax.jit(jax.value_and_grad(losses["inner_loss"], argnums=(0, 1)))
+        arguments = direction, magnitude, base, batch(1, micro_batches, np.float32), jax.random.key(0)
+        return gradient.lower(*arguments).as_text().count("stablehlo.dot_general")
+
+    assert products(3) == products(1)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)])

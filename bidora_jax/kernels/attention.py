@@ -106,11 +106,12 @@ def _weighted_backward(residuals, g):
     rows, k, v, weights, out = residuals
     shift = jnp.sum(g * out, axis=-1, keepdims=True)
     g = g.astype(v.dtype)
-    dscores = weights * (dot(g, v, -1, -1) - shift)
-    dscores = (dscores * rows.shape[-1] ** -0.5).astype(rows.dtype)
-    drows = dot(dscores, k, -1, -2)
+    # The scale multiplies what comes of the scores' derivative rather than that [M, S] array, which is much the larger.
+    scale = rows.shape[-1] ** -0.5
+    dscores = (weights * (dot(g, v, -1, -1) - shift)).astype(rows.dtype)
+    drows = dot(dscores, k, -1, -2) * scale
     # Of the two factors of a sum over rows the small one is turned.
-    dk, dv = dot(rows, dscores, -2, -2).swapaxes(-1, -2), dot(g, weights, -2, -2).swapaxes(-1, -2)
+    dk, dv = dot(rows, dscores, -2, -2).swapaxes(-1, -2) * scale, dot(g, weights, -2, -2).swapaxes(-1, -2)
     return drows.astype(rows.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 

@@ -1,11 +1,10 @@
 """Losses of the decoder in the form that the steps take.
 
 A batch holds M micro-batches: tokens (M, B, T) int32 and loss_mask (M, B, T) float32, and segments (M, B, T) int32 where a
-row holds several documents. The loss is the mean over all trained
-tokens of all micro-batches (Σ losses / Σ tokens), made by a scan that recomputes each micro-batch in the backward pass:
-gradient accumulation inside the loss, so that gradients and hypergradients of M micro-batches are exactly those of one
-large batch, in the memory of one. Attention is cuDNN's, which has no second derivative, where model.attention says cudnn; an
-auto that nothing has settled (training/attending.py) is chunked.
+row holds several documents. The loss is the mean over all trained tokens of all micro-batches (Σ losses / Σ tokens), made
+by a scan that takes each micro-batch's gradient as it passes: gradient accumulation inside the loss, so that gradients and
+hypergradients of M micro-batches are exactly those of one large batch, in the memory of one. Attention is cuDNN's, which has
+no second derivative, where model.attention says cudnn; an auto that nothing has settled (training/attending.py) is chunked.
 """
 
 from collections.abc import Callable
@@ -18,7 +17,6 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from bidora_jax.kernels import dora, losses, quant
-from bidora_jax.kernels.products import wide
 from bidora_jax.models import decoder
 from bidora_jax.models.adapters import Adapter, change, get, over_layers
 from bidora_jax.models.decoder import DecoderConfig
@@ -71,22 +69,47 @@ def mean_gram_penalty(adapter: Adapter, base: PyTree, direction: PyTree) -> Floa
 
 
 def _mean_loss(config, adapter, model: ModelConfig, direction, magnitude, base, batch, key):
-    def one(total, micro):
-        index, micro = micro
+    def part(trained, index, micro):
+        direction, magnitude = trained
         loss_sum, _ = decoder.token_loss_sum(
             config, adapter, base, direction, magnitude, micro["tokens"], micro["loss_mask"],
             None if key is None else jax.random.fold_in(key, index),
             remat=model.remat, fused=model.attention == "cudnn", attention_chunk=model.attention_chunk,
             loss_chunk=model.loss_chunk, segments=micro.get("segments"),
         )  # fmt: skip
-        return total + loss_sum, None
+        return loss_sum
 
     parts = {name: batch[name] for name in ("tokens", "loss_mask", "segments") if name in batch}
-    trained = jnp.maximum(jnp.sum(batch["loss_mask"][..., 1:]), 1.0)
-    count = batch["tokens"].shape[0]
-    if count == 1:
-        total, _ = one(0.0, (0, jax.tree.map(lambda part: part[0], parts)))
+    tokens = jnp.maximum(jnp.sum(batch["loss_mask"][..., 1:]), 1.0)
+    if batch["tokens"].shape[0] == 1:
+        total = part((direction, magnitude), 0, jax.tree.map(lambda stack: stack[0], parts))
     else:
-        zero = jnp.zeros((), wide(base["norm"]["weight"].dtype))
-        total, _ = jax.lax.scan(jax.checkpoint(one), zero, (jnp.arange(count), parts))
-    return total / trained
+        total = _accumulated(part, (direction, magnitude), parts)
+    return total / tokens
+
+
+def _accumulated(part: Callable[[PyTree, Array, PyTree], Array], trained: PyTree, parts: PyTree) -> Float[Array, ""]:
+    """Σᵢ part(trained, i, partsᵢ) over the leading axis of `parts`, differentiable in `trained` alone.
+
+    The gradient of each part is taken while its activations are there and added up with the losses: a derivative of the scan
+    would compute every part a second time. What is differentiated again, that gradient, recomputes one part at a time.
+    """
+    indexed = (jnp.arange(jax.tree.leaves(parts)[0].shape[0]), parts)
+
+    @jax.custom_vjp
+    def total(trained):
+        return summed(lambda *one: part(trained, *one))
+
+    def forward(trained):
+        return summed(jax.checkpoint(lambda *one: jax.value_and_grad(part)(trained, *one)))
+
+    def backward(gradient, cotangent):
+        return (jax.tree.map(lambda leaf: cotangent.astype(leaf.dtype) * leaf, gradient),)
+
+    def summed(of):
+        like = jax.eval_shape(of, *jax.tree.map(lambda stack: stack[0], indexed))
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+        return jax.lax.scan(lambda sums, one: (jax.tree.map(jnp.add, sums, of(*one)), None), zero, indexed)[0]
+
+    total.defvjp(forward, backward)
+    return total(trained)
