@@ -164,7 +164,9 @@ def parsed() -> argparse.Namespace:
     add("--remat", nargs="+", default=["layer", "dots"], help="ours: settings of model.remat to try")
     add("--peft", nargs="+", default=["plain", "autocast"], help="PEFT: variants to try, see opponents.py")
     add("--forms", nargs="+", default=list(FORMS), choices=FORMS, help="ours: hypergradient forms to try")
-    add("--micro-batches", type=int, nargs="+", default=[1], help="ours: numbers of micro-batches to cut the batch into")
+    add(
+        "--micro-batches", type=int, nargs="+", default=[1], help="ours: numbers of micro-batches to cut the batch into"
+    )
     add("--loss-chunk", type=int, default=0, help="ours: model.loss_chunk; 0 leaves the default")
     add("--batch", type=int, default=4)
     add("--tokens", type=int, default=256)
@@ -408,6 +410,7 @@ def ours(job: dict) -> tuple[Callable[[], float], dict]:
     adapter = adapters.resolve(AdapterConfig(method=job["method"], rank=job["rank"], alpha=2.0 * job["rank"]), config)
     base = adapters.prepare_base(hf.load(model, folder, config), adapter)
     params = adapters.init(adapter, base, jax.random.key(0))
+
     def micro_batches(name: str):
         tokens = np.load(folder / f"{name}.npy")
         tokens = jnp.asarray(tokens.reshape(job["parts"], -1, tokens.shape[-1]), jnp.int32)
