@@ -137,7 +137,7 @@ def test_the_choice_is_made_before_remat_and_both_are_said(monkeypatch):
     levels = fitting.Levels("bidora", SearchConfig(hypergradient="auto"), OptimizerConfig(), OuterConfig())
     settled = fitting.settle(problem, levels, Memory(10**9, ""))
     assert settled.problem.model == replace(problem.model, attention="chunked", remat="layer")
-    assert settled.said == "attention: so\nremat layer, hypergradient exact: the fastest on a cpu"
+    assert settled.said == "attention: so\nremat layer, hypergradient exact: what takes least memory"
 
 
 # Where it goes

@@ -36,9 +36,9 @@ class ModelConfig:
     quantized_modules: tuple[str, ...] = LINEARS
     """Modules to quantise by name; 'all-linear' stands for the seven of a layer, lm_head and embed_tokens can be added."""
     remat: Literal["auto", "none", "dots", "layer", "offload"] = "auto"
-    """none: keep all activations for the backward pass; dots: keep the products with the frozen weights, recompute what is
-    cheap; layer: keep one activation a layer, recompute the rest; offload: dots, kept in the host's memory (a GPU only);
-    auto: the fastest one that the compiler counts to fit the device."""
+    """none: keep all activations for the backward pass; dots: keep the sums of the linear layers, recompute what is cheap;
+    layer: keep one activation a layer, recompute the rest; offload: dots, kept in the host's memory (a GPU only); auto: layer
+    on a CPU, on a GPU the fastest one that the compiler counts to fit."""
     attention: Literal["auto", "chunked", "cudnn"] = "auto"
     """Attention of the first-order gradients. cudnn: cuDNN's fused kernels, on an NVIDIA GPU, in 16-bit floats, without
     data.packing; chunked: XLA's, anywhere; auto: cudnn where it works. The mixed product of bidora is always chunked. The two

@@ -1,12 +1,13 @@
-"""Which form of a step fits the device: the compiler is asked, the fastest form first.
+"""Which form of a step fits the device: on a GPU the compiler is asked, the fastest form first.
 
                         a CPU     a GPU
     remat               layer     none, dots, layer, offload
     hypergradient       exact     reverse, exact                  two roads to the same quantity, see kernels/hypergrad.py
 
-On a CPU it takes longer to write to memory than to compute again: what keeps least is the fastest as well, by the tables of
-benchmarks/README.md, so that nothing is left to choose and nothing compiled for the choice. The order on a GPU, whose memory
-is faster, is that of the arithmetic and has not been measured.
+On a CPU what keeps least is taken, so that nothing is left to choose and nothing compiled for the choice: to compute again costs
+little there beside writing to memory. By the tables of benchmarks/README.md dots is at best an eighth faster than layer and takes
+four times its temporaries, and reverse is never faster than exact. The order on a GPU, whose memory is faster, is that of the
+arithmetic and has not been measured.
 
 Attention is settled before (attending.py), so the count is of a form with it. A form fits if the peak that the compiler counts
 for it is at most FITS of the memory there is; the rest is for what it does not count: the interpreter, fragments, checkpoints on
@@ -81,9 +82,7 @@ def _settled(problem: Problem, levels: Levels, memory: Memory) -> Settled:
                 [f"remat {remat}"] * (problem.model.remat == AUTO)
                 + [f"hypergradient {form}"] * (levels.search.hypergradient == AUTO and levels.method == "bidora")
             )
-            return Settled(
-                chosen, search, phase, standing, None, said and f"{said}: the fastest on a {jax.default_backend()}"
-            )
+            return Settled(chosen, search, phase, standing, None, said and f"{said}: what takes least memory")
         parts = footprint.of(chosen, phase, standing.state, largest(phase))
         name = f"remat {remat}" + (f", hypergradient {form}" if levels.method == "bidora" else "")
         tried.append(Settled(chosen, search, phase, standing, parts, name))
@@ -109,7 +108,7 @@ def largest(phase: Phase) -> Meeting:
 
 
 def remats() -> tuple[str, ...]:
-    """The remat policies worth trying on this platform, the fastest first."""
+    """The remat policies to choose from on this platform, the fastest first; on a CPU the leanest alone."""
     return ("layer",) if jax.default_backend() == "cpu" else ("none", "dots", "layer", "offload")
 
 

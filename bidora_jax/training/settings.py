@@ -86,7 +86,7 @@ class SearchConfig:
     """Direction steps in an outer step. Only the last one is unrolled in the hypergradient."""
     hypergradient: Literal["auto", "exact", "reverse", "finite-difference", "direct"] = "auto"
     """exact: through the unrolled update, mixed product forward over reverse; reverse: the same quantity, reverse over
-    reverse: faster, in more memory; auto: the faster of these two that the compiler counts to fit the device;
+    reverse: less arithmetic, more memory; auto: exact on a CPU, on a GPU reverse where the compiler counts it to fit;
     finite-difference: as the BiDoRA reference does; direct: no second-order term."""
     gram_penalty: float = 0.0
     """Weight γ of the penalty mean ‖D·Dᵀ − I‖_F on the direction's loss (1e-5 in the paper)."""
