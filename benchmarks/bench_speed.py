@@ -162,7 +162,12 @@ def parsed() -> argparse.Namespace:
     add("--dtypes", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float32"])
     add("--freed", default="kept", choices=["kept", "returned"], help="what malloc does with freed memory, both sides")
     add("--remat", nargs="+", default=["layer", "dots"], help="ours: settings of model.remat to try")
-    add("--peft", nargs="+", default=["plain", "autocast"], help="PEFT: variants to try, see opponents.py")
+    add(
+        "--peft",
+        nargs="*",
+        default=["plain", "autocast"],
+        help="PEFT: variants to try, see opponents.py; nothing: ours alone",
+    )
     add("--forms", nargs="+", default=list(FORMS), choices=FORMS, help="ours: hypergradient forms to try")
     add(
         "--micro-batches", type=int, nargs="+", default=[1], help="ours: numbers of micro-batches to cut the batch into"
