@@ -44,7 +44,8 @@ import jax, jax.numpy as jnp
 
 x = jnp.ones((5000, 100))
 step = jax.jit(lambda x: jnp.sum((x @ x.T) @ x))  # 100 MB between two products
-step(x).block_until_ready()
+for _ in range(10):  # until the heap has found its places
+    step(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
     step(x).block_until_ready()
@@ -55,7 +56,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
 def test_the_temporaries_of_a_program_stay_from_step_to_step():
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1000  # pages; in another thread than the main one it is 24,000 a step
+    assert int(done.stdout) < 12_000  # pages, of five steps; in another thread than the main one it is 24,000 in each
 
 
 @pytest.mark.parametrize(
