@@ -69,7 +69,7 @@ def mean_gram_penalty(adapter: Adapter, base: PyTree, direction: PyTree) -> Floa
 
 
 def _mean_loss(config, adapter, model: ModelConfig, direction, magnitude, base, batch, key):
-    def part(trained, index, micro):
+    def part(trained, base, index, micro):
         direction, magnitude = trained
         loss_sum, _ = decoder.token_loss_sum(
             config, adapter, base, direction, magnitude, micro["tokens"], micro["loss_mask"],
@@ -82,14 +82,14 @@ def _mean_loss(config, adapter, model: ModelConfig, direction, magnitude, base, 
     parts = {name: batch[name] for name in ("tokens", "loss_mask", "segments") if name in batch}
     tokens = jnp.maximum(jnp.sum(batch["loss_mask"][..., 1:]), 1.0)
     if batch["tokens"].shape[0] == 1:
-        total = part((direction, magnitude), 0, jax.tree.map(lambda stack: stack[0], parts))
+        total = part((direction, magnitude), base, 0, jax.tree.map(lambda stack: stack[0], parts))
     else:
-        total = _accumulated(part, (direction, magnitude), parts)
+        total = _accumulated(part, (direction, magnitude), base, parts)
     return total / tokens
 
 
-def _accumulated(part: Callable[[PyTree, Array, PyTree], Array], trained: PyTree, parts: PyTree) -> Float[Array, ""]:
-    """Σᵢ part(trained, i, partsᵢ) over the leading axis of `parts`, differentiable in `trained` alone.
+def _accumulated(part: Callable[..., Array], trained: PyTree, base: PyTree, parts: PyTree) -> Float[Array, ""]:
+    """Σᵢ part(trained, base, i, partsᵢ) over the leading axis of `parts`, differentiable in `trained` alone.
 
     The gradient of each part is taken while its activations are there and added up with the losses: a derivative of the scan
     would compute every part a second time. What is differentiated again, that gradient, recomputes one part at a time.
@@ -107,9 +107,15 @@ def _accumulated(part: Callable[[PyTree, Array, PyTree], Array], trained: PyTree
         return (jax.tree.map(lambda leaf: cotangent.astype(leaf.dtype) * leaf, gradient),)
 
     def summed(of):
-        like = jax.eval_shape(of, *jax.tree.map(lambda stack: stack[0], indexed))
+        like = jax.eval_shape(of, base, *jax.tree.map(lambda stack: stack[0], indexed))
         zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-        return jax.lax.scan(lambda sums, one: (jax.tree.map(jnp.add, sums, of(*one)), None), zero, indexed)[0]
+
+        def add(sums, one):
+            # What a part makes of the base alone, such as the bits of its embedding, must not be held for the whole loop.
+            held, one = jax.lax.optimization_barrier((base, one))
+            return jax.tree.map(jnp.add, sums, of(held, *one)), None
+
+        return jax.lax.scan(add, zero, indexed)[0]
 
     total.defvjp(forward, backward)
     return total(trained)
