@@ -116,6 +116,20 @@ def test_the_gradient_of_micro_batches_computes_none_of_them_twice():
     assert products(3) == products(1)
 
 
+def test_micro_batches_hold_no_copy_of_the_embedding():
+    """Its bits, say, which a part of the batch makes of it: a loop over parts would keep them through the layers."""
+    base, direction, magnitude, losses = problem(jnp.bfloat16)
+    table = jnp.zeros((100_000, base["norm"]["weight"].size), jnp.bfloat16)
+    base = {**base, "embed_tokens": {"weight": table}}
+
+    def temporaries(micro_batches):
+        gradient = jax.jit(jax.value_and_grad(losses["inner_loss"], argnums=(0, 1)))
+        arguments = direction, magnitude, base, batch(1, micro_batches, np.float32), jax.random.key(0)
+        return gradient.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(3) < temporaries(1) + 0.5 * table.nbytes
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)])
 def test_forward_over_reverse_is_reverse_over_reverse(dtype, tolerance):
     """By the length of the difference; in bfloat16 the two round in different places, 8 bits at a time."""
