@@ -1,6 +1,7 @@
 """kernels/products.py against plain einsum and JAX's own derivatives of it."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -53,13 +54,55 @@ def test_the_large_cotangent_is_never_turned():
     assert not any(left == "tensor<331x257xf32>" and axis == "0" for axis, _, left, _ in contracted)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+DTYPES = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+
+
+@DTYPES
 @pytest.mark.parametrize("last", [6, 7])
-def test_swapped_is_swapaxes_with_its_transpose(dtype, last):
-    x, g = arrays(dtype, (2, 3, 5, last), (2, 5, 3, last))
-    found, pull = jax.vjp(lambda x: swapped(x, 1, 2), x)
-    np.testing.assert_array_equal(found, x.swapaxes(1, 2))
-    np.testing.assert_array_equal(pull(g)[0], g.swapaxes(1, 2))
+@pytest.mark.parametrize("axes", [(1, 2), (-2, -1), (3, 1)])
+def test_swapped_is_swapaxes_with_its_transpose(dtype, last, axes):
+    x, g = arrays(dtype, (2, 3, 5, last), np.empty((2, 3, 5, last)).swapaxes(*axes).shape)
+    found, pull = jax.jit(lambda x: jax.vjp(lambda x: swapped(x, *axes), x))(x)
+    np.testing.assert_array_equal(found, x.swapaxes(*axes))
+    np.testing.assert_array_equal(pull(g)[0], g.swapaxes(*axes))
+
+
+@DTYPES
+@pytest.mark.parametrize(("left", "right"), [(2, 14), (14, 2), (3, 7), (7, 3), (5, 5), (1, 8), (8, 1), (1, 1)])
+def test_a_sum_over_rows_is_einsums_with_its_derivatives(dtype, left, right):
+    x, y, dx, dy = arrays(dtype, *[(BATCH, ROWS, left), (BATCH, ROWS, right)] * 2)
+    (g,) = arrays(jnp.float32, (BATCH, left, right))
+
+    def all_of(sums, *inputs):
+        value, tangent = jax.jvp(sums, inputs[:2], inputs[2:])
+        return value, tangent, jax.vjp(sums, *inputs[:2])[1](g)
+
+    found = jax.jit(partial(all_of, products.over_rows))(x, y, dx, dy)
+    einsum = partial(jnp.einsum, "bmk,bmn->bkn", precision="highest")
+    expected = all_of(einsum, *(array.astype(jnp.float32) for array in (x, y, dx, dy)))
+    assert found[0].dtype == jnp.float32
+    # A cotangent is rounded to the dtype of its input.
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=max(1e-5, float(jnp.finfo(one.dtype).eps)), atol=1e-5)
+
+
+def widened(function, *inputs) -> list[str]:
+    """The names of the compiled function's instructions that write something out as float32."""
+    text = jax.jit(function).lower(*inputs).compile().as_text()
+    return re.findall(r"%(\S*convert\S*) = f32\[", text[text.index("ENTRY") :])
+
+
+@pytest.mark.parametrize("inner", [8, 512])
+def test_a_narrow_product_and_its_derivatives_copy_nothing_into_float32(inner):
+    x, w, g = arrays(jnp.bfloat16, (2, 256, inner), (2, 384, inner), (2, 256, 384))
+    if widened(lambda x, w: products.dot(x, w, -1, -1), x, w):
+        pytest.skip("this processor has no 16-bit products at all")
+
+    def all_of(x, w, g):
+        y, pull = jax.vjp(lambda x, w: products.product(x, w).astype(x.dtype), x, w)
+        return y, pull(g)
+
+    assert widened(all_of, x, w, g) == []
 
 
 def test_narrow_frozen_dot_is_the_plain_dot_forward_and_backward():

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bidora_jax.kernels.products import dot, swapped, wide
+from bidora_jax.kernels.products import dot, over_rows, swapped, wide
 from bidora_jax.kernels.rotary import Pairs
 
 
@@ -44,10 +44,10 @@ def rope(
     x: Float[Array, "B T N h"], cos: Float[Array, "*B T h"], sin: Float[Array, "*B T h"]
 ) -> Float[Array, "B T N h"]:
     """Rotates every head of x by the angle of its position, in float32, rounded once; rows may have their own positions."""
-    cos, sin = (array.reshape(-1, array.shape[-2], 1, array.shape[-1]) for array in (cos, sin))
-    wide_x, cos, sin = (array.astype(wide(x.dtype)) for array in (x, cos, sin))
-    first, second = jnp.split(wide_x, 2, axis=-1)
-    return (wide_x * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)
+    half = x.shape[-1] // 2
+    cos, sin = (array[..., :half].reshape(-1, array.shape[-2], 1, half).astype(wide(x.dtype)) for array in (cos, sin))
+    first, second = jnp.split(x.astype(wide(x.dtype)), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def visible(
@@ -110,8 +110,7 @@ def _weighted_backward(residuals, g):
     scale = rows.shape[-1] ** -0.5
     dscores = (weights * (dot(g, v, -1, -1) - shift)).astype(rows.dtype)
     drows = dot(dscores, k, -1, -2) * scale
-    # Of the two factors of a sum over rows the small one is turned.
-    dk, dv = dot(rows, dscores, -2, -2).swapaxes(-1, -2) * scale, dot(g, weights, -2, -2).swapaxes(-1, -2)
+    dk, dv = over_rows(dscores, rows) * scale, over_rows(weights, g)
     return drows.astype(rows.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 

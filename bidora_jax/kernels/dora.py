@@ -154,7 +154,9 @@ def apply(
     have a leading axis of several adapters, which is then x's first; the product with W0 is one for all.
     """
     total = _by_row(frozen_dot(x, w0), row_scale)
-    total = total + scale * low_rank(x if x_low_rank is None else x_low_rank, direction)
+    # s multiplies a factor rather than the product: in a backward pass that would be one more array of that size.
+    scaled = Direction(direction.A, scale * direction.B)
+    total = total + low_rank(x if x_low_rank is None else x_low_rank, scaled)
     total = kept(total)
     return total.astype(x.dtype) if row_gain is None else _by_row(total, row_gain).astype(x.dtype)
 

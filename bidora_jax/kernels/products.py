@@ -60,9 +60,9 @@ def _narrow_dot_transpose(residuals, g):
 def product(x: Float[Array, "*batch M K"], w: Float[Array, "*batch N K"]) -> Float[Array, "*batch M N"]:
     """x·Wᵀ over equal leading axes; W is rounded to the dtype of x.
 
-    The derivative of W is a sum over rows, for which one of its two factors has to be turned: the smaller one. JAX's own
-    rule turns the cotangent, which is the large one wherever K is small: low-rank factors, heads of attention. Forward-mode
-    differentiation passes through its gradient but not through the function itself.
+    The derivative of W is a sum over rows, `over_rows`. JAX's own rule turns the cotangent, which is the large one wherever K
+    is small: low-rank factors, heads of attention. Forward-mode differentiation passes through its gradient but not
+    through the function itself.
     """
     return _product(x, w, -1)
 
@@ -85,9 +85,7 @@ def _product_backward(axis: int, residuals, g):
     x, w = residuals
     g = g.astype(x.dtype)
     dx = dot(g, w.astype(x.dtype), -1, -3 - axis)
-    small, large = (x, g) if x.shape[-1] < g.shape[-1] else (g, x)
-    dw = dot(small, large, -2, -2)  # (K, N) where x is the small one, else (N, K)
-    dw = dw if (small is x) == (axis == -2) else dw.swapaxes(-1, -2)
+    dw = over_rows(x, g) if axis == -2 else over_rows(g, x)
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
@@ -102,18 +100,45 @@ def dot(left, right, left_axis: int, right_axis: int):
     return jax.lax.dot_general(left, right, dims, preferred_element_type=wide(left.dtype))
 
 
-def swapped(x: Array, first: int, second: int) -> Array:
-    """x with two of its axes swapped, neither of them the last, as an operand of a product.
+def over_rows(x: Float[Array, "*batch M K"], y: Float[Array, "*batch M N"]) -> Float[Array, "*batch K N"]:
+    """xᵀ·y, a sum over rows. One of its two factors has to be turned: the smaller one."""
+    if x.shape[-1] > y.shape[-1]:
+        return _swapped_sums(over_rows(y, x))
+    return dot(swapped(x, -2, -1), y, -1, -2) if _transposes_show(x) else dot(x, y, -2, -2)
 
-    On a CPU XLA computes a 16-bit product in float32 if it can see that an operand was transposed, at half the speed. Pairs
-    of numbers transposed as one integer it does not see through.
+
+def swapped(x: Array, first: int, second: int) -> Array:
+    """x with two of its axes swapped, as an operand of a product.
+
+    On a CPU XLA computes a 16-bit product in float32 if it can see that an operand was transposed: at half the speed, and
+    with copies of both operands in float32. Pairs of numbers transposed as one integer it does not see through. A pair is
+    one number of either half of the last axis; neighbours would be paired and parted one by one.
     """
-    if jax.default_backend() != "cpu" or x.dtype.itemsize != 2 or x.shape[-1] % 2:
+    if not _transposes_show(x):
         return x.swapaxes(first, second)
     swap = partial(_swapped_pairs, first=first, second=second)
     return linear_call(lambda _, x: swap(x), lambda _, g: swap(g), (), x)
 
 
+def _transposes_show(x: Array) -> bool:
+    return jax.default_backend() == "cpu" and x.dtype.itemsize == 2 and x.shape[-1] % 2 == 0
+
+
 def _swapped_pairs(x: Array, first: int, second: int) -> Array:
-    pairs = jax.lax.bitcast_convert_type(x.reshape(*x.shape[:-1], -1, 2), jnp.uint32).swapaxes(first, second)
-    return jax.lax.bitcast_convert_type(pairs, x.dtype).reshape(*pairs.shape[:-1], -1)
+    if x.shape[-1] % 2:  # a cotangent, whose last axis is another
+        return x.swapaxes(first, second)
+    bits, last = jax.lax.bitcast_convert_type, x.ndim - 1
+    low, high = jnp.split(bits(x, jnp.uint16).astype(jnp.uint32), 2, axis=-1)
+    pairs = (low | high << 16).swapaxes(first, second)
+    halves = [pairs.astype(jnp.uint16), (pairs >> 16).astype(jnp.uint16)]
+    first, second = first % x.ndim, second % x.ndim
+    return bits(jnp.concatenate(halves, axis={first: second, second: first}.get(last, last)), x.dtype)
+
+
+def _swapped_sums(y: Array) -> Array:
+    """The sums of a product with their last two axes swapped. On a CPU in two parts: of one swap XLA would make a product of
+    transposed operands."""
+    if jax.default_backend() != "cpu" or y.shape[-1] < 2:
+        return y.swapaxes(-2, -1)
+    parts = jnp.split(y, [y.shape[-1] // 2], axis=-1)
+    return jnp.concatenate([part.swapaxes(-2, -1) for part in parts], axis=-2)
