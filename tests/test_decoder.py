@@ -16,10 +16,10 @@ TOKENS = jnp.asarray(np.random.default_rng(3).integers(CONFIG.vocab_size, size=(
 MASK = jnp.asarray(np.random.default_rng(4).random((2, 11)) < 0.7, jnp.float32)
 
 
-def adapted(method: str = "bidora", **settings):
+def adapted(method: str = "bidora", dtype=jnp.float32, **settings):
     """A base with a random, not neutral, adapter on it."""
     adapter = adapters.resolve(AdapterConfig(method=method, rank=3, **settings), CONFIG)
-    base = adapters.prepare_base(random_base(), adapter)
+    base = adapters.prepare_base(random_base(dtype=dtype), adapter)
     direction, magnitude = adapters.init(adapter, base, jax.random.key(0))
     random = np.random.default_rng(5)
     direction = jax.tree.map(lambda leaf: leaf + 0.1 * random.normal(size=leaf.shape).astype(np.float32), direction)
@@ -76,6 +76,21 @@ def test_remat_and_chunks_change_no_gradient():
         jax.tree.leaves(gradient(remat="layer", attention_chunk=4, loss_chunk=5)), jax.tree.leaves(plain), strict=True
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [("gpu", jnp.bfloat16), ("cpu", jnp.float32)])
+# What goes from layer to layer, and the sum of each linear layer, the last one's for its gain alone.
+@pytest.mark.parametrize(("method", "count"), [("lora", 7), ("bidora", 8)])
+def test_activations_are_kept_in_the_dtype_of_the_base_off_a_cpu(monkeypatch, backend, dtype, method, count):
+    adapter, base, direction, magnitude = adapted(method, jnp.bfloat16)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+
+    def loss(trained):
+        return decoder.token_loss_sum(CONFIG, adapter, base, *trained, TOKENS, MASK, remat="dots")[0]
+
+    residuals = jax.tree.leaves(jax.eval_shape(lambda trained: jax.vjp(loss, trained)[1], (direction, magnitude)))
+    kept = [leaf for leaf in residuals if leaf.shape[:3] == (CONFIG.num_layers, *TOKENS.shape)]
+    assert [leaf.dtype for leaf in kept] == [jnp.dtype(dtype)] * count
 
 
 def test_scan_over_layers_is_the_loop():

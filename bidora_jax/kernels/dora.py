@@ -134,7 +134,7 @@ def low_rank(x: Float[Array, "*batch I"], direction: Direction) -> Float[Array, 
     if direction.A.ndim > 2:
         return jax.vmap(lambda x, a, b: low_rank(x, Direction(a, b)))(x, *direction)
     rows = x.reshape(-1, x.shape[-1])
-    y = product(kept(product(rows, direction.A)).astype(x.dtype), direction.B)
+    y = product(kept(product(rows, direction.A), x.dtype).astype(x.dtype), direction.B)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -148,7 +148,7 @@ def apply(
     x_low_rank: Float[Array, "*batch I"] | None = None,
     row_scale: Float[Array, " O"] | None = None,
 ) -> Float[Array, "*batch O"]:
-    """x·W'ᵀ = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ), rounded once to the dtype of x.
+    """x·W'ᵀ = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ) in the dtype of x, to which off a CPU the sum is rounded as well: it is kept.
 
     Without a `row_gain` this is LoRA. `x_low_rank` is the input of A where it differs from x (dropout). Factors and gain may
     have a leading axis of several adapters, which is then x's first; the product with W0 is one for all.
@@ -157,7 +157,7 @@ def apply(
     # s multiplies a factor rather than the product: in a backward pass that would be one more array of that size.
     scaled = Direction(direction.A, scale * direction.B)
     total = total + low_rank(x if x_low_rank is None else x_low_rank, scaled)
-    total = kept(total)
+    total = kept(total, x.dtype)
     return total.astype(x.dtype) if row_gain is None else _by_row(total, row_gain).astype(x.dtype)
 
 
@@ -165,7 +165,7 @@ def linear(
     x: Float[Array, "*batch I"], w0: Float[Array, "O I"], *, row_scale: Float[Array, " O"] | None = None
 ) -> Float[Array, "*batch O"]:
     """x·W0ᵀ without an adapter, rounded once to the dtype of x."""
-    return kept(_by_row(frozen_dot(x, w0), row_scale)).astype(x.dtype)
+    return kept(_by_row(frozen_dot(x, w0), row_scale), x.dtype).astype(x.dtype)
 
 
 def _by_row(y: Float[Array, "*batch O"], factor: Float[Array, "*N O"] | None) -> Float[Array, "*batch O"]:

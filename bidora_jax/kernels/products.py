@@ -36,9 +36,18 @@ def frozen_dot(x: Float[Array, "*batch I"], w0: Float[Array, "O I"]) -> Float[Ar
     return linear_call(_narrow_dot, _narrow_dot_transpose, (w0,), x) if narrow else _contract(x, w0)
 
 
-def kept(y: Array) -> Array:
-    """y, under the name KEPT: what a policy of `jax.checkpoint` keeps rather than makes the products before it again."""
-    return checkpoint_name(y, KEPT)
+def kept(y: Array, dtype) -> Array:
+    """y as `kept_dtype` has it, under the name KEPT: what a policy of `jax.checkpoint` keeps rather than makes the products
+    before it again."""
+    return checkpoint_name(y.astype(kept_dtype(dtype)), KEPT)
+
+
+def kept_dtype(dtype) -> jnp.dtype:
+    """In which dtype a scan over layers keeps activations of `dtype`: that one, but the wide one on a CPU.
+
+    XLA's CPU backend has no 16-bit float update of an array in place: it would widen and narrow all layers at every one.
+    """
+    return wide(dtype) if jax.default_backend() == "cpu" else jnp.dtype(dtype)
 
 
 def _contract(x, w):

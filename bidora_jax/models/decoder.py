@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from bidora_jax.kernels import attention, losses, quant
-from bidora_jax.kernels.products import KEPT, frozen_dot, wide
+from bidora_jax.kernels.products import KEPT, frozen_dot, kept_dtype, wide
 from bidora_jax.models import rope
 from bidora_jax.models.adapters import Adapter, linear_shapes, with_saved
 from bidora_jax.models.linear import Linear
@@ -180,16 +180,8 @@ def hidden(
 
     body = _rematerialised(body, remat, base)
     packed = _packed(_stacks(base, direction, magnitude))
-    last, _ = jax.lax.scan(body, x.astype(_kept_dtype(x.dtype)), (packed, jnp.arange(config.num_layers)))
+    last, _ = jax.lax.scan(body, x.astype(kept_dtype(x.dtype)), (packed, jnp.arange(config.num_layers)))
     return attention.rms_norm(last.astype(x.dtype), base["norm"]["weight"], eps=config.rms_norm_eps)
-
-
-def _kept_dtype(dtype) -> jnp.dtype:
-    """In which dtype the scan keeps what goes from layer to layer: values of x.dtype, held wide on a CPU.
-
-    XLA's CPU backend has no 16-bit float update of an array in place: it would widen and narrow all layers at every one.
-    """
-    return wide(dtype) if jax.default_backend() == "cpu" else jnp.dtype(dtype)
 
 
 def _rematerialised(body, remat: Remat, base: PyTree):
