@@ -173,8 +173,8 @@ def fused_attention(
 
 RUNS = 4
 """Of four runs the keys met are 5/8 of all, of eight 9/16; the program grows with each."""
-SHORTEST_RUN = 256
-"""Queries below which a run of its own costs more than it saves."""
+SHORTEST_RUN = 128
+"""Queries that a run has at least: with fewer it costs more than it saves."""
 
 
 def _runs(chunks: int) -> list[tuple[int, int]]:
