@@ -31,32 +31,42 @@ def plain(q, k, v, window=TOKENS):
     return out
 
 
+@pytest.fixture(params=[attention.SHORTEST_RUN, 2], ids=["one run", "runs"])
+def runs(monkeypatch, request):
+    """Sequences that are not chunked in one run of queries, and in several."""
+    monkeypatch.setattr(attention, "SHORTEST_RUN", request.param)
+
+
 @pytest.mark.parametrize("chunk", [TOKENS, 4, 1])
-def test_causal_attention_is_the_plain_sum(chunk):
+def test_causal_attention_is_the_plain_sum(chunk, runs):
     q, k, v = case()
     np.testing.assert_allclose(attention.causal_attention(q, k, v, chunk=chunk), plain(q, k, v), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [1, 3, 7, TOKENS, 50])
 @pytest.mark.parametrize("chunk", [TOKENS, 4])
-def test_a_window_is_the_plain_sum_over_the_last_tokens(chunk, window):
+def test_a_window_is_the_plain_sum_over_the_last_tokens(chunk, window, runs):
     q, k, v = case()
     found = attention.causal_attention(q, k, v, chunk=chunk, window=window)
     np.testing.assert_allclose(found, plain(q, k, v, window), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("chunk", "shortest"), [(4, TOKENS), (TOKENS, 2), (TOKENS, 5)])
 @pytest.mark.parametrize("window", [None, 3])
-def test_chunked_attention_has_the_dense_forms_derivatives_of_second_order(x64, window):
+def test_chunks_and_runs_have_the_dense_forms_derivatives_of_second_order(x64, monkeypatch, window, chunk, shortest):
     q, k, v = case(jnp.float64)
 
-    def product(chunk):
+    def product(chunk, shortest):
+        monkeypatch.setattr(attention, "SHORTEST_RUN", shortest)
+
         def loss(q, k, v):
             return jnp.sum(jnp.sin(attention.causal_attention(q, k, v, chunk=chunk, window=window)))
 
         gradient = jax.grad(loss, (0, 1, 2))
         return jax.jit(lambda: (gradient(q, k, v), jax.jvp(gradient, (q, k, v), (v.repeat(3, 2), q[:, :, :2], k))[1]))()
 
-    for found, expected in zip(jax.tree.leaves(product(4)), jax.tree.leaves(product(TOKENS)), strict=True):
+    dense = product(TOKENS, TOKENS)
+    for found, expected in zip(jax.tree.leaves(product(chunk, shortest)), jax.tree.leaves(dense), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
 
 
