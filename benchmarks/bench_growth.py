@@ -38,6 +38,7 @@ from bidora_jax.models import adapters
 from bidora_jax.models.decoder import DecoderConfig
 from bidora_jax.models.settings import AdapterConfig, ModelConfig
 from bidora_jax.training import objective, optim
+from bidora_jax.training.memory import keep_freed_memory
 from bidora_jax.training.settings import OptimizerConfig
 
 SWEEPS = {
@@ -52,6 +53,7 @@ METHODS = ("dora", "bidora")
 
 def main() -> None:
     options = parsed()
+    keep_freed_memory()
     print(f"hidden {options.hidden}, {options.batch_tokens // options.shrink} tokens a batch, {options.dtype}, remat "
           f"{options.remat}; {jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)  # fmt: skip
     rows = [row for file in options.add for row in json.loads(Path(file).read_text())["rows"]]

@@ -44,7 +44,7 @@ class ModelConfig:
     data.packing; chunked: XLA's, anywhere; auto: cudnn where it works. The mixed product of bidora is always chunked. The two
     give the same gradients to rounding."""
     attention_chunk: int = 512
-    """Queries attended at a time; longer sequences never hold a [T, T] score matrix."""
+    """Queries attended at a time, at most; longer sequences never hold a [T, T] score matrix."""
     loss_chunk: int = 256
     """Tokens whose logits exist at a time in the loss."""
 
