@@ -182,7 +182,11 @@ def parsed() -> argparse.Namespace:
     add("--env", nargs="+", default=[], metavar="NAME=VALUE", help="environment of both sides")
     add("--json", help="file for the raw figures")
     add("--worker", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    for parts in options.micro_batches:
+        if parts < 1 or options.batch % parts:
+            parser.error(f"--micro-batches {parts}: --batch {options.batch} can't be cut into so many equal parts")
+    return options
 
 
 # Who runs against whom: each section gives groups of contestants that take turns.

@@ -68,17 +68,20 @@ def test_swapped_is_swapaxes_with_its_transpose(dtype, last, axes):
 
 
 @DTYPES
-@pytest.mark.parametrize(("left", "right"), [(2, 14), (14, 2), (3, 7), (7, 3), (5, 5), (1, 8), (8, 1), (1, 1)])
-def test_a_sum_over_rows_is_einsums_with_its_derivatives(dtype, left, right):
-    x, y, dx, dy = arrays(dtype, *[(BATCH, ROWS, left), (BATCH, ROWS, right)] * 2)
-    (g,) = arrays(jnp.float32, (BATCH, left, right))
+@pytest.mark.parametrize(
+    ("left", "right"), [(2, 14), (14, 2), (3, 7), (7, 3), (5, 5), (1, 8), (8, 1), (1, 1), (64, 96)]
+)
+@pytest.mark.parametrize("leading", [(BATCH, ROWS), (ROWS,), (BATCH, 1), (1, 64)])
+def test_a_sum_over_rows_is_einsums_with_its_derivatives(dtype, left, right, leading):
+    x, y, dx, dy = arrays(dtype, *[(*leading, left), (*leading, right)] * 2)
+    (g,) = arrays(jnp.float32, (*leading[:-1], left, right))
 
     def all_of(sums, *inputs):
         value, tangent = jax.jvp(sums, inputs[:2], inputs[2:])
         return value, tangent, jax.vjp(sums, *inputs[:2])[1](g)
 
     found = jax.jit(partial(all_of, products.over_rows))(x, y, dx, dy)
-    einsum = partial(jnp.einsum, "bmk,bmn->bkn", precision="highest")
+    einsum = partial(jnp.einsum, "...mk,...mn->...kn", precision="highest")
     expected = all_of(einsum, *(array.astype(jnp.float32) for array in (x, y, dx, dy)))
     assert found[0].dtype == jnp.float32
     # A cotangent is rounded to the dtype of its input.

@@ -112,7 +112,8 @@ def dot(left, right, left_axis: int, right_axis: int):
 def over_rows(x: Float[Array, "*batch M K"], y: Float[Array, "*batch M N"]) -> Float[Array, "*batch K N"]:
     """xᵀ·y, a sum over rows. One of its two factors has to be turned: the smaller one."""
     if x.shape[-1] > y.shape[-1]:
-        return _swapped_sums(over_rows(y, x))
+        sums = over_rows(y, x)
+        return _swapped_in_parts(sums) if _transposes_show(y) else sums.swapaxes(-2, -1)
     return dot(swapped(x, -2, -1), y, -1, -2) if _transposes_show(x) else dot(x, y, -2, -2)
 
 
@@ -144,10 +145,7 @@ def _swapped_pairs(x: Array, first: int, second: int) -> Array:
     return bits(jnp.concatenate(halves, axis={first: second, second: first}.get(last, last)), x.dtype)
 
 
-def _swapped_sums(y: Array) -> Array:
-    """The sums of a product with their last two axes swapped. On a CPU in two parts: of one swap XLA would make a product of
-    transposed operands."""
-    if jax.default_backend() != "cpu" or y.shape[-1] < 2:
-        return y.swapaxes(-2, -1)
-    parts = jnp.split(y, [y.shape[-1] // 2], axis=-1)
+def _swapped_in_parts(sums: Array) -> Array:
+    """The last two axes swapped, one half after the other: of a whole swap XLA would make a product of transposed operands."""
+    parts = jnp.split(sums, [sums.shape[-1] // 2], axis=-1)
     return jnp.concatenate([part.swapaxes(-2, -1) for part in parts], axis=-2)

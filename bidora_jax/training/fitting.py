@@ -5,7 +5,7 @@
     hypergradient       exact     reverse, exact                  two roads to the same quantity, see kernels/hypergrad.py
 
 On a CPU what keeps least is taken, so that nothing is left to choose and nothing compiled for the choice: to compute again costs
-little there beside writing to memory. By the tables of benchmarks/README.md dots is at best an eighth faster than layer and takes
+little there beside writing to memory. By the tables of benchmarks/README.md dots is at best a tenth faster than layer and takes
 four times its temporaries, and reverse is never faster than exact. The order on a GPU, whose memory is faster, is that of the
 arithmetic and has not been measured.
 
