@@ -67,12 +67,16 @@ def test_swapped_is_swapaxes_with_its_transpose(dtype, last, axes):
     np.testing.assert_array_equal(pull(g)[0], g.swapaxes(*axes))
 
 
+MANY, FLAT, ONE, LARGE = (BATCH, ROWS), (ROWS,), (BATCH, 1), (1, 64)
+
+
 @DTYPES
 @pytest.mark.parametrize(
-    ("left", "right"), [(2, 14), (14, 2), (3, 7), (7, 3), (5, 5), (1, 8), (8, 1), (1, 1), (64, 96)]
-)
-@pytest.mark.parametrize("leading", [(BATCH, ROWS), (ROWS,), (BATCH, 1), (1, 64)])
-def test_a_sum_over_rows_is_einsums_with_its_derivatives(dtype, left, right, leading):
+    ("leading", "left", "right"),
+    [(MANY, 2, 14), (MANY, 14, 2), (MANY, 3, 7), (MANY, 7, 3), (FLAT, 8, 14), (FLAT, 14, 8), (FLAT, 1, 1), (ONE, 1, 8),
+     (ONE, 8, 1), (ONE, 6, 4), (LARGE, 64, 96), (LARGE, 96, 64)],
+)  # fmt: skip
+def test_a_sum_over_rows_is_einsums_with_its_derivatives(dtype, leading, left, right):
     x, y, dx, dy = arrays(dtype, *[(*leading, left), (*leading, right)] * 2)
     (g,) = arrays(jnp.float32, (*leading[:-1], left, right))
 
