@@ -171,7 +171,7 @@ def test_no_form_differentiates_cudnn_twice(cudnn, form):
     assert cudnn
     if form == "exact":
         with pytest.raises(TypeError):  # and it is, where the mixed product is left to the inner loss
-            jax.eval_shape(partial(step, mixed_loss=None), *arguments)
+            jax.eval_shape(partial(step, recorded=None), *arguments)
 
 
 def test_what_goes_through_cudnn_and_the_mixed_product_are_of_one_function(cudnn):
@@ -180,8 +180,8 @@ def test_what_goes_through_cudnn_and_the_mixed_product_are_of_one_function(cudnn
     _, (state, base, train, _) = step_of(problem, "exact")
     losses = phases.level_losses(problem, SearchConfig(hypergradient="exact", gram_penalty=0.1))
     found, expected = (
-        jax.jit(jax.value_and_grad(losses[name]))(state.direction, state.magnitude, base, train, jax.random.key(2))
-        for name in ("inner_loss", "mixed_loss")
+        jax.jit(jax.value_and_grad(loss))(state.direction, state.magnitude, base, train, jax.random.key(2))
+        for loss in (losses["inner_loss"], losses["recorded"].loss)
     )
     assert cudnn and all(call["is_causal"] and call["scale"] == 10**-0.5 for call in cudnn)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

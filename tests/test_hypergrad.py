@@ -47,9 +47,14 @@ def test_every_form_is_its_closed_form(ridge, form):
     np.testing.assert_allclose(out.outer_loss, outer(updated, m), rtol=1e-14)
 
 
-def test_the_mixed_product_is_of_the_loss_that_is_given_for_it(ridge):
+def test_the_mixed_product_is_of_the_loss_that_is_given_for_it_and_sees_the_record(ridge):
     inner, outer, update, d0, m, updated, closed = ridge
-    out = hypergrad.exact(inner, outer, update, d0, m, mixed=lambda d, m: 3 * inner(d, m))
+
+    def gradient(d, m):
+        return *jax.value_and_grad(inner)(d, m), {"factor": 3.0 * jnp.ones(())}
+
+    recorded = hypergrad.Recorded(gradient, lambda d, m, record: record["factor"] * inner(d, m))
+    out = hypergrad.exact(inner, outer, update, d0, m, recorded=recorded)
     np.testing.assert_allclose(out.hypergradient, m + 3 * (closed["exact"] - m), rtol=1e-10)
     np.testing.assert_allclose(out.direction, updated, rtol=1e-14)
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
 
-from bidora_jax.kernels.products import frozen_dot, kept, product, wide
+from bidora_jax.kernels.products import Keep, frozen_dot, kept, product, wide
 
 Scale: TypeAlias = float | Float[Array, ""]
 """s; an array where it is another one in each layer of a stack."""
@@ -126,7 +126,7 @@ def gain(magnitude: Float[Array, " O"], norm: Float[Array, " O"]) -> Float[Array
     return jnp.where(positive, magnitude / jnp.where(positive, norm, 1.0), 1.0)
 
 
-def low_rank(x: Float[Array, "*batch I"], direction: Direction) -> Float[Array, "*batch O"]:
+def low_rank(x: Float[Array, "*batch I"], direction: Direction, keep: Keep = kept) -> Float[Array, "*batch O"]:
     """(x·Aᵀ)·Bᵀ in the dtype of x, its last accumulator returned as it is.
 
     Factors with a leading axis are those of several adapters side by side: each meets its own part of x's leading axis.
@@ -134,7 +134,7 @@ def low_rank(x: Float[Array, "*batch I"], direction: Direction) -> Float[Array, 
     if direction.A.ndim > 2:
         return jax.vmap(lambda x, a, b: low_rank(x, Direction(a, b)))(x, *direction)
     rows = x.reshape(-1, x.shape[-1])
-    y = product(kept(product(rows, direction.A), x.dtype).astype(x.dtype), direction.B)
+    y = product(keep(product(rows, direction.A), x.dtype, "low_rank").astype(x.dtype), direction.B)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -147,6 +147,7 @@ def apply(
     scale: Scale,
     x_low_rank: Float[Array, "*batch I"] | None = None,
     row_scale: Float[Array, " O"] | None = None,
+    keep: Keep = kept,
 ) -> Float[Array, "*batch O"]:
     """x·W'ᵀ = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ) in the dtype of x, to which off a CPU the sum is rounded as well: it is kept.
 
@@ -156,16 +157,17 @@ def apply(
     total = _by_row(frozen_dot(x, w0), row_scale)
     # s multiplies a factor rather than the product: in a backward pass that would be one more array of that size.
     scaled = Direction(direction.A, scale * direction.B)
-    total = total + low_rank(x if x_low_rank is None else x_low_rank, scaled)
-    total = kept(total, x.dtype)
+    total = total + low_rank(x if x_low_rank is None else x_low_rank, scaled, keep)
+    total = keep(total, x.dtype, "sum")
     return total.astype(x.dtype) if row_gain is None else _by_row(total, row_gain).astype(x.dtype)
 
 
 def linear(
-    x: Float[Array, "*batch I"], w0: Float[Array, "O I"], *, row_scale: Float[Array, " O"] | None = None
+    x: Float[Array, "*batch I"], w0: Float[Array, "O I"], *, row_scale: Float[Array, " O"] | None = None,
+    keep: Keep = kept,
 ) -> Float[Array, "*batch O"]:
     """x·W0ᵀ without an adapter, rounded once to the dtype of x."""
-    return kept(_by_row(frozen_dot(x, w0), row_scale), x.dtype).astype(x.dtype)
+    return keep(_by_row(frozen_dot(x, w0), row_scale), x.dtype, "sum").astype(x.dtype)
 
 
 def _by_row(y: Float[Array, "*batch O"], factor: Float[Array, "*N O"] | None) -> Float[Array, "*batch O"]:

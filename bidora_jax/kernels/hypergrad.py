@@ -38,15 +38,33 @@ class Unrolled(NamedTuple):
     outer_loss: Float[Array, ""]
 
 
+class Recorded(NamedTuple):
+    """The inner loss in two passes, of which the second may take values from the first, and have other kernels.
+
+    The two are functions of (direction, magnitude), as a bilevel step's are of (direction, magnitude, base, batch, key).
+    """
+
+    gradient: Callable[..., tuple[Float[Array, ""], PyTree, PyTree]]
+    """The loss, its gradient in the direction, and a record of what was made on the way: anything."""
+    loss: Callable[..., Float[Array, ""]]
+    """The same loss, to rounding, with the record as one more argument: what is differentiated twice."""
+
+
 def exact(
-    inner: Loss, outer: Loss, update: Update, direction: PyTree, magnitude: PyTree, *, mixed: Loss | None = None
+    inner: Loss, outer: Loss, update: Update, direction: PyTree, magnitude: PyTree, *, recorded: Recorded | None = None
 ) -> Unrolled:
     """h through the unrolled update; the mixed product forward over reverse.
 
-    `mixed` is the same function as `inner`, to rounding, where kernels in `inner` have no second derivative: the mixed product
-    is taken of it, and of `inner` and `outer` first derivatives alone.
+    With `recorded`, `inner` is not used. What it computes in its first pass the second need not compute again, and where
+    kernels have no second derivative the second pass can do without them.
     """
-    return _unrolled(_forward_over_reverse(inner, mixed or inner, direction), outer, update, direction, magnitude)
+    if recorded is None:
+
+        def gradient(d, m):
+            return *jax.value_and_grad(inner)(d, m), None
+
+        recorded = Recorded(gradient, lambda d, m, record: inner(d, m))
+    return _unrolled(_forward_over_reverse(recorded, direction), outer, update, direction, magnitude)
 
 
 def reverse(inner: Loss, outer: Loss, update: Update, direction: PyTree, magnitude: PyTree) -> Unrolled:
@@ -89,26 +107,28 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
-def _forward_over_reverse(inner: Loss, mixed: Loss, direction: PyTree):
-    """m ↦ (loss, ∇_d loss) of `inner`, whose cotangent v on the gradient is pulled back by ∂_m∂_v = jvp of ∂_m along v, of `mixed`.
+def _forward_over_reverse(recorded: Recorded, direction: PyTree):
+    """m ↦ (loss, ∇_d loss), whose cotangent v on the gradient is pulled back by ∂_m∂_v = jvp of ∂_m along v of the second pass.
 
     The loss itself is returned as a metric: it has no cotangent here.
     """
 
     @jax.custom_vjp
     def gradient(m):
-        return jax.value_and_grad(inner)(direction, m)
+        return recorded.gradient(direction, m)[:2]
 
     def forward(m):
-        return gradient(m), m
+        loss, g, record = recorded.gradient(direction, m)
+        return (loss, g), (m, record)
 
-    def backward(m, cotangents):
+    def backward(residuals, cotangents):
+        m, record = residuals
         _, v = cotangents
 
         # The gradient is taken in d as well, and dropped: a product of d alone would else be passed by the jvp undifferentiated,
         # which a custom_vjp does not allow.
         def magnitude_gradient(d):
-            return jax.grad(mixed, argnums=(0, 1))(d, m)[1]
+            return jax.grad(recorded.loss, argnums=(0, 1))(d, m, record)[1]
 
         return (jax.jvp(magnitude_gradient, (direction,), (v,))[1],)
 

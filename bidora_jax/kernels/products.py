@@ -9,7 +9,9 @@ matrix is a mixed product, several times slower on a CPU and outside the tensor 
 float64) and are returned as they are. Every function here is differentiable to second order forward over reverse.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,10 @@ from jaxtyping import Array, Float
 
 KEPT = "kept"
 """The sums of the linear layers: behind them is nearly all of a model's arithmetic, what is worth keeping, if anything is."""
+
+
+Keep = Callable[[Array, Any, str], Array]
+"""(a sum of products, the dtype of the activations, its name in its layer) -> the same sum: see `kept`."""
 
 
 def wide(dtype) -> jnp.dtype:
@@ -36,7 +42,7 @@ def frozen_dot(x: Float[Array, "*batch I"], w0: Float[Array, "O I"]) -> Float[Ar
     return linear_call(_narrow_dot, _narrow_dot_transpose, (w0,), x) if narrow else _contract(x, w0)
 
 
-def kept(y: Array, dtype) -> Array:
+def kept(y: Array, dtype, name: str = "") -> Array:
     """y as `kept_dtype` has it, under the name KEPT: what a policy of `jax.checkpoint` keeps rather than makes the products
     before it again."""
     return checkpoint_name(y.astype(kept_dtype(dtype)), KEPT)

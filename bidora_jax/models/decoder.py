@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from bidora_jax.kernels import attention, losses, quant
+from bidora_jax.kernels import attention, losses, quant, records
 from bidora_jax.kernels.products import KEPT, frozen_dot, kept_dtype, wide
 from bidora_jax.models import rope
 from bidora_jax.models.adapters import Adapter, linear_shapes, with_saved
-from bidora_jax.models.linear import Linear
+from bidora_jax.models.linear import Linear, tapped
+from bidora_jax.models.recorded import Blank, Record, blank, scan_layers
 from bidora_jax.models.rope import RopeScaling
 
 Remat = Literal["auto", "none", "dots", "layer", "offload"]
@@ -74,6 +75,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, cos, sin, attend: Attend | None = None, starts=None):
         c = self.config
+        x = tapped(self, "x", x)
         q, k, v = (
             _linear(self, name, c.qkv_bias)(x).reshape(*x.shape[:2], heads, c.head_dim)
             for name, heads in (("q_proj", c.num_heads), ("k_proj", c.num_kv_heads), ("v_proj", c.num_kv_heads))
@@ -87,7 +89,7 @@ class Attention(nn.Module):
             causal = partial(attention.causal_attention, chunk=self.chunk, window=c.window, starts=starts)
         out, kept = (causal(q, k, v), None) if attend is None else attend(causal, q, k, v)
         out = out.reshape(*x.shape[:2], c.num_heads * c.head_dim)
-        return _linear(self, "o_proj", c.o_bias)(out), kept
+        return _linear(self, "o_proj", c.o_bias)(tapped(self, "out", out)), kept
 
 
 class MLP(nn.Module):
@@ -98,10 +100,11 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         bias = self.config.mlp_bias
+        x = tapped(self, "x", x)
         gate = _linear(self, "gate_proj", bias)(x)
         up = _linear(self, "up_proj", bias)(x)
         gate = nn.silu(gate.astype(wide(gate.dtype))).astype(up.dtype)  # rounded once, as torch
-        return _linear(self, "down_proj", bias)(gate * up)
+        return _linear(self, "down_proj", bias)(tapped(self, "product", gate * up))
 
 
 class DecoderLayer(nn.Module):
@@ -159,38 +162,62 @@ def hidden(
     attention_chunk: int = 512,
     dtype=None,
     segments: Int[Array, "B T"] | None = None,
+    record: Blank | Record | None = None,
 ) -> Float[Array, "B T D"]:
     """The normed last hidden states. A `key` switches the adapter's dropout on; `dtype` is that of the activations where
     it is another than the base's, whose layers are then cast one at a time; `segments` number the documents of a row.
     `fused` takes attention from cuDNN, without a second derivative; ValueError with `segments`, which cuDNN does not know."""
     if fused and segments is not None:
         raise ValueError("fused attention can't tell the documents of a row apart: pack no rows, or leave `fused` out")
-    base = with_saved(base, direction)
     layer = DecoderLayer(config, adapter, attention_chunk, reopen=remat == "none", fused=fused)
+    base = with_saved(base, direction)
+    one, variables, frozen, x = _stacked(layer, base, direction, magnitude, tokens, key, dtype, segments)
+    if remat in ("layer", "dots"):
+        x = scan_layers(one, variables, frozen, x, sums=remat == "dots", record=record)
+    else:
+        body = _rematerialised(lambda x, slices: (one(*slices, x)[0], None), remat, base)
+        x, _ = jax.lax.scan(body, x, (variables, frozen))
+    weight = base["norm"]["weight"]
+    return attention.rms_norm(x.astype(dtype or weight.dtype), weight, eps=config.rms_norm_eps)
+
+
+def blank_record(
+    config: DecoderConfig,
+    adapter: Adapter | None,
+    base: PyTree,
+    direction: PyTree,
+    magnitude: PyTree,
+    tokens: Int[Array, "B T"],
+) -> Blank:
+    """What a pass over these tokens with remat `dots` can be asked to fill in; see models/recorded.py."""
+    base = with_saved(base, direction)
+    one, *stacks = _stacked(DecoderLayer(config, adapter), base, direction, magnitude, tokens)
+    last = jax.ShapeDtypeStruct((*tokens.shape, config.hidden_size), base["norm"]["weight"].dtype)
+    return blank(one, *stacks, last)
+
+
+def _stacked(layer: DecoderLayer, base, direction, magnitude, tokens, key=None, dtype=None, segments=None):
+    """One layer as a function of its slices, the stacks of what is trained and what is frozen, and what the first layer takes."""
     x = _embedded(base, tokens).astype(dtype or base["norm"]["weight"].dtype)
     starts, positions = (None, jnp.arange(tokens.shape[1])) if segments is None else _documents(segments)
-    cos, sin = _angles(config, positions, x.dtype)
+    cos, sin = _angles(layer.config, positions, x.dtype)
 
-    def body(carried, slices):
-        variables, index = slices
+    def one(variables, frozen, carried, written=()):
+        packed, index = frozen
         rngs = {} if key is None else {"dropout": jax.random.fold_in(key, index)}
-        variables = _unpacked(variables, base, index)
-        out = layer.apply(variables, carried.astype(x.dtype), cos, sin, starts=starts, rngs=rngs)[0]
-        return out.astype(carried.dtype), None
+        variables = _unpacked({**variables, **packed}, base, index)
+        taken = carried.astype(x.dtype)
+        (out, _), written = layer.apply(variables, taken, cos, sin, starts=starts, rngs=rngs, mutable=written)
+        return out.astype(carried.dtype), written
 
-    body = _rematerialised(body, remat, base)
-    packed = _packed(_stacks(base, direction, magnitude))
-    last, _ = jax.lax.scan(body, x.astype(kept_dtype(x.dtype)), (packed, jnp.arange(config.num_layers)))
-    return attention.rms_norm(last.astype(x.dtype), base["norm"]["weight"], eps=config.rms_norm_eps)
+    frozen = _packed({"base": base["layers"]}), jnp.arange(layer.config.num_layers)
+    trained = {"direction": direction, "magnitude": magnitude}
+    variables = {name: tree["layers"] for name, tree in trained.items() if tree}
+    return one, variables, frozen, x.astype(kept_dtype(x.dtype))
 
 
 def _rematerialised(body, remat: Remat, base: PyTree):
     """The body of the scan over layers, recomputed in the backward pass as far as `remat` asks for."""
-    if remat == "layer":
-        return jax.checkpoint(body, prevent_cse=False)
-    if remat == "dots":
-        kept = jax.checkpoint_policies.save_only_these_names(KEPT)
-        return jax.checkpoint(body, policy=kept, prevent_cse=False)
     if remat == "offload":
         moved = jax.checkpoint_policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[], names_which_can_be_offloaded=[KEPT], offload_src="device",
@@ -239,6 +266,7 @@ def token_loss_sum(
     attention_chunk: int = 512,
     loss_chunk: int = 256,
     segments: Int[Array, "B T"] | None = None,
+    record: Blank | Record | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of −log p over the tokens that `loss_mask` marks as predicted, and their number.
 
@@ -246,8 +274,10 @@ def token_loss_sum(
     """
     x = hidden(
         config, adapter, base, direction, magnitude, tokens, key,
-        remat=remat, fused=fused, attention_chunk=attention_chunk, segments=segments,
+        remat=remat, fused=fused, attention_chunk=attention_chunk, segments=segments, record=record,
     )  # fmt: skip
+    if record is not None:
+        x = records.foretold(x, record.last) if isinstance(record, Record) else records.tapped(x, record.last)
     x = x[:, :-1].reshape(-1, config.hidden_size)
     targets, weights = tokens[:, 1:].reshape(-1), loss_mask[:, 1:].reshape(-1)
     vocabulary = head(with_saved(base, direction))
@@ -274,11 +304,6 @@ def _documents(segments: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Arra
 def _angles(config: DecoderConfig, positions, dtype):
     theta, gain = rope.frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
     return attention.rope_angles(positions, theta, gain=gain, dtype=dtype)
-
-
-def _stacks(base: PyTree, direction: PyTree, magnitude: PyTree) -> PyTree:
-    trained = {"direction": direction, "magnitude": magnitude}
-    return {"base": base["layers"]} | {name: tree["layers"] for name, tree in trained.items() if tree}
 
 
 def _embedded(base: PyTree, tokens: Array) -> Array:

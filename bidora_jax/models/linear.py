@@ -15,9 +15,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bidora_jax.kernels import dora, lowrank, quant
-from bidora_jax.kernels.products import KEPT, wide
+from bidora_jax.kernels import dora, lowrank, quant, records
+from bidora_jax.kernels.products import KEPT, kept, wide
 from bidora_jax.models.adapters import Adapted
+
+SUMS, TAPS, COTANGENTS = "sums", "taps", "cotangents"
+"""Collections of what is written down of a layer's products and read by another pass, see models/recorded.py."""
+
+
+def tapped(module: nn.Module, name: str, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """x, the input of linear layers: the sum of their cotangents is what they hand back."""
+    if module.has_variable(COTANGENTS, name):
+        return records.foretold(x, module.get_variable(COTANGENTS, name))
+    if module.is_mutable_collection(TAPS) and not module.is_initializing():
+        module.put_variable(TAPS, name, x)
+    return records.tapped(x, module.get_variable(TAPS, name)) if module.has_variable(TAPS, name) else x
 
 
 class Linear(nn.Module):
@@ -41,7 +53,7 @@ class Linear(nn.Module):
                 self._direction(x.dtype), self._magnitude(x.dtype), self._dropout(x, adapter.dropout),
                 self._scale(x.dtype), self._start(x.dtype),
             ]  # fmt: skip
-        product = partial(_product, adapter)
+        product = partial(_product, adapter, self._keep)
         if self.reopen and isinstance(weight, quant.Layer):
             # What is kept for the backward pass is the sums, not the matrix.
             kept = jax.checkpoint_policies.save_only_these_names(KEPT)
@@ -57,6 +69,17 @@ class Linear(nn.Module):
         a = self.variable("direction", "A", jnp.zeros, (rank, self.in_features), dtype).value
         b = self.variable("direction", "B", jnp.zeros, (self.out_features, rank), dtype).value
         return dora.Direction(a, b)
+
+    def _keep(self, y, dtype, name: str) -> Array:
+        y = kept(y, dtype)
+        if self.is_initializing():
+            return y
+        written = self.is_mutable_collection(SUMS)
+        if self.has_variable(SUMS, name):
+            y = (records.known if written else records.restored)(self.get_variable(SUMS, name), y)
+        if written:
+            self.put_variable(SUMS, name, y)
+        return y
 
     def _start(self, dtype) -> dora.Direction | None:
         """The factors that are taken off, for starts away from zero."""
@@ -89,19 +112,19 @@ class Linear(nn.Module):
 
 
 def _product(
-    adapter: Adapted | None, x, weight: quant.Weight, direction: dora.Direction | None = None, magnitude=None,
+    adapter: Adapted | None, keep, x, weight: quant.Weight, direction: dora.Direction | None = None, magnitude=None,
     dropped=None, own_scale: Any = None, start: dora.Direction | None = None,
 ):  # fmt: skip
     w0, row_scale = quant.opened(weight)
     w0 = w0.astype(x.dtype)
     if adapter is None or direction is None:
-        return dora.linear(x, w0, row_scale=row_scale)
+        return dora.linear(x, w0, row_scale=row_scale, keep=keep)
     scale = own_scale if adapter.scale is None else adapter.scale
     direction = direction if start is None else lowrank.since(direction, start)
     gain = magnitude
     if isinstance(magnitude, tuple):
         gain = _gain(adapter, w0, row_scale, direction, scale, *magnitude)
-    return dora.apply(x, w0, direction, gain, scale=scale, x_low_rank=dropped, row_scale=row_scale)
+    return dora.apply(x, w0, direction, gain, scale=scale, x_low_rank=dropped, row_scale=row_scale, keep=keep)
 
 
 def _gain(adapter: Adapted, w0, row_scale, direction: dora.Direction, scale: dora.Scale, m, norm_sq):

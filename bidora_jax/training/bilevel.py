@@ -36,14 +36,14 @@ def bilevel_step(
     inner_tx: optax.GradientTransformation,
     outer_tx: optax.GradientTransformation,
     hypergradient: Callable[..., hypergrad.Unrolled] = hypergrad.exact,
-    mixed_loss: Loss | None = None,
+    recorded: hypergrad.Recorded | None = None,
 ) -> tuple[BilevelState, Metrics]:
     """One step of both levels: the direction on the train batch, then the magnitude on the val batch.
 
     The hypergradient is taken at the old (direction, magnitude) through the update that gives the new direction; with
     `outer_tx = optax.sgd(1.0)` it is the old magnitude minus the new one. `base` is never differentiated. Every
-    evaluation of a batch's loss inside the step sees the same key. `mixed_loss` is `inner_loss` by kernels that have a second
-    derivative, for the mixed product of `hypergrad.exact`, where those of `inner_loss` have none. Metrics: train_loss and
+    evaluation of a batch's loss inside the step sees the same key. `recorded` is `inner_loss` in the two passes that
+    `hypergrad.exact` makes over the train batch, for a second pass that computes less or by other kernels. Metrics: train_loss and
     val_loss before and after the direction's update, direction_grad_norm, hypergrad_norm.
     """
     train_key, val_key = _keys(state)
@@ -57,8 +57,13 @@ def bilevel_step(
     def update(direction, gradient):
         return _update(inner_tx, gradient, state.inner_opt, direction)
 
-    if mixed_loss is not None:
-        hypergradient = partial(hypergradient, mixed=lambda d, m: mixed_loss(d, m, base, train_batch, train_key))
+    if recorded is not None:
+        gradient, loss = recorded
+        passes = hypergrad.Recorded(
+            lambda d, m: gradient(d, m, base, train_batch, train_key),
+            lambda d, m, record: loss(d, m, base, train_batch, train_key, record),
+        )
+        hypergradient = partial(hypergradient, recorded=passes)
     out = hypergradient(inner, outer, update, state.direction, state.magnitude)
     magnitude, outer_opt = _update(outer_tx, out.hypergradient, state.outer_opt, state.magnitude)
     metrics = {

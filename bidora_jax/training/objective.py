@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from bidora_jax.kernels import dora, losses, quant
+from bidora_jax.kernels import dora, hypergrad, losses, quant
 from bidora_jax.models import decoder
 from bidora_jax.models.adapters import Adapter, change, get, over_layers
 from bidora_jax.models.decoder import DecoderConfig
+from bidora_jax.models.recorded import Record
 from bidora_jax.models.settings import ModelConfig
 
 LevelLoss = Callable[[PyTree, PyTree, PyTree, PyTree, Array], Float[Array, ""]]
@@ -28,13 +29,37 @@ LevelLoss = Callable[[PyTree, PyTree, PyTree, PyTree, Array], Float[Array, ""]]
 def inner_loss(config: DecoderConfig, adapter: Adapter, model: ModelConfig, *, gram_weight: float = 0.0) -> LevelLoss:
     """The lower level's loss(direction, magnitude, base, batch, key): with dropout, and γ times the Gram penalty."""
 
-    def loss(direction, magnitude, base, batch, key):
-        value = _mean_loss(config, adapter, model, direction, magnitude, base, batch, key if adapter.dropout else None)
+    def loss(direction, magnitude, base, batch, key, record=None):
+        key = key if adapter.dropout else None
+        value = _mean_loss(config, adapter, model, direction, magnitude, base, batch, key, record)
         if gram_weight:
             value = value + gram_weight * mean_gram_penalty(adapter, base, direction)
         return value
 
     return loss
+
+
+def inner_recorded(
+    config: DecoderConfig, adapter: Adapter, once: ModelConfig, twice: ModelConfig, *, gram_weight: float = 0.0
+) -> hypergrad.Recorded:
+    """The lower level's loss in the two passes of an exact hypergradient, of which the second has the settings `twice`.
+
+    Where the first keeps the sums of its products, remat `dots`, it hands them on. Of several micro-batches it keeps nothing.
+    """
+    first, second = (inner_loss(config, adapter, model, gram_weight=gram_weight) for model in (once, twice))
+
+    def gradient(direction, magnitude, base, batch, key):
+        if once.remat != "dots" or batch["tokens"].shape[0] > 1:
+            return *jax.value_and_grad(first)(direction, magnitude, base, batch, key), None
+        blank = decoder.blank_record(config, adapter, base, direction, magnitude, batch["tokens"][0])
+
+        def loss(direction, blank):
+            return first(direction, magnitude, base, batch, key, blank)
+
+        value, (g, record) = jax.value_and_grad(loss, argnums=(0, 1))(direction, blank)
+        return value, g, Record(*record)
+
+    return hypergrad.Recorded(gradient, second)
 
 
 def outer_loss(config: DecoderConfig, adapter: Adapter, model: ModelConfig) -> LevelLoss:
@@ -68,14 +93,14 @@ def mean_gram_penalty(adapter: Adapter, base: PyTree, direction: PyTree) -> Floa
     return jnp.asarray(total / count)
 
 
-def _mean_loss(config, adapter, model: ModelConfig, direction, magnitude, base, batch, key):
+def _mean_loss(config, adapter, model: ModelConfig, direction, magnitude, base, batch, key, record=None):
     def part(trained, base, index, micro):
         direction, magnitude = trained
         loss_sum, _ = decoder.token_loss_sum(
             config, adapter, base, direction, magnitude, micro["tokens"], micro["loss_mask"],
             None if key is None else jax.random.fold_in(key, index),
             remat=model.remat, fused=model.attention == "cudnn", attention_chunk=model.attention_chunk,
-            loss_chunk=model.loss_chunk, segments=micro.get("segments"),
+            loss_chunk=model.loss_chunk, segments=micro.get("segments"), record=record,
         )  # fmt: skip
         return loss_sum
 

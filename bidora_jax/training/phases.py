@@ -143,14 +143,16 @@ def bidora_search(
     return phase, Standing(start, problem.fresh_adapter())
 
 
-def level_losses(problem: Problem, search: SearchConfig) -> dict[str, objective.LevelLoss]:
+def level_losses(problem: Problem, search: SearchConfig) -> dict[str, Any]:
     """The losses of a bilevel step. What is differentiated twice has no fused attention; see attending.py."""
-    inner = partial(objective.inner_loss, problem.config, problem.adapter, gram_weight=search.gram_penalty)
-    once, twice = inner(model=problem.model), inner(model=attending.twice(problem.model))
-    outer = objective.outer_loss(problem.config, problem.adapter, problem.model)
-    losses = {"inner_loss": twice if search.hypergradient == "reverse" else once, "outer_loss": outer}
-    mixed = problem.model.attention == attending.CUDNN and search.hypergradient == "exact"
-    return losses | ({"mixed_loss": twice} if mixed else {})
+    twice = attending.twice(problem.model)
+    sizes = problem.config, problem.adapter
+    once = twice if search.hypergradient == "reverse" else problem.model
+    inner = objective.inner_loss(*sizes, once, gram_weight=search.gram_penalty)
+    losses = {"inner_loss": inner, "outer_loss": objective.outer_loss(*sizes, problem.model)}
+    if search.hypergradient != "exact":
+        return losses
+    return losses | {"recorded": objective.inner_recorded(*sizes, once, twice, gram_weight=search.gram_penalty)}
 
 
 def one_level(problem: Problem, search: SearchConfig, inner: OptimizerConfig) -> tuple[Phase, Standing]:

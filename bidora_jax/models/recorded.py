@@ -1,0 +1,147 @@
+"""The scan over layers that keeps the sums of their products, and the record by which one pass spares another its products.
+
+    x ← layer(x, d, m)  for every layer         kept: x and the sums of its linear layers, from which a layer is made again
+
+A gradient with respect to a `Blank` is its `Record`: what the pass and its gradient made on the way. A pass that is given the
+record, at the same point and of the same tokens, takes the values from there, and has its derivatives from the products as
+ever: of the gradient's derivative in a bilevel step only the tangents are left to compute.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from bidora_jax.kernels import records
+from bidora_jax.kernels.products import KEPT
+from bidora_jax.models.linear import COTANGENTS, SUMS, TAPS
+
+Layer = Callable[..., tuple[Array, PyTree]]
+"""(variables, slice of what is frozen, x, collections to write) -> (what the next layer takes, the collections)"""
+
+
+class Record(NamedTuple):
+    """Of all layers, stacked, in the dtype that activations are kept in."""
+
+    inputs: Float[Array, "L B T D"]
+    sums: PyTree
+    cotangents: PyTree
+    """Of the inputs of linear layers."""
+    last: Float[Array, "B T D"]
+    """The cotangent of the hidden states that the loss is made of."""
+
+
+class Blank(NamedTuple):
+    """Zeros in the shapes of a `Record`; nothing reads them."""
+
+    inputs: Array
+    sums: PyTree
+    cotangents: PyTree
+    last: Array
+
+
+def blank(layer: Layer, variables: PyTree, frozen: PyTree, x: Array, last: jax.ShapeDtypeStruct) -> Blank:
+    """The blank record of layers stacked in `variables` and `frozen`, whose first one takes x."""
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (variables, frozen))
+    _, written = jax.eval_shape(lambda *args: layer(*args, (SUMS, TAPS)), *one, x)
+    layers = jax.tree.leaves(frozen)[0].shape[0]
+
+    def zeros(like, dtype=None):
+        return jnp.zeros((layers, *like.shape), dtype or like.dtype)
+
+    taps = jax.tree.map(lambda tap: zeros(tap, x.dtype), {TAPS: written[TAPS]})
+    return Blank(zeros(x), jax.tree.map(zeros, {SUMS: written[SUMS]}), taps, jnp.zeros(last.shape, last.dtype))
+
+
+def scan_layers(
+    layer: Layer,
+    variables: PyTree,
+    frozen: PyTree,
+    x: Float[Array, "B T D"],
+    *,
+    sums: bool,
+    record: Blank | Record | None = None,
+) -> Float[Array, "B T D"]:
+    """x after all layers, differentiable in the variables and x; of `frozen` nothing has a derivative.
+
+    Without `sums` a layer is made again from its input alone. A `record` needs them.
+    """
+    assert sums or record is None
+    written = (SUMS,) if sums else ()
+    earlier = record if isinstance(record, Record) else None
+
+    @jax.custom_vjp
+    def scanned(variables, x, blank):
+        del blank
+        return forward(variables, x, None)[0]
+
+    def forward(variables, x, blank):
+        def body(x, slices):
+            variables, frozen, values = slices
+            if values is not None:
+                inputs, sums = values
+                x, variables = records.known(inputs, x), {**variables, **sums}
+            # As a part of a gradient: products have a forward derivative there, and none outside of one.
+            out, _, sums = jax.vjp(lambda *at: layer(at[0], frozen, at[1], written), variables, x, has_aux=True)
+            return out, (x, sums)
+
+        values = None if earlier is None else (earlier.inputs, earlier.sums)
+        last, kept = _scan(body, x, (variables, frozen, values), after=variables)
+        # The values are those of the record: what the scan stacks of them is dropped, its derivatives are not.
+        kept = kept if values is None else jax.tree.map(records.known, values, kept)
+        return last, (variables, *kept, blank)
+
+    def backward(residuals, g):
+        variables, inputs, sums, blank = residuals
+
+        def body(g, slices):
+            variables, frozen, x, sums, taps, cotangents = slices
+
+            def out(variables, x, taps):
+                return layer({**variables, **sums, **taps, **cotangents}, frozen, x, ())[0]
+
+            variables_g, g, taps_g = jax.vjp(out, variables, x, taps)[1](g)
+            return g, (variables_g, taps_g)
+
+        taps = {} if blank is None else blank.cotangents
+        cotangents = {} if earlier is None else {COTANGENTS: earlier.cotangents[TAPS]}
+        slices = (variables, frozen, inputs, sums, taps, cotangents)
+        g, (variables_g, taps_g) = _scan(body, g, slices, reverse=True)
+        blank_g = None if blank is None else Blank(inputs, sums, taps_g, jnp.zeros_like(blank.last))
+        return variables_g, g, blank_g
+
+    scanned.defvjp(forward, backward)
+    return scanned(variables, x, record if isinstance(record, Blank) else None)
+
+
+def _scan(body, first: Float[Array, "B T D"], slices, *, after: PyTree = (), reverse: bool = False):
+    """`lax.scan`, of which a further derivative keeps no more than sums, into stacks not made before `first` and `after` are.
+
+    XLA fills what a scan is to write with zeros, and on a CPU it does so as soon as it can: the stacks of all passes of a step
+    would be there from its beginning to its end. These zeros are made of the two, and so are those of their derivatives; no two
+    stacks are of the same number, or XLA would fill one and copy it.
+    """
+    body = jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(KEPT), prevent_cse=False)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), slices)
+    parts = jax.eval_shape(body, first, one)[1]
+    count = jax.tree.leaves(slices)[0].shape[0]
+
+    # As many zeros as the model is wide, and later than all of `after`.
+    zeros = 0 * (first[0, 0] + sum(leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(after)))
+    leaves, tree = jax.tree.flatten(parts)
+    stacks = tree.unflatten(
+        jnp.broadcast_to(zeros[number % zeros.size].astype(part.dtype), (count, *part.shape))
+        for number, part in enumerate(leaves)
+    )
+
+    def step(carried, indexed):
+        (carry, stacks), (index, slices) = carried, indexed
+        carry, parts = body(carry, slices)
+        stacks = jax.tree.map(
+            lambda stack, part: jax.lax.dynamic_update_index_in_dim(stack, part, index, 0), stacks, parts
+        )
+        return (carry, stacks), None
+
+    return jax.lax.scan(step, (first, stacks), (jnp.arange(count), slices), reverse=reverse)[0]

@@ -1,0 +1,177 @@
+"""The pass that reads a record against the one that computes everything: the same numbers, from half of the products."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_linear import quantised
+from tiny import CONFIG, noisy, random_base
+
+from bidora_jax import bilevel_step, init_state
+from bidora_jax.kernels import hypergrad, records
+from bidora_jax.models import adapters, decoder
+from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.training import objective
+
+MODEL = ModelConfig(remat="dots", loss_chunk=64)
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+KEY = jax.random.key(3)
+CASES = {
+    "all linear layers": {},
+    "two of them, and dropout": {"target_modules": ("q_proj", "down_proj"), "dropout": 0.3},
+    "constant norm, start away from zero": {"norm": "constant", "init": "olora"},
+    "other ranks": {"rank_pattern": (("1.mlp.up_proj", 5), ("0.self_attn.q_proj", 0))},
+    "trained head": {"modules_to_save": ("lm_head",)},
+}
+
+
+def problem(dtype=jnp.float64, form=None, **settings):
+    """An adapter, its base and factors away from zero."""
+    adapter = adapters.resolve(AdapterConfig(**{"rank": 3, "target_modules": ALL} | settings), CONFIG)
+    base = random_base(dtype=dtype)
+    base = adapters.prepare_base(base if form is None else quantised(base, form), adapter)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    trees = noisy(adapter, *adapters.init(adapter, base, jax.random.key(0)))
+    return adapter, base, *jax.tree.map(lambda leaf: leaf.astype(wide), trees)
+
+
+def batch(seed: int, dtype=np.float64, micro: int = 1, **more):
+    random = np.random.default_rng(seed)
+    tokens = random.integers(CONFIG.vocab_size, size=(micro, 2, 11), dtype=np.int32)
+    return {"tokens": jnp.asarray(tokens), "loss_mask": jnp.asarray(random.random(tokens.shape) < 0.6, dtype), **more}
+
+
+def hypergradients(problem, train, val, model=MODEL, gram_weight=0.0):
+    """With the record of the train gradient, and with all of it computed again."""
+    adapter, base, direction, magnitude = problem
+    inner = objective.inner_loss(CONFIG, adapter, model, gram_weight=gram_weight)
+    recorded = objective.inner_recorded(CONFIG, adapter, model, model, gram_weight=gram_weight)
+    losses = {"inner_loss": inner, "outer_loss": objective.outer_loss(CONFIG, adapter, model)}
+    txs = {"inner_tx": optax.sgd(0.1, momentum=0.9), "outer_tx": optax.sgd(1.0)}
+    state = init_state(direction, magnitude, *txs.values(), KEY)
+    steps = (partial(bilevel_step, **losses, **txs, recorded=given) for given in (recorded, None))
+    return [jax.tree.map(jnp.subtract, magnitude, jax.jit(step)(state, base, train, val)[0].magnitude) for step in steps]
+
+
+def assert_same(found, expected, tolerance: float):
+    """By the largest number of each leaf."""
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.abs(b).max() > 0
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mixed_product_from_the_record_is_the_one_without(x64, name):
+    case = problem(**CASES[name])
+    gram_weight = 0.1 if name == "two of them, and dropout" else 0.0
+    assert_same(*hypergradients(case, batch(1), batch(2), gram_weight=gram_weight), 1e-12)
+
+
+def test_so_it_is_of_rows_of_several_documents_chunk_by_chunk(x64):
+    documents = jnp.asarray([[[1] * 4 + [2] * 7, [1] * 6 + [2] * 3 + [3] * 2]])
+    model = replace(MODEL, attention_chunk=5, loss_chunk=7)
+    assert_same(*hypergradients(problem(), batch(1, segments=documents), batch(2), model), 1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "form"), [(jnp.bfloat16, None), (jnp.float32, "nf4 nested")])
+def test_it_rounds_as_the_one_without(dtype, form):
+    case = problem(dtype, form, target_modules=("q_proj", "down_proj"))
+    # A hypergradient is read here as the difference of two magnitudes: to a unit in their last place.
+    assert_same(*hypergradients(case, batch(1, np.float32), batch(2, np.float32)), 1e-5)
+
+
+def two_passes(problem, batch):
+    """What the first pass of a batch makes, and the mixed product with some direction as a function of its record."""
+    adapter, base, direction, magnitude = problem
+    recorded = objective.inner_recorded(CONFIG, adapter, MODEL, MODEL)
+    first = jax.jit(recorded.gradient)(direction, magnitude, base, batch, KEY)
+    v = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), direction)
+
+    def mixed(record):
+        def gradient(d):
+            return jax.grad(recorded.loss, argnums=(0, 1))(d, magnitude, base, batch, KEY, record)[1]
+
+        return jax.jvp(gradient, (direction,), (v,))[1]
+
+    return first, mixed
+
+
+def test_the_first_pass_is_the_gradient_and_micro_batches_leave_no_record(x64):
+    adapter, base, direction, magnitude = case = problem()
+    loss = objective.inner_loss(CONFIG, adapter, replace(MODEL, remat="none"))
+    value, expected = jax.jit(jax.value_and_grad(loss))(direction, magnitude, base, batch(1), KEY)
+    (found_value, found, record), _ = two_passes(case, batch(1))
+    np.testing.assert_allclose(found_value, value, rtol=1e-13)
+    assert_same(found, expected, 1e-12)
+    assert record is not None and two_passes(case, batch(1, micro=2))[0][2] is None
+
+
+def test_every_part_of_the_record_is_read():
+    (_, _, record), mixed = two_passes(problem(jnp.float32), batch(1, np.float32))
+    mixed = jax.jit(mixed)
+    plain = mixed(record)
+    for field in record._fields:
+        doubled = record._replace(**{field: jax.tree.map(lambda leaf: 2 * leaf, getattr(record, field))})
+        change = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), plain, mixed(doubled))
+        assert min(jax.tree.leaves(change)) > 1e-3, field
+
+
+def test_the_record_spares_two_products_of_four_with_every_frozen_matrix():
+    """By the compiler's count of operations, in which the body of a loop over layers stands once."""
+    (_, _, record), mixed = two_passes(problem(jnp.float32), batch(1, np.float32))
+    with_record, without = (
+        jax.jit(mixed).lower(given).compile().cost_analysis()["flops"] for given in (record, None)
+    )
+    tokens, layer = 2 * 11, sum(out * inside for out, inside in decoder.linear_shapes(CONFIG).values())
+    slope = CONFIG.vocab_size * CONFIG.hidden_size
+    assert without - with_record > 2 * tokens * (2 * layer + slope)
+
+
+def test_stacks_of_one_pass_are_not_there_during_another():
+    """A gradient after a gradient takes the memory of one: XLA's own zeros would be made before both."""
+    adapter, base, direction, magnitude = problem(jnp.float32)
+    loss = objective.inner_loss(CONFIG, adapter, MODEL)
+    wide = {name: jnp.tile(array, (1, 8, 8)) for name, array in batch(1, np.float32).items()}
+
+    def descents(count: int):
+        def moved(d):
+            for _ in range(count):
+                d = jax.tree.map(lambda x, g: x - 0.1 * g, d, jax.grad(loss)(d, magnitude, base, wide, KEY))
+            return d
+
+        return jax.jit(moved).lower(direction).compile().memory_analysis().temp_size_in_bytes
+
+    assert descents(2) < 1.1 * descents(1)
+
+
+def test_known_values_have_the_derivatives_of_what_they_stand_for():
+    """known: all of them; restored: the first, and its own from there. f = y³ at 2, of which the value is said to be 8."""
+
+    def f(how, x):
+        return how(jnp.asarray(8.0), x**3) ** 2
+
+    assert jax.jvp(partial(f, records.known), (2.0,), (1.0,)) == (64.0, 2 * 8 * 12.0)
+    slopes = [jax.jvp(jax.grad(partial(f, how)), (2.0,), (1.0,))[1] for how in (records.known, records.restored)]
+    assert slopes == [2 * (12.0**2 + 8 * 12.0), 2 * 8 * 12.0]  # the square's own slope is constant in the latter
+
+
+def test_reverse_over_reverse_passes_through_the_same_scan():
+    adapter, base, direction, magnitude = problem(jnp.float32, target_modules=("q_proj", "down_proj"))
+    train, val = batch(1, np.float32), batch(2, np.float32)
+    for remat in ("layer", "dots"):
+        inner = objective.inner_loss(CONFIG, adapter, replace(MODEL, remat=remat))
+
+        def loss(d, m, b, inner=inner):
+            return inner(d, m, base, b, KEY)
+
+        found, expected = (
+            jax.jit(lambda d, m, form=form, loss=loss: form(
+                lambda d, m: loss(d, m, train), lambda d, m: loss(d, m, val),
+                lambda d, g: (jax.tree.map(lambda x, y: x - 0.1 * y, d, g), None), d, m).hypergradient)(direction, magnitude)
+            for form in (hypergrad.exact, hypergrad.reverse)
+        )  # fmt: skip
+        assert_same(found, expected, 1e-5)
