@@ -427,9 +427,10 @@ def ours(job: dict) -> tuple[Callable[[], float], dict]:
 
     train, val = map(micro_batches, ("train", "val"))
     build = {"bidora": two_gradients if job["form"] == GRADIENTS else two_levels}.get(job["method"], one_level)
-    losses = objective.inner_loss(config, adapter, model), objective.outer_loss(config, adapter, model)
-    if job["form"] == "exact":
-        losses += (objective.inner_recorded(config, adapter, model, model),)
+    losses = [objective.inner_loss(config, adapter, model), objective.outer_loss(config, adapter, model)]
+    recorded = objective.inner_recorded(config, adapter, model, model) if job["form"] == "exact" else None
+    if job["method"] == "bidora" and job["form"] != GRADIENTS:
+        losses.append(recorded)
     step, state = build(losses, params, job["form"])
     return compiled(step, state, base, *(train, val)[: 2 if job["method"] == "bidora" else 1])
 
@@ -475,7 +476,7 @@ def two_levels(losses, params, form: str):
 
     tx = adamw()
     settings = {"inner_tx": tx, "outer_tx": tx, "hypergradient": HYPERGRADIENTS[form]}
-    settings |= dict(zip(("inner_loss", "outer_loss", "recorded"), losses))
+    settings |= dict(zip(("inner_loss", "outer_loss", "recorded"), losses, strict=True))
 
     def step(state, base, train, val):
         state, metrics = bilevel_step(state, base, train, val, **settings)

@@ -54,7 +54,9 @@ def hypergradients(problem, train, val, model=MODEL, gram_weight=0.0):
     txs = {"inner_tx": optax.sgd(0.1, momentum=0.9), "outer_tx": optax.sgd(1.0)}
     state = init_state(direction, magnitude, *txs.values(), KEY)
     steps = (partial(bilevel_step, **losses, **txs, recorded=given) for given in (recorded, None))
-    return [jax.tree.map(jnp.subtract, magnitude, jax.jit(step)(state, base, train, val)[0].magnitude) for step in steps]
+    return [
+        jax.tree.map(jnp.subtract, magnitude, jax.jit(step)(state, base, train, val)[0].magnitude) for step in steps
+    ]
 
 
 def assert_same(found, expected, tolerance: float):
@@ -123,9 +125,7 @@ def test_every_part_of_the_record_is_read():
 def test_the_record_spares_two_products_of_four_with_every_frozen_matrix():
     """By the compiler's count of operations, in which the body of a loop over layers stands once."""
     (_, _, record), mixed = two_passes(problem(jnp.float32), batch(1, np.float32))
-    with_record, without = (
-        jax.jit(mixed).lower(given).compile().cost_analysis()["flops"] for given in (record, None)
-    )
+    with_record, without = (jax.jit(mixed).lower(given).compile().cost_analysis()["flops"] for given in (record, None))
     tokens, layer = 2 * 11, sum(out * inside for out, inside in decoder.linear_shapes(CONFIG).values())
     slope = CONFIG.vocab_size * CONFIG.hidden_size
     assert without - with_record > 2 * tokens * (2 * layer + slope)

@@ -163,7 +163,10 @@ def apply(
 
 
 def linear(
-    x: Float[Array, "*batch I"], w0: Float[Array, "O I"], *, row_scale: Float[Array, " O"] | None = None,
+    x: Float[Array, "*batch I"],
+    w0: Float[Array, "O I"],
+    *,
+    row_scale: Float[Array, " O"] | None = None,
     keep: Keep = kept,
 ) -> Float[Array, "*batch O"]:
     """x·W0ᵀ without an adapter, rounded once to the dtype of x."""

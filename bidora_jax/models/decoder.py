@@ -175,7 +175,7 @@ def hidden(
     if remat in ("layer", "dots"):
         x = scan_layers(one, variables, frozen, x, sums=remat == "dots", record=record)
     else:
-        body = _rematerialised(lambda x, slices: (one(*slices, x)[0], None), remat, base)
+        body = _rematerialised(lambda x, slices: (one(slices[0], slices[1], x)[0], None), remat, base)
         x, _ = jax.lax.scan(body, x, (variables, frozen))
     weight = base["norm"]["weight"]
     return attention.rms_norm(x.astype(dtype or weight.dtype), weight, eps=config.rms_norm_eps)
@@ -191,9 +191,9 @@ def blank_record(
 ) -> Blank:
     """What a pass over these tokens with remat `dots` can be asked to fill in; see models/recorded.py."""
     base = with_saved(base, direction)
-    one, *stacks = _stacked(DecoderLayer(config, adapter), base, direction, magnitude, tokens)
+    one, variables, frozen, x = _stacked(DecoderLayer(config, adapter), base, direction, magnitude, tokens)
     last = jax.ShapeDtypeStruct((*tokens.shape, config.hidden_size), base["norm"]["weight"].dtype)
-    return blank(one, *stacks, last)
+    return blank(one, variables, frozen, x, last)
 
 
 def _stacked(layer: DecoderLayer, base, direction, magnitude, tokens, key=None, dtype=None, segments=None):

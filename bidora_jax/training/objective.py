@@ -23,7 +23,8 @@ from bidora_jax.models.decoder import DecoderConfig
 from bidora_jax.models.recorded import Record
 from bidora_jax.models.settings import ModelConfig
 
-LevelLoss = Callable[[PyTree, PyTree, PyTree, PyTree, Array], Float[Array, ""]]
+LevelLoss = Callable[..., Float[Array, ""]]
+"""(direction, magnitude, base, batch, key) to the mean loss; of a lower level also (…, record), see models/recorded.py"""
 
 
 def inner_loss(config: DecoderConfig, adapter: Adapter, model: ModelConfig, *, gram_weight: float = 0.0) -> LevelLoss:
