@@ -5,7 +5,8 @@
 
 `exact` and `reverse` are this quantity. They differ in the mixed product (∂g/∂m)ᵀ·v = ∂_m ⟨g, v⟩:
 `exact` takes it forward over reverse (one `jvp` of a gradient along v, Kemaev et al., arXiv:2505.00793), which keeps about
-the memory of a gradient; `reverse` lets `jax.grad` pass through the gradient, the slow twin.
+the memory of a gradient; `reverse` lets `jax.grad` pass through the gradient, the slow twin. The gradient that `exact`
+differentiates has just been taken at the same point: what it made on the way, recorded, is not made again.
 
 The other two are different quantities, kept for experiments:
 `finite_difference` is what the released BiDoRA code computes (Betty's "darts"): ∂_m L_outer − (∂_m L_inner(d' + εv) −

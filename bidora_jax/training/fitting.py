@@ -1,13 +1,13 @@
 """Which form of a step fits the device: on a GPU the compiler is asked, the fastest form first.
 
                         a CPU     a GPU
-    remat               layer     none, dots, layer, offload
-    hypergradient       exact     reverse, exact                  two roads to the same quantity, see kernels/hypergrad.py
+    remat               layer     none, dots, layer, offload      of a bilevel step without none
+    hypergradient       exact     exact
 
-On a CPU what keeps least is taken, so that nothing is left to choose and nothing compiled for the choice: to compute again costs
-little there beside writing to memory. By the tables of benchmarks/README.md dots is at best a tenth faster than layer and takes
-four times its temporaries, and reverse is never faster than exact. The order on a GPU, whose memory is faster, is that of the
-arithmetic and has not been measured.
+On a CPU what keeps least is taken, so that nothing is left to choose and nothing compiled for the choice; where products cost
+much beside memory, dots is faster by up to a third and takes four times the temporaries (benchmarks/README.md). The order on a GPU
+is that of the arithmetic and has not been measured. In a bilevel step dots goes before none: the record of the sums it keeps
+(models/recorded.py) spares more products than none does, and with it exact takes as many as reverse, which is never chosen.
 
 Attention is settled before (attending.py), so the count is of a form with it. A form fits if the peak that the compiler counts
 for it is at most FITS of the memory there is; the rest is for what it does not count: the interpreter, fragments, checkpoints on
@@ -15,7 +15,6 @@ their way out. What is set is kept; `auto` is what is chosen here.
 """
 
 from dataclasses import replace
-from itertools import product
 from typing import NamedTuple
 
 import jax
@@ -107,14 +106,11 @@ def largest(phase: Phase) -> Meeting:
     return program, program.lengths[-1]
 
 
-def remats() -> tuple[str, ...]:
+def remats(method: str) -> tuple[str, ...]:
     """The remat policies to choose from on this platform, the fastest first; on a CPU the leanest alone."""
-    return ("layer",) if jax.default_backend() == "cpu" else ("none", "dots", "layer", "offload")
-
-
-def forms(method: str) -> tuple[str, ...]:
-    """The exact forms of the hypergradient worth trying on this platform, the fastest first. Only bidora has one."""
-    return ("exact",) if method != "bidora" or jax.default_backend() == "cpu" else ("reverse", "exact")
+    if jax.default_backend() == "cpu":
+        return ("layer",)
+    return ("dots", "layer", "offload") if method == "bidora" else ("none", "dots", "layer", "offload")
 
 
 def check(model: ModelConfig) -> None:
@@ -139,8 +135,8 @@ def synthetic(
 def candidates(model: ModelConfig, levels: Levels) -> list[tuple[str, str]]:
     """(remat, hypergradient), the fastest first; what is set is kept."""
     form = levels.search.hypergradient
-    policies = remats() if model.remat == AUTO else (model.remat,)
-    return list(product(policies, forms(levels.method) if form == AUTO else (form,)))
+    policies = remats(levels.method) if model.remat == AUTO else (model.remat,)
+    return [(policy, "exact" if form == AUTO else form) for policy in policies]
 
 
 def _chosen(tried: list[Settled], memory: Memory) -> Settled:

@@ -121,7 +121,8 @@ def arithmetic(config: DecoderConfig, plan: Plan) -> float:
     """Floating-point operations of one optimiser step's products with frozen weights, on all levels.
 
     2·N·tokens for a pass; a gradient is two passes (no weight gradient), and one more where the layers are computed again;
-    BiDoRA's step is two gradients and a mixed product, of two passes in reverse over reverse and of four forward over reverse.
+    BiDoRA's step is two gradients and a mixed product, of two passes in reverse over reverse and of four forward over reverse,
+    or of two where it reads the record of the train gradient.
     """
     linears = config.num_layers * sum(o * i for o, i in adapters.linear_shapes(config).values())
     tokens = plan.data.batch_size * plan.data.accumulation * plan.data.max_length
@@ -129,7 +130,8 @@ def arithmetic(config: DecoderConfig, plan: Plan) -> float:
     again = 1 if plan.model.remat == "layer" else 0
     if plan.adapter.method != "bidora":
         return 2 * tokens * ((2 + again) * linears + 2 * head)
-    mixed = {"reverse": 2, "exact": 4 + again, "finite-difference": 4 + 2 * again, "direct": 0}[
+    recorded = plan.model.remat == "dots" and plan.data.accumulation == 1
+    mixed = {"reverse": 2, "exact": 2 if recorded else 4 + again, "finite-difference": 4 + 2 * again, "direct": 0}[
         plan.search.hypergradient
     ]
     return 2 * tokens * ((4 + 2 * again + mixed) * linears + 5 * head)

@@ -85,9 +85,8 @@ class SearchConfig:
     lower_steps: int = 1
     """Direction steps in an outer step. Only the last one is unrolled in the hypergradient."""
     hypergradient: Literal["auto", "exact", "reverse", "finite-difference", "direct"] = "auto"
-    """exact: through the unrolled update, mixed product forward over reverse; reverse: the same quantity, reverse over
-    reverse: less arithmetic, more memory; auto: exact on a CPU, on a GPU reverse where the compiler counts it to fit;
-    finite-difference: as the BiDoRA reference does; direct: no second-order term."""
+    """exact, which auto is: through the unrolled update, mixed product forward over reverse; reverse: the same quantity,
+    reverse over reverse, in much more memory; finite-difference: as the BiDoRA reference does; direct: no second-order term."""
     gram_penalty: float = 0.0
     """Weight γ of the penalty mean ‖D·Dᵀ − I‖_F on the direction's loss (1e-5 in the paper)."""
     patience: int = 0
