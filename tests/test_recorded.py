@@ -175,3 +175,14 @@ def test_reverse_over_reverse_passes_through_the_same_scan():
             for form in (hypergrad.exact, hypergrad.reverse)
         )  # fmt: skip
         assert_same(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("remat", ["layer", "dots"])
+def test_a_loss_can_be_differentiated_outside_of_its_jit_and_never_in_a_frozen_weight(remat):
+    adapter, base, direction, magnitude = problem(jnp.float32, target_modules=("q_proj", "down_proj"), dropout=0.3)
+    loss = objective.inner_loss(CONFIG, adapter, replace(MODEL, remat=remat))
+    train = batch(1, np.float32)
+    inside = jax.jit(jax.grad(loss))(direction, magnitude, base, train, KEY)
+    assert_same(jax.grad(jax.jit(loss))(direction, magnitude, base, train, KEY), inside, 1e-6)
+    with pytest.raises(TypeError, match="the base is frozen with remat layer and dots"):
+        jax.eval_shape(jax.grad(loss, argnums=2), direction, magnitude, base, train, KEY)

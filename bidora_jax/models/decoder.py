@@ -171,11 +171,11 @@ def hidden(
         raise ValueError("fused attention can't tell the documents of a row apart: pack no rows, or leave `fused` out")
     layer = DecoderLayer(config, adapter, attention_chunk, reopen=remat == "none", fused=fused)
     base = with_saved(base, direction)
-    one, variables, frozen, x = _stacked(layer, base, direction, magnitude, tokens, key, dtype, segments)
+    one, variables, frozen, shared, x = _stacked(layer, base, direction, magnitude, tokens, key, dtype, segments)
     if remat in ("layer", "dots"):
-        x = scan_layers(one, variables, frozen, x, sums=remat == "dots", record=record)
+        x = scan_layers(one, variables, frozen, shared, x, sums=remat == "dots", record=record)
     else:
-        body = _rematerialised(lambda x, slices: (one(slices[0], slices[1], x)[0], None), remat, base)
+        body = _rematerialised(lambda x, slices: (one(slices[0], slices[1], shared, x)[0], None), remat, base)
         x, _ = jax.lax.scan(body, x, (variables, frozen))
     weight = base["norm"]["weight"]
     return attention.rms_norm(x.astype(dtype or weight.dtype), weight, eps=config.rms_norm_eps)
@@ -191,29 +191,31 @@ def blank_record(
 ) -> Blank:
     """What a pass over these tokens with remat `dots` can be asked to fill in; see models/recorded.py."""
     base = with_saved(base, direction)
-    one, variables, frozen, x = _stacked(DecoderLayer(config, adapter), base, direction, magnitude, tokens)
+    one, variables, frozen, shared, x = _stacked(DecoderLayer(config, adapter), base, direction, magnitude, tokens)
     last = jax.ShapeDtypeStruct((*tokens.shape, config.hidden_size), base["norm"]["weight"].dtype)
-    return blank(one, variables, frozen, x, last)
+    return blank(one, variables, frozen, shared, x, last)
 
 
 def _stacked(layer: DecoderLayer, base, direction, magnitude, tokens, key=None, dtype=None, segments=None):
-    """One layer as a function of its slices, the stacks of what is trained and what is frozen, and what the first layer takes."""
+    """One layer as a function, the stacks of what is trained and what is frozen, what all layers share, and the first one's x."""
     x = _embedded(base, tokens).astype(dtype or base["norm"]["weight"].dtype)
     starts, positions = (None, jnp.arange(tokens.shape[1])) if segments is None else _documents(segments)
     cos, sin = _angles(layer.config, positions, x.dtype)
 
-    def one(variables, frozen, carried, written=()):
+    def one(variables, frozen, shared, carried, written=()):
         packed, index = frozen
+        layers, cos, sin, starts, key = shared
         rngs = {} if key is None else {"dropout": jax.random.fold_in(key, index)}
-        variables = _unpacked({**variables, **packed}, base, index)
-        taken = carried.astype(x.dtype)
+        variables = _unpacked({**variables, **packed}, {"layers": layers}, index)
+        taken = carried.astype(cos.dtype)
         (out, _), written = layer.apply(variables, taken, cos, sin, starts=starts, rngs=rngs, mutable=written)
         return out.astype(carried.dtype), written
 
     frozen = _packed({"base": base["layers"]}), jnp.arange(layer.config.num_layers)
     trained = {"direction": direction, "magnitude": magnitude}
     variables = {name: tree["layers"] for name, tree in trained.items() if tree}
-    return one, variables, frozen, x.astype(kept_dtype(x.dtype))
+    shared = base["layers"], cos, sin, starts, key
+    return one, variables, frozen, shared, x.astype(kept_dtype(x.dtype))
 
 
 def _rematerialised(body, remat: Remat, base: PyTree):

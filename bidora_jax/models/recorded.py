@@ -19,7 +19,8 @@ from bidora_jax.kernels.products import KEPT
 from bidora_jax.models.linear import COTANGENTS, SUMS, TAPS
 
 Layer = Callable[..., tuple[Array, PyTree]]
-"""(variables, slice of what is frozen, x, collections to write) -> (what the next layer takes, the collections)"""
+"""(variables, slice of what is frozen, what all layers share, x, collections to write) -> (what the next layer takes, the
+collections). It closes over no array: its derivatives are taken where it was made, or later, outside of that."""
 
 
 class Record(NamedTuple):
@@ -42,10 +43,12 @@ class Blank(NamedTuple):
     last: Array
 
 
-def blank(layer: Layer, variables: PyTree, frozen: PyTree, x: Array, last: jax.ShapeDtypeStruct) -> Blank:
+def blank(
+    layer: Layer, variables: PyTree, frozen: PyTree, shared: PyTree, x: Array, last: jax.ShapeDtypeStruct
+) -> Blank:
     """The blank record of layers stacked in `variables` and `frozen`, whose first one takes x."""
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (variables, frozen))
-    _, written = jax.eval_shape(lambda *args: layer(*args, (SUMS, TAPS)), *one, x)
+    _, written = jax.eval_shape(lambda *args: layer(*args, (SUMS, TAPS)), *one, shared, x)
     layers = jax.tree.leaves(frozen)[0].shape[0]
 
     def zeros(like, dtype=None):
@@ -59,48 +62,48 @@ def scan_layers(
     layer: Layer,
     variables: PyTree,
     frozen: PyTree,
+    shared: PyTree,
     x: Float[Array, "B T D"],
     *,
     sums: bool,
     record: Blank | Record | None = None,
 ) -> Float[Array, "B T D"]:
-    """x after all layers, differentiable in the variables and x; of `frozen` nothing has a derivative.
+    """x after all layers, differentiable in the variables and x. TypeError for a derivative in a weight of `frozen`.
 
     Without `sums` a layer is made again from its input alone. A `record` needs them.
     """
     assert sums or record is None
     written = (SUMS,) if sums else ()
-    earlier = record if isinstance(record, Record) else None
+    frozen = jax.tree.map(lambda leaf: _constant(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, frozen)
 
     @jax.custom_vjp
-    def scanned(variables, x, blank):
-        del blank
-        return forward(variables, x, None)[0]
+    def scanned(variables, x, blank, frozen, shared, earlier):
+        return forward(variables, x, None, frozen, shared, earlier)[0]
 
-    def forward(variables, x, blank):
+    def forward(variables, x, blank, frozen, shared, earlier):
         def body(x, slices):
             variables, frozen, values = slices
             if values is not None:
                 inputs, sums = values
                 x, variables = records.known(inputs, x), {**variables, **sums}
             # As a part of a gradient: products have a forward derivative there, and none outside of one.
-            out, _, sums = jax.vjp(lambda *at: layer(at[0], frozen, at[1], written), variables, x, has_aux=True)
+            out, _, sums = jax.vjp(lambda *at: layer(at[0], frozen, shared, at[1], written), variables, x, has_aux=True)
             return out, (x, sums)
 
         values = None if earlier is None else (earlier.inputs, earlier.sums)
         last, kept = _scan(body, x, (variables, frozen, values), after=variables)
         # The values are those of the record: what the scan stacks of them is dropped, its derivatives are not.
         kept = kept if values is None else jax.tree.map(records.known, values, kept)
-        return last, (variables, *kept, blank)
+        return last, (variables, *kept, blank, frozen, shared, earlier)
 
     def backward(residuals, g):
-        variables, inputs, sums, blank = residuals
+        variables, inputs, sums, blank, frozen, shared, earlier = residuals
 
         def body(g, slices):
             variables, frozen, x, sums, taps, cotangents = slices
 
             def out(variables, x, taps):
-                return layer({**variables, **sums, **taps, **cotangents}, frozen, x, ())[0]
+                return layer({**variables, **sums, **taps, **cotangents}, frozen, shared, x, ())[0]
 
             variables_g, g, taps_g = jax.vjp(out, variables, x, taps)[1](g)
             return g, (variables_g, taps_g)
@@ -110,10 +113,24 @@ def scan_layers(
         slices = (variables, frozen, inputs, sums, taps, cotangents)
         g, (variables_g, taps_g) = _scan(body, g, slices, reverse=True)
         blank_g = None if blank is None else Blank(inputs, sums, taps_g, jnp.zeros_like(blank.last))
-        return variables_g, g, blank_g
+        return variables_g, g, blank_g, None, None, None
 
     scanned.defvjp(forward, backward)
-    return scanned(variables, x, record if isinstance(record, Blank) else None)
+    blank, earlier = (record if isinstance(record, kind) else None for kind in (Blank, Record))
+    return scanned(variables, x, blank, frozen, shared, earlier)
+
+
+@jax.custom_jvp
+def _constant(weight: Array) -> Array:
+    """The weight, whose derivative nothing here computes: one of zero would be a silent mistake."""
+    return weight
+
+
+@_constant.defjvp
+def _constant_jvp(primals, tangents):
+    raise TypeError(
+        "the base is frozen with remat layer and dots: for derivatives in its layers' weights, take remat none"
+    )
 
 
 def _scan(body, first: Float[Array, "B T D"], slices, *, after: PyTree = (), reverse: bool = False):
