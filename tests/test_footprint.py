@@ -64,13 +64,7 @@ def test_the_parts_are_those_of_the_trees_and_make_up_the_peak(shapes_alone):
     assert len(lines) == 8 and lines[-1].split("peak of a step")[1].strip() == footprint.gigabytes(parts.peak)
 
 
-@pytest.fixture
-def two_remats(monkeypatch):
-    """A platform with a choice, as a GPU has it."""
-    monkeypatch.setattr(fitting, "remats", lambda method: ("dots", "layer"))
-
-
-def test_the_fastest_form_that_fits_is_chosen_with_the_reason(abstract, shapes_alone, two_remats):
+def test_the_fastest_form_that_fits_is_chosen_with_the_reason(abstract, shapes_alone):
     auto = problem(abstract, replace(MODEL, remat="auto"))
     roomy = fitting.settle(auto, LEVELS, Memory(10**12, "a large device"))
     assert roomy.problem.model.remat == "dots" and roomy.search.hypergradient == "exact"
@@ -78,31 +72,32 @@ def test_the_fastest_form_that_fits_is_chosen_with_the_reason(abstract, shapes_a
     lean, bold = shapes_alone[0], roomy.footprint
     assert bold is not None and lean.temporaries < bold.temporaries
 
-    tried = [roomy._replace(said="remat dots"), roomy._replace(footprint=lean, said="remat layer")]
-    between = int((fitting.needed(lean) + fitting.needed(bold)) / 2 / fitting.FITS)
-    tight = fitting._chosen(tried, Memory(between, "this"))
-    assert tight.footprint == lean
+    tight = fitting.settle(auto, LEVELS, Memory(2 * fitting.needed(bold) - 2, "this"))
+    assert tight.problem.model.remat == "layer" and tight.footprint == lean
     assert "remat layer: the fastest that fits" in tight.said and "remat dots takes" in tight.said
-    none = fitting._chosen(tried[::-1], Memory(1000, "that"))
+    none = fitting.settle(auto, LEVELS, Memory(1000, "that"))
     assert none.footprint == lean and "not even that fits in" in none.said
 
 
 def test_what_is_set_is_kept_and_nothing_is_compiled(abstract):
     settled = fitting.settle(problem(abstract), LEVELS, Memory(1000, "this"))
     assert (settled.problem.model.remat, settled.footprint, settled.said) == ("layer", None, "")
-    only = fitting.settle(problem(abstract, replace(MODEL, remat="auto")), LEVELS, Memory(1000, "this"))
-    assert (only.problem.model.remat, only.footprint) == ("layer", None)
-    assert only.said == "remat layer: what takes least memory"
+
+
+def test_speed_may_have_half_of_a_memory_that_is_not_its_own(monkeypatch):
+    assert fitting.share("dots") == 0.5 and fitting.share("layer") == fitting.FITS
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert fitting.share("dots") == fitting.FITS
 
 
 def test_forms_in_the_order_they_are_tried(monkeypatch):
     auto = ModelConfig(remat="auto")
     bidora = LEVELS._replace(method="bidora", search=SearchConfig(hypergradient="auto"))
-    assert fitting.candidates(auto, bidora) == [("layer", "exact")]
+    assert fitting.candidates(auto, bidora) == [("dots", "exact"), ("layer", "exact")]
     assert fitting.candidates(MODEL, bidora._replace(search=SearchConfig(hypergradient="direct"))) == [
         ("layer", "direct")
     ]
-    assert fitting.candidates(auto, LEVELS) == [("layer", "exact")]
+    assert fitting.candidates(auto, LEVELS) == [("dots", "exact"), ("layer", "exact")]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert fitting.candidates(auto, bidora) == [("dots", "exact"), ("layer", "exact"), ("offload", "exact")]
     assert [remat for remat, _ in fitting.candidates(auto, LEVELS)] == ["none", "dots", "layer", "offload"]
@@ -142,7 +137,7 @@ def test_levels_give_up_bits_before_length_and_keep_what_is_fixed():
     assert list(planning._levels(PLAN, fixed)) == [PLAN]
 
 
-def test_within_a_level_the_effective_batch_stays(two_remats):
+def test_within_a_level_the_effective_batch_stays():
     within = list(planning._within(PLAN, frozenset()))
     assert {p.data.batch_size * p.data.accumulation for p in within} == {6}
     assert [p.data.batch_size for p in within[::2]] == [6, 3, 2, 1]

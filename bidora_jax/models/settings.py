@@ -38,8 +38,8 @@ class ModelConfig:
     remat: Literal["auto", "none", "dots", "layer", "offload"] = "auto"
     """none: keep all activations for the backward pass; dots: keep the sums of the linear layers, recompute what is cheap,
     and of one micro-batch hand them on to the mixed product of bidora, which has half the products with frozen weights then;
-    layer: keep one activation a layer, recompute the rest; offload: dots, kept in the host's memory (a GPU only); auto: layer
-    on a CPU, on a GPU the fastest one that the compiler counts to fit."""
+    layer: keep one activation a layer, recompute the rest; offload: dots, kept in the host's memory (a GPU only); auto: the
+    fastest one that the compiler counts to fit, on a CPU of dots and layer."""
     attention: Literal["auto", "chunked", "cudnn"] = "auto"
     """Attention of the first-order gradients. cudnn: cuDNN's fused kernels, on an NVIDIA GPU, in 16-bit floats, without
     data.packing; chunked: XLA's, anywhere; auto: cudnn where it works. The mixed product of bidora is always chunked. The two

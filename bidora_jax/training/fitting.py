@@ -1,17 +1,18 @@
-"""Which form of a step fits the device: on a GPU the compiler is asked, the fastest form first.
+"""Which form of a step fits the device: the compiler is asked, the fastest form first.
 
-                        a CPU     a GPU
-    remat               layer     none, dots, layer, offload      of a bilevel step without none
-    hypergradient       exact     exact
+                        a CPU             a GPU
+    remat               dots, layer       none, dots, layer, offload      of a bilevel step without none
+    hypergradient       exact             exact
 
-On a CPU what keeps least is taken, so that nothing is left to choose and nothing compiled for the choice; where products cost
-much beside memory, dots is faster by up to a third and takes four times the temporaries (benchmarks/README.md). The order on a GPU
-is that of the arithmetic and has not been measured. In a bilevel step dots goes before none: the record of the sums it keeps
+On a CPU dots was never slower than layer where it was measured: up to a third faster for one gradient, 1.4 times as fast in a
+bilevel step, for two to four times the temporaries; none is slower than either (benchmarks/README.md). The order on a GPU is
+that of the arithmetic and has not been measured. In a bilevel step dots goes before none: the record of the sums it keeps
 (models/recorded.py) spares more products than none does, and with it exact takes as many as reverse, which is never chosen.
 
 Attention is settled before (attending.py), so the count is of a form with it. A form fits if the peak that the compiler counts
 for it is at most FITS of the memory there is; the rest is for what it does not count: the interpreter, fragments, checkpoints on
-their way out. What is set is kept; `auto` is what is chosen here.
+their way out. A CPU's memory is also that of all other programs, so there a form that is taken for speed alone may have SPARED of
+it. What is set is kept; `auto` is what is chosen here.
 """
 
 from dataclasses import replace
@@ -30,12 +31,14 @@ from bidora_jax.training import attending, footprint
 from bidora_jax.training.footprint import Footprint, gigabytes
 from bidora_jax.training.loop import Phase, Standing
 from bidora_jax.training.memory import Memory
+from bidora_jax.training.metrics import Progress
 from bidora_jax.training.phases import Problem, first_phase, made
 from bidora_jax.training.programs import Meeting
 from bidora_jax.training.records import Example
 from bidora_jax.training.settings import DataConfig, OptimizerConfig, SearchConfig
 
 FITS = 0.85
+SPARED = 0.5
 AUTO = "auto"
 
 
@@ -77,15 +80,13 @@ def _settled(problem: Problem, levels: Levels, memory: Memory) -> Settled:
         search = replace(levels.search, hypergradient=form)
         phase, standing = first_phase(levels.method, chosen, search, levels.inner, levels.outer)
         if len(pairs) == 1:
-            said = ", ".join(
-                [f"remat {remat}"] * (problem.model.remat == AUTO)
-                + [f"hypergradient {form}"] * (levels.search.hypergradient == AUTO and levels.method == "bidora")
-            )
-            return Settled(chosen, search, phase, standing, None, said and f"{said}: what takes least memory")
-        parts = footprint.of(chosen, phase, standing.state, largest(phase))
+            chose = levels.search.hypergradient == AUTO and levels.method == "bidora"
+            return Settled(chosen, search, phase, standing, None, f"hypergradient {form}" if chose else "")
         name = f"remat {remat}" + (f", hypergradient {form}" if levels.method == "bidora" else "")
+        with Progress("fit", len(pairs)) as progress, progress.doing(f"{name}: compiling the largest step"):
+            parts = footprint.of(chosen, phase, standing.state, largest(phase))
         tried.append(Settled(chosen, search, phase, standing, parts, name))
-        if fits(parts, memory):
+        if needed(parts) <= share(remat) * memory.bytes:
             break
     return _chosen(tried, memory)
 
@@ -93,6 +94,11 @@ def _settled(problem: Problem, levels: Levels, memory: Memory) -> Settled:
 def fits(parts: Footprint, memory: Memory) -> bool:
     """Whether a run whose largest step is this one fits; the best adapter so far is kept beside the state."""
     return needed(parts) <= FITS * memory.bytes
+
+
+def share(remat: str) -> float:
+    """How much of the memory there is a run in this form may take to be chosen for its speed."""
+    return SPARED if remat == "dots" and jax.default_backend() == "cpu" else FITS
 
 
 def needed(parts: Footprint) -> int:
@@ -107,9 +113,9 @@ def largest(phase: Phase) -> Meeting:
 
 
 def remats(method: str) -> tuple[str, ...]:
-    """The remat policies to choose from on this platform, the fastest first; on a CPU the leanest alone."""
+    """The remat policies to choose from on this platform, the fastest first."""
     if jax.default_backend() == "cpu":
-        return ("layer",)
+        return ("dots", "layer")
     return ("dots", "layer", "offload") if method == "bidora" else ("none", "dots", "layer", "offload")
 
 
@@ -146,14 +152,18 @@ def _chosen(tried: list[Settled], memory: Memory) -> Settled:
         assert one.footprint is not None
         return needed(one.footprint)
 
-    allowed = f"{gigabytes(FITS * memory.bytes)} ({FITS:.0%} of {gigabytes(memory.bytes)}, {memory.said})"
+    def allowed(one: Settled) -> str:
+        part = share(one.problem.model.remat)
+        return f"{gigabytes(part * memory.bytes)} ({part:.0%} of {gigabytes(memory.bytes)}, {memory.said})"
+
     *passed, last = tried
-    refused = "; ".join(f"{one.said} takes {gigabytes(peak(one))}" for one in passed)
-    if peak(last) <= FITS * memory.bytes:
-        why = f"{last.said}: the fastest that fits, {gigabytes(peak(last))} of {allowed}"
-        return last._replace(said=why + (f"; {refused}" if refused else ""))
+    if peak(last) <= share(last.problem.model.remat) * memory.bytes:
+        refused = "".join(f"; {one.said} takes {gigabytes(peak(one))} of {allowed(one)}" for one in passed)
+        return last._replace(
+            said=f"{last.said}: the fastest that fits, {gigabytes(peak(last))} of {allowed(last)}{refused}"
+        )
     leanest = min(tried, key=peak)
     return leanest._replace(
-        said=f"{leanest.said}: takes least, {gigabytes(peak(leanest))}, and not even that fits in {allowed}; expect to run "
-        "out of memory: try --auto, a smaller data.batch_size or data.max_length, or model.quantization nf4"
+        said=f"{leanest.said}: takes least, {gigabytes(peak(leanest))}, and not even that fits in {allowed(leanest)}; expect "
+        "to run out of memory: try --auto, a smaller data.batch_size or data.max_length, or model.quantization nf4"
     )
