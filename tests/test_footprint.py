@@ -169,7 +169,7 @@ def test_the_arithmetic_of_a_step():
     plan = Plan(replace(MODEL, remat="dots"), AdapterConfig(method="lora"), replace(DATA, batch_size=2))
     linears = 7 * (60 * 26 + 2 * 20 * 26 + 26 * 60 + 3 * 38 * 26)
     assert planning.arithmetic(DEEP, plan) == 2 * 96 * 2 * (linears + 97 * 26)
-    # A bilevel step that reads the record of its train gradient is three such gradients over the linears.
+    # A bilevel step that reads the record of its train gradient is three such gradients over the linears, and makes logits again.
     bidora = replace(plan, adapter=AdapterConfig(method="bidora"), search=SearchConfig(hypergradient="exact"))
-    assert planning.arithmetic(DEEP, bidora) == 2 * 96 * (6 * linears + 5 * 97 * 26)
+    assert planning.arithmetic(DEEP, bidora) == 2 * 96 * (6 * linears + 7 * 97 * 26)
     assert planning.dot_rate(jnp.float32, 0.01) > 1e8

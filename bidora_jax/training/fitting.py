@@ -7,7 +7,7 @@
 On a CPU dots was never slower than layer where it was measured: up to a third faster for one gradient, 1.4 times as fast in a
 bilevel step, for two to four times the temporaries; none is slower than either (benchmarks/README.md). The order on a GPU is
 that of the arithmetic and has not been measured. In a bilevel step dots goes before none: the record of the sums it keeps
-(models/recorded.py) spares more products than none does, and with it exact takes as many as reverse, which is never chosen.
+(models/recorded.py) spares more products than none does, and with it exact takes no more than reverse, which is never chosen.
 
 Attention is settled before (attending.py), so the count is of a form with it. A form fits if the peak that the compiler counts
 for it is at most FITS of the memory there is; the rest is for what it does not count: the interpreter, fragments, checkpoints on

@@ -120,9 +120,10 @@ def _within(plan: Plan, fixed: frozenset[str]) -> Iterator[Plan]:
 def arithmetic(config: DecoderConfig, plan: Plan) -> float:
     """Floating-point operations of one optimiser step's products with frozen weights, on all levels.
 
-    2·N·tokens for a pass; a gradient is two passes (no weight gradient), and one more where the layers are computed again;
-    BiDoRA's step is two gradients and a mixed product, of two passes in reverse over reverse and of four forward over reverse,
-    or of two where it reads the record of the train gradient.
+    2·N·tokens for a pass; a gradient is two passes (no weight gradient), and one more over the layers where they are computed
+    again. BiDoRA's step is two gradients and a mixed product: two more gradients as a finite difference, a gradient with its
+    tangent forward over reverse, tangents alone over the record of the train gradient. The head has no record of its logits.
+    Each is the count of the products in the compiled step.
     """
     linears = config.num_layers * sum(o * i for o, i in adapters.linear_shapes(config).values())
     tokens = plan.data.batch_size * plan.data.accumulation * plan.data.max_length
@@ -131,10 +132,13 @@ def arithmetic(config: DecoderConfig, plan: Plan) -> float:
     if plan.adapter.method != "bidora":
         return 2 * tokens * ((2 + again) * linears + 2 * head)
     recorded = plan.model.remat == "dots" and plan.data.accumulation == 1
-    mixed = {"reverse": 2, "exact": 2 if recorded else 4 + again, "finite-difference": 4 + 2 * again, "direct": 0}[
-        plan.search.hypergradient
-    ]
-    return 2 * tokens * ((4 + 2 * again + mixed) * linears + 5 * head)
+    mixed, logits = {
+        "reverse": ({"none": 2, "layer": 4}.get(plan.model.remat, 3), 3),
+        "exact": (2, 3) if recorded else (4 + 2 * again, 4),
+        "finite-difference": (4 + 2 * again, 4),
+        "direct": (0, 0),
+    }[plan.search.hypergradient]
+    return 2 * tokens * ((4 + 2 * again + mixed) * linears + (4 + logits) * head)
 
 
 def dot_rate(dtype, seconds: float = 0.3) -> float:
