@@ -17,21 +17,16 @@ process (VmHWM) with loading and compiling.
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-from bench_speed import peak_gb, processor
+from turns import Worker, in_turn, peak_gb, serve, this_machine
 
 SHAPE = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
@@ -40,40 +35,12 @@ SHAPE = {
 }  # fmt: skip
 
 
-class Worker:
-    """The parent's end of a contestant's process. Building one starts it and waits until it is warm."""
-
-    def __init__(self, side: str, form: str, batch: int, folder: Path, options: argparse.Namespace):
-        self.name, self.side, self.form, self.seconds = f"{side} {form}", side, form, []
-        job = {"side": side, "form": form, "batch": batch, "folder": str(folder), "new": options.new}
-        pipe = subprocess.PIPE
-        command = [sys.executable, __file__, "--worker", json.dumps(job)]
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1)
-        self.ready = self._answer()
-
-    def answer(self) -> None:
-        print("go", file=self.process.stdin, flush=True)
-        self.seconds.append(self._answer()["seconds"])
-
-    def stop(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
-
-    def _answer(self) -> dict:
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} stopped with exit code {self.process.wait()}; see above")
-        return json.loads(line)
-
-
 def main() -> None:
     options = parsed()
     if options.worker:
         work(json.loads(options.worker))
         return
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "torch", "transformers"))
-    print(f"{datetime.date.today()}, {os.cpu_count()} x {processor()}, Python {platform.python_version()}, {versions}")
+    print(this_machine("jax", "torch", "transformers"))
     print(
         f"{options.layers} layers x 576, prompts of {options.prompt} tokens, {options.new} new ones, {options.rounds} rounds"
     )
@@ -108,16 +75,22 @@ def parsed() -> argparse.Namespace:
 def raced(batch: int, folder: Path, options: argparse.Namespace) -> list[dict]:
     """The rounds of one batch size; prints a row for each contestant."""
     sides = [("ours", form) for form in options.ours] + [("transformers", form) for form in options.theirs]
-    workers = [Worker(side, form, batch, folder, options) for side, form in sides]
-    for turn in range(options.rounds):
-        for place in range(len(workers)):
-            workers[(turn + place) % len(workers)].answer()
-    for worker in workers:
-        worker.stop()
-    texts = {worker.ready["text"] for worker in workers if worker.form == "float32"}
+    workers: list[Worker] = []
+    answers: dict[str, dict] = {}
+    try:
+        for side, form in sides:
+            job = {"side": side, "form": form, "batch": batch, "folder": str(folder), "new": options.new}
+            workers.append(Worker(f"{side} {form}", __file__, job, {}))
+        for worker in in_turn(workers, options.rounds):
+            answers[worker.name] = worker.step()
+    finally:
+        for worker in workers:
+            worker.stop()
+    named = {worker.name: worker for worker in workers}
+    texts = {json.dumps(worker.ready["first"]) for name, worker in named.items() if name.endswith("float32")}
     if len(texts) > 1:
         raise SystemExit("the two sides write different tokens in float32")
-    theirs = [worker for worker in workers if worker.side == "transformers" and worker.form != "dora"]
+    theirs = [named[f"transformers {form}"] for form in options.theirs if form != "dora"]
     best = [min(worker.seconds[turn] for worker in theirs) for turn in range(options.rounds)]
     print(
         f"\n| batch {batch} | tokens/s | over transformers' best | first answer | peak memory |\n| --- | --- | --- | --- | --- |"
@@ -126,10 +99,10 @@ def raced(batch: int, folder: Path, options: argparse.Namespace) -> list[dict]:
     for worker in workers:
         speed = batch * options.new / median(worker.seconds)
         ratio = median(other / own for other, own in zip(best, worker.seconds, strict=True))
+        first, memory = worker.ready["first_seconds"], answers[worker.name]["memory_gb"]
         rows.append({"batch": batch, "name": worker.name, "tokens_per_second": speed, "ratio": ratio,
-                     "seconds": worker.seconds, **worker.ready})  # fmt: skip
-        print(f"| {worker.name} | {speed:.1f} | {ratio:.2f} | {worker.ready['first']:.1f} s | "
-              f"{worker.ready['memory_gb']:.2f} GB |", flush=True)  # fmt: skip
+                     "seconds": worker.seconds, "first_seconds": first, "memory_gb": memory})  # fmt: skip
+        print(f"| {worker.name} | {speed:.1f} | {ratio:.2f} | {first:.1f} s | {memory:.2f} GB |", flush=True)
     return rows
 
 
@@ -137,19 +110,9 @@ def raced(batch: int, folder: Path, options: argparse.Namespace) -> list[dict]:
 
 
 def work(job: dict) -> None:
-    """Answers once to warm up, says what it wrote, then answers for every line that comes in."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # libraries print
     prompts = np.load(Path(job["folder"]) / "prompts.npy")[: job["batch"]]
-    answer = ours(job, prompts) if job["side"] == "ours" else theirs(job, prompts)
-    began = time.perf_counter()
-    text = answer()
-    first = time.perf_counter() - began
-    print(json.dumps({"text": str(text), "first": first, "memory_gb": peak_gb()}), file=answers)
-    for _ in sys.stdin:
-        began = time.perf_counter()
-        answer()
-        print(json.dumps({"seconds": time.perf_counter() - began}), file=answers)
+    build = ours if job["side"] == "ours" else theirs
+    serve(lambda: (build(job, prompts), {}), lambda: {"memory_gb": peak_gb()})
 
 
 def ours(job: dict, prompts: np.ndarray) -> Callable[[], list[list[int]]]:

@@ -41,7 +41,7 @@ import bench_quant
 import jax
 import jax.numpy as jnp
 import random_models
-from bench_speed import Stopped, Worker, serve, spread
+from turns import Stopped, Worker, serve, spread
 
 from bidora_jax import catalog
 from bidora_jax.models import adapters, quantization
@@ -229,7 +229,7 @@ def line(found: dict) -> str:
     parts = [
         f"{spread(found['tokens_per_s'], '.0f')} tokens/s",
         f"peak {gigabytes(found)}",
-        f"loss {found['first_loss']:.2f}",
+        f"loss {found['first']:.2f}",
     ]
     if found["part"] == "ours":
         shares = [found[f"flops{which}_of_rate"] for which in ("", "_with_attention")]

@@ -22,25 +22,20 @@ both sides alike, for instance GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
 """
 
 import argparse
-import datetime
 import itertools
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+from turns import Worker, in_turn, peak_gb, serve, spread, this_machine
 
 from bidora_jax.training.memory import keep_freed_memory
 
@@ -87,52 +82,6 @@ class Result:
     seconds: list[float] = field(default_factory=list)
     steps_gb: float = 0.0
     process_gb: float = 0.0
-
-
-class Stopped(SystemExit):
-    """A process that ended before it was told to."""
-
-
-class Worker:
-    """The parent's end of a process that runs `serve`. Building one starts it and waits until it is warm."""
-
-    def __init__(
-        self, name: str, script: str, job: dict, environment: dict[str, str], limit: float = threading.TIMEOUT_MAX
-    ):
-        """After `limit` seconds the process is killed, and whatever waits for it raises Stopped."""
-        self.name, self.seconds = name, []
-        command = [sys.executable, script, "--worker", json.dumps(job)]
-        settings = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-        self.process = subprocess.Popen(command, env=os.environ | environment, **settings)
-        self.timer = threading.Timer(limit, self.process.kill)
-        self.timer.daemon = True
-        self.timer.start()
-        try:
-            self.ready = self._answer()
-        except BaseException:
-            self.stop()
-            raise
-
-    def step(self) -> dict:
-        """What it answers to one step: its seconds, and what it counts besides."""
-        with suppress(BrokenPipeError):  # of a process that has ended: there will be no answer
-            print("step", file=self.process.stdin, flush=True)
-        answer = self._answer()
-        self.seconds.append(answer["seconds"])
-        return answer
-
-    def stop(self) -> None:
-        self.timer.cancel()
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
-
-    def _answer(self) -> dict:
-        line = self.process.stdout.readline()
-        if not line:
-            raise Stopped(f"{self.name} stopped with exit code {self.process.wait()}; see above")
-        return json.loads(line)
 
 
 def main() -> None:
@@ -262,10 +211,8 @@ def raced(group: list[Contestant], folder: Path, options) -> list[Result]:
             began = time.monotonic()
             workers.append(Worker(contestant.name, __file__, asdict(contestant) | settings, environment))
             print(f"  {contestant.name}: warm after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-        for number in range(options.rounds):
-            first = number % len(workers)
-            for worker in workers[first:] + workers[:first]:
-                answers[worker] = worker.step()
+        for worker in in_turn(workers, options.rounds):
+            answers[worker] = worker.step()
     finally:
         for worker in workers:
             worker.stop()
@@ -279,7 +226,7 @@ def raced(group: list[Contestant], folder: Path, options) -> list[Result]:
 
 def check_losses(results: list[Result]) -> None:
     """The contestants must compute the same thing. The two gradients are taken of the same train loss."""
-    losses = {result.contestant.name: result.ready["first_loss"] for result in results}
+    losses = {result.contestant.name: result.ready["first"] for result in results}
     low, high = min(losses.values()), max(losses.values())
     if not high - low <= FIRST_LOSS_TOLERANCE * abs(high):
         listed = "\n".join(f"    {loss:9.5f}  {name}" for name, loss in losses.items())
@@ -335,23 +282,12 @@ def ratios(result: Result, base: Result) -> list[float]:
     return [other / own for own, other in zip(result.seconds, base.seconds, strict=True)]
 
 
-def spread(values: list[float], form: str) -> str:
-    return f"{median(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
-
-
 def machine(options) -> dict[str, str]:
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "torch", "transformers", "peft"))
-    today = datetime.date.today().isoformat()
     return {
-        "machine": f"{today}, {os.cpu_count()} x {processor()}, Python {platform.python_version()}, {versions}",
+        "machine": this_machine("jax", "torch", "transformers", "peft"),
         "model": f"{options.layers} layers x 576, vocabulary {options.vocabulary}, batch {options.batch} x {options.tokens} "
         f"tokens, rank {options.rank} on all seven projections; environment: {' '.join(options.env) or 'as it is'}",
     }
-
-
-def processor() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].partition(":")[2].strip() if names else platform.machine()
 
 
 # The worker.
@@ -370,31 +306,6 @@ def work(job: dict) -> None:
         return built
 
     serve(build, lambda: {"steps_gb": peak_gb(), "process_gb": max(loaded_gb, peak_gb())})
-
-
-def serve(build: Callable[[], tuple[Callable[[], float] | None, dict]], count: Callable[[], dict]) -> None:
-    """Builds a step (and facts about it), warms up, says so, then does one step for every line that comes in, with what `count`
-    finds after it. Where `build` gives no step, the facts are all that is said."""
-    # Libraries print; answers go out on a copy of stdout, and stdout itself joins stderr.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    began = time.monotonic()
-    step, facts = build()
-    facts["build_seconds"] = time.monotonic() - began
-    if step is None:
-        print(json.dumps(facts), file=answers)
-        return
-    facts["first_loss"] = step()
-    print(json.dumps(facts), file=answers)
-    for _ in sys.stdin:
-        began = time.perf_counter()
-        step()
-        print(json.dumps({"seconds": time.perf_counter() - began, **count()}), file=answers)
-
-
-def peak_gb() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e6
 
 
 def theirs(job: dict) -> tuple[Callable[[], float], dict]:
