@@ -40,6 +40,7 @@ from statistics import median
 import bench_quant
 import jax
 import jax.numpy as jnp
+import measuring
 import random_models
 from turns import Stopped, Worker, serve, spread
 
@@ -267,17 +268,17 @@ def as_far_as_it_fits(build, job: dict):
 
 def device(job: dict):
     """The card, its matmul rate, and what is missing beside it. Builds the CUDA ops where they are not built."""
-    cuda = bench_quant.has_cuda()
-    note = bench_quant.ready(cuda, Path(tempfile.gettempdir()))[1] if cuda else "no NVIDIA GPU, no CUDA ops"
+    cuda = measuring.has_cuda()
+    note = measuring.ready(cuda, Path(tempfile.gettempdir()))[1] if cuda else "no NVIDIA GPU, no CUDA ops"
     products = {}
     for size in (4096, 8192, 16_384) if cuda else (256, 512):
         a = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
-        products[size] = bench_quant.compiled(jnp.dot, a, a)
-    seconds = bench_quant.in_turns(products, bench_quant.sizes(cuda, False))
+        products[size] = measuring.compiled(jnp.dot, a, a)
+    seconds = measuring.in_turns(products, measuring.sizes(cuda, False))
     rates = {size: 2 * size**3 / median(values) for size, values in seconds.items()}
-    facts, absent = bench_quant.facts(note, ""), missing(cuda) if job["peft"] else {}
+    facts, absent = measuring.facts(note, ""), missing(cuda) if job["peft"] else {}
     listed = ", ".join(f"{size}: {rate / 1e12:.4g}" for size, rate in rates.items())
-    lines = [f"{bench_quant.stamp(facts)}; {note}", *absent.values(), f"bf16 products, TFLOP/s by size: {listed}"]
+    lines = [f"{measuring.stamp(facts)}; {note}", *absent.values(), f"bf16 products, TFLOP/s by size: {listed}"]
     return None, {**facts, "lines": lines, "rate": max(rates.values()), "rates": rates, "missing": absent}
 
 
@@ -336,7 +337,7 @@ def ours(job: dict):
         return float(metrics["train_loss"])
 
     jax.block_until_ready((held, base))
-    return step, facts | {"made_bytes": bench_quant.peak_bytes()}
+    return step, facts | {"made_bytes": measuring.peak_bytes()}
 
 
 def flops(config, plan, settled) -> dict[str, float]:
@@ -350,7 +351,7 @@ def flops(config, plan, settled) -> dict[str, float]:
 
 
 def our_peak() -> dict:
-    return {"peak_bytes": bench_quant.peak_bytes()}
+    return {"peak_bytes": measuring.peak_bytes()}
 
 
 def theirs(job: dict):
