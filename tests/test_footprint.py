@@ -64,7 +64,7 @@ def test_the_parts_are_those_of_the_trees_and_make_up_the_peak(shapes_alone):
     assert len(lines) == 8 and lines[-1].split("peak of a step")[1].strip() == footprint.gigabytes(parts.peak)
 
 
-def test_the_fastest_form_that_fits_is_chosen_with_the_reason(abstract, shapes_alone):
+def test_the_fastest_form_that_fits_is_chosen_with_the_reason(abstract, shapes_alone, monkeypatch):
     auto = problem(abstract, replace(MODEL, remat="auto"))
     roomy = fitting.settle(auto, LEVELS, Memory(10**12, "a large device"))
     assert roomy.problem.model.remat == "dots" and roomy.search.hypergradient == "exact"
@@ -72,6 +72,9 @@ def test_the_fastest_form_that_fits_is_chosen_with_the_reason(abstract, shapes_a
     lean, bold = shapes_alone[0], roomy.footprint
     assert bold is not None and lean.temporaries < bold.temporaries
 
+    # Neither is compiled again.
+    counts = {"dots": bold, "layer": lean}
+    monkeypatch.setattr(footprint, "of", lambda problem, *_: counts[problem.model.remat])
     tight = fitting.settle(auto, LEVELS, Memory(2 * fitting.needed(bold) - 2, "this"))
     assert tight.problem.model.remat == "layer" and tight.footprint == lean
     assert "remat layer: the fastest that fits" in tight.said and "remat dots takes" in tight.said
