@@ -19,7 +19,8 @@ from bidora_jax.errors import InputError
 from bidora_jax.kernels import attention
 from bidora_jax.models import adapters, decoder
 from bidora_jax.models.settings import AdapterConfig, ModelConfig
-from bidora_jax.training import attending, fitting, phases
+from bidora_jax.training import attending, fitting, footprint, phases
+from bidora_jax.training.footprint import Footprint
 from bidora_jax.training.loop import Standing
 from bidora_jax.training.memory import Memory
 from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, SearchConfig
@@ -133,12 +134,17 @@ def test_a_kernel_that_is_wrong_is_not_taken(cudnn, monkeypatch):
 def test_the_choice_is_made_before_remat_and_both_are_said(monkeypatch):
     monkeypatch.setattr(attending, "settle", lambda model, *_: (replace(model, attention="chunked"), "attention: so"))
     monkeypatch.setattr(fitting, "first_phase", lambda *_: (None, Standing(None, (None, None))))
-    monkeypatch.setattr(fitting, "candidates", lambda model, levels: [("layer", "exact")])
+    counts = {"dots": 900, "layer": 300}
+    monkeypatch.setattr(fitting, "largest", lambda phase: None)
+    monkeypatch.setattr(
+        footprint, "of", lambda problem, *_: Footprint(0, 0, 0, 0, 0, 0, counts[problem.model.remat], 0)
+    )
     problem = search_problem("auto", remat="auto")
     levels = fitting.Levels("bidora", SearchConfig(hypergradient="auto"), OptimizerConfig(), OuterConfig())
-    settled = fitting.settle(problem, levels, Memory(10**9, ""))
+    settled = fitting.settle(problem, levels, Memory(1000, "this"))
     assert settled.problem.model == replace(problem.model, attention="chunked", remat="layer")
-    assert settled.said == "attention: so\nhypergradient exact"
+    first, second = settled.said.splitlines()
+    assert first == "attention: so" and second.startswith("remat layer, hypergradient exact: the fastest that fits")
 
 
 # Where it goes

@@ -80,8 +80,7 @@ def _settled(problem: Problem, levels: Levels, memory: Memory) -> Settled:
         search = replace(levels.search, hypergradient=form)
         phase, standing = first_phase(levels.method, chosen, search, levels.inner, levels.outer)
         if len(pairs) == 1:
-            chose = levels.search.hypergradient == AUTO and levels.method == "bidora"
-            return Settled(chosen, search, phase, standing, None, f"hypergradient {form}" if chose else "")
+            return Settled(chosen, search, phase, standing, None, "")
         name = f"remat {remat}" + (f", hypergradient {form}" if levels.method == "bidora" else "")
         with Progress("fit", len(pairs)) as progress, progress.doing(f"{name}: compiling the largest step"):
             parts = footprint.of(chosen, phase, standing.state, largest(phase))
