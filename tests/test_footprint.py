@@ -175,4 +175,12 @@ def test_the_arithmetic_of_a_step():
     # A bilevel step that reads the record of its train gradient is three such gradients over the linears, and makes logits again.
     bidora = replace(plan, adapter=AdapterConfig(method="bidora"), search=SearchConfig(hypergradient="exact"))
     assert planning.arithmetic(DEEP, bidora) == 2 * 96 * (6 * linears + 7 * 97 * 26)
+    # (remat, form): passes over the linears and over the head, as the compiled steps have them (benchmarks/README.md).
+    passes = {("none", "exact"): (8, 8), ("layer", "exact"): (12, 8), ("none", "reverse"): (6, 7), ("dots", "reverse"): (7, 7),
+              ("layer", "reverse"): (10, 7), ("layer", "finite-difference"): (12, 8), ("dots", "direct"): (4, 4)}  # fmt: skip
+    for (remat, form), (over_linears, over_head) in passes.items():
+        other = replace(bidora, model=replace(MODEL, remat=remat), search=SearchConfig(hypergradient=form))
+        assert planning.arithmetic(DEEP, other) == 2 * 96 * (over_linears * linears + over_head * 97 * 26)
+    parts = replace(bidora, data=replace(bidora.data, batch_size=1, accumulation=2))  # no record
+    assert planning.arithmetic(DEEP, parts) == 2 * 96 * (8 * linears + 8 * 97 * 26)
     assert planning.dot_rate(jnp.float32, 0.01) > 1e8
