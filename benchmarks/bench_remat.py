@@ -1,12 +1,13 @@
 """Time and memory of a training step under every remat policy and exact hypergradient form.
 
     python benchmarks/bench_remat.py [--method lora dora bidora] [--remat none dots layer] [--form exact reverse]
+        [--micro-batches 1 4]
 
 SmolLM2-135M's shape as a Qwen3 (30 layers x 576, vocabulary 49,152), random weights, bf16, rank 8 on all seven projections,
-batch 4 x 256 tokens on each level. The steps are those of `train`, compiled ahead of time; they take turns, one step of each
-a round, so that what else the machine does falls on all alike. The parts are the compiler's count, see training/footprint.py.
-Ratios are to the first row, round by round. --layers, --batch, --tokens, --rounds and --dtype scale it; --shapes counts the
-memory and runs nothing, for instance at --layers 28 --hidden 1024.
+batch 4 x 256 tokens on each level, whole or in micro-batches. The steps are those of `train`, compiled ahead of time; they take
+turns, one step of each a round, so that what else the machine does falls on all alike. The parts are the compiler's count, see
+training/footprint.py. Ratios are to the first row, round by round. --layers, --hidden, --batch, --tokens, --rounds and --dtype
+scale it; --shapes counts the memory and runs nothing, for instance at --layers 28 --hidden 1024.
 """
 
 import argparse
@@ -33,8 +34,9 @@ def main() -> None:
           f"{jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)  # fmt: skip
     for method in options.method:
         contestants = []
-        for remat, form in itertools.product(options.remat, options.form if method == "bidora" else ["exact"]):
-            contestants.append(contestant(method, remat, form, options))
+        forms = options.form if method == "bidora" else ["exact"]
+        for choice in itertools.product(options.remat, forms, options.micro_batches):
+            contestants.append(contestant(method, *choice, options))
         report(contestants, options)
 
 
@@ -44,6 +46,7 @@ def parsed() -> argparse.Namespace:
     add("--method", nargs="+", default=["lora", "dora", "bidora"])
     add("--remat", nargs="+", default=["none", "dots", "layer"])
     add("--form", nargs="+", default=["reverse", "exact"])
+    add("--micro-batches", nargs="+", type=int, default=[1], help="into how many the batch is cut")
     add("--layers", type=int, default=30)
     add("--hidden", type=int, default=576, help="width, a multiple of 64")
     add("--vocabulary", type=int, default=49_152)
@@ -57,9 +60,10 @@ def parsed() -> argparse.Namespace:
 
 def shape(options) -> DecoderConfig:
     heads = options.hidden // 64
+    kv_heads = next(kv for kv in (heads // 3, heads // 2, heads) if kv and heads % kv == 0)
     return DecoderConfig(
         vocab_size=options.vocabulary, hidden_size=options.hidden, intermediate_size=options.hidden * 8 // 3,
-        num_layers=options.layers, num_heads=heads, num_kv_heads=heads // 3 or 1, head_dim=64, rms_norm_eps=1e-6,
+        num_layers=options.layers, num_heads=heads, num_kv_heads=kv_heads, head_dim=64, rms_norm_eps=1e-6,
         rope_theta=1e5, tie_word_embeddings=True, qk_norm=True, qkv_bias=False, o_bias=False, max_position_embeddings=8192,
     )  # fmt: skip
 
@@ -72,12 +76,12 @@ class Contestant:
         self.seconds: list[float] = []
 
 
-def contestant(method: str, remat: str, form: str, options) -> Contestant:
+def contestant(method: str, remat: str, form: str, micro_batches: int, options) -> Contestant:
     config, model = shape(options), ModelConfig(remat=remat, dtype=options.dtype)
     adapter = adapters.resolve(AdapterConfig(method=method), config)
     base = quantization.base_shapes(model, config, jnp.dtype(options.dtype))
     base = base if options.shapes else random_like(base, jax.random.key(0))
-    data = DataConfig(batch_size=options.batch, buckets=1)
+    data = DataConfig(batch_size=options.batch // micro_batches, accumulation=micro_batches, buckets=1)
     problem = fitting.synthetic(config, model, adapter, base, data, options.tokens)
     search = SearchConfig(steps=100, hypergradient=form)
     phase, standing = phases.first_phase(method, problem, search, OptimizerConfig(), OptimizerConfig())
@@ -87,6 +91,7 @@ def contestant(method: str, remat: str, form: str, options) -> Contestant:
     seconds = time.monotonic() - began
     parts = footprint.of(problem, phase, standing.state, meeting)
     name = f"{method}, {remat}" + (f", {form}" if method == "bidora" else "")
+    name += f", in {micro_batches}" if micro_batches > 1 else ""
     held = [standing.state]
     batches = phase.work(0).batches
 

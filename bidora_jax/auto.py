@@ -71,7 +71,7 @@ def described(start: Plan, found: Plan, parts: Footprint, memory: Memory) -> lis
     )
     why = {
         "model.quantization": f"the dense base leaves too little room; it takes {gigabytes(parts.base)} now",
-        "data.batch_size": "a micro-batch that fits",
+        "data.batch_size": "the fastest that fits, with this remat",
         "data.accumulation": f"the effective batch stays {old['data.batch_size'] * old['data.accumulation']}",
         "data.max_length": "not even a batch of 1 on nf4 fits at the full length; longer records are cut or split",
         "model.remat": "the fastest that fits",

@@ -141,17 +141,29 @@ def test_levels_give_up_bits_before_length_and_keep_what_is_fixed():
 
 
 def test_within_a_level_the_effective_batch_stays():
-    within = list(planning._within(PLAN, frozenset()))
+    within = planning._within(DEEP, PLAN, frozenset())
     assert {p.data.batch_size * p.data.accumulation for p in within} == {6}
-    assert [p.data.batch_size for p in within[::2]] == [6, 3, 2, 1]
-    assert [p.model.remat for p in within[:2]] == ["dots", "layer"]
-    held = list(planning._within(PLAN, frozenset({"data.accumulation"})))
+    assert {(p.data.batch_size, p.model.remat) for p in within} == {
+        (n, remat) for n in (6, 3, 2, 1) for remat in ("dots", "layer")
+    }
+    held = planning._within(DEEP, PLAN, frozenset({"data.accumulation"}))
     assert [(p.data.batch_size, p.data.accumulation, p.model.remat) for p in held] == [
         (2, 3, "dots"),
         (2, 3, "layer"),
     ]
     given = replace(PLAN, model=replace(PLAN.model, remat="none"))
-    assert {p.model.remat for p in planning._within(given, frozenset({"model.remat"}))} == {"none"}
+    assert {p.model.remat for p in planning._within(DEEP, given, frozenset({"model.remat"}))} == {"none"}
+
+
+def test_the_fastest_is_what_has_least_arithmetic_unless_a_micro_batch_is_short():
+    def order(max_length: int) -> list[tuple[str, int]]:
+        data = DataConfig(batch_size=2, accumulation=2, max_length=max_length)
+        within = planning._within(DEEP, replace(PLAN, data=data), frozenset())
+        return [(p.model.remat, p.data.batch_size) for p in within]
+
+    assert order(1024) == [("dots", 4), ("dots", 2), ("dots", 1), ("layer", 4), ("layer", 2), ("layer", 1)]
+    # Two records of 8 tokens cost more by themselves than the layers' third pass over four together.
+    assert order(8)[:4] == [("dots", 4), ("layer", 4), ("dots", 2), ("layer", 2)]
 
 
 def test_a_plan_is_what_the_compiler_confirms():
@@ -165,6 +177,33 @@ def test_a_plan_is_what_the_compiler_confirms():
     found, parts = planning.search(DEEP, plan, jnp.float32, memory, fixed)
     assert fitting.fits(parts, memory) and found.data.max_length == 256
     assert found.data.batch_size * found.data.accumulation == 2 and found.data.accumulation > 1
+
+
+def test_a_policy_that_fits_no_micro_batch_is_passed_over(monkeypatch):
+    compiled = []
+
+    def counted(config, plan, dtype):
+        compiled.append((plan.model.remat, plan.data.batch_size))
+        return count(config, plan, dtype)
+
+    count = planning.counted
+    monkeypatch.setattr(planning, "counted", counted)
+    data = replace(PLAN.data, max_length=256, batch_size=4, accumulation=1)
+    plan, fixed = replace(PLAN, data=data), frozenset({"model.quantization"})
+    one, two = (
+        fitting.needed(count(DEEP, replace(plan, data=parts, model=replace(PLAN.model, remat=remat)), jnp.float32))
+        for parts, remat in (
+            (replace(data, batch_size=1, accumulation=4), "dots"),
+            (replace(data, batch_size=2, accumulation=2), "layer"),
+        )
+    )
+    found, _ = planning.search(DEEP, plan, jnp.float32, Memory(int(1.01 * two / fitting.FITS), ""), fixed)
+    assert (found.model.remat, found.data.batch_size) == ("layer", 2)
+    assert compiled == [("layer", 1), ("dots", 4), ("dots", 1), ("layer", 4), ("layer", 2)]
+    compiled.clear()
+    found, _ = planning.search(DEEP, plan, jnp.float32, Memory(int(1.01 * one / fitting.SPARED), ""), fixed)
+    assert (found.model.remat, found.data.batch_size) == ("dots", 1)
+    assert compiled == [("layer", 1), ("dots", 4), ("dots", 1), ("dots", 2)]
 
 
 def test_the_arithmetic_of_a_step():

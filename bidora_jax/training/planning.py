@@ -3,7 +3,10 @@
 What costs the result nothing is given up first: the micro-batch, whose gradients are summed so that those of an optimiser
 step stay the same, and the fast forms of fitting.py; then bits of the frozen weights; then length, which cuts or splits records.
 
-    for length in L, L/2, …:   for quantization in none, int8, nf4:   for batch in divisors of batch·accumulation, downwards
+    for length in L, L/2, …:   for quantization in none, int8, nf4:   for (batch, remat), the fastest first
+
+How fast is a matter of arithmetic, and of how many tokens share what a micro-batch costs whatever its size. Records of 1,024
+tokens are trained faster one at a time with remat dots than four together with layer, and in less memory (benchmarks/README.md).
 """
 
 from collections.abc import Iterator
@@ -25,6 +28,9 @@ from bidora_jax.training.settings import DataConfig, OptimizerConfig, SearchConf
 SHORTEST = 256
 """Tokens below which a record is not cut or split to make a step fit."""
 FORMS = ("none", "int8", "nf4")
+CPU_TOKENS, GPU_TOKENS = 40, 500
+"""Tokens whose products take as long as all else that a micro-batch costs. On a CPU measured: 4 x 256 tokens one by one take
+12 % longer than together. On a GPU not: 16-bit weights are read in the time that 250 tokens' products take, opened ones twice."""
 MAY_CHANGE = ("model.quantization", "model.remat", "data.batch_size", "data.accumulation", "data.max_length",
               "search.hypergradient")  # fmt: skip
 
@@ -70,19 +76,40 @@ def search(
     for level in [*rest, smallest]:
         if level is not smallest and base_bytes(config, level, dtype) > fitting.FITS * memory.bytes:
             continue
-        *bolder, last = _within(level, fixed)
-        parts = counted(config, last, dtype)
+        choices = _within(config, level, fixed)
+        least = min(choices, key=_size)
+        parts = counted(config, least, dtype)
         if leanest is None or parts.peak < leanest[1].peak:
-            leanest = last, parts
-        if not fitting.fits(parts, memory):
-            continue
-        for one in bolder:
-            found = counted(config, one, dtype)
-            if fitting.fits(found, memory):
-                return one, found
-        return last, parts
+            leanest = least, parts
+        if fitting.fits(parts, memory):
+            return _fastest(config, choices, (least, parts), dtype, memory, by_speed="model.remat" not in fixed)
     assert leanest is not None
     return leanest
+
+
+def _fastest(
+    config: DecoderConfig, choices: list[Plan], least: tuple[Plan, Footprint], dtype, memory: Memory, *, by_speed: bool
+) -> tuple[Plan, Footprint]:
+    """The first choice that fits, as the `least` one does. A remat policy of which not even the smallest micro-batch fits costs
+    two compilations, however many sizes there are."""
+    counts = {_size(least[0]): least[1]}
+
+    def fits(one: Plan) -> bool:
+        size = _size(one)
+        if size not in counts:
+            counts[size] = counted(config, one, dtype)
+        part = fitting.share(one.model.remat) if by_speed and one != least[0] else fitting.FITS
+        return fitting.needed(counts[size]) <= part * memory.bytes
+
+    hopeless: set[str] = set()
+    for one in choices:
+        if one.model.remat in hopeless:
+            continue
+        if fits(one):
+            return one, counts[_size(one)]
+        if not fits(min((other for other in choices if other.model.remat == one.model.remat), key=_size)):
+            hopeless.add(one.model.remat)
+    return least
 
 
 def _levels(plan: Plan, fixed: frozenset[str]) -> Iterator[Plan]:
@@ -98,7 +125,7 @@ def _levels(plan: Plan, fixed: frozenset[str]) -> Iterator[Plan]:
             )
 
 
-def _within(plan: Plan, fixed: frozenset[str]) -> Iterator[Plan]:
+def _within(config: DecoderConfig, plan: Plan, fixed: frozenset[str]) -> list[Plan]:
     """What does not change it, the fastest first: the micro-batch, remat, and the form of the hypergradient."""
     effective = plan.data.batch_size * plan.data.accumulation
     free = not fixed & {"data.batch_size", "data.accumulation"}
@@ -106,15 +133,31 @@ def _within(plan: Plan, fixed: frozenset[str]) -> Iterator[Plan]:
     model = plan.model if "model.remat" in fixed else replace(plan.model, remat=fitting.AUTO)
     free_form = plan.search.hypergradient == "exact" and "search.hypergradient" not in fixed
     levels = plan.levels._replace(search=replace(plan.search, hypergradient=fitting.AUTO) if free_form else plan.search)
+    choices = []
     for size in sizes:
         data = replace(plan.data, batch_size=size, accumulation=effective // size)
         for remat, form in fitting.candidates(model, levels):
-            yield replace(
-                plan,
-                data=data,
-                model=replace(model, remat=remat),
-                search=replace(plan.search, hypergradient=form),
+            choices.append(
+                replace(
+                    plan,
+                    data=data,
+                    model=replace(model, remat=remat),
+                    search=replace(plan.search, hypergradient=form),
+                )
             )
+    return sorted(choices, key=lambda one: _slowness(config, one))
+
+
+def _slowness(config: DecoderConfig, plan: Plan) -> tuple[bool, float]:
+    """By what choices are ordered. What goes through the host's memory comes last; how long that takes is not counted."""
+    shared = CPU_TOKENS if jax.default_backend() == "cpu" else GPU_TOKENS
+    micro_batch = plan.data.batch_size * plan.data.max_length
+    return plan.model.remat == "offload", arithmetic(config, plan) * (1 + shared / micro_batch)
+
+
+def _size(plan: Plan) -> tuple[int, int]:
+    """By what a step grows: the micro-batch, and what remat keeps of it."""
+    return plan.data.batch_size, -("none", "dots", "layer", "offload").index(plan.model.remat)
 
 
 def arithmetic(config: DecoderConfig, plan: Plan) -> float:
