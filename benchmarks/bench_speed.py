@@ -58,14 +58,14 @@ class Contestant:
     form: str = ""
     """ours, bidora: the hypergradient"""
     parts: int = 1
-    """ours: micro-batches that the batch is cut into"""
+    """micro-batches that the batch is cut into"""
 
     @property
     def name(self) -> str:
         parts = [self.side, self.method, self.form, self.dtype, self.variant]
         if self.side == "ours":
             parts[-1] = f"remat {self.variant}"
-            parts += [f"in {self.parts}"] if self.parts > 1 else []
+        parts += [f"in {self.parts}"] if self.parts > 1 else []
         return " ".join(filter(None, parts))
 
     @property
@@ -118,9 +118,7 @@ def parsed() -> argparse.Namespace:
         help="PEFT: variants to try, see opponents.py; nothing: ours alone",
     )
     add("--forms", nargs="+", default=list(FORMS), choices=FORMS, help="ours: hypergradient forms to try")
-    add(
-        "--micro-batches", type=int, nargs="+", default=[1], help="ours: numbers of micro-batches to cut the batch into"
-    )
+    add("--micro-batches", type=int, nargs="+", default=[1], help="numbers of micro-batches to cut the batch into")
     add("--loss-chunk", type=int, default=0, help="ours: model.loss_chunk; 0 leaves the default")
     add("--batch", type=int, default=4)
     add("--tokens", type=int, default=256)
@@ -164,8 +162,8 @@ def bilevel(options) -> list[list[Contestant]]:
 def peft(method: str, dtypes: list[str], options) -> list[Contestant]:
     # In float32 autocast and narrow would be the plain variant under another name.
     return [
-        Contestant("peft", method, dtype, variant)
-        for dtype, variant in itertools.product(dtypes, options.peft)
+        Contestant("peft", method, dtype, variant, "", parts)
+        for dtype, variant, parts in itertools.product(dtypes, options.peft, options.micro_batches)
         if dtype != "float32" or variant not in ("autocast", "narrow")
     ]
 
@@ -311,7 +309,7 @@ def work(job: dict) -> None:
 def theirs(job: dict) -> tuple[Callable[[], float], dict]:
     import opponents
 
-    settings = {name: job[name] for name in ("dtype", "variant", "rank")}
+    settings = {name: job[name] for name in ("dtype", "variant", "rank", "parts")}
     return opponents.contestant(Path(job["folder"]), job["method"], learning_rate=2e-4, **settings), {}
 
 

@@ -47,13 +47,14 @@ def write_model(folder: Path, shape: dict) -> None:
 
 
 def contestant(
-    folder: Path, method: str, *, dtype: str, variant: str, rank: int, learning_rate: float
+    folder: Path, method: str, *, dtype: str, variant: str, rank: int, learning_rate: float, parts: int = 1
 ) -> Callable[[], float]:
-    """A closure that does one step and returns the training loss before it."""
+    """A closure that does one step and returns the training loss before it. `parts`: micro-batches whose gradients are summed."""
     torch.manual_seed(0)
     model = transformers.Qwen3ForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     batches = [torch.from_numpy(np.load(folder / f"{name}.npy")).long() for name in ("train", "val")]
-    return _step(model, method, *batches, dtype=dtype, variant=variant, rank=rank, learning_rate=learning_rate)
+    settings = {"dtype": dtype, "variant": variant, "rank": rank, "learning_rate": learning_rate}
+    return _step(model, method, *(batch.chunk(parts) for batch in batches), **settings)
 
 
 def random_contestant(
@@ -68,7 +69,7 @@ def random_contestant(
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
         model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape))
-        batches = [torch.randint(shape["vocab_size"], batch) for _ in ("train", "val")]
+        batches = [[torch.randint(shape["vocab_size"], batch)] for _ in ("train", "val")]
     torch.set_default_dtype(torch.float32)
     if quantization == "nf4":
         _quantise(model)
@@ -107,31 +108,45 @@ def _step(
     return partial(train_step, loss_of, train, optimiser(direction + magnitude))
 
 
-def train_step(loss_of, batch, optimiser) -> float:
+def train_step(loss_of, parts, optimiser) -> float:
     """One step of LoRA or DoRA."""
     optimiser.zero_grad(set_to_none=True)
-    loss = loss_of(batch)
-    loss.backward()
+    total = 0.0
+    for part in parts:
+        loss = loss_of(part) / len(parts)
+        loss.backward()
+        total += loss.item()
     optimiser.step()
-    return loss.item()
+    return total
 
 
 def bidora_step(loss_of, train, val, direction, magnitude, inner, outer) -> float:
     """One step of both levels, as the released code does it; see the head of this file."""
-    loss = loss_of(train)
-    _descend(inner, direction, torch.autograd.grad(loss, direction))
-    gradients = torch.autograd.grad(loss_of(val), direction + magnitude)
+    loss, gradients = _gradients(loss_of, train, direction)
+    _descend(inner, direction, gradients)
+    _, gradients = _gradients(loss_of, val, direction + magnitude)
     v, direct = gradients[: len(direction)], gradients[len(direction) :]
     length = torch.sqrt(sum(part.float().square().sum() for part in v)).item()
     epsilon = RADIUS / length if length else RADIUS
     _move(direction, v, epsilon)
-    up = torch.autograd.grad(loss_of(train), magnitude)
+    _, up = _gradients(loss_of, train, magnitude)
     _move(direction, v, -2 * epsilon)
-    down = torch.autograd.grad(loss_of(train), magnitude)
+    _, down = _gradients(loss_of, train, magnitude)
     _move(direction, v, epsilon)
     mixed = zip(direct, up, down, strict=True)
     _descend(outer, magnitude, [h - (plus - minus) / (2 * epsilon) for h, plus, minus in mixed])
-    return loss.item()
+    return loss
+
+
+def _gradients(loss_of, parts, parameters) -> tuple[float, list]:
+    """The mean loss over micro-batches of one size, and its gradients."""
+    total, sums = 0.0, None
+    for part in parts:
+        loss = loss_of(part) / len(parts)
+        gradients = torch.autograd.grad(loss, parameters)
+        sums = list(gradients) if sums is None else [sum_ + more for sum_, more in zip(sums, gradients, strict=True)]
+        total += loss.item()
+    return total, sums
 
 
 def _adapted(model, method: str, *, variant: str, rank: int):

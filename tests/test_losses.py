@@ -1,5 +1,7 @@
 """kernels/losses.py: the chunked loss against the whole one, the Gram penalty against its definition."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,12 +73,44 @@ def test_untrained_tokens_do_not_count():
 
 def test_no_buffer_of_all_logits_in_the_second_order_pass():
     x, e, targets, weights = case()
-    x = jnp.tile(x, (16, 1))  # 272 tokens, 8 at a time
+    x = jnp.tile(x, (16, 1))  # 272 tokens
     targets, weights = jnp.tile(jnp.asarray(targets), 16), jnp.tile(jnp.asarray(weights), 16)
-    gradient = jax.grad(lambda x: losses.cross_entropy_sum(x, e, targets, weights, chunk=8))
+    gradient = jax.grad(lambda x: losses.cross_entropy_sum(x, e, targets, weights, chunk=80))
     text = jax.jit(lambda x: jax.jvp(gradient, (x,), (x,))).lower(x).compile().as_text()
-    assert f"[8,{VOCABULARY}]" in text
-    assert f"[272,{VOCABULARY}]" not in text and f"[34,8,{VOCABULARY}]" not in text
+    assert "[272,8]" in text  # 80 tokens have 2,320 logits, and so have 272 with 8 rows
+    assert f"[272,{VOCABULARY}]" not in text and "[4,272,8]" not in text
+
+
+def test_many_tokens_go_over_the_embedding_in_spans(monkeypatch):
+    x, e, targets, weights = case()
+    arguments = x, e, jnp.asarray(targets), jnp.asarray(weights)
+
+    def measured():
+        def loss(x, chunk):
+            return losses.cross_entropy_sum(x, *arguments[1:], chunk=chunk)
+
+        return loss(x, 5), *jax.value_and_grad(loss)(x, 64), jax.jvp(lambda x: jax.grad(loss)(x, 64), (x,), (x,))
+
+    expected = measured()
+    monkeypatch.setattr(losses, "SPAN", 4)  # 17 tokens: five spans of 4, the last of 1 and padding
+    for one, other in zip(jax.tree.leaves(measured()), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_hold_no_more_logits_than_a_chunk_of_tokens_would():
+    assert losses._block(256, 1024, 49_152) == losses.BLOCK
+    assert losses._block(64, 4096, 32_000) == 384  # 500, in whole vectors
+    assert losses._block(1, 17, 29) == 1
+    assert losses._block(64, 17, 29) == 29
+
+
+def test_a_narrow_embedding_is_not_copied_for_its_blocks():
+    embedding = jax.ShapeDtypeStruct((20_000, 64), jnp.bfloat16)
+    x, targets = jax.ShapeDtypeStruct((128, 64), jnp.bfloat16), jax.ShapeDtypeStruct((128,), jnp.int32)
+    weights = jax.ShapeDtypeStruct((128,), jnp.float32)
+    gradient = jax.jit(jax.value_and_grad(partial(losses.cross_entropy_sum, chunk=16)))
+    memory = gradient.lower(x, embedding, targets, weights).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 20_000 * 64 * 2
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (7, 5)])

@@ -1,11 +1,13 @@
-"""The two terms of the training loss: chunked next-token cross-entropy and the Gram penalty on the direction.
+"""The two terms of the training loss: next-token cross-entropy without all logits, and the Gram penalty on the direction.
 
     CE = Σ_n w_n · (logsumexp(x_n·Eᵀ) − x_n·E_{y_n})              returned as a sum, to be divided by all trained tokens
     R  = ‖D·Dᵀ − I‖_F,  D = V / ‖V‖ row by row                    BiDoRA (arXiv:2410.09758, section 3.4), un-squared
 
-Where the embedding is frozen the gradient with respect to x_n, w_n·(softmax(x_n·Eᵀ) − 1_{y_n})·E, needs nothing that comes
-later: it is made beside the loss, chunk by chunk, and logits are never made twice. They exist for one chunk at a time, in the
-forward, the backward and the mixed second-order pass. Logits and losses are float32 (float64 for float64).
+Where the embedding is frozen the gradient with respect to x_n, w_n·(softmax(x_n·Eᵀ)·E − E_{y_n}), needs nothing that comes
+later and is made beside the loss. It is an attention of the tokens over the rows of E, keys and values in one, so it is computed as
+attention without all scores is: a block of rows at a time, under the largest logit so far (online softmax, arXiv:1805.02867). Every
+row of E is read once for all tokens. Logits are float32 (float64 for float64) and exist for one block, in the forward, the
+backward and the mixed second-order pass; of a trained embedding, for `chunk` tokens and all rows.
 """
 
 from functools import partial
@@ -14,7 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from bidora_jax.kernels.products import dot, frozen_dot, wide
+from bidora_jax.kernels.products import bits, dot, floats, frozen_dot, some_rows, wide
+
+BLOCK = 2048
+"""Rows of E in a block, at most. On a CPU 1,024 to 4,096 are equally fast; a block of logits is worth little more memory."""
+SPAN = 4096
+"""Tokens that go over the rows of E together, at most."""
 
 
 def cross_entropy_sum(
@@ -25,7 +32,7 @@ def cross_entropy_sum(
     *,
     chunk: int,
 ) -> Float[Array, ""]:
-    """Weighted sum of −log softmax(x·Eᵀ)[target] over N tokens, `chunk` tokens at a time; E is held constant."""
+    """Weighted sum of −log softmax(x·Eᵀ)[target] over N tokens, with at most chunk·V logits at a time; E is held constant."""
     return _frozen_sum(chunk, x, embedding, targets, weights)
 
 
@@ -37,7 +44,7 @@ def trained_cross_entropy_sum(
     *,
     chunk: int,
 ) -> Float[Array, ""]:
-    """The same sum, differentiable in E too: logits are made again in the backward pass."""
+    """The same sum, `chunk` tokens at a time, differentiable in E too: logits are made again in the backward pass."""
 
     @jax.checkpoint
     def one(total, part):
@@ -49,19 +56,11 @@ def trained_cross_entropy_sum(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _frozen_sum(chunk: int, x, embedding, targets, weights):
-    def one(part):
-        return jnp.sum(token_losses(part[0], embedding, part[1]) * part[2])
-
-    return jnp.sum(jax.lax.map(one, _in_chunks(chunk, x, targets, weights)))
+    return _by_span(partial(_loss_and_slope, chunk, slope=False), x, embedding, targets, weights)[0]
 
 
 def _frozen_sum_forward(chunk: int, x, embedding, targets, weights):
-    @jax.checkpoint
-    def one(part):
-        return loss_and_slope(part[0], embedding, *part[1:])
-
-    sums, slopes = jax.lax.map(one, _in_chunks(chunk, x, targets, weights))
-    return jnp.sum(sums), slopes.reshape(-1, x.shape[1])[: x.shape[0]].astype(x.dtype)
+    return _by_span(partial(_loss_and_slope, chunk, slope=True), x, embedding, targets, weights)
 
 
 def _frozen_sum_backward(chunk: int, slopes, g):
@@ -83,20 +82,64 @@ def _in_chunks(chunk: int, *arrays: Array) -> tuple[Array, ...]:
     return tuple(map(split, arrays))
 
 
-def loss_and_slope(
-    x: Float[Array, "N D"], embedding: Float[Array, "V D"], targets: Int[Array, " N"], weights: Float[Array, " N"]
-) -> tuple[Float[Array, ""], Float[Array, "N D"]]:
-    """The weighted sum of the tokens' losses and its gradient with respect to x, from one product with the embedding."""
-    logits = frozen_dot(x, embedding)
-    picked = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-    # `picked` is one of those the maximum is of. A product that nothing but its maximum reads XLA's CPU backend makes together
-    # with it, at twice the time of the two; this has it read once more where the loss itself is not wanted.
-    top = jax.lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=1), picked))
-    powers = jnp.exp(logits - top[:, None])
-    total = jnp.sum(powers, axis=1)
-    hit = targets[:, None] == jnp.arange(logits.shape[1])[None, :]
-    slope = powers * (weights / total)[:, None] - jnp.where(hit, weights[:, None], 0.0)
-    return jnp.sum((jnp.log(total) + top - picked) * weights), dot(slope.astype(x.dtype), embedding, -1, -2)
+def _by_span(one, x, embedding, targets, weights):
+    """one(x, embedding, targets, weights) of at most SPAN tokens at a time: the sum of the losses, and the slopes."""
+    spans = -(-x.shape[0] // SPAN)
+    if spans == 1:
+        return one(x, embedding, targets, weights)
+    parts = _in_chunks(-(-x.shape[0] // spans), x, targets, weights)
+    sums, slopes = jax.lax.map(lambda part: one(part[0], embedding, *part[1:]), parts)
+    return jnp.sum(sums), None if slopes is None else slopes.reshape(-1, x.shape[1])[: x.shape[0]]
+
+
+def _loss_and_slope(
+    chunk: int,
+    x: Float[Array, "N D"],
+    embedding: Float[Array, "V D"],
+    targets: Int[Array, " N"],
+    weights: Float[Array, " N"],
+    *,
+    slope: bool,
+) -> tuple[Float[Array, ""], Float[Array, "N D"] | None]:
+    """The weighted sum of the tokens' losses and, if asked for, its gradient with respect to x.
+
+    Over the blocks b of E, with m the largest logit so far, s = Σ exp(l − m) and a = Σ exp(l − m)·E:
+
+        m' = max(m, max l_b),   s ← s·exp(m − m') + Σ exp(l_b − m'),   a ← a·exp(m − m') + exp(l_b − m')·E_b
+    """
+    tokens, vocabulary = x.shape[0], embedding.shape[0]
+    block = _block(chunk, tokens, vocabulary)
+    zeros = jnp.zeros(tokens, wide(x.dtype))
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def step(carried, number):
+        top, total, mean = carried
+        first = jnp.minimum(number * block, vocabulary - block)
+        rows = some_rows(embedding, first, block)
+        logits = frozen_dot(x, rows)
+        if vocabulary % block:  # the last block begins among the rows of the one before it
+            logits = jnp.where(first + jnp.arange(block) >= number * block, logits, -jnp.inf)
+        highest = jax.lax.stop_gradient(jnp.maximum(top, jnp.max(logits, axis=1)))
+        powers, shrunk = jnp.exp(logits - highest[:, None]), jnp.exp(top - highest)
+        total = total * shrunk + jnp.sum(powers, axis=1)
+        if slope:
+            mean = mean * shrunk[:, None] + dot(powers.astype(x.dtype), rows, -1, -2)
+        return (highest, total, mean), None
+
+    start = zeros - jnp.inf, zeros, jnp.zeros(x.shape, zeros.dtype) if slope else None
+    (top, total, mean), _ = jax.lax.scan(step, start, jnp.arange(-(-vocabulary // block)))
+    aimed = floats(bits(embedding)[targets], embedding).astype(zeros.dtype)
+    picked = jnp.sum(x.astype(zeros.dtype) * aimed, axis=1)
+    loss = jnp.sum((jnp.log(total) + top - picked) * weights)
+    if not slope:
+        return loss, None
+    return loss, (weights[:, None] * (mean / total[:, None] - aimed)).astype(x.dtype)
+
+
+def _block(chunk: int, tokens: int, vocabulary: int) -> int:
+    """Rows of E in a block: so many that there are no more logits than of `chunk` tokens over all rows."""
+    rows = min(BLOCK, vocabulary, max(1, chunk * vocabulary // tokens))
+    return rows // 128 * 128 or rows
 
 
 def token_losses(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import linear_call
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 KEPT = "kept"
 """The sums of the linear layers: behind them is nearly all of a model's arithmetic, what is worth keeping, if anything is."""
@@ -155,3 +155,27 @@ def _swapped_in_parts(sums: Array) -> Array:
     """The last two axes swapped, one half after the other: of a whole swap XLA would make a product of transposed operands."""
     parts = jnp.split(sums, [sums.shape[-1] // 2], axis=-1)
     return jnp.concatenate([part.swapaxes(-2, -1) for part in parts], axis=-2)
+
+
+def bits(leaf: Array) -> Array:
+    """16-bit weights as their bits, to be sliced as integers and read back by `floats`.
+
+    XLA's CPU backend has no 16-bit float slice: it would widen the whole array to float32 and slice that. The cast is a
+    copy there, so the large stacks of a loaded model are `quant.Bits` on a CPU. On a GPU the two casts are free.
+    """
+    return jax.lax.bitcast_convert_type(leaf, jnp.uint16) if leaf.dtype.itemsize == 2 else leaf
+
+
+def floats(leaf: Array, like: Array) -> Array:
+    """What `bits` made of `like`, or a part of it, in its dtype again."""
+    return jax.lax.bitcast_convert_type(leaf, like.dtype) if leaf.dtype == jnp.uint16 else leaf
+
+
+def some_rows(w: Float[Array, "V D"], first: Int[Array, ""], count: int) -> Float[Array, "C D"]:
+    """`count` rows of w from `first` on, for a loop over them.
+
+    In a loop the cast of all of w to bits would be made before it, a copy of w. Bound to `first` it stays where it is, and
+    only the bits of those rows are read.
+    """
+    w, first = jax.lax.optimization_barrier((w, first))
+    return floats(jax.lax.dynamic_slice_in_dim(bits(w), first, count), w)

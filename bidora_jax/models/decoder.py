@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from bidora_jax.kernels import attention, losses, quant, records
-from bidora_jax.kernels.products import KEPT, frozen_dot, kept_dtype, wide
+from bidora_jax.kernels.products import KEPT, bits, floats, frozen_dot, kept_dtype, wide
 from bidora_jax.models import rope
 from bidora_jax.models.adapters import Adapter, linear_shapes, with_saved
 from bidora_jax.models.linear import Linear, tapped
@@ -312,34 +312,21 @@ def _embedded(base: PyTree, tokens: Array) -> Array:
     weight = base["embed_tokens"]["weight"]
     if quant.is_quantised(weight):
         return quant.rows(weight, tokens)
-    return _floats(_bits(weight)[tokens], weight)
+    return floats(bits(weight)[tokens], weight)
 
 
 def _packed(stacks: PyTree) -> PyTree:
     """What the scan over layers slices: everything but packed stacks, which are read in place."""
 
     def pack(leaf):
-        return None if quant.is_packed(leaf) else _bits(leaf)
+        return None if quant.is_packed(leaf) else bits(leaf)
 
     return {**stacks, "base": jax.tree.map(pack, stacks["base"], is_leaf=quant.is_packed)}
 
 
 def _unpacked(variables: PyTree, base: PyTree, index: Array) -> PyTree:
     def unpack(stack, part):
-        return quant.Layer(stack, index) if quant.is_packed(stack) else _floats(part, stack)
+        return quant.Layer(stack, index) if quant.is_packed(stack) else floats(part, stack)
 
     layers = jax.tree.map(unpack, base["layers"], variables["base"], is_leaf=quant.is_packed)
     return {**variables, "base": layers}
-
-
-def _bits(leaf: Array) -> Array:
-    """16-bit weights as their bits, to be sliced as integers and read back by `_floats`.
-
-    XLA's CPU backend has no 16-bit float slice: it would widen the whole array to float32 and slice that. The cast is a
-    copy there, so the large stacks of a loaded model are `quant.Bits` on a CPU. On a GPU the two casts are free.
-    """
-    return jax.lax.bitcast_convert_type(leaf, jnp.uint16) if leaf.dtype.itemsize == 2 else leaf
-
-
-def _floats(leaf: Array, like: Array) -> Array:
-    return jax.lax.bitcast_convert_type(leaf, like.dtype) if leaf.dtype == jnp.uint16 else leaf

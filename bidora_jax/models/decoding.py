@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bidora_jax.errors import InputError
 from bidora_jax.kernels import attention, cached, quant, sampling
-from bidora_jax.kernels.products import frozen_dot
+from bidora_jax.kernels.products import bits, frozen_dot
 from bidora_jax.kernels.sampling import Sampling
 from bidora_jax.models import adapters, decoder
 from bidora_jax.models.adapters import Adapter
@@ -139,7 +139,7 @@ def _turned(path: Any, leaf: Any) -> Any:
     if leaf.ndim != 3 or path[-1].key != "weight":
         return leaf
     if leaf.dtype.itemsize == 2:
-        return quant.Turned(quant.Bits(_transposed(decoder._bits(leaf)), leaf.dtype))
+        return quant.Turned(quant.Bits(_transposed(bits(leaf)), leaf.dtype))
     return quant.Turned(_transposed(leaf))
 
 
