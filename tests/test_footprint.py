@@ -188,7 +188,7 @@ def test_a_policy_that_fits_no_micro_batch_is_passed_over(monkeypatch):
 
     count = planning.counted
     monkeypatch.setattr(planning, "counted", counted)
-    data = replace(PLAN.data, max_length=256, batch_size=4, accumulation=1)
+    data = replace(PLAN.data, max_length=1024, batch_size=4, accumulation=1)
     plan, fixed = replace(PLAN, data=data), frozenset({"model.quantization"})
     one, two = (
         fitting.needed(count(DEEP, replace(plan, data=parts, model=replace(PLAN.model, remat=remat)), jnp.float32))

@@ -131,7 +131,7 @@ def _loss_and_slope(
     aimed = floats(bits(embedding)[targets], embedding).astype(zeros.dtype)
     picked = jnp.sum(x.astype(zeros.dtype) * aimed, axis=1)
     loss = jnp.sum((jnp.log(total) + top - picked) * weights)
-    if not slope:
+    if mean is None:
         return loss, None
     return loss, (weights[:, None] * (mean / total[:, None] - aimed)).astype(x.dtype)
 
