@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from bidora_jax.kernels.products import bits, dot, floats, frozen_dot, some_rows, wide
 
 BLOCK = 2048
-"""Rows of E in a block, at most. On a CPU 1,024 to 4,096 are equally fast; a block of logits is worth little more memory."""
+"""Rows of E in a block, at most; on a CPU 1,024 to 4,096 are equally fast."""
 SPAN = 4096
 """Tokens that go over the rows of E together, at most."""
 
@@ -113,7 +113,7 @@ def _loss_and_slope(
 
     @partial(jax.checkpoint, prevent_cse=False)
     def step(carried, number):
-        top, total, mean = carried
+        top, total, sums = carried
         first = jnp.minimum(number * block, vocabulary - block)
         rows = some_rows(embedding, first, block)
         logits = frozen_dot(x, rows)
@@ -123,17 +123,17 @@ def _loss_and_slope(
         powers, shrunk = jnp.exp(logits - highest[:, None]), jnp.exp(top - highest)
         total = total * shrunk + jnp.sum(powers, axis=1)
         if slope:
-            mean = mean * shrunk[:, None] + dot(powers.astype(x.dtype), rows, -1, -2)
-        return (highest, total, mean), None
+            sums = sums * shrunk[:, None] + dot(powers.astype(x.dtype), rows, -1, -2)
+        return (highest, total, sums), None
 
     start = zeros - jnp.inf, zeros, jnp.zeros(x.shape, zeros.dtype) if slope else None
-    (top, total, mean), _ = jax.lax.scan(step, start, jnp.arange(-(-vocabulary // block)))
+    (top, total, sums), _ = jax.lax.scan(step, start, jnp.arange(-(-vocabulary // block)))
     aimed = floats(bits(embedding)[targets], embedding).astype(zeros.dtype)
     picked = jnp.sum(x.astype(zeros.dtype) * aimed, axis=1)
     loss = jnp.sum((jnp.log(total) + top - picked) * weights)
-    if mean is None:
+    if sums is None:
         return loss, None
-    return loss, (weights[:, None] * (mean / total[:, None] - aimed)).astype(x.dtype)
+    return loss, (weights[:, None] * (sums / total[:, None] - aimed)).astype(x.dtype)
 
 
 def _block(chunk: int, tokens: int, vocabulary: int) -> int:
