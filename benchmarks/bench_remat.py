@@ -117,9 +117,11 @@ def report(contestants: list[Contestant], options) -> None:
     for one in contestants:
         ratios = [own / base for own, base in zip(one.seconds, contestants[0].seconds, strict=True)]
         parts = one.parts
-        times = [f"{median(one.seconds):.2f}", f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"]
+        times = ["", ""]
+        if ratios:
+            times = [f"{median(one.seconds):.2f}", f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"]
         sizes = [footprint.gigabytes(value) for value in (parts.temporaries, parts.loss, parts.peak)]
-        cells = [one.name, *(times if one.seconds else ["", ""]), *sizes, f"{one.compile_seconds:.0f} s"]
+        cells = [one.name, *times, *sizes, f"{one.compile_seconds:.0f} s"]
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
