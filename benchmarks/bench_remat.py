@@ -55,7 +55,11 @@ def parsed() -> argparse.Namespace:
     add("--rounds", type=int, default=3)
     add("--dtype", default="bfloat16")
     add("--shapes", action="store_true")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for parts in options.micro_batches:
+        if parts < 1 or options.batch % parts:
+            parser.error(f"--micro-batches {parts}: --batch {options.batch} can't be cut into so many equal parts")
+    return options
 
 
 def shape(options) -> DecoderConfig:

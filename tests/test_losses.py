@@ -1,4 +1,4 @@
-"""kernels/losses.py: the chunked loss against the whole one, the Gram penalty against its definition."""
+"""kernels/losses.py: the loss in parts against the whole one, the Gram penalty against its definition."""
 
 from functools import partial
 

@@ -47,7 +47,7 @@ class ModelConfig:
     attention_chunk: int = 512
     """Queries attended at a time, at most; longer sequences never hold a [T, T] score matrix."""
     loss_chunk: int = 256
-    """Tokens of whose logits there are as many numbers at a time in the loss, at most."""
+    """The loss holds no more logits at a time than so many tokens have over the whole vocabulary."""
 
 
 @dataclass(frozen=True)
