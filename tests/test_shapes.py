@@ -268,6 +268,25 @@ def test_all_conversations_that_a_template_refuses_are_listed_with_their_places(
         )
 
 
+def test_conversations_that_are_tokenised_together_stay_apart(tokenizer, monkeypatch):
+    """Those of a call, a bad one and one whose tokens are cut anew among them, are what each is alone."""
+    tokenizer.chat_template = MISTRAL
+    turns = [
+        said("q", "a"),
+        said("s", "q", "a", first="system"),
+        said("é", "🙂", "r\n", "\nb"),
+        said("q", "\n\n"),
+        said("x", "y"),
+    ]
+    talks = [answers.Talk(one, numbers) for one in turns for numbers in ([len(one) - 1], None)]
+    alone = [answers.tokens([talk], tokenizer)[0] for talk in talks]
+    monkeypatch.setattr(answers, "TOGETHER", 3)
+    together = answers.tokens(talks, tokenizer)
+    assert [isinstance(one, BadRecord) for one in together] == [False] * 2 + [True] * 2 + [False] * 6
+    assert [str(one) for one in together] == [str(one) for one in alone]
+    assert len({str(one) for one in together}) == 9  # all differ but the two that are refused alike
+
+
 def test_turns_without_a_template_are_refused(tokenizer):
     assert "records with turns need a chat template" in refused(tokenizer, None, TALK)
 

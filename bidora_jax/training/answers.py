@@ -19,9 +19,12 @@ theirs and are trained so. TRL makes the same of {prompt, completion}; its train
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
 
 from bidora_jax.errors import InputError
 from bidora_jax.training.shapes import BadRecord, Turn
@@ -32,6 +35,27 @@ Tokens = tuple[list[int], list[bool]]
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 OPENED_THINKING = re.compile(r"<think>\s*$")
 """Some templates begin the thinking where they ask for an answer, and write answers that hold none without it."""
+
+
+TOGETHER = 256
+"""Conversations tokenised in one call; the places of their tokens take 200 bytes each while it lasts."""
+
+
+class Talk(NamedTuple):
+    """A conversation and what is learned of it."""
+
+    turns: Sequence[Turn]
+    numbers: Sequence[int] | None
+    """The turns of the assistant that are trained; None: all of the text is."""
+    tools: list[Any] | None = None
+
+
+class Piece(NamedTuple):
+    """Tokens, and the first character of each and the one past its last."""
+
+    ids: list[int]
+    starts: Int[np.ndarray, " N"]
+    ends: Int[np.ndarray, " N"]
 
 
 class Rendered(NamedTuple):
@@ -65,27 +89,49 @@ def check(tokenizer: Tokenizer) -> None:
         raise InputError("records with turns need a fast tokenizer, and the model's folder holds no tokenizer.json")
 
 
-def tokens(
-    turns: Sequence[Turn], numbers: Sequence[int] | None, tokenizer: Tokenizer, tools: list[Any] | None
-) -> Tokens:
-    """The conversation's tokens, and which belong to the answers of the turns `numbers`; None: to nobody, all are trained.
+def tokens(talks: Sequence[Talk], tokenizer: Tokenizer) -> list[Tokens | BadRecord]:
+    """Of each conversation its tokens and which of them are trained, or why it can't be used.
 
-    A token that would reach over the border of an answer is cut there, as it is where a model answers. Raises BadRecord.
+    A token that would reach over the border of an answer is cut there, as it is where a model answers.
     """
-    if numbers is not None and is_marked(tokenizer, tools):
-        return _marked(turns, numbers, tokenizer, tools)
-    text, places = find(turns, [] if numbers is None else numbers, tokenizer, tools)
-    ids, spans = _tokenised(text, tokenizer)
-    if numbers is None:
-        return ids, [True] * len(ids)
-    borders = {border for place in places for border in place}
-    if any(start < border < end for start, end in spans for border in borders):
-        ids, spans = _tokenised_apart(text, sorted(borders), tokenizer)
-    return ids, [any(start >= first and end <= last for first, last in places) for start, end in spans]
+    found = []
+    for first in range(0, len(talks), TOGETHER):
+        written = [_unless_bad(_written, talk, tokenizer) for talk in talks[first : first + TOGETHER]]
+        pieces = iter(_tokenised([one.text for one in written if isinstance(one, Rendered)], tokenizer))
+        for one in written:
+            found.append(_unless_bad(_marks, one, next(pieces), tokenizer) if isinstance(one, Rendered) else one)
+    return found
 
 
-def find(turns: Sequence[Turn], numbers: Sequence[int], tokenizer: Tokenizer, tools: list[Any] | None) -> Rendered:
-    """The conversation as text and where the turns `numbers`, which are the assistant's, stand in it.
+def _unless_bad(function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except BadRecord as problem:
+        return problem
+
+
+def _written(talk: Talk, tokenizer: Tokenizer) -> Rendered | Tokens:
+    if talk.numbers is not None and is_marked(tokenizer, talk.tools):
+        return _marked(talk.turns, talk.numbers, tokenizer, talk.tools)
+    return find(talk.turns, talk.numbers, tokenizer, talk.tools)
+
+
+def _marks(written: Rendered, piece: Piece, tokenizer: Tokenizer) -> Tokens:
+    """The tokens of a text, of which those in its answers are trained."""
+    text, places = written
+    borders = sorted({border for place in places for border in place})
+    if any(np.any((piece.starts < border) & (border < piece.ends)) for border in borders):
+        piece = _tokenised_apart(text, borders, tokenizer)
+    trained = np.zeros(len(piece.ids), bool)
+    for first, last in places:
+        trained |= (piece.starts >= first) & (piece.ends <= last)
+    return piece.ids, trained.tolist()
+
+
+def find(
+    turns: Sequence[Turn], numbers: Sequence[int] | None, tokenizer: Tokenizer, tools: list[Any] | None
+) -> Rendered:
+    """The conversation as text and where the turns `numbers`, which are the assistant's, stand in it; None: all is an answer.
 
     A template that ends no answer gets the end-of-text token after the last one. Raises BadRecord where a place can't be
     determined.
@@ -94,26 +140,36 @@ def find(turns: Sequence[Turn], numbers: Sequence[int], tokenizer: Tokenizer, to
     text = view.text
     if turns[-1]["role"] == "assistant" and text.rstrip().endswith(turns[-1]["content"].rstrip() or "\0"):
         text += tokenizer.eos_token
+    if numbers is None:
+        return Rendered(text, [(0, len(text))])
     places = [(view.start(number), view.end(number)) for number in numbers]
     if places and places[-1][1] == len(view.text.rstrip()) and text != view.text:
         places[-1] = (places[-1][0], len(text))
     return Rendered(text, places)
 
 
-def _tokenised(text: str, tokenizer: Tokenizer, offset: int = 0) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and, counted from `offset`, the characters of each."""
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return found["input_ids"], [(offset + start, offset + end) for start, end in found["offset_mapping"]]
+def _tokenised(texts: list[str], tokenizer: Tokenizer) -> list[Piece]:
+    """All texts at once, which a fast tokenizer spreads over the cores."""
+    if not texts:
+        return []
+    found = tokenizer(
+        texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+    )
+    pairs = (np.array(spans, np.int64).reshape(-1, 2) for spans in found["offset_mapping"])
+    return [Piece(ids, spans[:, 0], spans[:, 1]) for ids, spans in zip(found["input_ids"], pairs, strict=True)]
 
 
-def _tokenised_apart(text: str, borders: list[int], tokenizer: Tokenizer) -> tuple[list[int], list[tuple[int, int]]]:
-    ids, spans = [], []
-    for start, end in pairwise([0, *borders, len(text)]):
-        piece, places = _tokenised(text[start:end], tokenizer, start)
-        if tokenizer.decode(piece, clean_up_tokenization_spaces=False) != text[start:end]:
+def _tokenised_apart(text: str, borders: list[int], tokenizer: Tokenizer) -> Piece:
+    edges = list(pairwise([0, *borders, len(text)]))
+    pieces = _tokenised([text[start:end] for start, end in edges], tokenizer)
+    for (start, end), piece in zip(edges, pieces, strict=True):
+        if tokenizer.decode(piece.ids, clean_up_tokenization_spaces=False) != text[start:end]:
             raise BadRecord(f"can't cut the tokens before {text[start : start + 30]!r}, where an answer begins or ends")
-        ids, spans = ids + piece, spans + places
-    return ids, spans
+    starts, ends = (
+        np.concatenate([start + part for (start, _), part in zip(edges, parts, strict=True)])
+        for parts in ([piece.starts for piece in pieces], [piece.ends for piece in pieces])
+    )
+    return Piece([token for piece in pieces for token in piece.ids], starts, ends)
 
 
 def _marked(turns: Sequence[Turn], numbers: Sequence[int], tokenizer: Tokenizer, tools: list[Any] | None) -> Tokens:

@@ -263,23 +263,25 @@ def _of_texts(records: list[Record], tokenizer: Tokenizer, loss_on: LossOn) -> l
 
 def _of_talks(records: list[Record], tokenizer: Tokenizer, loss_on: LossOn) -> list[answers.Tokens]:
     """Each conversation as the chat template writes it, and the answers in it."""
-    found, problems = [], []
     if records:
         answers.check(tokenizer)
-    for record in records:
-        turns, first = shapes.turns(record)
-        of_assistant = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
-        numbers = of_assistant[-1:] if loss_on == "response" else [number for number in of_assistant if number >= first]
-        try:
-            found.append(answers.tokens(turns, None if loss_on == "all" else numbers, tokenizer, record.get("tools")))
-        except BadRecord as problem:
-            problems.append(f"{_at(record)}{problem}")
+    found = answers.tokens([_talk(record, loss_on) for record in records], tokenizer)
+    problems = [f"{_at(record)}{one}" for record, one in zip(records, found, strict=True) if isinstance(one, BadRecord)]
     if problems:
         raise InputError(
             f"{len(problems)} of the {len(records)} conversations cannot be used with this model and loss_on = {loss_on}:\n"
             f"{listing(problems)}"
         )
-    return found
+    return [one for one in found if not isinstance(one, BadRecord)]
+
+
+def _talk(record: Record, loss_on: LossOn) -> answers.Talk:
+    turns, first = shapes.turns(record)
+    if loss_on == "all":
+        return answers.Talk(turns, None, record.get("tools"))
+    of_assistant = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+    numbers = of_assistant[-1:] if loss_on == "response" else [number for number in of_assistant if number >= first]
+    return answers.Talk(turns, numbers, record.get("tools"))
 
 
 def _prompts(records: list[Record], tokenizer: Tokenizer) -> list[list[int]]:
