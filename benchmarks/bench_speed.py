@@ -5,8 +5,8 @@
 Needs torch, transformers and PEFT. Every contestant lives in a process of its own: it builds or loads the model, compiles,
 does a step to warm up, and then one step whenever it is told to over a pipe, while all others wait. A round is one step of
 each, starting one further down the list every time, so that what else the machine does falls on all alike; ratios are taken
-within a round. All load the same weights (random, SmolLM2-135M's shape as a Qwen3) and the same tokens, and the loss of the
-first step must agree between them.
+within a round. All load the same weights (random, of a Qwen3 in SmolLM2-135M's shape or another) and the same tokens, and the
+loss of the first step must agree between them.
 
     lora, dora        our train_step against PEFT's, see opponents.py for its variants
     dora-over-lora    our DoRA step over our LoRA step
@@ -17,7 +17,7 @@ Memory is the peak resident memory of the process (VmHWM): `steps` since the war
 compiling too. `temporaries` are the compiler's, for ours. Optimisers are AdamW without clipping, decay or schedule on both
 sides. A section keeps all its processes alive: reckon with 1 to 2 GB for each and 6 GB for the one that steps.
 
-Options that scale it down: --layers, --vocabulary, --batch, --tokens, --rounds. --env NAME=VALUE sets the environment of
+Another size: --shape, --layers, --vocabulary, --batch, --tokens, --rounds. --env NAME=VALUE sets the environment of
 both sides alike, for instance GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
 """
 
@@ -41,6 +41,16 @@ from bidora_jax.training.memory import keep_freed_memory
 
 FORMS = ("exact", "reverse", "finite-difference", "direct")
 GRADIENTS = "two gradients"
+SHAPES = {
+    "smollm2-135m": {
+        "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
+    },
+    "qwen3-0.6b": {
+        "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+    },
+}  # fmt: skip
 FIRST_LOSS_TOLERANCE = 0.01  # relative; bf16 and float32 forwards of a random model differ by 1e-4
 
 
@@ -122,14 +132,17 @@ def parsed() -> argparse.Namespace:
     add("--loss-chunk", type=int, default=0, help="ours: model.loss_chunk; 0 leaves the default")
     add("--batch", type=int, default=4)
     add("--tokens", type=int, default=256)
-    add("--layers", type=int, default=30)
-    add("--vocabulary", type=int, default=49_152)
+    add("--shape", default="smollm2-135m", choices=list(SHAPES), help="sizes of the model, a Qwen3")
+    add("--layers", type=int, help="of another number than the shape has")
+    add("--vocabulary", type=int, help="the same")
     add("--rank", type=int, default=8)
     add("--rounds", type=int, default=7)
     add("--env", nargs="+", default=[], metavar="NAME=VALUE", help="environment of both sides")
     add("--json", help="file for the raw figures")
     add("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.layers = options.layers or SHAPES[options.shape]["num_hidden_layers"]
+    options.vocabulary = options.vocabulary or SHAPES[options.shape]["vocab_size"]
     for parts in options.micro_batches:
         if parts < 1 or options.batch % parts:
             parser.error(f"--micro-batches {parts}: --batch {options.batch} can't be cut into so many equal parts")
@@ -189,13 +202,10 @@ def prepare(folder: Path, options) -> None:
 
 
 def shape(options) -> dict:
-    """SmolLM2-135M's sizes, in Qwen3Config's names."""
-    return {
-        "vocab_size": options.vocabulary, "hidden_size": 576, "intermediate_size": 1536,
-        "num_hidden_layers": options.layers, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
-        "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "attention_bias": False, "max_position_embeddings": 8192,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
-    }  # fmt: skip
+    """The sizes in Qwen3Config's names."""
+    found = SHAPES[options.shape] | {"num_hidden_layers": options.layers, "vocab_size": options.vocabulary}
+    found |= {"rms_norm_eps": 1e-6, "tie_word_embeddings": True, "attention_bias": False}
+    return found | {"max_position_embeddings": 8192, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}
 
 
 def raced(group: list[Contestant], folder: Path, options) -> list[Result]:
@@ -283,8 +293,9 @@ def ratios(result: Result, base: Result) -> list[float]:
 def machine(options) -> dict[str, str]:
     return {
         "machine": this_machine("jax", "torch", "transformers", "peft"),
-        "model": f"{options.layers} layers x 576, vocabulary {options.vocabulary}, batch {options.batch} x {options.tokens} "
-        f"tokens, rank {options.rank} on all seven projections; environment: {' '.join(options.env) or 'as it is'}",
+        "model": f"{options.layers} layers x {SHAPES[options.shape]['hidden_size']}, vocabulary {options.vocabulary}, "
+        f"batch {options.batch} x {options.tokens} tokens, rank {options.rank} on all seven projections; "
+        f"environment: {' '.join(options.env) or 'as it is'}",
     }
 
 

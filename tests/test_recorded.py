@@ -79,6 +79,12 @@ def test_so_it_is_of_rows_of_several_documents_chunk_by_chunk(x64):
     assert_same(*hypergradients(problem(), batch(1, segments=documents), batch(2), model), 1e-12)
 
 
+@pytest.mark.parametrize("remat", ["layer", "none"])
+def test_so_it_is_from_a_record_of_the_head_alone(x64, remat):
+    case = problem(target_modules=("q_proj", "down_proj"))
+    assert_same(*hypergradients(case, batch(1), batch(2), replace(MODEL, remat=remat, loss_chunk=7)), 1e-12)
+
+
 @pytest.mark.parametrize(("dtype", "form"), [(jnp.bfloat16, None), (jnp.float32, "nf4 nested")])
 def test_it_rounds_as_the_one_without(dtype, form):
     case = problem(dtype, form, target_modules=("q_proj", "down_proj"))
@@ -86,10 +92,10 @@ def test_it_rounds_as_the_one_without(dtype, form):
     assert_same(*hypergradients(case, batch(1, np.float32), batch(2, np.float32)), 1e-5)
 
 
-def two_passes(problem, batch):
+def two_passes(problem, batch, model=MODEL):
     """What the first pass of a batch makes, and the mixed product with some direction as a function of its record."""
     adapter, base, direction, magnitude = problem
-    recorded = objective.inner_recorded(CONFIG, adapter, MODEL, MODEL)
+    recorded = objective.inner_recorded(CONFIG, adapter, model, model)
     first = jax.jit(recorded.gradient)(direction, magnitude, base, batch, KEY)
     v = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), direction)
 
@@ -122,13 +128,26 @@ def test_every_part_of_the_record_is_read():
         assert min(jax.tree.leaves(change)) > 1e-3, field
 
 
-def test_the_record_spares_two_products_of_four_with_every_frozen_matrix():
-    """By the compiler's count of operations, in which the body of a loop over layers stands once."""
+def operations(mixed, record) -> float:
+    """By the compiler's count, in which the body of a loop over layers stands once."""
+    return jax.jit(mixed).lower(record).compile().cost_analysis()["flops"]
+
+
+HEAD = CONFIG.vocab_size * CONFIG.hidden_size
+
+
+def test_the_record_spares_two_products_of_four_with_every_frozen_matrix_of_the_layers():
     (_, _, record), mixed = two_passes(problem(jnp.float32), batch(1, np.float32))
-    with_record, without = (jax.jit(mixed).lower(given).compile().cost_analysis()["flops"] for given in (record, None))
     tokens, layer = 2 * 11, sum(out * inside for out, inside in decoder.linear_shapes(CONFIG).values())
-    slope = CONFIG.vocab_size * CONFIG.hidden_size
-    assert without - with_record > 2 * tokens * (2 * layer + slope)
+    assert operations(mixed, None) - operations(mixed, record) > 2 * tokens * (2 * layer + HEAD)
+
+
+@pytest.mark.parametrize("remat", ["layer", "none"])
+def test_a_record_of_the_head_spares_one_product_of_four(remat):
+    (_, _, record), mixed = two_passes(problem(jnp.float32), batch(1, np.float32), replace(MODEL, remat=remat))
+    assert record.inputs is None and record.means.shape == (20, CONFIG.hidden_size)
+    product = 2 * 20 * HEAD
+    assert 0.9 * product < operations(mixed, None) - operations(mixed, record) < 1.2 * product
 
 
 def test_stacks_of_one_pass_are_not_there_during_another():

@@ -11,6 +11,7 @@ backward and the mixed second-order pass; of a trained embedding, for `chunk` to
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +32,15 @@ def cross_entropy_sum(
     weights: Float[Array, " N"],
     *,
     chunk: int,
+    blank: Float[Array, "N D"] | None = None,
+    means: Float[Array, "N D"] | None = None,
 ) -> Float[Array, ""]:
-    """Weighted sum of −log softmax(x·Eᵀ)[target] over N tokens, with at most chunk·V logits at a time; E is held constant."""
-    return _frozen_sum(chunk, x, embedding, targets, weights)
+    """Weighted sum of −log softmax(x·Eᵀ)[target] over N tokens, with at most chunk·V logits at a time; E is held constant.
+
+    The gradient with respect to `blank`, zeros in the dtype of sums, is softmax(x·Eᵀ)·E of every token. As `means` a pass at the
+    same point takes them from there: of its gradient's derivative that spares one of four products with E.
+    """
+    return _frozen_sum(chunk, x, embedding, targets, weights, blank, means)
 
 
 def trained_cross_entropy_sum(
@@ -55,41 +62,60 @@ def trained_cross_entropy_sum(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _frozen_sum(chunk: int, x, embedding, targets, weights):
+def _frozen_sum(chunk: int, x, embedding, targets, weights, blank, means):
+    del blank, means
     return _by_span(partial(_loss_and_slope, chunk, slope=False), x, embedding, targets, weights)[0]
 
 
-def _frozen_sum_forward(chunk: int, x, embedding, targets, weights):
-    return _by_span(partial(_loss_and_slope, chunk, slope=True), x, embedding, targets, weights)
+def _frozen_sum_forward(chunk: int, x, embedding, targets, weights, blank, means):
+    one = partial(_loss_and_slope, chunk, slope=True)
+    loss, slopes, found = _by_span(one, x, embedding, targets, weights, means)
+    return loss, (slopes, None if blank is None else found)
 
 
-def _frozen_sum_backward(chunk: int, slopes, g):
+def _frozen_sum_backward(chunk: int, residuals, g):
     del chunk
-    return (g * slopes).astype(slopes.dtype), None, None, None
+    slopes, found = residuals
+    return (g * slopes).astype(slopes.dtype), None, None, None, found, None
 
 
 _frozen_sum.defvjp(_frozen_sum_forward, _frozen_sum_backward)
 
 
-def _in_chunks(chunk: int, *arrays: Array) -> tuple[Array, ...]:
+@jax.custom_jvp
+def _mean(known, sums, total):
+    """`known`, which is sums / total, with its derivatives."""
+    del sums, total
+    return known
+
+
+@_mean.defjvp
+def _mean_jvp(primals, tangents):
+    known, _, total = primals
+    _, sums_tangent, total_tangent = tangents
+    return _mean(*primals), (sums_tangent - known * total_tangent) / total
+
+
+def _in_chunks(chunk: int, first: Array, *more: Array | None) -> tuple[Any, ...]:
     """Each array (N, …) as (⌈N/chunk⌉, chunk, …), filled up with zeros."""
-    count = -(-arrays[0].shape[0] // chunk)
+    count = -(-first.shape[0] // chunk)
 
     def split(array):
         padded = jnp.pad(array, ((0, count * chunk - array.shape[0]),) + ((0, 0),) * (array.ndim - 1))
         return padded.reshape(count, chunk, *array.shape[1:])
 
-    return tuple(map(split, arrays))
+    return jax.tree.map(split, (first, *more))
 
 
-def _by_span(one, x, embedding, targets, weights):
-    """one(x, embedding, targets, weights) of at most SPAN tokens at a time: the sum of the losses, and the slopes."""
+def _by_span(one, x, embedding, *rest: Array | None):
+    """one(x, embedding, targets, weights, …) of at most SPAN tokens at a time: the sum of the losses, and what else it makes."""
     spans = -(-x.shape[0] // SPAN)
     if spans == 1:
-        return one(x, embedding, targets, weights)
-    parts = _in_chunks(-(-x.shape[0] // spans), x, targets, weights)
-    sums, slopes = jax.lax.map(lambda part: one(part[0], embedding, *part[1:]), parts)
-    return jnp.sum(sums), None if slopes is None else slopes.reshape(-1, x.shape[1])[: x.shape[0]]
+        return one(x, embedding, *rest)
+    parts = _in_chunks(-(-x.shape[0] // spans), x, *rest)
+    sums, *others = jax.lax.map(lambda part: one(part[0], embedding, *part[1:]), parts)
+    whole = jax.tree.map(lambda stack: stack.reshape(-1, x.shape[1])[: x.shape[0]], others)
+    return jnp.sum(sums), *whole
 
 
 def _loss_and_slope(
@@ -98,10 +124,11 @@ def _loss_and_slope(
     embedding: Float[Array, "V D"],
     targets: Int[Array, " N"],
     weights: Float[Array, " N"],
+    means: Float[Array, "N D"] | None = None,
     *,
     slope: bool,
-) -> tuple[Float[Array, ""], Float[Array, "N D"] | None]:
-    """The weighted sum of the tokens' losses and, if asked for, its gradient with respect to x.
+) -> tuple[Float[Array, ""], Float[Array, "N D"] | None, Float[Array, "N D"] | None]:
+    """The weighted sum of the tokens' losses and, if asked for, its gradient with respect to x and softmax(x·Eᵀ)·E.
 
     Over the blocks b of E, with m the largest logit so far, s = Σ exp(l − m) and a = Σ exp(l − m)·E:
 
@@ -132,8 +159,9 @@ def _loss_and_slope(
     picked = jnp.sum(x.astype(zeros.dtype) * aimed, axis=1)
     loss = jnp.sum((jnp.log(total) + top - picked) * weights)
     if sums is None:
-        return loss, None
-    return loss, (weights[:, None] * (sums / total[:, None] - aimed)).astype(x.dtype)
+        return loss, None, None
+    means = sums / total[:, None] if means is None else _mean(means, sums, total[:, None])
+    return loss, (weights[:, None] * (means - aimed)).astype(x.dtype), means
 
 
 def _block(chunk: int, tokens: int, vocabulary: int) -> int:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from bidora_jax.kernels import attention, losses, quant, records
+from bidora_jax.kernels import attention, losses, quant
 from bidora_jax.kernels.products import KEPT, bits, floats, frozen_dot, kept_dtype, wide
 from bidora_jax.models import rope
 from bidora_jax.models.adapters import Adapter, linear_shapes, with_saved
@@ -188,12 +188,17 @@ def blank_record(
     direction: PyTree,
     magnitude: PyTree,
     tokens: Int[Array, "B T"],
+    *,
+    remat: Remat,
 ) -> Blank:
-    """What a pass over these tokens with remat `dots` can be asked to fill in; see models/recorded.py."""
+    """What a pass over these tokens can be asked to fill in: with remat `dots` of layers and head, else of the head."""
     base = with_saved(base, direction)
+    predicting = tokens.shape[0] * (tokens.shape[1] - 1)
+    means = jnp.zeros((predicting, config.hidden_size), wide(base["norm"]["weight"].dtype))
+    if remat != "dots":
+        return Blank(None, None, None, means)
     one, variables, frozen, shared, x = _stacked(DecoderLayer(config, adapter), base, direction, magnitude, tokens)
-    last = jax.ShapeDtypeStruct((*tokens.shape, config.hidden_size), base["norm"]["weight"].dtype)
-    return blank(one, variables, frozen, shared, x, last)
+    return blank(one, variables, frozen, shared, x, means)
 
 
 def _stacked(layer: DecoderLayer, base, direction, magnitude, tokens, key=None, dtype=None, segments=None):
@@ -278,14 +283,14 @@ def token_loss_sum(
         config, adapter, base, direction, magnitude, tokens, key,
         remat=remat, fused=fused, attention_chunk=attention_chunk, segments=segments, record=record,
     )  # fmt: skip
-    if record is not None:
-        x = records.foretold(x, record.last) if isinstance(record, Record) else records.tapped(x, record.last)
     x = x[:, :-1].reshape(-1, config.hidden_size)
     targets, weights = tokens[:, 1:].reshape(-1), loss_mask[:, 1:].reshape(-1)
     vocabulary = head(with_saved(base, direction))
     # Only a trained head gets a gradient. It is float32, and so is its product.
-    trained = adapter is not None and "lm_head" in adapter.saved
-    loss = losses.trained_cross_entropy_sum if trained else losses.cross_entropy_sum
+    loss = losses.trained_cross_entropy_sum
+    if adapter is None or "lm_head" not in adapter.saved:
+        means = {"blank" if isinstance(record, Blank) else "means": record.means} if record else {}
+        loss = partial(losses.cross_entropy_sum, **means)
     return loss(x.astype(vocabulary.dtype), vocabulary, targets, weights, chunk=loss_chunk), jnp.sum(weights)
 
 

@@ -24,28 +24,26 @@ collections). It closes over no array: its derivatives are taken where it was ma
 
 
 class Record(NamedTuple):
-    """Of all layers, stacked, in the dtype that activations are kept in."""
+    """Of all layers, stacked, in the dtype that activations are kept in, or None; and of the head."""
 
-    inputs: Float[Array, "L B T D"]
+    inputs: Float[Array, "L B T D"] | None
     sums: PyTree
     cotangents: PyTree
     """Of the inputs of linear layers."""
-    last: Float[Array, "B T D"]
-    """The cotangent of the hidden states that the loss is made of."""
+    means: Float[Array, "N D"]
+    """Of every token that predicts another softmax(x·Eᵀ)·E, see kernels/losses.py."""
 
 
 class Blank(NamedTuple):
     """Zeros in the shapes of a `Record`; nothing reads them."""
 
-    inputs: Array
+    inputs: Array | None
     sums: PyTree
     cotangents: PyTree
-    last: Array
+    means: Array
 
 
-def blank(
-    layer: Layer, variables: PyTree, frozen: PyTree, shared: PyTree, x: Array, last: jax.ShapeDtypeStruct
-) -> Blank:
+def blank(layer: Layer, variables: PyTree, frozen: PyTree, shared: PyTree, x: Array, means: Array) -> Blank:
     """The blank record of layers stacked in `variables` and `frozen`, whose first one takes x."""
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (variables, frozen))
     _, written = jax.eval_shape(lambda *args: layer(*args, (SUMS, TAPS)), *one, shared, x)
@@ -55,7 +53,7 @@ def blank(
         return jnp.zeros((layers, *like.shape), dtype or like.dtype)
 
     taps = jax.tree.map(lambda tap: zeros(tap, x.dtype), {TAPS: written[TAPS]})
-    return Blank(zeros(x), jax.tree.map(zeros, {SUMS: written[SUMS]}), taps, jnp.zeros(last.shape, last.dtype))
+    return Blank(zeros(x), jax.tree.map(zeros, {SUMS: written[SUMS]}), taps, means)
 
 
 def scan_layers(
@@ -70,8 +68,9 @@ def scan_layers(
 ) -> Float[Array, "B T D"]:
     """x after all layers, differentiable in the variables and x. TypeError for a derivative in a weight of `frozen`.
 
-    Without `sums` a layer is made again from its input alone. A `record` needs them.
+    Without `sums` a layer is made again from its input alone. A `record` that is one of layers needs them.
     """
+    record = None if record is None or record.inputs is None else record
     assert sums or record is None
     written = (SUMS,) if sums else ()
     frozen = jax.tree.map(lambda leaf: _constant(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, frozen)
@@ -112,7 +111,7 @@ def scan_layers(
         cotangents = {} if earlier is None else {COTANGENTS: earlier.cotangents[TAPS]}
         slices = (variables, frozen, inputs, sums, taps, cotangents)
         g, (variables_g, taps_g) = _scan(body, g, slices, reverse=True)
-        blank_g = None if blank is None else Blank(inputs, sums, taps_g, jnp.zeros_like(blank.last))
+        blank_g = None if blank is None else Blank(inputs, sums, taps_g, jnp.zeros_like(blank.means))
         return variables_g, g, blank_g, None, None, None
 
     scanned.defvjp(forward, backward)

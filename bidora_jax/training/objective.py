@@ -45,14 +45,15 @@ def inner_recorded(
 ) -> hypergrad.Recorded:
     """The lower level's loss in the two passes of an exact hypergradient, of which the second has the settings `twice`.
 
-    Where the first keeps the sums of its products, remat `dots`, it hands them on. Of several micro-batches it keeps nothing.
+    The first hands on what it made of the head and, where it keeps the sums of its products, remat `dots`, of the layers; of
+    several micro-batches nothing.
     """
     first, second = (inner_loss(config, adapter, model, gram_weight=gram_weight) for model in (once, twice))
 
     def gradient(direction, magnitude, base, batch, key):
-        if once.remat != "dots" or batch["tokens"].shape[0] > 1:
+        if batch["tokens"].shape[0] > 1:
             return *jax.value_and_grad(first)(direction, magnitude, base, batch, key), None
-        blank = decoder.blank_record(config, adapter, base, direction, magnitude, batch["tokens"][0])
+        blank = decoder.blank_record(config, adapter, base, direction, magnitude, batch["tokens"][0], remat=once.remat)
 
         def loss(direction, blank):
             return first(direction, magnitude, base, batch, key, blank)

@@ -165,8 +165,8 @@ def arithmetic(config: DecoderConfig, plan: Plan) -> float:
 
     2·N·tokens for a pass; a gradient is two passes (no weight gradient), and one more over the layers where they are computed
     again. BiDoRA's step is two gradients and a mixed product: two more gradients as a finite difference, a gradient with its
-    tangent forward over reverse, tangents alone over the record of the train gradient. The head has no record.
-    Each is the count of the products in the compiled step.
+    tangent forward over reverse, tangents alone over the record of the train gradient: of the head in one micro-batch, which takes
+    one product more for the logits, of layers with remat dots. Each is the count of the products in the compiled step.
     """
     linears = config.num_layers * sum(o * i for o, i in adapters.linear_shapes(config).values())
     tokens = plan.data.batch_size * plan.data.accumulation * plan.data.max_length
@@ -174,10 +174,10 @@ def arithmetic(config: DecoderConfig, plan: Plan) -> float:
     again = 1 if plan.model.remat == "layer" else 0
     if plan.adapter.method != "bidora":
         return 2 * tokens * ((2 + again) * linears + 2 * head)
-    recorded = plan.model.remat == "dots" and plan.data.accumulation == 1
+    recorded = plan.data.accumulation == 1
     mixed, logits = {
         "reverse": ({"none": 2, "layer": 4}.get(plan.model.remat, 3), 3),
-        "exact": (2 if recorded else 4 + 2 * again, 4),
+        "exact": (2 if recorded and plan.model.remat == "dots" else 4 + 2 * again, 3 if recorded else 4),
         "finite-difference": (4 + 2 * again, 4),
         "direct": (0, 0),
     }[plan.search.hypergradient]
