@@ -97,6 +97,29 @@ def test_many_tokens_go_over_the_embedding_in_spans(monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("span", [TOKENS, 4])
+def test_a_second_pass_takes_the_mean_rows_of_the_first(x64, monkeypatch, span):
+    """A blank's gradient is softmax(x·Eᵀ)·E; what is read of it changes no derivative, and is read."""
+    x, e, targets, weights = case()
+    x, e, targets, weights = (jnp.asarray(array, jnp.float64) for array in (x, e, targets, weights))
+    monkeypatch.setattr(losses, "SPAN", span)
+
+    def loss(x, **record):
+        return jnp.sin(losses.cross_entropy_sum(x, e, targets.astype(int), weights, chunk=5, **record))
+
+    blank = jnp.zeros_like(x)
+    gradient, means = jax.grad(lambda x, blank: loss(x, blank=blank), argnums=(0, 1))(x, blank)
+    np.testing.assert_allclose(means, jax.nn.softmax(x @ e.T) @ e, rtol=1e-12)
+    np.testing.assert_allclose(gradient, jax.grad(loss)(x), rtol=1e-12)
+
+    def mixed(**record):
+        return jax.jvp(jax.grad(partial(loss, **record)), (x,), (jnp.cos(x),))
+
+    for found, expected in zip(mixed(means=means), mixed(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+    assert all(np.abs(found - wrong).max() > 0.01 for found, wrong in zip(mixed(), mixed(means=2 * means), strict=True))
+
+
 def test_blocks_hold_no_more_logits_than_a_chunk_of_tokens_would():
     assert losses._block(256, 1024, 49_152) == losses.BLOCK
     assert losses._block(64, 4096, 32_000) == 384  # 500, in whole vectors
