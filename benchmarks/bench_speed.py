@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -39,8 +39,8 @@ from turns import Worker, in_turn, peak_gb, serve, spread, this_machine
 
 from bidora_jax.training.memory import keep_freed_memory
 
-FORMS = ("exact", "reverse", "finite-difference", "direct")
 GRADIENTS = "two gradients"
+FORMS = ("exact", "reverse", "finite-difference", "direct")
 SHAPES = {
     "smollm2-135m": {
         "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
@@ -325,107 +325,10 @@ def theirs(job: dict) -> tuple[Callable[[], float], dict]:
 
 
 def ours(job: dict) -> tuple[Callable[[], float], dict]:
-    import jax
-    import jax.numpy as jnp
+    import own_steps
 
-    from bidora_jax.models import adapters, hf
-    from bidora_jax.models.settings import AdapterConfig, ModelConfig
-    from bidora_jax.training import objective
-
-    folder = Path(job["folder"])
-    config = hf.read_config(folder)
-    model = ModelConfig(dtype=job["dtype"], remat=job["variant"])
-    model = replace(model, loss_chunk=job["loss_chunk"] or model.loss_chunk)
-    adapter = adapters.resolve(AdapterConfig(method=job["method"], rank=job["rank"], alpha=2.0 * job["rank"]), config)
-    base = adapters.prepare_base(hf.load(model, folder, config), adapter)
-    params = adapters.init(adapter, base, jax.random.key(0))
-
-    def micro_batches(name: str):
-        tokens = np.load(folder / f"{name}.npy")
-        tokens = jnp.asarray(tokens.reshape(job["parts"], -1, tokens.shape[-1]), jnp.int32)
-        return {"tokens": tokens, "loss_mask": jnp.ones(tokens.shape, jnp.float32)}
-
-    train, val = map(micro_batches, ("train", "val"))
-    build = {"bidora": two_gradients if job["form"] == GRADIENTS else two_levels}.get(job["method"], one_level)
-    losses = [objective.inner_loss(config, adapter, model), objective.outer_loss(config, adapter, model)]
-    recorded = objective.inner_recorded(config, adapter, model, model) if job["form"] == "exact" else None
-    if job["method"] == "bidora" and job["form"] != GRADIENTS:
-        losses.append(recorded)
-    step, state = build(losses, params, job["form"])
-    return compiled(step, state, base, *(train, val)[: 2 if job["method"] == "bidora" else 1])
-
-
-def compiled(step, state, *arguments) -> tuple[Callable[[], float], dict]:
-    """A closure over a step of (state, *arguments) to (state, loss), and what the compiler says of it."""
-    import jax
-
-    began = time.monotonic()
-    run = jax.jit(step, donate_argnums=0).lower(state, *arguments).compile()
-    seconds, temporaries = time.monotonic() - began, run.memory_analysis().temp_size_in_bytes
-    held = [state]
-
-    def once() -> float:
-        state, loss = jax.block_until_ready(run(held.pop(), *arguments))
-        held.append(state)
-        return float(loss)
-
-    return once, {"compile_seconds": seconds, "temporaries_gb": temporaries / 1e9}
-
-
-def one_level(losses, params, _):
-    """LoRA or DoRA."""
-    import jax
-
-    from bidora_jax import init_train_state, train_step
-
-    tx = adamw()
-
-    def step(state, base, train):
-        state, metrics = train_step(state, base, train, loss=lambda p, *rest: losses[0](*p, *rest), tx=tx)
-        return state, metrics["train_loss"]
-
-    return step, init_train_state(params, tx, jax.random.key(1))
-
-
-def two_levels(losses, params, form: str):
-    """A bilevel step with one of the hypergradient forms."""
-    import jax
-
-    from bidora_jax import bilevel_step, init_state
-    from bidora_jax.training.phases import HYPERGRADIENTS
-
-    tx = adamw()
-    settings = {"inner_tx": tx, "outer_tx": tx, "hypergradient": HYPERGRADIENTS[form]}
-    settings |= dict(zip(("inner_loss", "outer_loss", "recorded"), losses, strict=True))
-
-    def step(state, base, train, val):
-        state, metrics = bilevel_step(state, base, train, val, **settings)
-        return state, metrics["train_loss"]
-
-    return step, init_state(*params, tx, tx, jax.random.key(1))
-
-
-def two_gradients(losses, params, _):
-    """The gradients of the train and the val loss in both parts of the adapter; kept, or the compiler drops them."""
-    import jax
-
-    def step(state, base, train, val):
-        (params, _), key = state, jax.random.key(1)
-        (loss, first), (_, second) = (
-            jax.value_and_grad(lambda p, f=f, batch=batch: f(*p, base, batch, key))(params)
-            for f, batch in zip(losses, (train, val), strict=True)
-        )
-        return (params, (first, second)), loss
-
-    zeros = jax.tree.map(jax.numpy.zeros_like, (params, params))
-    return step, (params, zeros)
-
-
-def adamw():
-    from bidora_jax.training import optim
-    from bidora_jax.training.settings import OptimizerConfig
-
-    return optim.transformation(OptimizerConfig(clip=0.0, schedule="constant", warmup=0.0), 1)
+    names = ("method", "dtype", "form", "rank", "parts", "loss_chunk")
+    return own_steps.contestant(Path(job["folder"]), remat=job["variant"], **{name: job[name] for name in names})
 
 
 if __name__ == "__main__":
