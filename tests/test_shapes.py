@@ -279,9 +279,9 @@ def test_conversations_that_are_tokenised_together_stay_apart(tokenizer, monkeyp
         said("q", "\n\n"),
         said("x", "y"),
     ]
-    talks = [answers.Talk(one, numbers) for one in turns for numbers in ([len(one) - 1], None)]
+    talks = [answers.Conversation(one, numbers) for one in turns for numbers in ([len(one) - 1], None)]
     alone = [answers.tokens([talk], tokenizer)[0] for talk in talks]
-    monkeypatch.setattr(answers, "TOGETHER", 3)
+    monkeypatch.setattr(answers, "BATCH", 3)
     together = answers.tokens(talks, tokenizer)
     assert [isinstance(one, BadRecord) for one in together] == [False] * 2 + [True] * 2 + [False] * 6
     assert [str(one) for one in together] == [str(one) for one in alone]

@@ -37,11 +37,11 @@ OPENED_THINKING = re.compile(r"<think>\s*$")
 """Some templates begin the thinking where they ask for an answer, and write answers that hold none without it."""
 
 
-TOGETHER = 256
+BATCH = 256
 """Conversations tokenised in one call; the places of their tokens take 200 bytes each while it lasts."""
 
 
-class Talk(NamedTuple):
+class Conversation(NamedTuple):
     """A conversation and what is learned of it."""
 
     turns: Sequence[Turn]
@@ -50,12 +50,10 @@ class Talk(NamedTuple):
     tools: list[Any] | None = None
 
 
-class Piece(NamedTuple):
-    """Tokens, and the first character of each and the one past its last."""
-
+class Encoding(NamedTuple):
     ids: list[int]
-    starts: Int[np.ndarray, " N"]
-    ends: Int[np.ndarray, " N"]
+    offsets: Int[np.ndarray, "N 2"]
+    """The first character of each token and the one past its last."""
 
 
 class Rendered(NamedTuple):
@@ -89,17 +87,17 @@ def check(tokenizer: Tokenizer) -> None:
         raise InputError("records with turns need a fast tokenizer, and the model's folder holds no tokenizer.json")
 
 
-def tokens(talks: Sequence[Talk], tokenizer: Tokenizer) -> list[Tokens | BadRecord]:
+def tokens(talks: Sequence[Conversation], tokenizer: Tokenizer) -> list[Tokens | BadRecord]:
     """Of each conversation its tokens and which of them are trained, or why it can't be used.
 
     A token that would reach over the border of an answer is cut there, as it is where a model answers.
     """
     found = []
-    for first in range(0, len(talks), TOGETHER):
-        written = [_unless_bad(_written, talk, tokenizer) for talk in talks[first : first + TOGETHER]]
-        pieces = iter(_tokenised([one.text for one in written if isinstance(one, Rendered)], tokenizer))
+    for first in range(0, len(talks), BATCH):
+        written = [_unless_bad(_written, talk, tokenizer) for talk in talks[first : first + BATCH]]
+        encoded = iter(_tokenised([one.text for one in written if isinstance(one, Rendered)], tokenizer))
         for one in written:
-            found.append(_unless_bad(_marks, one, next(pieces), tokenizer) if isinstance(one, Rendered) else one)
+            found.append(_unless_bad(_marks, one, next(encoded), tokenizer) if isinstance(one, Rendered) else one)
     return found
 
 
@@ -110,22 +108,24 @@ def _unless_bad(function: Callable[..., Any], *arguments: Any) -> Any:
         return problem
 
 
-def _written(talk: Talk, tokenizer: Tokenizer) -> Rendered | Tokens:
+def _written(talk: Conversation, tokenizer: Tokenizer) -> Rendered | Tokens:
     if talk.numbers is not None and is_marked(tokenizer, talk.tools):
         return _marked(talk.turns, talk.numbers, tokenizer, talk.tools)
     return find(talk.turns, talk.numbers, tokenizer, talk.tools)
 
 
-def _marks(written: Rendered, piece: Piece, tokenizer: Tokenizer) -> Tokens:
+def _marks(written: Rendered, encoding: Encoding, tokenizer: Tokenizer) -> Tokens:
     """The tokens of a text, of which those in its answers are trained."""
     text, places = written
     borders = sorted({border for place in places for border in place})
-    if any(np.any((piece.starts < border) & (border < piece.ends)) for border in borders):
-        piece = _tokenised_apart(text, borders, tokenizer)
-    trained = np.zeros(len(piece.ids), bool)
+    starts, ends = encoding.offsets.T
+    if any(np.any((starts < border) & (border < ends)) for border in borders):
+        encoding = _tokenised_apart(text, borders, tokenizer)
+        starts, ends = encoding.offsets.T
+    trained = np.zeros(len(encoding.ids), bool)
     for first, last in places:
-        trained |= (piece.starts >= first) & (piece.ends <= last)
-    return piece.ids, trained.tolist()
+        trained |= (starts >= first) & (ends <= last)
+    return encoding.ids, trained.tolist()
 
 
 def find(
@@ -148,28 +148,25 @@ def find(
     return Rendered(text, places)
 
 
-def _tokenised(texts: list[str], tokenizer: Tokenizer) -> list[Piece]:
+def _tokenised(texts: list[str], tokenizer: Tokenizer) -> list[Encoding]:
     """All texts at once, which a fast tokenizer spreads over the cores."""
     if not texts:
         return []
     found = tokenizer(
         texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
     )
-    pairs = (np.array(spans, np.int64).reshape(-1, 2) for spans in found["offset_mapping"])
-    return [Piece(ids, spans[:, 0], spans[:, 1]) for ids, spans in zip(found["input_ids"], pairs, strict=True)]
+    pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
+    return [Encoding(ids, np.array(spans, np.int64).reshape(-1, 2)) for ids, spans in pairs]
 
 
-def _tokenised_apart(text: str, borders: list[int], tokenizer: Tokenizer) -> Piece:
+def _tokenised_apart(text: str, borders: list[int], tokenizer: Tokenizer) -> Encoding:
     edges = list(pairwise([0, *borders, len(text)]))
     pieces = _tokenised([text[start:end] for start, end in edges], tokenizer)
     for (start, end), piece in zip(edges, pieces, strict=True):
         if tokenizer.decode(piece.ids, clean_up_tokenization_spaces=False) != text[start:end]:
             raise BadRecord(f"can't cut the tokens before {text[start : start + 30]!r}, where an answer begins or ends")
-    starts, ends = (
-        np.concatenate([start + part for (start, _), part in zip(edges, parts, strict=True)])
-        for parts in ([piece.starts for piece in pieces], [piece.ends for piece in pieces])
-    )
-    return Piece([token for piece in pieces for token in piece.ids], starts, ends)
+    offsets = np.concatenate([start + piece.offsets for (start, _), piece in zip(edges, pieces, strict=True)])
+    return Encoding([token for piece in pieces for token in piece.ids], offsets)
 
 
 def _marked(turns: Sequence[Turn], numbers: Sequence[int], tokenizer: Tokenizer, tools: list[Any] | None) -> Tokens:

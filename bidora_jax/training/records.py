@@ -275,13 +275,13 @@ def _of_talks(records: list[Record], tokenizer: Tokenizer, loss_on: LossOn) -> l
     return [one for one in found if not isinstance(one, BadRecord)]
 
 
-def _talk(record: Record, loss_on: LossOn) -> answers.Talk:
+def _talk(record: Record, loss_on: LossOn) -> answers.Conversation:
     turns, first = shapes.turns(record)
     if loss_on == "all":
-        return answers.Talk(turns, None, record.get("tools"))
+        return answers.Conversation(turns, None, record.get("tools"))
     of_assistant = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
     numbers = of_assistant[-1:] if loss_on == "response" else [number for number in of_assistant if number >= first]
-    return answers.Talk(turns, numbers, record.get("tools"))
+    return answers.Conversation(turns, numbers, record.get("tools"))
 
 
 def _prompts(records: list[Record], tokenizer: Tokenizer) -> list[list[int]]:
