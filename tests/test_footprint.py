@@ -103,7 +103,7 @@ def test_forms_in_the_order_they_are_tried(monkeypatch):
     assert fitting.candidates(auto, LEVELS) == [("dots", "exact"), ("layer", "exact")]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert fitting.candidates(auto, bidora) == [("dots", "exact"), ("layer", "exact"), ("offload", "exact")]
-    assert [remat for remat, _ in fitting.candidates(auto, LEVELS)] == ["none", "dots", "layer", "offload"]
+    assert [remat for remat, _ in fitting.candidates(auto, LEVELS)] == ["dots", "layer", "offload"]
 
 
 def test_offload_is_refused_on_a_cpu():

@@ -126,7 +126,7 @@ def causal_attention(
     window: int | None = None,
     starts: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T H h"]:
-    """Causal grouped-query attention; sequences longer than `chunk` are attended at most `chunk` queries at a time.
+    """Causal grouped-query attention; sequences longer than `chunk` are attended at most half as many queries at a time.
 
     `starts`: where the document of each token begins, in a row of several: what is before it is not seen.
 
@@ -136,7 +136,7 @@ def causal_attention(
     length = q.shape[1]
     if length > chunk:
         # Two chunks a run at least: of a loop of one turn XLA keeps the scores rather than compute them again.
-        chunk = min(chunk, -(-length // (2 * RUNS)))
+        chunk = min(-(-chunk // 2), -(-length // (2 * RUNS)))
     step = chunk if length > chunk else max(-(-length // RUNS), SHORTEST_RUN)
     chunks = -(-length // step)
     out = []

@@ -159,7 +159,7 @@ def hidden(
     *,
     remat: Remat = "layer",
     fused: bool = False,
-    attention_chunk: int = 512,
+    attention_chunk: int = 1024,
     dtype=None,
     segments: Int[Array, "B T"] | None = None,
     record: Blank | Record | None = None,
@@ -250,7 +250,7 @@ def logits(
     magnitude: PyTree,
     tokens: Int[Array, "B T"],
     *,
-    attention_chunk: int = 512,
+    attention_chunk: int = 1024,
     dtype=None,
 ) -> Float[Array, "B T V"]:
     """All logits in float32; for probes and short texts, the loss never calls it."""
@@ -270,7 +270,7 @@ def token_loss_sum(
     *,
     remat: Remat = "layer",
     fused: bool = False,
-    attention_chunk: int = 512,
+    attention_chunk: int = 1024,
     loss_chunk: int = 256,
     segments: Int[Array, "B T"] | None = None,
     record: Blank | Record | None = None,

@@ -189,7 +189,7 @@ def token_loss_sum(
     loss_mask: Float[Array, "B T"],
     *,
     combine: Combine,
-    attention_chunk: int = 512,
+    attention_chunk: int = 1024,
     loss_chunk: int = 256,
     segments: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

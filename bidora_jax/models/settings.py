@@ -39,13 +39,14 @@ class ModelConfig:
     """none: keep all activations for the backward pass; dots: keep the sums of the linear layers, recompute what is cheap,
     and of one micro-batch hand them on to the mixed product of bidora, which has half the products with frozen weights then;
     layer: keep one activation a layer, recompute the rest; offload: dots, kept in the host's memory (a GPU only); auto: the
-    fastest one that the compiler counts to fit, on a CPU of dots and layer."""
+    fastest of dots, layer and, on a GPU, offload that the compiler counts to fit."""
     attention: Literal["auto", "chunked", "cudnn"] = "auto"
     """Attention of the first-order gradients. cudnn: cuDNN's fused kernels, on an NVIDIA GPU, in 16-bit floats, without
     data.packing; chunked: XLA's, anywhere; auto: cudnn where it works. The mixed product of bidora is always chunked. The two
     give the same gradients to rounding."""
-    attention_chunk: int = 512
-    """Queries attended at a time, at most; longer sequences never hold a [T, T] score matrix."""
+    attention_chunk: int = 1024
+    """Sequences of up to so many tokens are attended whole, a layer's scores at a time; longer ones at most half as many queries at a
+    time, so that they never hold a [T, T] score matrix."""
     loss_chunk: int = 256
     """The loss holds no more logits at a time than so many tokens have over the whole vocabulary."""
 

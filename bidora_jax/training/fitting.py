@@ -1,13 +1,14 @@
 """Which form of a step fits the device: the compiler is asked, the fastest form first.
 
                         a CPU             a GPU
-    remat               dots, layer       none, dots, layer, offload      of a bilevel step without none
+    remat               dots, layer       dots, layer, offload
     hypergradient       exact             exact
 
 On a CPU dots was never slower than layer where it was measured: up to a third faster for one gradient, 1.4 times as fast in a
-bilevel step, for two to four times the temporaries; none is slower than either (benchmarks/README.md). The order on a GPU is
-that of the arithmetic and has not been measured. In a bilevel step dots goes before none: the record of the sums it keeps
-(models/recorded.py) spares more products than none does, and with it exact takes no more than reverse, which is never chosen.
+bilevel step, for two to four times the temporaries; none is slower than either (benchmarks/README.md). On a GPU nothing has been
+measured; by what XLA compiles for one, none has as many products with frozen weights as dots, and moves up to twice the bytes of all
+else to keep four to five times as much. In a bilevel step the record of the sums that dots keeps (models/recorded.py) spares more
+products than none does, and with it exact takes no more than reverse. So none and reverse are never chosen.
 
 Attention is settled before (attending.py), so the count is of a form with it. A form fits if the peak that the compiler counts
 for it is at most FITS of the memory there is; the rest is for what it does not count: the interpreter, fragments, checkpoints on
@@ -111,11 +112,9 @@ def largest(phase: Phase) -> Meeting:
     return program, program.lengths[-1]
 
 
-def remats(method: str) -> tuple[str, ...]:
+def remats() -> tuple[str, ...]:
     """The remat policies to choose from on this platform, the fastest first."""
-    if jax.default_backend() == "cpu":
-        return ("dots", "layer")
-    return ("dots", "layer", "offload") if method == "bidora" else ("none", "dots", "layer", "offload")
+    return ("dots", "layer") if jax.default_backend() == "cpu" else ("dots", "layer", "offload")
 
 
 def check(model: ModelConfig) -> None:
@@ -140,7 +139,7 @@ def synthetic(
 def candidates(model: ModelConfig, levels: Levels) -> list[tuple[str, str]]:
     """(remat, hypergradient), the fastest first; what is set is kept."""
     form = levels.search.hypergradient
-    policies = remats(levels.method) if model.remat == AUTO else (model.remat,)
+    policies = remats() if model.remat == AUTO else (model.remat,)
     return [(policy, "exact" if form == AUTO else form) for policy in policies]
 
 
