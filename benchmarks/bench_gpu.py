@@ -49,7 +49,7 @@ from bidora_jax.models import adapters, quantization
 from bidora_jax.models.decoder import DecoderConfig
 from bidora_jax.models.settings import AdapterConfig, ModelConfig
 from bidora_jax.training import fitting, footprint, phases, planning
-from bidora_jax.training.memory import device_memory
+from bidora_jax.training.memory import Memory, device_memory
 from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, SearchConfig
 
 SHAPES = ("tiny", "0.6b", "1.7b", "4b", "8b", "14b")
@@ -301,7 +301,8 @@ def decoder_config(shape: str) -> DecoderConfig:
     return bench_quant.TINY if shape == "tiny" else catalog.shape(f"Qwen/Qwen3-{shape.upper()}")
 
 
-def ours(job: dict):
+def chosen(job: dict, memory: Memory) -> tuple[DecoderConfig, planning.Plan, fitting.Settled]:
+    """The step in the form that `train` would choose in so much memory. Nothing is allocated."""
     config = decoder_config(job["shape"])
     plan = planning.Plan(
         ModelConfig(dtype="bfloat16", quantization=job["quantization"], remat=job["remat"], attention=job["attention"]),
@@ -311,18 +312,32 @@ def ours(job: dict):
     )  # fmt: skip
     adapter = adapters.resolve(plan.adapter, config)
     shapes = quantization.base_shapes(plan.model, config, jnp.bfloat16)
-    problem, memory = fitting.synthetic(config, plan.model, adapter, shapes, plan.data, job["length"]), device_memory()
-    settled = fitting.settle(problem, plan.levels, memory)
+    problem = fitting.synthetic(config, plan.model, adapter, shapes, plan.data, job["length"])
+    return config, plan, fitting.settle(problem, plan.levels, memory)
+
+
+def form_of(settled: fitting.Settled, method: str) -> str:
+    said = f"attention {settled.problem.model.attention}, remat {settled.problem.model.remat}"
+    return said + f", {settled.search.hypergradient}" * (method == "bidora")
+
+
+def ours(job: dict):
+    memory = device_memory()
+    config, plan, settled = chosen(job, memory)
     program, length = fitting.largest(settled.phase)
     parts = settled.footprint or footprint.of(settled.problem, settled.phase, settled.standing.state, (program, length))
-    form = f"attention {settled.problem.model.attention}, remat {settled.problem.model.remat}"
-    form += f", {settled.search.hypergradient}" * (job["method"] == "bidora")
-    facts = {"form": form, "said": settled.said, "counted_bytes": parts.peak, **flops(config, plan, settled)}
+    facts = {
+        "form": form_of(settled, job["method"]),
+        "said": settled.said,
+        "counted_bytes": parts.peak,
+        **flops(config, plan, settled),
+    }
     if parts.peak > memory.bytes:
         large = f"too large: {parts.peak / 1e9:.1f} GB by the compiler, of {memory.bytes / 1e9:.1f}, {memory.said}"
         return None, facts | {"too_large": large}
     run = program.compile(settled.standing.state, length)
-    base = adapters.prepare_base(random_models.random_like(shapes, jax.random.key(0)), adapter)
+    shapes = quantization.base_shapes(plan.model, config, jnp.bfloat16)
+    base = adapters.prepare_base(random_models.random_like(shapes, jax.random.key(0)), settled.problem.adapter)
     ready = replace(settled.problem, base=base)
     held = [phases.first_phase(job["method"], ready, settled.search, plan.inner, plan.outer)[1].state]
     batches = [

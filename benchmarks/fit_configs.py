@@ -1,8 +1,9 @@
 """Compiles every record of configs/qwen3.py from shapes and compares its peak with the memory it is for.
 
-    python benchmarks/fit_configs.py [--sizes 0.6b 8b] [--pick]
+    JAX_PLATFORMS=cpu python benchmarks/fit_configs.py --gpu h100 [--sizes 0.6b 8b] [--pick]
 
-No weights, no data, nothing allocated: the count is that of training/footprint.py for the platform it runs on. --pick looks
+No weights, no data, nothing allocated: the count is that of training/footprint.py, for the platform it runs on or for a GPU of
+gpu_target.py, which need not be there. --pick looks
 for the records instead: for each size and memory bidora dense if it fits, else in int8, else in nf4, else dora, else lora,
 each with the most records in the device at a time (4, 2 or 1). Counts are kept beside the compiled programs, so that a
 second call takes seconds.
@@ -11,8 +12,10 @@ second call takes seconds.
 import argparse
 import itertools
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+import gpu_target
 import jax
 
 from bidora_jax import catalog, config
@@ -29,19 +32,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
     parser.add_argument("--pick", action="store_true")
+    parser.add_argument("--gpu", choices=tuple(gpu_target.GPUS), help="compile for this one")
     options = parser.parse_args()
-    if options.pick:
-        for size in options.sizes:
-            print(f'    "{size}": {picked(size)},', flush=True)
-        return
-    print(
-        f"the compiler's count for a {jax.default_backend()}, jax {jax.__version__}; allowed: {fitting.FITS:.0%} of the memory"
-    )
+    with gpu_target.named(options.gpu) if options.gpu else nullcontext():
+        if options.pick:
+            for size in options.sizes:
+                print(f'    "{size}": {picked(size)},', flush=True)
+            return
+        table(options.sizes, options.gpu or jax.default_backend())
+
+
+def table(sizes: tuple[str, ...], platform: str) -> None:
+    """Every record with its peak; exit status 1 where one has too much."""
+    print(f"the compiler's count for a {platform}, jax {jax.__version__}; allowed: {fitting.FITS:.0%} of the memory")
     print(
         "| record | method | quantization | batch x accumulation | peak | allowed |\n| --- | --- | --- | --- | --- | --- |"
     )
     wrong = 0
-    for size in options.sizes:
+    for size in sizes:
         for memory in records()[size]:
             plan = read(f"{size}-{memory}gb")
             peak, allowed = count(size, plan), fitting.FITS * memory * 1e9

@@ -45,8 +45,8 @@ class ModelConfig:
     data.packing; chunked: XLA's, anywhere; auto: cudnn where it works. The mixed product of bidora is always chunked. The two
     give the same gradients to rounding."""
     attention_chunk: int = 1024
-    """Sequences of up to so many tokens are attended whole, a layer's scores at a time; longer ones at most half as many queries at a
-    time, so that they never hold a [T, T] score matrix."""
+    """Sequences of up to so many tokens are attended whole, a layer's scores at a time; longer ones at most half as many queries
+    at a time, so that they never hold a [T, T] score matrix."""
     loss_chunk: int = 256
     """The loss holds no more logits at a time than so many tokens have over the whole vocabulary."""
 
