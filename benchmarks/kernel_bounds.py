@@ -21,7 +21,7 @@ LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)(?= [a-z])|\S+) ([a-z\-]+)
 NO_KERNEL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "fusion-done", "copy-done",
              "partition-id"}  # fmt: skip
 VIEWS = {"bitcast", "bitcast-convert", "reshape"}
-ATTENTION = "__cudnn$fmhaSoftmax"
+ATTENTION, OPS = "__cudnn$fmhaSoftmax", 'custom_call_target="bidora_'
 
 
 class Kernel(NamedTuple):
@@ -116,7 +116,10 @@ def _kernel(one: Instruction, computation: Computation, computations: dict[str, 
     elif one.code == "dynamic-update-slice":
         moved = 2 * _bytes(computation[one.operands[1]].shape)
     else:
-        moved = _bytes(one.shape) + sum(_bytes(computation[name].shape) for name in one.operands if name in computation)
+        read = sum(_bytes(computation[name].shape) for name in one.operands if name in computation)
+        if OPS in one.rest:  # they are given whole stacks, and read one layer
+            read /= _extents(computation[one.operands[0]].shape)[0]
+        moved = read + _bytes(one.shape)
         operations = _attention(one, computation) + _products({"": one}, computations, computation)
     if operations:
         kind = "attention" if ATTENTION in one.rest else "product"

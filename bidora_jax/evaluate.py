@@ -5,6 +5,7 @@ are evaluated in turn, with one compiled program, or as one: --ensemble, --avera
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,6 +49,8 @@ class EvaluateArguments:
     """Records evaluated at a time."""
     loss_on: Literal["response", "turns", "all"] = "response"
     """Tokens that count in records that ask: the last answer, every answer of the assistant, or all."""
+    token_cache: str = "auto"
+    """Folder where encoded records are kept for the next time; auto: the user's cache folder, empty: nowhere."""
 
 
 def main(argv: list[str]) -> None:
@@ -77,7 +80,7 @@ def main(argv: list[str]) -> None:
 def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]:
     """What the command prints, as a dictionary for each adapter, or for what stands in the place of all."""
     from bidora_jax.models import ensembles, hf
-    from bidora_jax.training import data, evaluation, records
+    from bidora_jax.training import data, evaluation, records, tokencache
 
     if arguments.batch_size < 1 or arguments.max_length < 2:
         raise InputError("--batch-size must be at least 1 and --max-length at least 2")
@@ -90,7 +93,9 @@ def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]
     members = ensembles.load(arguments.adapter, config)
     ensembles.check(members, combine, arguments.average, arguments.weight)
     how = {"max_length": arguments.max_length, "loss_on": arguments.loss_on, "long": arguments.long}
-    split = records.encode_all(given, tokenizer, **how)
+    split, kept = tokencache.encode_all(given, tokenizer, arguments.token_cache, **how)
+    if kept:
+        print(kept, file=sys.stderr, flush=True)
     settings = ModelConfig(
         dtype=arguments.dtype, quantization=arguments.quantization, double_quant=arguments.double_quant
     )

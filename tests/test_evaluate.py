@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from bidora_jax import evaluate, train
 from bidora_jax.config import Config
 from bidora_jax.errors import command
 from bidora_jax.models import decoder, hf
-from bidora_jax.training import evaluation, records
+from bidora_jax.training import evaluation, records, tokencache
 
 
 def evaluated(*argv: str, to) -> dict:
@@ -65,6 +66,17 @@ def test_the_loss_is_the_token_weighted_mean_over_the_file(model_folder, data_fi
     assert f"perplexity  {found['perplexity']:.4f}" in out
     assert f"tokens      {count}" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json"]
+
+
+def test_tokens_of_a_file_are_kept_for_the_next_time(model_folder, data_files, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(tokencache, "encode_all", partial(tokencache.encode_all, worth=0.0))
+    how = ("--model", str(model_folder), "--data-file", str(data_files[2]), "--token-cache")
+    first = evaluated(*how, str(tmp_path / "kept"), to=tmp_path / "1.json")
+    assert "tokens read" not in capfd.readouterr().err
+    assert evaluated(*how, str(tmp_path / "kept"), to=tmp_path / "2.json") == first
+    assert "tokens read in" in capfd.readouterr().err
+    assert evaluated(*how, "", to=tmp_path / "3.json") == first
+    assert "tokens read" not in capfd.readouterr().err
 
 
 def test_test_records_are_answered_in_even_batches_that_change_nothing(model_folder, data_files, monkeypatch):

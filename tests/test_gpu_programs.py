@@ -85,6 +85,12 @@ def test_the_ops_take_the_whole_stack_of_a_quantised_weight(tmp_path_factory, mo
     text = text_of("lora", remat="layer", quantization="nf4")
     calls = [line for line in text.splitlines() if 'custom_call_target="bidora_nf4_nested"' in line]
     assert len(calls) == 2 * 7  # once in the forward and once in the backward pass
+    opened = [one for one in kernel_bounds.kernels(text) if one.source.endswith("ffi_call")]
+    assert len(opened) == len(calls) and {one.calls for one in opened} == {LAYERS}
+    # Half a byte, the block's scale in one, and two for the weight; the group's scale and the offset are less than all that.
+    linears = sum(o * i for o, i in adapters.linear_shapes(CONFIG).values())
+    read = sum(one.bytes for one in opened) / 2
+    assert (0.5 + 1 / 64 + 2) * linears < read < 2.6 * linears
     codes = {str(o * i // 2) for o, i in adapters.linear_shapes(CONFIG).values()}
     stacks = arrays(text, "u8")
     assert {(LAYERS, int(size)) for size in codes} <= stacks
