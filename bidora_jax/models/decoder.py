@@ -22,7 +22,7 @@ from bidora_jax.kernels import attention, losses, quant
 from bidora_jax.kernels.products import KEPT, bits, floats, frozen_dot, kept_dtype, wide
 from bidora_jax.models import rope
 from bidora_jax.models.adapters import Adapter, linear_shapes, with_saved
-from bidora_jax.models.linear import Linear, tapped
+from bidora_jax.models.linear import Linear, tapped, written_down
 from bidora_jax.models.recorded import Blank, Record, blank, scan_layers
 from bidora_jax.models.rope import RopeScaling
 
@@ -89,6 +89,9 @@ class Attention(nn.Module):
             causal = partial(attention.causal_attention, chunk=self.chunk, window=c.window, starts=starts)
         out, kept = (causal(q, k, v), None) if attend is None else attend(causal, q, k, v)
         out = out.reshape(*x.shape[:2], c.num_heads * c.head_dim)
+        if attend is None and not self.fused and x.shape[1] > self.chunk:
+            # In chunks the backward pass computes the scores anew anyway: with the result at hand it does so once, not twice.
+            out = written_down(self, out, out.dtype, "attended").astype(out.dtype)
         return _linear(self, "o_proj", c.o_bias)(tapped(self, "out", out)), kept
 
 
@@ -112,7 +115,7 @@ class DecoderLayer(nn.Module):
 
     config: DecoderConfig
     adapter: Adapter | None
-    chunk: int = 512
+    chunk: int = 1024
     reopen: bool = False
     """See models/linear.py."""
     fused: bool = False
@@ -190,6 +193,8 @@ def blank_record(
     tokens: Int[Array, "B T"],
     *,
     remat: Remat,
+    fused: bool = False,
+    attention_chunk: int = 1024,
 ) -> Blank:
     """What a pass over these tokens can be asked to fill in: with remat `dots` of layers and head, else of the head."""
     base = with_saved(base, direction)
@@ -197,7 +202,8 @@ def blank_record(
     means = jnp.zeros((predicting, config.hidden_size), wide(base["norm"]["weight"].dtype))
     if remat != "dots":
         return Blank(None, None, None, means)
-    one, variables, frozen, shared, x = _stacked(DecoderLayer(config, adapter), base, direction, magnitude, tokens)
+    layer = DecoderLayer(config, adapter, attention_chunk, fused=fused)
+    one, variables, frozen, shared, x = _stacked(layer, base, direction, magnitude, tokens)
     return blank(one, variables, frozen, shared, x, means)
 
 

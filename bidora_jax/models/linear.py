@@ -32,6 +32,19 @@ def tapped(module: nn.Module, name: str, x: Float[Array, "*n"]) -> Float[Array, 
     return records.tapped(x, module.get_variable(TAPS, name)) if module.has_variable(TAPS, name) else x
 
 
+def written_down(module: nn.Module, y: Float[Array, "*n"], dtype, name: str) -> Float[Array, "*n"]:
+    """y as `kept` has it: written down in a pass that asks for SUMS, and taken from them in one that is given them."""
+    y = kept(y, dtype)
+    if module.is_initializing():
+        return y
+    written = module.is_mutable_collection(SUMS)
+    if module.has_variable(SUMS, name):
+        y = (records.known if written else records.restored)(module.get_variable(SUMS, name), y)
+    if written:
+        module.put_variable(SUMS, name, y)
+    return y
+
+
 class Linear(nn.Module):
     """Frozen weight (O, I), optional bias, and the adapter's factors when `adapter` is given."""
 
@@ -53,7 +66,7 @@ class Linear(nn.Module):
                 self._direction(x.dtype), self._magnitude(x.dtype), self._dropout(x, adapter.dropout),
                 self._scale(x.dtype), self._start(x.dtype),
             ]  # fmt: skip
-        product = partial(_product, adapter, self._keep)
+        product = partial(_product, adapter, partial(written_down, self))
         if self.reopen and isinstance(weight, quant.Layer):
             # What is kept for the backward pass is the sums, not the matrix.
             kept = jax.checkpoint_policies.save_only_these_names(KEPT)
@@ -69,17 +82,6 @@ class Linear(nn.Module):
         a = self.variable("direction", "A", jnp.zeros, (rank, self.in_features), dtype).value
         b = self.variable("direction", "B", jnp.zeros, (self.out_features, rank), dtype).value
         return dora.Direction(a, b)
-
-    def _keep(self, y, dtype, name: str) -> Array:
-        y = kept(y, dtype)
-        if self.is_initializing():
-            return y
-        written = self.is_mutable_collection(SUMS)
-        if self.has_variable(SUMS, name):
-            y = (records.known if written else records.restored)(self.get_variable(SUMS, name), y)
-        if written:
-            self.put_variable(SUMS, name, y)
-        return y
 
     def _start(self, dtype) -> dora.Direction | None:
         """The factors that are taken off, for starts away from zero."""

@@ -91,8 +91,10 @@ def scan_layers(
 
         values = None if earlier is None else (earlier.inputs, earlier.sums)
         last, kept = _scan(body, x, (variables, frozen, values), after=variables)
-        # The values are those of the record: what the scan stacks of them is dropped, its derivatives are not.
-        kept = kept if values is None else jax.tree.map(records.known, values, kept)
+        if values is not None:
+            # The values are those of the record: what the scan stacks of them is dropped, its derivatives are not.
+            inputs, sums = kept
+            kept = records.known(values[0], inputs), _replaced(values[1], sums)
         return last, (variables, *kept, blank, frozen, shared, earlier)
 
     def backward(residuals, g):
@@ -117,6 +119,13 @@ def scan_layers(
     scanned.defvjp(forward, backward)
     blank, earlier = (record if isinstance(record, kind) else None for kind in (Blank, Record))
     return scanned(variables, x, blank, frozen, shared, earlier)
+
+
+def _replaced(values: PyTree, sums: PyTree) -> PyTree:
+    """The sums with the values of a record, which may have fewer: cuDNN's attention writes nothing down."""
+    if not isinstance(sums, dict):
+        return records.known(values, sums)
+    return {name: _replaced(values[name], part) if name in values else part for name, part in sums.items()}
 
 
 @jax.custom_jvp

@@ -53,7 +53,10 @@ def inner_recorded(
     def gradient(direction, magnitude, base, batch, key):
         if batch["tokens"].shape[0] > 1:
             return *jax.value_and_grad(first)(direction, magnitude, base, batch, key), None
-        blank = decoder.blank_record(config, adapter, base, direction, magnitude, batch["tokens"][0], remat=once.remat)
+        blank = decoder.blank_record(
+            config, adapter, base, direction, magnitude, batch["tokens"][0], remat=once.remat,
+            fused=once.attention == "cudnn", attention_chunk=once.attention_chunk,
+        )  # fmt: skip
 
         def loss(direction, blank):
             return first(direction, magnitude, base, batch, key, blank)
