@@ -1,12 +1,12 @@
-"""Qwen3 on a device of a given size: BiDoRA in the form that fits, DoRA where no form of it does.
+"""Qwen3 on a device of a given size: BiDoRA in the form that fits.
 
     python -m bidora_jax.train --config configs/qwen3.py:8b-24gb --data.train-file data.jsonl --data.val-fraction 0.2
 
 The argument is SIZE-MEMORY, as in the table below. Rank 8 on all linear layers, four records of at most 1,024 tokens in an
 optimiser step on each level, layers recomputed. What differs is how many of them are in the device at a time, and the bits of
-the frozen weights, so that a step fits in 85 % of the memory. `python benchmarks/fit_configs.py` compiles each record and prints
-its peak; benchmarks/README.md has the table, and says which records have not been counted yet. It is XLA's count for a CPU, which
-stands in for a GPU's. None of these runs has been made.
+the frozen weights, so that a step fits in 85 % of the memory. `python benchmarks/fit_configs.py --gpu h100` compiles each record
+and prints its peak; benchmarks/README.md has the table. It is XLA's count for an H100, which need not be there; none of these runs
+has been made.
 """
 
 from ml_collections import ConfigDict
@@ -17,10 +17,9 @@ from bidora_jax.errors import InputError, did_you_mean
 RECORDS: dict[str, dict[int, tuple[str, str, int]]] = {
     "0.6b": dict.fromkeys((8, 16, 24, 40, 80), ("bidora", "none", 4)),
     "1.7b": {8: ("bidora", "none", 2), **dict.fromkeys((16, 24, 40, 80), ("bidora", "none", 4))},
-    "4b": {8: ("bidora", "nf4", 1), 16: ("bidora", "none", 1),
-           **dict.fromkeys((24, 40, 80), ("bidora", "none", 4))},
-    "8b": {16: ("bidora", "nf4", 1), 24: ("bidora", "int8", 1), 40: ("bidora", "none", 2), 80: ("bidora", "none", 4)},
-    "14b": {16: ("dora", "nf4", 1), 24: ("bidora", "nf4", 1), 40: ("bidora", "int8", 2), 80: ("bidora", "none", 4)},
+    "4b": {8: ("bidora", "nf4", 1), **dict.fromkeys((16, 24, 40, 80), ("bidora", "none", 4))},
+    "8b": {16: ("bidora", "int8", 1), 24: ("bidora", "none", 1), **dict.fromkeys((40, 80), ("bidora", "none", 4))},
+    "14b": {16: ("bidora", "nf4", 1), 24: ("bidora", "int8", 1), 40: ("bidora", "int8", 2), 80: ("bidora", "none", 4)},
     "32b": {40: ("bidora", "nf4", 1), 80: ("bidora", "int8", 2)},
 }  # fmt: skip
 
