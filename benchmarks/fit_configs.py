@@ -20,6 +20,7 @@ import jax
 
 from bidora_jax import catalog, config
 from bidora_jax.auto import plan_of
+from bidora_jax.errors import command
 from bidora_jax.training import fitting, footprint, planning
 from bidora_jax.training.planning import Plan
 
@@ -28,12 +29,12 @@ SIZES = ("0.6b", "1.7b", "4b", "8b", "14b", "32b")
 MEMORIES = (8, 16, 24, 40, 80)
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
     parser.add_argument("--pick", action="store_true")
     parser.add_argument("--gpu", choices=tuple(gpu_target.GPUS), help="compile for this one")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     with gpu_target.named(options.gpu) if options.gpu else nullcontext():
         if options.pick:
             for size in options.sizes:
@@ -105,4 +106,4 @@ def template(method: str, form: str, batch: int) -> Plan:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

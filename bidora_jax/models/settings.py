@@ -36,10 +36,10 @@ class ModelConfig:
     quantized_modules: tuple[str, ...] = LINEARS
     """Modules to quantise by name; 'all-linear' stands for the seven of a layer, lm_head and embed_tokens can be added."""
     remat: Literal["auto", "none", "dots", "layer", "offload"] = "auto"
-    """none: keep all activations for the backward pass; dots: keep the sums of the linear layers, recompute what is cheap,
-    and of one micro-batch hand them on to the mixed product of bidora, which has half the products with frozen weights then;
-    layer: keep one activation a layer, recompute the rest; offload: dots, kept in the host's memory (a GPU only); auto: the
-    fastest of dots, layer and, on a GPU, offload that the compiler counts to fit."""
+    """none: keep all activations for the backward pass; dots: keep the sums of the linear layers and what attention in chunks
+    gives, recompute what is cheap, and of one micro-batch hand them on to the mixed product of bidora, which has half the products
+    with frozen weights then; layer: keep one activation a layer, recompute the rest; offload: dots, kept in the host's memory (a
+    GPU only); auto: the fastest of dots, layer and, on a GPU, offload that the compiler counts to fit."""
     attention: Literal["auto", "chunked", "cudnn"] = "auto"
     """Attention of the first-order gradients. cudnn: cuDNN's fused kernels, on an NVIDIA GPU, in 16-bit floats, without
     data.packing; chunked: XLA's, anywhere; auto: cudnn where it works. The mixed product of bidora is always chunked. The two
