@@ -6,9 +6,10 @@
 
 On a CPU dots was never slower than layer where it was measured: up to a third faster for one gradient, 1.4 times as fast in a
 bilevel step, for two to four times the temporaries; none is slower than either (benchmarks/README.md). On a GPU nothing has been
-measured; by what XLA compiles for one, none has as many products with frozen weights as dots, moves up to twice the bytes of
-all else and keeps four to five times as much. In a bilevel step the record of the sums that dots keeps (models/recorded.py) spares
-more products than none does, and with it exact takes no more than reverse. So none and reverse are never chosen.
+measured; by what XLA compiles for one, none has as many products with frozen weights as dots, takes 1.2 to 1.6 times as long for
+the bytes of all else and keeps four to five times as much. In a bilevel step the record of the sums that dots keeps
+(models/recorded.py) spares more products than none does, and with it exact takes no more than reverse. So none and reverse are
+never chosen.
 
 Attention is settled before (attending.py), so the count is of a form with it. A form fits if the peak that the compiler counts
 for it is at most FITS of the memory there is; the rest is for what it does not count: the interpreter, fragments, checkpoints on
