@@ -73,8 +73,8 @@ def attend(
     # The queries of all heads that share keys are the rows of one product, in an order that never turns the scores.
     rows = swapped(q.reshape(batch, queries, kv_heads, groups, dim), 1, 2).reshape(batch, kv_heads, -1, dim)
     seen = jnp.repeat(visible, groups, axis=1)[:, None]
-    out = _weighted(rows, swapped(k, 1, 2), swapped(v, 1, 2), seen).astype(q.dtype)
-    return swapped(out.reshape(batch, kv_heads, queries, groups, dim), 1, 2).reshape(q.shape)
+    out = _weighted(rows, swapped(k, 1, 2), swapped(v, 1, 2), seen)
+    return out.reshape(batch, kv_heads, queries, groups, dim).swapaxes(1, 2).reshape(q.shape).astype(q.dtype)
 
 
 @jax.custom_vjp
