@@ -127,7 +127,8 @@ def problem(method: str, at: dict, options):
     base = adapters.prepare_base(base, adapter)
     params = adapters.init(adapter, base, jax.random.key(0))
     tx = optim.transformation(OptimizerConfig(), 100)
-    inner, outer = objective.inner_loss(config, adapter, model), objective.outer_loss(config, adapter, model)
+    inner = objective.inner_loss(config, adapter, model, reversible=False)
+    outer = objective.outer_loss(config, adapter, model)
     train, val = (batch(at, options, seed) for seed in range(2))
     if method == "dora":
         step = partial(train_step, loss=lambda p, *rest: inner(*p, *rest), tx=tx)

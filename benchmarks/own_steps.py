@@ -34,7 +34,8 @@ def contestant(
         return {"tokens": tokens, "loss_mask": jnp.ones(tokens.shape, jnp.float32)}
 
     train, val = map(micro_batches, ("train", "val"))
-    inner, outer = objective.inner_loss(config, adapter, model), objective.outer_loss(config, adapter, model)
+    inner = objective.inner_loss(config, adapter, model, reversible=form == "reverse")
+    outer = objective.outer_loss(config, adapter, model)
     if method != "bidora":
         return compiled(*one_level(inner, params), base, train)
     if form not in HYPERGRADIENTS:

@@ -88,7 +88,7 @@ def main() -> None:
     )
     for method in ("lora", "dora"):
         adapter, base, *params = shapes(method)
-        level = objective.inner_loss(CONFIG, adapter, ModelConfig(remat="layer"))
+        level = objective.inner_loss(CONFIG, adapter, ModelConfig(remat="layer"), reversible=False)
         state = jax.eval_shape(lambda p, k: init_train_state(p, tx, k), tuple(params), jax.random.key(0))
         step = partial(train_step, loss=lambda p, b, x, k, level=level: level(*p, b, x, k), tx=tx)
         report(method, step, state, base, batch, **size)

@@ -166,17 +166,20 @@ def hidden(
     dtype=None,
     segments: Int[Array, "B T"] | None = None,
     record: Blank | Record | None = None,
+    reversible: bool = True,
 ) -> Float[Array, "B T D"]:
     """The normed last hidden states. A `key` switches the adapter's dropout on; `dtype` is that of the activations where
     it is another than the base's, whose layers are then cast one at a time; `segments` number the documents of a row.
-    `fused` takes attention from cuDNN, without a second derivative; ValueError with `segments`, which cuDNN does not know."""
+    `fused` takes attention from cuDNN, without a second derivative; ValueError with `segments`, which cuDNN does not know.
+    A gradient that is not `reversible` has derivatives forward alone: on a CPU what remat keeps of 16-bit activations is half."""
     if fused and segments is not None:
         raise ValueError("fused attention can't tell the documents of a row apart: pack no rows, or leave `fused` out")
     layer = DecoderLayer(config, adapter, attention_chunk, reopen=remat == "none", fused=fused)
     base = with_saved(base, direction)
     one, variables, frozen, shared, x = _stacked(layer, base, direction, magnitude, tokens, key, dtype, segments)
     if remat in ("layer", "dots"):
-        x = scan_layers(one, variables, frozen, shared, x, sums=remat == "dots", record=record)
+        by_bits = _by_bits(reversible, dtype or base["norm"]["weight"].dtype)
+        x = scan_layers(one, variables, frozen, shared, x, sums=remat == "dots", record=record, by_bits=by_bits)
     else:
         body = _rematerialised(lambda x, slices: (one(slices[0], slices[1], shared, x)[0], None), remat, base)
         x, _ = jax.lax.scan(body, x, (variables, frozen))
@@ -195,6 +198,7 @@ def blank_record(
     remat: Remat,
     fused: bool = False,
     attention_chunk: int = 1024,
+    reversible: bool = True,
 ) -> Blank:
     """What a pass over these tokens can be asked to fill in: with remat `dots` of layers and head, else of the head."""
     base = with_saved(base, direction)
@@ -204,7 +208,11 @@ def blank_record(
         return Blank(None, None, None, means)
     layer = DecoderLayer(config, adapter, attention_chunk, fused=fused)
     one, variables, frozen, shared, x = _stacked(layer, base, direction, magnitude, tokens)
-    return blank(one, variables, frozen, shared, x, means)
+    return blank(one, variables, frozen, shared, x, means, by_bits=_by_bits(reversible, base["norm"]["weight"].dtype))
+
+
+def _by_bits(reversible: bool, dtype) -> bool:
+    return not reversible and dtype == jnp.bfloat16 and kept_dtype(dtype) != dtype
 
 
 def _stacked(layer: DecoderLayer, base, direction, magnitude, tokens, key=None, dtype=None, segments=None):
@@ -280,6 +288,7 @@ def token_loss_sum(
     loss_chunk: int = 256,
     segments: Int[Array, "B T"] | None = None,
     record: Blank | Record | None = None,
+    reversible: bool = True,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of −log p over the tokens that `loss_mask` marks as predicted, and their number.
 
@@ -288,6 +297,7 @@ def token_loss_sum(
     x = hidden(
         config, adapter, base, direction, magnitude, tokens, key,
         remat=remat, fused=fused, attention_chunk=attention_chunk, segments=segments, record=record,
+        reversible=reversible,
     )  # fmt: skip
     x = x[:, :-1].reshape(-1, config.hidden_size)
     targets, weights = tokens[:, 1:].reshape(-1), loss_mask[:, 1:].reshape(-1)

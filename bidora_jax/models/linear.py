@@ -21,6 +21,8 @@ from bidora_jax.models.adapters import Adapted
 
 SUMS, TAPS, COTANGENTS = "sums", "taps", "cotangents"
 """Collections of what is written down of a layer's products and read by another pass, see models/recorded.py."""
+ROUNDED = "rounded"
+"""A collection of nothing. A pass that may write it goes on with its sums as they are kept, rounded to the dtype of x."""
 
 
 def tapped(module: nn.Module, name: str, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -35,6 +37,9 @@ def tapped(module: nn.Module, name: str, x: Float[Array, "*n"]) -> Float[Array, 
 def written_down(module: nn.Module, y: Float[Array, "*n"], dtype, name: str) -> Float[Array, "*n"]:
     """y as `kept` has it: written down in a pass that asks for SUMS, and taken from them in one that is given them."""
     y = kept(y, dtype)
+    if module.is_mutable_collection(ROUNDED) and not module.is_initializing():
+        narrow = jnp.finfo(dtype)
+        y = jax.lax.reduce_precision(y, narrow.nexp, narrow.nmant)
     if module.is_initializing():
         return y
     written = module.is_mutable_collection(SUMS)

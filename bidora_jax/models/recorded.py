@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from bidora_jax.kernels import records
-from bidora_jax.kernels.products import KEPT
-from bidora_jax.models.linear import COTANGENTS, SUMS, TAPS
+from bidora_jax.models.linear import COTANGENTS, ROUNDED, SUMS, TAPS
+from bidora_jax.models.stacks import scan, scan_by_bits
 
 Layer = Callable[..., tuple[Array, PyTree]]
 """(variables, slice of what is frozen, what all layers share, x, collections to write) -> (what the next layer takes, the
@@ -43,17 +43,20 @@ class Blank(NamedTuple):
     means: Array
 
 
-def blank(layer: Layer, variables: PyTree, frozen: PyTree, shared: PyTree, x: Array, means: Array) -> Blank:
+def blank(
+    layer: Layer, variables: PyTree, frozen: PyTree, shared: PyTree, x: Array, means: Array, *, by_bits: bool
+) -> Blank:
     """The blank record of layers stacked in `variables` and `frozen`, whose first one takes x."""
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (variables, frozen))
     _, written = jax.eval_shape(lambda *args: layer(*args, (SUMS, TAPS)), *one, shared, x)
     layers = jax.tree.leaves(frozen)[0].shape[0]
 
-    def zeros(like, dtype=None):
-        return jnp.zeros((layers, *like.shape), dtype or like.dtype)
+    dtype = jnp.bfloat16 if by_bits else x.dtype
 
-    taps = jax.tree.map(lambda tap: zeros(tap, x.dtype), {TAPS: written[TAPS]})
-    return Blank(zeros(x), jax.tree.map(zeros, {SUMS: written[SUMS]}), taps, means)
+    def zeros(tree):
+        return jax.tree.map(lambda leaf: jnp.zeros((layers, *leaf.shape), dtype), tree)
+
+    return Blank(zeros(x), zeros({SUMS: written[SUMS]}), zeros({TAPS: written[TAPS]}), means)
 
 
 def scan_layers(
@@ -65,32 +68,38 @@ def scan_layers(
     *,
     sums: bool,
     record: Blank | Record | None = None,
+    by_bits: bool = False,
 ) -> Float[Array, "B T D"]:
     """x after all layers, differentiable in the variables and x. TypeError for a derivative in a weight of `frozen`.
 
-    Without `sums` a layer is made again from its input alone. A `record` that is one of layers needs them.
+    Without `sums` a layer is made again from its input alone. A `record` that is one of layers needs them. With `by_bits` x is
+    bfloat16 in float32, what is kept takes half of the memory, and a gradient has no derivative in reverse, see stacks.py.
     """
+    scanned_by = scan_by_bits if by_bits else scan
     record = None if record is None or record.inputs is None else record
     assert sums or record is None
-    written = (SUMS,) if sums else ()
+    written = () if not sums else (SUMS, ROUNDED) if by_bits else (SUMS,)
     frozen = jax.tree.map(lambda leaf: _constant(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, frozen)
+
+    def narrowed(parts):
+        return jax.tree.map(lambda part: part.astype(jnp.bfloat16), parts) if by_bits else parts
 
     @jax.custom_vjp
     def scanned(variables, x, blank, frozen, shared, earlier):
         return forward(variables, x, None, frozen, shared, earlier)[0]
 
     def forward(variables, x, blank, frozen, shared, earlier):
-        def body(x, slices):
+        def body(x, slices, shared):
             variables, frozen, values = slices
             if values is not None:
                 inputs, sums = values
                 x, variables = records.known(inputs, x), {**variables, **sums}
             # As a part of a gradient: products have a forward derivative there, and none outside of one.
             out, _, sums = jax.vjp(lambda *at: layer(at[0], frozen, shared, at[1], written), variables, x, has_aux=True)
-            return out, (x, sums)
+            return out, narrowed((x, sums))
 
         values = None if earlier is None else (earlier.inputs, earlier.sums)
-        last, kept = _scan(body, x, (variables, frozen, values), after=variables)
+        last, kept = scanned_by(body, x, (variables, frozen, values), shared, after=variables)
         if values is not None:
             # The values are those of the record: what the scan stacks of them is dropped, its derivatives are not.
             inputs, sums = kept
@@ -100,19 +109,19 @@ def scan_layers(
     def backward(residuals, g):
         variables, inputs, sums, blank, frozen, shared, earlier = residuals
 
-        def body(g, slices):
+        def body(g, slices, shared):
             variables, frozen, x, sums, taps, cotangents = slices
 
             def out(variables, x, taps):
                 return layer({**variables, **sums, **taps, **cotangents}, frozen, shared, x, ())[0]
 
             variables_g, g, taps_g = jax.vjp(out, variables, x, taps)[1](g)
-            return g, (variables_g, taps_g)
+            return g, (variables_g, narrowed(taps_g))
 
         taps = {} if blank is None else blank.cotangents
         cotangents = {} if earlier is None else {COTANGENTS: earlier.cotangents[TAPS]}
         slices = (variables, frozen, inputs, sums, taps, cotangents)
-        g, (variables_g, taps_g) = _scan(body, g, slices, reverse=True)
+        g, (variables_g, taps_g) = scanned_by(body, g, slices, shared, reverse=True)
         blank_g = None if blank is None else Blank(inputs, sums, taps_g, jnp.zeros_like(blank.means))
         return variables_g, g, blank_g, None, None, None
 
@@ -139,34 +148,3 @@ def _constant_jvp(primals, tangents):
     raise TypeError(
         "the base is frozen with remat layer and dots: for derivatives in its layers' weights, take remat none"
     )
-
-
-def _scan(body, first: Float[Array, "B T D"], slices, *, after: PyTree = (), reverse: bool = False):
-    """`lax.scan`, of which a further derivative keeps no more than sums, into stacks not made before `first` and `after` are.
-
-    XLA fills what a scan is to write with zeros, and on a CPU it does so as soon as it can: the stacks of all passes of a step
-    would be there from its beginning to its end. These zeros are made of the two, and so are those of their derivatives; no two
-    stacks are of the same number, or XLA would fill one and copy it.
-    """
-    body = jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(KEPT), prevent_cse=False)
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), slices)
-    parts = jax.eval_shape(body, first, one)[1]
-    count = jax.tree.leaves(slices)[0].shape[0]
-
-    # As many zeros as the model is wide, and later than all of `after`.
-    zeros = 0 * (first[0, 0] + sum(leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(after)))
-    leaves, tree = jax.tree.flatten(parts)
-    stacks = tree.unflatten(
-        jnp.broadcast_to(zeros[number % zeros.size].astype(part.dtype), (count, *part.shape))
-        for number, part in enumerate(leaves)
-    )
-
-    def step(carried, indexed):
-        (carry, stacks), (index, slices) = carried, indexed
-        carry, parts = body(carry, slices)
-        stacks = jax.tree.map(
-            lambda stack, part: jax.lax.dynamic_update_index_in_dim(stack, part, index, 0), stacks, parts
-        )
-        return (carry, stacks), None
-
-    return jax.lax.scan(step, (first, stacks), (jnp.arange(count), slices), reverse=reverse)[0]

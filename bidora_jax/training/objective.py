@@ -27,12 +27,17 @@ LevelLoss = Callable[..., Float[Array, ""]]
 """(direction, magnitude, base, batch, key) to the mean loss; of a lower level also (…, record), see models/recorded.py"""
 
 
-def inner_loss(config: DecoderConfig, adapter: Adapter, model: ModelConfig, *, gram_weight: float = 0.0) -> LevelLoss:
-    """The lower level's loss(direction, magnitude, base, batch, key): with dropout, and γ times the Gram penalty."""
+def inner_loss(
+    config: DecoderConfig, adapter: Adapter, model: ModelConfig, *, gram_weight: float = 0.0, reversible: bool = True
+) -> LevelLoss:
+    """The lower level's loss(direction, magnitude, base, batch, key): with dropout, and γ times the Gram penalty.
+
+    A gradient that is not `reversible` has derivatives forward alone, and keeps less on a CPU; see models/decoder.py.
+    """
 
     def loss(direction, magnitude, base, batch, key, record=None):
         key = key if adapter.dropout else None
-        value = _mean_loss(config, adapter, model, direction, magnitude, base, batch, key, record)
+        value = _mean_loss(config, adapter, model, direction, magnitude, base, batch, key, record, reversible)
         if gram_weight:
             value = value + gram_weight * mean_gram_penalty(adapter, base, direction)
         return value
@@ -48,14 +53,16 @@ def inner_recorded(
     The first hands on what it made of the head and, where it keeps the sums of its products, remat `dots`, of the layers; of
     several micro-batches nothing.
     """
-    first, second = (inner_loss(config, adapter, model, gram_weight=gram_weight) for model in (once, twice))
+    first, second = (
+        inner_loss(config, adapter, model, gram_weight=gram_weight, reversible=False) for model in (once, twice)
+    )
 
     def gradient(direction, magnitude, base, batch, key):
         if batch["tokens"].shape[0] > 1:
             return *jax.value_and_grad(first)(direction, magnitude, base, batch, key), None
         blank = decoder.blank_record(
             config, adapter, base, direction, magnitude, batch["tokens"][0], remat=once.remat,
-            fused=once.attention == "cudnn", attention_chunk=once.attention_chunk,
+            fused=once.attention == "cudnn", attention_chunk=once.attention_chunk, reversible=False,
         )  # fmt: skip
 
         def loss(direction, blank):
@@ -68,12 +75,13 @@ def inner_recorded(
 
 
 def outer_loss(config: DecoderConfig, adapter: Adapter, model: ModelConfig) -> LevelLoss:
-    """The upper level's loss: the model as it will be used, without dropout, with the norm never held constant."""
+    """The upper level's loss: the model as it will be used, without dropout, with the norm never held constant. It is
+    differentiated once, whatever the hypergradient: its gradient has derivatives forward alone."""
     adapter = replace(adapter, constant_norm=False, dropout=0.0)
 
     def loss(direction, magnitude, base, batch, key):
         del key
-        return _mean_loss(config, adapter, model, direction, magnitude, base, batch, None)
+        return _mean_loss(config, adapter, model, direction, magnitude, base, batch, None, reversible=False)
 
     return loss
 
@@ -98,14 +106,16 @@ def mean_gram_penalty(adapter: Adapter, base: PyTree, direction: PyTree) -> Floa
     return jnp.asarray(total / count)
 
 
-def _mean_loss(config, adapter, model: ModelConfig, direction, magnitude, base, batch, key, record=None):
+def _mean_loss(
+    config, adapter, model: ModelConfig, direction, magnitude, base, batch, key, record=None, reversible=True
+):
     def part(trained, base, index, micro):
         direction, magnitude = trained
         loss_sum, _ = decoder.token_loss_sum(
             config, adapter, base, direction, magnitude, micro["tokens"], micro["loss_mask"],
             None if key is None else jax.random.fold_in(key, index),
             remat=model.remat, fused=model.attention == "cudnn", attention_chunk=model.attention_chunk,
-            loss_chunk=model.loss_chunk, segments=micro.get("segments"), record=record,
+            loss_chunk=model.loss_chunk, segments=micro.get("segments"), record=record, reversible=reversible,
         )  # fmt: skip
         return loss_sum
 

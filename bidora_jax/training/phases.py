@@ -97,7 +97,7 @@ def bidora_search(
         hypergradient=HYPERGRADIENTS[search.hypergradient],
     )  # fmt: skip
     upper = Program("", upper_step, problem.base, lambda length: [blank(length)] * 2, buckets)
-    inner_loss = objective.inner_loss(problem.config, problem.adapter, problem.model, gram_weight=search.gram_penalty)
+    inner_loss = _once(problem, search.gram_penalty)
     lower_step = partial(bilevel.lower_step, inner_loss=inner_loss, inner_tx=inner_tx)
     lower = Program("lower steps", lower_step, problem.base, lambda length: [blank(length)], buckets)
 
@@ -148,16 +148,23 @@ def level_losses(problem: Problem, search: SearchConfig) -> dict[str, Any]:
     twice = attending.twice(problem.model)
     sizes = problem.config, problem.adapter
     once = twice if search.hypergradient == "reverse" else problem.model
-    inner = objective.inner_loss(*sizes, once, gram_weight=search.gram_penalty)
+    reversible = search.hypergradient == "reverse"
+    inner = objective.inner_loss(*sizes, once, gram_weight=search.gram_penalty, reversible=reversible)
     losses = {"inner_loss": inner, "outer_loss": objective.outer_loss(*sizes, problem.model)}
     if search.hypergradient != "exact":
         return losses
     return losses | {"recorded": objective.inner_recorded(*sizes, once, twice, gram_weight=search.gram_penalty)}
 
 
+def _once(problem: Problem, gram_weight: float = 0.0) -> objective.LevelLoss:
+    """The loss on train where its gradient is all that is taken."""
+    sizes = problem.config, problem.adapter, problem.model
+    return objective.inner_loss(*sizes, gram_weight=gram_weight, reversible=False)
+
+
 def one_level(problem: Problem, search: SearchConfig, inner: OptimizerConfig) -> tuple[Phase, Standing]:
     """LoRA and DoRA: the direction, and the magnitude if there is one, on train."""
-    level = objective.inner_loss(problem.config, problem.adapter, problem.model, gram_weight=search.gram_penalty)
+    level = _once(problem, search.gram_penalty)
 
     def loss(params, base, batch, key):
         direction, magnitude = params
@@ -184,7 +191,7 @@ def retrain(
     The validation split is trained on here, so its loss chooses nothing: the last step is kept.
     """
     direction, magnitude = found
-    level = objective.inner_loss(problem.config, problem.adapter, problem.model)
+    level = _once(problem)
 
     def loss(params, frozen, batch, key):
         base, m = frozen
