@@ -72,6 +72,18 @@ def test_so_do_stacks_of_their_tangents(moved):
     assert_equal(found, expected)
 
 
+def test_so_do_those_of_a_further_derivative():
+    def second(form):
+        def first(weights):
+            return jax.jvp(lambda w: both(w, READ)[form], (weights,), (jnp.cos(WEIGHTS),))[1]
+
+        return jax.jvp(first, (WEIGHTS,), (jnp.sin(3 * WEIGHTS),))[1]
+
+    found, expected = second(0), second(1)
+    assert jnp.abs(found[1]["narrow"]).max() > 0.1
+    assert_equal(found, expected)
+
+
 def test_they_have_none_in_what_is_shared():
     with pytest.raises(TypeError, match="share"):
         jax.jvp(lambda half: scan_by_bits(body, X, (WEIGHTS, READ, jnp.arange(LAYERS)), half), (HALF,), (HALF,))

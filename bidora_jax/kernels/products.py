@@ -52,6 +52,7 @@ def kept_dtype(dtype) -> jnp.dtype:
     """In which dtype a scan over layers keeps activations of `dtype`: that one, but the wide one on a CPU.
 
     XLA's CPU backend has no 16-bit float update of an array in place: it would widen and narrow all layers at every one.
+    models/stacks.py keeps bits instead, where derivatives allow it.
     """
     return wide(dtype) if jax.default_backend() == "cpu" else jnp.dtype(dtype)
 

@@ -64,10 +64,9 @@ def _scan_by_bits_jvp(body: Body, reverse: bool, primals, tangents):
         raise TypeError("a scan by bits has no derivative in what its layers share")
     tree = jax.tree.structure(slices)
     moving = {number: t for number, t in enumerate(jax.tree.leaves(slices_t)) if _moves(t)}
-    first_t = first_t if _moves(first_t) else jnp.zeros_like(first)
-    late = _late(first, (after, first_t, list(filter(_moves, jax.tree.leaves(after_t)))))
+    first_t = jax.tree.map(lambda x, t: t if _moves(t) else jnp.zeros_like(x), first, first_t)
 
-    def both(carried, one):
+    def both(carried, one, shared):
         (carry, carry_t), (slices, moving) = carried, one
         leaves = jax.tree.leaves(slices)
 
@@ -78,7 +77,9 @@ def _scan_by_bits_jvp(body: Body, reverse: bool, primals, tangents):
         (carry, parts), (carry_t, parts_t) = jax.jvp(moved, (carry, at), (carry_t, moving))
         return (carry, carry_t), (parts, parts_t)
 
-    (last, last_t), (stacks, stacks_t) = _stacked_by_bits(both, (first, first_t), (slices, moving), late, reverse)
+    # Of itself, so that it has a derivative in turn: bits have none, and say nothing of it.
+    after = after, list(filter(_moves, jax.tree.leaves(after_t)))
+    (last, last_t), (stacks, stacks_t) = _scan_by_bits(both, reverse, (first, first_t), (slices, moving), shared, after)
     return (last, stacks), (last_t, stacks_t)
 
 
@@ -112,9 +113,11 @@ def _opened(part):
     return jax.lax.bitcast_convert_type(part.astype(jnp.uint32) << 16, jnp.float32)
 
 
-def _late(first: Float[Array, "B T D"], after: PyTree) -> Float[Array, " D"]:
-    """As many zeros as the model is wide, and later than `first` and all of `after`."""
-    return 0 * (first[0, 0] + sum(leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(after)))
+def _late(first: PyTree, after: PyTree) -> Float[Array, " D"]:
+    """As many zeros as the model is wide, and later than `first`, arrays (B, T, D), and all of `after`."""
+    numbers = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(after)]
+    carried, *others = (leaf[0, 0] for leaf in jax.tree.leaves(first))
+    return 0 * (carried + sum(others + numbers))
 
 
 def _stacked(body: Callable, first, slices, late: Float[Array, " D"], reverse: bool):
