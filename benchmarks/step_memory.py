@@ -93,12 +93,12 @@ def main() -> None:
         step = partial(train_step, loss=lambda p, b, x, k, level=level: level(*p, b, x, k), tx=tx)
         report(method, step, state, base, batch, **size)
     adapter, base, direction, magnitude = shapes("bidora")
-    losses = {
-        "inner_loss": objective.inner_loss(CONFIG, adapter, ModelConfig(remat="layer")),
-        "outer_loss": objective.outer_loss(CONFIG, adapter, ModelConfig(remat="layer")),
-    }
+    sizes = CONFIG, adapter, ModelConfig(remat="layer")
     state = jax.eval_shape(lambda d, m, k: init_state(d, m, tx, tx, k), direction, magnitude, jax.random.key(0))
     for form in options.forms:
+        inner = objective.inner_loss(*sizes, reversible=form == "reverse")
+        recorded = objective.inner_recorded(*sizes, sizes[-1]) if form == "exact" else None
+        losses = {"inner_loss": inner, "outer_loss": objective.outer_loss(*sizes), "recorded": recorded}
         step = partial(bilevel_step, **losses, inner_tx=tx, outer_tx=tx, hypergradient=HYPERGRADIENTS[form])
         report(f"bidora, {form}", step, state, base, batch, batch, **size)
 
