@@ -37,11 +37,11 @@ def tapped(module: nn.Module, name: str, x: Float[Array, "*n"]) -> Float[Array, 
 def written_down(module: nn.Module, y: Float[Array, "*n"], dtype, name: str) -> Float[Array, "*n"]:
     """y as `kept` has it: written down in a pass that asks for SUMS, and taken from them in one that is given them."""
     y = kept(y, dtype)
-    if module.is_mutable_collection(ROUNDED) and not module.is_initializing():
-        narrow = jnp.finfo(dtype)
-        y = jax.lax.reduce_precision(y, narrow.nexp, narrow.nmant)
     if module.is_initializing():
         return y
+    if module.is_mutable_collection(ROUNDED):
+        narrow = jnp.finfo(dtype)
+        y = jax.lax.reduce_precision(y, narrow.nexp, narrow.nmant)
     written = module.is_mutable_collection(SUMS)
     if module.has_variable(SUMS, name):
         y = (records.known if written else records.restored)(module.get_variable(SUMS, name), y)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from bidora_jax.kernels import records
 from bidora_jax.models.linear import COTANGENTS, ROUNDED, SUMS, TAPS
-from bidora_jax.models.stacks import scan, scan_by_bits
+from bidora_jax.models.stacks import scan
 
 Layer = Callable[..., tuple[Array, PyTree]]
 """(variables, slice of what is frozen, what all layers share, x, collections to write) -> (what the next layer takes, the
@@ -75,7 +75,6 @@ def scan_layers(
     Without `sums` a layer is made again from its input alone. A `record` that is one of layers needs them. With `by_bits` x is
     bfloat16 in float32, what is kept takes half of the memory, and a gradient has no derivative in reverse, see stacks.py.
     """
-    scanned_by = scan_by_bits if by_bits else scan
     record = None if record is None or record.inputs is None else record
     assert sums or record is None
     written = () if not sums else (SUMS, ROUNDED) if by_bits else (SUMS,)
@@ -99,7 +98,7 @@ def scan_layers(
             return out, narrowed((x, sums))
 
         values = None if earlier is None else (earlier.inputs, earlier.sums)
-        last, kept = scanned_by(body, x, (variables, frozen, values), shared, after=variables)
+        last, kept = scan(body, x, (variables, frozen, values), shared, after=variables, by_bits=by_bits)
         if values is not None:
             # The values are those of the record: what the scan stacks of them is dropped, its derivatives are not.
             inputs, sums = kept
@@ -121,7 +120,7 @@ def scan_layers(
         taps = {} if blank is None else blank.cotangents
         cotangents = {} if earlier is None else {COTANGENTS: earlier.cotangents[TAPS]}
         slices = (variables, frozen, inputs, sums, taps, cotangents)
-        g, (variables_g, taps_g) = scanned_by(body, g, slices, shared, reverse=True)
+        g, (variables_g, taps_g) = scan(body, g, slices, shared, reverse=True, by_bits=by_bits)
         blank_g = None if blank is None else Blank(inputs, sums, taps_g, jnp.zeros_like(blank.means))
         return variables_g, g, blank_g, None, None, None
 

@@ -30,27 +30,18 @@ def scan(
     *,
     after: PyTree = (),
     reverse: bool = False,
+    by_bits: bool = False,
 ) -> tuple[Float[Array, "B T D"], PyTree]:
-    """`lax.scan`, of which a further derivative keeps no more than sums, into stacks not made before `first` and `after` are."""
+    """`lax.scan`, of which a further derivative keeps no more than sums, into stacks not made before `first` and `after` are.
+
+    With `by_bits` bfloat16 stacks, those that it reads and those that it writes, are integers in its loop, and the body is given
+    float32 for them. Their tangents are stacked in the same way, and integers have no cotangents: there are derivatives
+    forward alone, none in `shared`, and JAX's error for those in reverse.
+    """
+    if by_bits:
+        return _scan_by_bits(body, reverse, first, slices, shared, after)
     body = jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(KEPT), prevent_cse=False)
     return _stacked(lambda carry, one: body(carry, one, shared), first, slices, _late(first, after), reverse)
-
-
-def scan_by_bits(
-    body: Body,
-    first: Float[Array, "B T D"],
-    slices: PyTree,
-    shared: PyTree,
-    *,
-    after: PyTree = (),
-    reverse: bool = False,
-) -> tuple[Float[Array, "B T D"], PyTree]:
-    """The same scan with bfloat16 stacks, those that it reads and those that it writes, which are integers in its loop.
-
-    The body is given float32 for them. Tangents are stacked in the same way, and integers have no cotangents: there are
-    derivatives forward alone, none in `shared`, and JAX's error for those in reverse.
-    """
-    return _scan_by_bits(body, reverse, first, slices, shared, after)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
