@@ -9,8 +9,8 @@
 Norms, angles and softmax are float32 (float64 for float64); products have the dtype of the inputs and accumulate in
 float32. Sequences are padded on the right: under the causal mask a real token never sees padding, so no padding mask
 exists; what stands at padded positions is finite and meaningless. The only custom derivatives are those of the products
-(kernels/products.py) and of the softmax, whose gradients are ordinary code: that is what lets a mixed second-order product
-pass through. `fused_attention` is the one exception: attend() by cuDNN, with a first derivative and no second.
+(kernels/products.py), the norm and the softmax, whose gradients are ordinary code: that is what lets a mixed second-order
+product pass through. `fused_attention` is the one exception: attend() by cuDNN, with a first derivative and no second.
 """
 
 from functools import partial
@@ -23,13 +23,33 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bidora_jax.kernels.products import dot, over_rows, swapped, wide
 from bidora_jax.kernels.rotary import Pairs
+from bidora_jax.kernels.sums import row_dots, row_sums
 
 
 def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], *, eps: float) -> Float[Array, "*batch D"]:
     """Normalises the last axis in float32, rounds to the dtype of x, then multiplies by the weight, as transformers does."""
-    wide_x = x.astype(wide(x.dtype))
-    normed = wide_x * jax.lax.rsqrt(jnp.mean(jnp.square(wide_x), axis=-1, keepdims=True) + eps)
-    return normed.astype(x.dtype) * weight.reshape((1,) * (x.ndim - 1) + weight.shape)
+    return jnp.multiply(_normed(x, eps), weight.reshape((1,) * (x.ndim - 1) + weight.shape))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _normed(x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"]:
+    """r·x with r = 1/√(mean(x²) + ε); its derivative is r·g − r³·mean(g ∘ x)·x."""
+    return _normed_forward(x, eps)[0]
+
+
+def _normed_forward(x, eps: float):
+    scale = jax.lax.rsqrt(row_dots(x, x) / x.shape[-1] + eps)
+    return (x.astype(scale.dtype) * scale).astype(x.dtype), (x, scale)
+
+
+def _normed_backward(eps: float, residuals, g):
+    del eps
+    x, scale = residuals
+    slope = row_dots(g, x) * scale**3 / x.shape[-1]
+    return ((g.astype(scale.dtype) * scale - x.astype(scale.dtype) * slope).astype(x.dtype),)
+
+
+_normed.defvjp(_normed_forward, _normed_backward)
 
 
 def rope_angles(positions: Int[Array, "*B T"], theta: Pairs, *, gain: float = 1.0, dtype) -> tuple[Array, Array]:
@@ -98,14 +118,16 @@ def _weighted(
 
 def _weighted_forward(rows, k, v, visible):
     scores = dot(rows, k, -1, -1) * rows.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(scores.dtype).min), axis=-1).astype(v.dtype)
+    scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
+    powers = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    weights = (powers / row_sums(powers)).astype(v.dtype)
     out = dot(weights, v, -1, -2)
     return out, (rows, k, v, weights, out)
 
 
 def _weighted_backward(residuals, g):
     rows, k, v, weights, out = residuals
-    shift = jnp.sum(g * out, axis=-1, keepdims=True)
+    shift = row_dots(g, out)
     g = g.astype(v.dtype)
     # The scale multiplies what comes of the scores' derivative rather than that [M, S] array, which is much the larger.
     scale = rows.shape[-1] ** -0.5

@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
 
-from bidora_jax.kernels.products import Keep, frozen_dot, kept, product, wide
+from bidora_jax.kernels import gains
+from bidora_jax.kernels.gains import Keep, kept
+from bidora_jax.kernels.products import frozen_dot, product, wide
 
 Scale: TypeAlias = float | Float[Array, ""]
 """s; an array where it is another one in each layer of a stack."""
@@ -149,17 +151,19 @@ def apply(
     row_scale: Float[Array, " O"] | None = None,
     keep: Keep = kept,
 ) -> Float[Array, "*batch O"]:
-    """x·W'ᵀ = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ) in the dtype of x, to which off a CPU the sum is rounded as well: it is kept.
+    """x·W'ᵀ = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ) in the dtype of x, from which its derivatives are read (kernels/gains.py).
 
     Without a `row_gain` this is LoRA. `x_low_rank` is the input of A where it differs from x (dropout). Factors and gain may
     have a leading axis of several adapters, which is then x's first; the product with W0 is one for all.
     """
-    total = _by_row(frozen_dot(x, w0), row_scale)
+    total = _rescaled(frozen_dot(x, w0), row_scale)
     # s multiplies a factor rather than the product: in a backward pass that would be one more array of that size.
     scaled = Direction(direction.A, scale * direction.B)
     total = total + low_rank(x if x_low_rank is None else x_low_rank, scaled, keep)
-    total = keep(total, x.dtype, "sum")
-    return total.astype(x.dtype) if row_gain is None else _by_row(total, row_gain).astype(x.dtype)
+    if row_gain is None:
+        return keep(total, x.dtype, "sum").astype(x.dtype)
+    row_gain = gains.apart_from_zero(row_gain, x.dtype)
+    return gains.gained(total, row_gain, keep(total, x.dtype, "sum", row_gain).astype(x.dtype))
 
 
 def linear(
@@ -170,16 +174,11 @@ def linear(
     keep: Keep = kept,
 ) -> Float[Array, "*batch O"]:
     """x·W0ᵀ without an adapter, rounded once to the dtype of x."""
-    return keep(_by_row(frozen_dot(x, w0), row_scale), x.dtype, "sum").astype(x.dtype)
+    return keep(_rescaled(frozen_dot(x, w0), row_scale), x.dtype, "sum").astype(x.dtype)
 
 
-def _by_row(y: Float[Array, "*batch O"], factor: Float[Array, "*N O"] | None) -> Float[Array, "*batch O"]:
-    if factor is None:
-        return y
-    *members, rows = factor.shape
-    if not members:
-        return (y.reshape(-1, rows) * factor[None]).reshape(y.shape)
-    return y * factor.reshape(*members, *(1,) * (y.ndim - factor.ndim), rows)
+def _rescaled(y: Float[Array, "*batch O"], row_scale: Float[Array, " O"] | None) -> Float[Array, "*batch O"]:
+    return y if row_scale is None else gains.by_row(y, row_scale)
 
 
 def merge(

@@ -9,9 +9,7 @@ matrix is a mixed product, several times slower on a CPU and outside the tensor 
 float64) and are returned as they are. Every function here is differentiable to second order forward over reverse.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +19,6 @@ from jaxtyping import Array, Float, Int
 
 KEPT = "kept"
 """The sums of the linear layers: behind them is nearly all of a model's arithmetic, what is worth keeping, if anything is."""
-
-
-Keep = Callable[[Array, Any, str], Array]
-"""(a sum of products, the dtype of the activations, its name in its layer) -> the same sum: see `kept`."""
 
 
 def wide(dtype) -> jnp.dtype:

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bidora_jax.kernels import dora, lowrank, quant, records
-from bidora_jax.kernels.products import KEPT, kept, wide
+from bidora_jax.kernels import dora, gains, lowrank, quant, records
+from bidora_jax.kernels.products import KEPT, wide
 from bidora_jax.models.adapters import Adapted
 
 SUMS, TAPS, COTANGENTS = "sums", "taps", "cotangents"
@@ -34,20 +34,29 @@ def tapped(module: nn.Module, name: str, x: Float[Array, "*n"]) -> Float[Array, 
     return records.tapped(x, module.get_variable(TAPS, name)) if module.has_variable(TAPS, name) else x
 
 
-def written_down(module: nn.Module, y: Float[Array, "*n"], dtype, name: str) -> Float[Array, "*n"]:
-    """y as `kept` has it: written down in a pass that asks for SUMS, and taken from them in one that is given them."""
-    y = kept(y, dtype)
+def written_down(
+    module: nn.Module, y: Float[Array, "*n"], dtype, name: str, gain: Float[Array, "*N O"] | None = None
+) -> Float[Array, "*n"]:
+    """y, or gain ⊙ y, as `gains.kept` has it: written down in a pass that asks for SUMS, taken from them in one given them."""
+    z = gains.kept(y, dtype, name, gain)
     if module.is_initializing():
-        return y
+        return z
     if module.is_mutable_collection(ROUNDED):
         narrow = jnp.finfo(dtype)
-        y = jax.lax.reduce_precision(y, narrow.nexp, narrow.nmant)
+        z = jax.lax.reduce_precision(z, narrow.nexp, narrow.nmant)
+        # Of what it is rounded to, as in a pass that is given it.
+        z = z if gain is None else gains.known(z, y, gain)
     written = module.is_mutable_collection(SUMS)
     if module.has_variable(SUMS, name):
-        y = (records.known if written else records.restored)(module.get_variable(SUMS, name), y)
+        value = module.get_variable(SUMS, name)
+        if not written:
+            # The derivative in reverse of gain ⊙ y is not this one's, but that of `gains.gained`.
+            z = records.restored(value, z) if gain is None else value
+        else:
+            z = records.known(value, z) if gain is None else gains.known(value, y, gain)
     if written:
-        module.put_variable(SUMS, name, y)
-    return y
+        module.put_variable(SUMS, name, z)
+    return z
 
 
 class Linear(nn.Module):
