@@ -1,6 +1,7 @@
 """The scan over layers that keeps the sums of their products, and the record by which one pass spares another its products.
 
-    x ← layer(x, d, m)  for every layer         kept: x and the sums of its linear layers, from which a layer is made again
+    x ← layer(x, d, m)  for every layer         kept: x and the sums of its linear layers, each times its gain where it has
+                                                one, from which a layer is made again
 
 A gradient with respect to a `Blank` is its `Record`: what the pass and its gradient made on the way. A pass that is given the
 record, at the same point and of the same tokens, takes the values from there, and has its derivatives from the products as
