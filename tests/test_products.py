@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bidora_jax.kernels import products
-from bidora_jax.kernels.products import frozen_dot, swapped
+from bidora_jax.kernels.products import frozen_dot, frozen_times, swapped
 
 BATCH, ROWS, INNER = 3, 11, 5
 
@@ -129,6 +129,21 @@ def test_narrow_frozen_dot_is_the_plain_dot_forward_and_backward():
         atol=1e-2,
     )
     assert frozen_dot(x, w).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float64, 1e-12), (jnp.bfloat16, 2**-7)])
+def test_frozen_times_is_frozen_dot_laid_out_for_few_rows(x64, dtype, tolerance):
+    w, a = arrays(dtype, (13, 8), (3, 8))
+    (cotangent,) = arrays(products.wide(dtype), (13, 3))
+    (found, back), (expected, plain_back) = (
+        jax.vjp(form, a) for form in (lambda a: frozen_times(w, a), lambda a: frozen_dot(a, w).T)
+    )
+    assert found.dtype == products.wide(dtype)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    (one,), (other,) = back(cotangent), plain_back(cotangent)
+    assert one.dtype == dtype
+    one, other = (np.asarray(leaf, np.float64) for leaf in (one, other))
+    np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
 def test_narrow_frozen_dot_refuses_a_gradient_of_the_frozen_weight():

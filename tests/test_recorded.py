@@ -1,5 +1,6 @@
 """The pass that reads a record against the one that computes everything: the same numbers, from half of the products."""
 
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -122,6 +123,17 @@ def test_a_gradient_with_derivatives_forward_alone_keeps_half_of_the_bits(remat,
     assert in_loops(other)
     # What is kept is rounded as it goes on.
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("remat", ["layer", "dots"])
+@pytest.mark.parametrize(("norm", "times"), [("constant", 1), ("differentiated", 2)])
+def test_a_norm_that_is_held_constant_is_computed_once(remat, norm, times):
+    adapter, base, direction, magnitude = problem(jnp.bfloat16, target_modules=("up_proj",), norm=norm)
+    loss = objective.inner_loss(CONFIG, adapter, replace(MODEL, remat=remat), reversible=False)
+    step = jax.jit(jax.grad(loss)).lower(direction, magnitude, base, batch(1, np.float32), KEY).compile()
+    # W0·Aᵀ, with A in two parts; the loops over layers stand once in the program.
+    products = re.findall(rf"f32\[{CONFIG.intermediate_size},{2 * 3}\]\S* dot\(", step.as_text())
+    assert len(products) == times
 
 
 def test_it_has_no_derivative_in_reverse():

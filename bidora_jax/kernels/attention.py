@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from bidora_jax.kernels.alone import alone
 from bidora_jax.kernels.products import dot, over_rows, swapped, wide
 from bidora_jax.kernels.rotary import Pairs
 from bidora_jax.kernels.sums import row_dots, row_sums
@@ -46,7 +47,12 @@ def _normed_backward(eps: float, residuals, g):
     del eps
     x, scale = residuals
     slope = row_dots(g, x) * scale**3 / x.shape[-1]
-    return ((g.astype(scale.dtype) * scale - x.astype(scale.dtype) * slope).astype(x.dtype),)
+    # The heads' is computed head by head, not in the flat shape of the products that take it, where it takes three times as long.
+    return (alone(_cotangent)(x, g, scale, slope) if x.ndim > 3 else _cotangent(x, g, scale, slope),)
+
+
+def _cotangent(x, g, scale, slope):
+    return (g.astype(scale.dtype) * scale - x.astype(scale.dtype) * slope).astype(x.dtype)
 
 
 _normed.defvjp(_normed_forward, _normed_backward)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from bidora_jax.kernels import gains
 from bidora_jax.kernels.gains import Keep, kept
-from bidora_jax.kernels.products import frozen_dot, product, wide
+from bidora_jax.kernels.products import frozen_dot, frozen_times, product, wide
 
 Scale: TypeAlias = float | Float[Array, ""]
 """s; an array where it is another one in each layer of a stack."""
@@ -103,23 +103,23 @@ def _overlaps(
 ) -> tuple[Float[Array, " O"], Float[Array, " O"]]:
     """W0·(B·A) and ‖B·A‖² of each row."""
     a, b = direction
-    cross = jnp.sum(b * _wide_dot(a, w0).T, axis=1)
+    cross = jnp.sum(b * _wide_times(w0, a), axis=1)
     cross = cross if row_scale is None else cross * row_scale
     return cross, jnp.sum((b @ (a @ a.T)) * b, axis=1)
 
 
-def _wide_dot(a: Float[Array, "r I"], w0: Float[Array, "O I"]) -> Float[Array, "r O"]:
-    """A·W0ᵀ without rounding A to a narrow W0's dtype: its rounded part and the rest are two halves of one product.
+def _wide_times(w0: Float[Array, "O I"], a: Float[Array, "r I"]) -> Float[Array, "O r"]:
+    """W0·Aᵀ without rounding A to a narrow W0's dtype: its rounded part and the rest are two halves of one product.
 
     The norm would otherwise differ from the one of the same weights in float32 by up to 2⁻⁸ of the cross term, and with it
     an adapter from its own float32 export.
     """
     if w0.dtype == wide(w0.dtype):
-        return frozen_dot(a.astype(w0.dtype), w0)
-    narrow = jnp.finfo(w0.dtype)
+        return frozen_times(w0, a.astype(w0.dtype))
+    narrow, rank = jnp.finfo(w0.dtype), a.shape[0]
     rounded = jax.lax.reduce_precision(a, narrow.nexp, narrow.nmant)
-    both = frozen_dot(jnp.concatenate([rounded, a - rounded]).astype(w0.dtype), w0)
-    return both[: a.shape[0]] + both[a.shape[0] :]
+    both = frozen_times(w0, jnp.concatenate([rounded, a - rounded]).astype(w0.dtype))
+    return both[:, :rank] + both[:, rank:]
 
 
 def gain(magnitude: Float[Array, " O"], norm: Float[Array, " O"]) -> Float[Array, " O"]:

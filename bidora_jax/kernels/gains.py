@@ -15,6 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from bidora_jax.kernels import products
+from bidora_jax.kernels.alone import alone
 from bidora_jax.kernels.sums import token_dots
 
 Keep = Callable[..., Array]
@@ -34,6 +35,11 @@ def apart_from_zero(gain: Float[Array, "*N O"], dtype) -> Float[Array, "*N O"]:
     """`gain`, or ε² of `dtype` where it is smaller than that, with the same derivative: next to rows of gain 1 no number of
     that dtype shows the difference."""
     least = float(jnp.finfo(dtype).eps) ** 2
+    return _apart(gain, least)
+
+
+@alone
+def _apart(gain, least):
     return gain + jax.lax.stop_gradient(jnp.where(jnp.abs(gain) < least, least - gain, 0))
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from bidora_jax.kernels import attention, losses, quant
+from bidora_jax.kernels.gated import swiglu
 from bidora_jax.kernels.products import KEPT, bits, floats, frozen_dot, kept_dtype, wide
 from bidora_jax.models import rope
 from bidora_jax.models.adapters import Adapter, linear_shapes, with_saved
@@ -106,8 +107,7 @@ class MLP(nn.Module):
         x = tapped(self, "x", x)
         gate = _linear(self, "gate_proj", bias)(x)
         up = _linear(self, "up_proj", bias)(x)
-        gate = nn.silu(gate.astype(wide(gate.dtype))).astype(up.dtype)  # rounded once, as torch
-        return _linear(self, "down_proj", bias)(tapped(self, "product", gate * up))
+        return _linear(self, "down_proj", bias)(tapped(self, "product", swiglu(gate, up)))
 
 
 class DecoderLayer(nn.Module):

@@ -21,6 +21,8 @@ from bidora_jax.models.adapters import Adapted
 
 SUMS, TAPS, COTANGENTS = "sums", "taps", "cotangents"
 """Collections of what is written down of a layer's products and read by another pass, see models/recorded.py."""
+NORMS = "norms"
+"""The collection of the norms ‖V‖ that are held constant: with a layer's norm known, W0·Aᵀ is not made again."""
 ROUNDED = "rounded"
 """A collection of nothing. A pass that may write it goes on with its sums as they are kept, rounded to the dtype of x."""
 
@@ -59,6 +61,14 @@ def written_down(
     return z
 
 
+def norm_written_down(module: nn.Module, norm: Float[Array, " O"]) -> Float[Array, " O"]:
+    """The norm, a constant: written down in a pass that asks for NORMS, and taken from them in one given them."""
+    norm = module.get_variable(NORMS, "norm") if module.has_variable(NORMS, "norm") else norm
+    if module.is_mutable_collection(NORMS) and not module.is_initializing():
+        module.put_variable(NORMS, "norm", norm)
+    return norm
+
+
 class Linear(nn.Module):
     """Frozen weight (O, I), optional bias, and the adapter's factors when `adapter` is given."""
 
@@ -80,7 +90,7 @@ class Linear(nn.Module):
                 self._direction(x.dtype), self._magnitude(x.dtype), self._dropout(x, adapter.dropout),
                 self._scale(x.dtype), self._start(x.dtype),
             ]  # fmt: skip
-        product = partial(_product, adapter, partial(written_down, self))
+        product = partial(_product, adapter, partial(written_down, self), partial(norm_written_down, self))
         if self.reopen and isinstance(weight, quant.Layer):
             # What is kept for the backward pass is the sums, not the matrix.
             kept = jax.checkpoint_policies.save_only_these_names(KEPT)
@@ -128,8 +138,8 @@ class Linear(nn.Module):
 
 
 def _product(
-    adapter: Adapted | None, keep, x, weight: quant.Weight, direction: dora.Direction | None = None, magnitude=None,
-    dropped=None, own_scale: Any = None, start: dora.Direction | None = None,
+    adapter: Adapted | None, keep, keep_norm, x, weight: quant.Weight, direction: dora.Direction | None = None,
+    magnitude=None, dropped=None, own_scale: Any = None, start: dora.Direction | None = None,
 ):  # fmt: skip
     w0, row_scale = quant.opened(weight)
     w0 = w0.astype(x.dtype)
@@ -139,14 +149,18 @@ def _product(
     direction = direction if start is None else lowrank.since(direction, start)
     gain = magnitude
     if isinstance(magnitude, tuple):
-        gain = _gain(adapter, w0, row_scale, direction, scale, *magnitude)
+        gain = _gain(adapter, w0, row_scale, direction, scale, *magnitude, keep_norm=keep_norm)
     return dora.apply(x, w0, direction, gain, scale=scale, x_low_rank=dropped, row_scale=row_scale, keep=keep)
 
 
-def _gain(adapter: Adapted, w0, row_scale, direction: dora.Direction, scale: dora.Scale, m, norm_sq):
+def _gain(
+    adapter: Adapted, w0, row_scale, direction: dora.Direction, scale: dora.Scale, m, norm_sq, *, keep_norm=jnp.asarray
+):
     norm = dora.row_norm(w0, norm_sq, direction, scale=scale, row_scale=row_scale)
-    # Held constant, the norm drops out of the direction's gradient: DoRA section 4.3.
-    gain = dora.gain(m, jax.lax.stop_gradient(norm) if adapter.constant_norm else norm)
+    if adapter.constant_norm:
+        # It drops out of the direction's gradient: DoRA section 4.3.
+        norm = keep_norm(jax.lax.stop_gradient(norm))
+    gain = dora.gain(m, norm)
     return gain if adapter.scale is not None else jnp.where(scale == 0, 1.0, gain)
 
 

@@ -1,7 +1,7 @@
 """The scan over layers that keeps the sums of their products, and the record by which one pass spares another its products.
 
-    x ← layer(x, d, m)  for every layer         kept: x and the sums of its linear layers, each times its gain where it has
-                                                one, from which a layer is made again
+    x ← layer(x, d, m)  for every layer         kept: x, norms that are held constant, and the sums of its linear layers,
+                                                each times its gain where it has one; a layer is made again from them
 
 A gradient with respect to a `Blank` is its `Record`: what the pass and its gradient made on the way. A pass that is given the
 record, at the same point and of the same tokens, takes the values from there, and has its derivatives from the products as
@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from bidora_jax.kernels import records
-from bidora_jax.models.linear import COTANGENTS, ROUNDED, SUMS, TAPS
+from bidora_jax.kernels.products import wide
+from bidora_jax.models.linear import COTANGENTS, NORMS, ROUNDED, SUMS, TAPS
 from bidora_jax.models.stacks import scan
 
 Layer = Callable[..., tuple[Array, PyTree]]
@@ -29,6 +30,7 @@ class Record(NamedTuple):
 
     inputs: Float[Array, "L B T D"] | None
     sums: PyTree
+    """Beside them the norms, in float32."""
     cotangents: PyTree
     """Of the inputs of linear layers."""
     means: Float[Array, "N D"]
@@ -49,15 +51,15 @@ def blank(
 ) -> Blank:
     """The blank record of layers stacked in `variables` and `frozen`, whose first one takes x."""
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (variables, frozen))
-    _, written = jax.eval_shape(lambda *args: layer(*args, (SUMS, TAPS)), *one, shared, x)
+    _, written = jax.eval_shape(lambda *args: layer(*args, (SUMS, NORMS, TAPS)), *one, shared, x)
     layers = jax.tree.leaves(frozen)[0].shape[0]
 
-    dtype = jnp.bfloat16 if by_bits else x.dtype
-
-    def zeros(tree):
+    def zeros(tree, dtype=jnp.bfloat16 if by_bits else x.dtype):
         return jax.tree.map(lambda leaf: jnp.zeros((layers, *leaf.shape), dtype), tree)
 
-    return Blank(zeros(x), zeros({SUMS: written[SUMS]}), zeros({TAPS: written[TAPS]}), means)
+    written = {name: zeros(tree, wide(x.dtype)) if name == NORMS else zeros(tree) for name, tree in written.items()}
+    taps = {TAPS: written.pop(TAPS)}
+    return Blank(zeros(x), written, taps, means)
 
 
 def scan_layers(
@@ -73,12 +75,12 @@ def scan_layers(
 ) -> Float[Array, "B T D"]:
     """x after all layers, differentiable in the variables and x. TypeError for a derivative in a weight of `frozen`.
 
-    Without `sums` a layer is made again from its input alone. A `record` that is one of layers needs them. With `by_bits` x is
+    Without `sums` a layer is made again from its input and norms. A `record` that is one of layers needs them. With `by_bits` x is
     bfloat16 in float32, what is kept takes half of the memory, and a gradient has no derivative in reverse, see stacks.py.
     """
     record = None if record is None or record.inputs is None else record
     assert sums or record is None
-    written = () if not sums else (SUMS, ROUNDED) if by_bits else (SUMS,)
+    written = (NORMS,) if not sums else (NORMS, SUMS, ROUNDED) if by_bits else (NORMS, SUMS)
     frozen = jax.tree.map(lambda leaf: _constant(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, frozen)
 
     def narrowed(parts):
@@ -96,7 +98,8 @@ def scan_layers(
                 x, variables = records.known(inputs, x), {**variables, **sums}
             # As a part of a gradient: products have a forward derivative there, and none outside of one.
             out, _, sums = jax.vjp(lambda *at: layer(at[0], frozen, shared, at[1], written), variables, x, has_aux=True)
-            return out, narrowed((x, sums))
+            sums = {name: tree if name == NORMS else narrowed(tree) for name, tree in sums.items()}
+            return out, (narrowed(x), sums)
 
         values = None if earlier is None else (earlier.inputs, earlier.sums)
         last, kept = scan(body, x, (variables, frozen, values), shared, after=variables, by_bits=by_bits)

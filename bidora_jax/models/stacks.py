@@ -16,6 +16,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, PyTree
 
 from bidora_jax.kernels.products import KEPT, bits
+from bidora_jax.kernels.rounding import with_upper_bits
 
 Body = Callable[[Any, PyTree, PyTree], tuple[Any, PyTree]]
 """(carry, slices of one layer, what all layers share) -> (carry, parts of the stacks). It closes over no array: what is
@@ -85,7 +86,8 @@ def _stacked_by_bits(body: Callable, first, slices, late, reverse: bool):
     """`_stacked`, with bfloat16 stacks as their bits inside."""
 
     def on_bits(carry, one):
-        one = jax.tree.map(lambda part, stack: _opened(part) if _narrow(stack) else part, one, slices)
+        # Read as bfloat16 XLA would open them inside whatever uses them, element by element.
+        one = jax.tree.map(lambda part, stack: with_upper_bits(part) if _narrow(stack) else part, one, slices)
         carry, parts = body(carry, one)
         return carry, jax.tree.map(lambda part: bits(part) if _narrow(part) else part, parts)
 
@@ -97,11 +99,6 @@ def _stacked_by_bits(body: Callable, first, slices, late, reverse: bool):
 
 def _narrow(leaf) -> bool:
     return leaf.dtype == jnp.bfloat16
-
-
-def _opened(part):
-    """The float32 with these upper bits. Read as bfloat16 XLA would open them inside whatever uses them, element by element."""
-    return jax.lax.bitcast_convert_type(part.astype(jnp.uint32) << 16, jnp.float32)
 
 
 def _late(first: PyTree, after: PyTree) -> Float[Array, " D"]:

@@ -1,0 +1,50 @@
+"""The gated unit of an MLP and its derivative, in loops that each read few arrays.
+
+    swiglu(g, u) = silu(g) ∘ u        silu(g) = g·σ(g)                                             arXiv:2002.05202
+    ḡ = z̄ ∘ u ∘ (σ + g·σ·(1 − σ)),    ū = z̄ ∘ silu(g)
+
+In float32, rounded to the dtype of the activations after silu and after each product, as transformers does.
+"""
+
+import jax
+from jaxtyping import Array, Float
+
+from bidora_jax.kernels.alone import alone
+from bidora_jax.kernels.rounding import opened, rounded
+
+
+@jax.custom_vjp
+def swiglu(gate: Float[Array, "*n"], up: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """silu(gate) ∘ up. Forward-mode differentiation passes through its gradient but not through the function itself."""
+    return _times(_silu(gate), up)
+
+
+def _forward(gate, up):
+    opening = _silu(gate)
+    return _times(opening, up), (gate, up, opening)
+
+
+def _backward(residuals, g):
+    gate, up, opening = residuals
+    return _gate_cotangent(gate, up, g), _times(g, opening)
+
+
+swiglu.defvjp(_forward, _backward)
+
+
+@alone
+def _silu(gate):
+    x = opened(gate)
+    return rounded(x * jax.nn.sigmoid(x), gate.dtype)
+
+
+@alone
+def _times(a, b):
+    return rounded(opened(a) * opened(b), a.dtype)
+
+
+@alone
+def _gate_cotangent(gate, up, g):
+    x, g = opened(gate), opened(rounded(opened(g) * opened(up), g.dtype))
+    open_by = jax.nn.sigmoid(x)
+    return rounded(g * (open_by + x * open_by * (1 - open_by)), gate.dtype)

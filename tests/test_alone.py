@@ -1,0 +1,61 @@
+"""kernels/alone.py: a call of its own in the compiled program, and all derivatives as if it were none."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bidora_jax.kernels.alone import alone
+
+
+def curve(x, y):
+    # Both are compiled functions of JAX, and would be calls as well.
+    return jax.nn.silu(x) * jnp.where(y > 0, y, jnp.sin(y))
+
+
+def calls(function, *args) -> list[str]:
+    text = jax.jit(function).lower(*args).compile().as_text()
+    return re.findall(r" call\(.*to_apply=%?([\w.]+)", text)
+
+
+def numbers(seed: int):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(3, 4)))
+
+
+def test_it_is_one_call_and_so_is_its_derivative(x64):
+    x, y = numbers(0), numbers(1)
+
+    def around(form):
+        return lambda x, y: jnp.sum(jnp.cos(form(jnp.exp(x), y)))
+
+    assert not calls(around(curve), x, y)
+    assert len(calls(around(alone(curve)), x, y)) == 1
+    assert len(calls(jax.grad(around(alone(curve))), x, y)) == 2
+
+
+@pytest.mark.parametrize("order", ["value", "forward", "reverse", "forward over reverse", "mapped"])
+def test_it_changes_no_number(x64, order):
+    x, y, v, w = (numbers(seed) for seed in range(4))
+
+    def total(form):
+        return lambda x, y: jnp.sum(jnp.cos(form(x, y)))
+
+    def found(form):
+        if order == "value":
+            return form(x, y)
+        if order == "forward":
+            return jax.jvp(form, (x, y), (v, w))
+        if order == "reverse":
+            return jax.grad(total(form), argnums=(0, 1))(x, y)
+        if order == "forward over reverse":
+            return jax.jvp(jax.grad(total(form), argnums=(0, 1)), (x, y), (v, w))
+        return jax.vmap(form, in_axes=1)(x, y)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13), found(alone(curve)), found(curve))
+
+
+def test_on_another_device_it_is_the_function(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "jit" not in str(jax.make_jaxpr(alone(jnp.negative))(1.0)).replace("name=", "")
