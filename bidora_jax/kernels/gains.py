@@ -38,7 +38,7 @@ def apart_from_zero(gain: Float[Array, "*N O"], dtype) -> Float[Array, "*N O"]:
     return _apart(gain, least)
 
 
-@alone
+@alone  # or the loop over all tokens would compute it for each of them, back to the norm
 def _apart(gain, least):
     return gain + jax.lax.stop_gradient(jnp.where(jnp.abs(gain) < least, least - gain, 0))
 
