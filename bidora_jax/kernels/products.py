@@ -15,7 +15,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.custom_derivatives import linear_call
+from jax.custom_derivatives import SymbolicZero, linear_call
 from jaxtyping import Array, Float, Int
 
 KEPT = "kept"
@@ -120,12 +120,54 @@ def _product_backward(axis: int, residuals, g):
 _product.defvjp(_product_forward, _product_backward)
 
 
-def dot(left, right, left_axis: int, right_axis: int):
-    """Contracts one of the two last axes of each over equal leading axes."""
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def dot(
+    left: Float[Array, "*batch _ _"], right: Float[Array, "*batch _ _"], left_axis: int, right_axis: int
+) -> Float[Array, "*batch M N"]:
+    """Contracts one of the two last axes of each over equal leading axes: x·yᵀ for -1 and -1, x·y for -1 and -2.
+
+    The derivative of a result that is larger than its factors is one product over twice as many numbers, rather than the sum
+    of two such results: dx·yᵀ + x·dyᵀ = [dx, x]·[y, dy]ᵀ.
+    """
+    return _dot(left, right, left_axis, right_axis)
+
+
+def _dot(left, right, left_axis: int, right_axis: int):
     leading = tuple(range(left.ndim - 2))
     contracted = ((left.ndim + left_axis,), (right.ndim + right_axis,))
     dims = (contracted, (leading, leading))
     return jax.lax.dot_general(left, right, dims, preferred_element_type=wide(left.dtype))
+
+
+def _dot_jvp(left_axis: int, right_axis: int, primals, tangents):
+    (left, right), (left_t, right_t) = primals, tangents
+    y = dot(left, right, left_axis, right_axis)
+    still = [isinstance(tangent, SymbolicZero) for tangent in tangents]
+    if all(still):
+        return y, jnp.zeros_like(y)
+    if still[0]:
+        return y, dot(left, right_t, left_axis, right_axis)
+    if still[1]:
+        return y, dot(left_t, right, left_axis, right_axis)
+    if left.shape[left_axis] * sum(y.shape[-2:]) > y.shape[-2] * y.shape[-1]:
+        return y, dot(left_t, right, left_axis, right_axis) + dot(left, right_t, left_axis, right_axis)
+
+    def joined(residuals, tangents):
+        (left, right), (left_t, right_t) = residuals, tangents
+        left = jnp.concatenate([left_t, left], axis=left_axis)
+        return _dot(left, jnp.concatenate([right, right_t], axis=right_axis), left_axis, right_axis)
+
+    def transposed(residuals, g):
+        left, right = (array.astype(g.dtype) for array in residuals)
+        left_free, right_free = -3 - left_axis, -3 - right_axis
+        of_left = (g, right, -1, right_free) if left_axis == -1 else (right, g, right_free, -1)
+        of_right = (g, left, -2, left_free) if right_axis == -1 else (left, g, left_free, -2)
+        return tuple(_dot(*of).astype(one.dtype) for of, one in zip((of_left, of_right), residuals, strict=True))
+
+    return y, linear_call(joined, transposed, (left, right), (left_t, right_t))
+
+
+dot.defjvp(_dot_jvp, symbolic_zeros=True)
 
 
 def over_rows(x: Float[Array, "*batch M K"], y: Float[Array, "*batch M N"]) -> Float[Array, "*batch K N"]:
