@@ -24,15 +24,29 @@ def numbers(seed: int):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(3, 4)))
 
 
-def test_it_is_one_call_and_so_is_its_derivative(x64):
-    x, y = numbers(0), numbers(1)
+def test_it_is_one_call_and_its_tangent_another(x64):
+    x, y, v, w = (numbers(seed) for seed in range(4))
 
     def around(form):
         return lambda x, y: jnp.sum(jnp.cos(form(jnp.exp(x), y)))
 
     assert not calls(around(curve), x, y)
     assert len(calls(around(alone(curve)), x, y)) == 1
-    assert len(calls(jax.grad(around(alone(curve))), x, y)) == 2
+    assert len(calls(lambda *at: jax.jvp(around(alone(curve)), at, (v, w)), x, y)) == 2
+    # What the tangent is multiplied by, and the product with the cotangent.
+    assert len(calls(jax.grad(around(alone(curve))), x, y)) == 3
+
+
+def test_its_tangent_is_of_what_moves(x64):
+    x, y, v = (numbers(seed) for seed in range(3))
+
+    text = (
+        jax.jit(lambda x, y, v: jax.jvp(lambda y: alone(jax.lax.mul)(x, y), (y,), (v,)))
+        .lower(x, y, v)
+        .compile()
+        .as_text()
+    )
+    assert len(re.findall(r" multiply\(", text)) == 2
 
 
 @pytest.mark.parametrize("order", ["value", "forward", "reverse", "forward over reverse", "mapped"])
@@ -60,6 +74,6 @@ def test_on_another_device_it_is_the_function(monkeypatch):
     def steps() -> list[str]:
         return [step.primitive.name for step in jax.make_jaxpr(alone(jax.lax.neg))(1.0).eqns]
 
-    assert steps() == ["jit"]
+    assert steps() == ["custom_jvp_call"]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert steps() == ["neg"]

@@ -16,31 +16,22 @@ from bidora_jax.kernels.rounding import opened, rounded
 @jax.custom_vjp
 def swiglu(gate: Float[Array, "*n"], up: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """silu(gate) ∘ up. Forward-mode differentiation passes through its gradient but not through the function itself."""
-    return _times(_silu(gate), up)
-
-
-def _forward(gate, up):
-    opening = _silu(gate)
-    return _times(opening, up), (gate, up, opening)
+    return _silu_times(gate, up)
 
 
 def _backward(residuals, g):
-    gate, up, opening = residuals
-    return _gate_cotangent(gate, up, g), _times(g, opening)
+    gate, up = residuals
+    return _gate_cotangent(gate, up, g), _silu_times(gate, g)
 
 
-swiglu.defvjp(_forward, _backward)
+swiglu.defvjp(lambda gate, up: (_silu_times(gate, up), (gate, up)), _backward)
 
 
 @alone
-def _silu(gate):
+def _silu_times(gate, other):
     x = opened(gate)
-    return rounded(x * jax.nn.sigmoid(x), gate.dtype)
-
-
-@alone
-def _times(a, b):
-    return rounded(opened(a) * opened(b), a.dtype)
+    silu = rounded(x * jax.nn.sigmoid(x), gate.dtype)
+    return rounded(opened(silu) * opened(other), gate.dtype)
 
 
 @alone
