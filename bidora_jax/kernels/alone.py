@@ -20,13 +20,14 @@ T = TypeVar("T")
 def alone(function: Callable[P, T]) -> Callable[P, T]:
     """The function as a call that XLA does not inline on a CPU, and its derivative as another; elsewhere it is itself. It takes
     arrays alone."""
-    called = _called(function)
+    plain: Callable = function
+    called = _called(plain)
 
     def tangent(moving, *primals):
         """Without the value, which would share with it all that they are both made of, written out."""
 
         def of_moving(moving):
-            return function(*(moving.get(number, primal) for number, primal in enumerate(primals)))
+            return plain(*(moving.get(number, primal) for number, primal in enumerate(primals)))
 
         return jax.jvp(of_moving, ({number: primals[number] for number in moving},), (moving,))[1]
 

@@ -13,12 +13,14 @@ exists; what stands at padded positions is finite and meaningless. The only cust
 product pass through. `fused_attention` is the one exception: attend() by cuDNN, with a first derivative and no second.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import linear_call
 from jaxtyping import Array, Bool, Float, Int
 
 from bidora_jax.kernels.alone import alone
@@ -96,15 +98,47 @@ def attend(
     q: Float[Array, "B Q H h"], k: Float[Array, "B S K h"], v: Float[Array, "B S K h"], visible: Bool[Array, "#B Q S"]
 ) -> Float[Array, "B Q H h"]:
     """Attention of Q queries over S keys where `visible` allows it, with the [Q, S] scores of every head in memory."""
-    batch, queries, heads, dim = q.shape
-    kv_heads = k.shape[2]
-    groups = heads // kv_heads
-    # The queries of all heads that share keys are the rows of one product, in an order that never turns the scores.
-    rows = swapped(q.reshape(batch, queries, kv_heads, groups, dim), 1, 2).reshape(batch, kv_heads, -1, dim)
-    seen = jnp.repeat(visible, groups, axis=1)[:, None]
+    (rows,) = _rows_by_run(q, k.shape[2], (0, q.shape[1]))
+    return _attend_rows(rows, k, v, visible)
+
+
+def _attend_rows(
+    rows: Float[Array, "B K M h"],
+    k: Float[Array, "B S K h"],
+    v: Float[Array, "B S K h"],
+    visible: Bool[Array, "#B Q S"],
+) -> Float[Array, "B Q H h"]:
+    batch, kv_heads, count, dim = rows.shape
+    queries = visible.shape[1]
+    seen = jnp.repeat(visible, count // queries, axis=1)[:, None]
     out = _weighted(rows, swapped(k, 1, 2), swapped(v, 1, 2), seen)
     # It goes into no product before it is joined: turned as it is, which a CPU does faster than in pairs of 16 bits.
-    return out.reshape(batch, kv_heads, queries, groups, dim).swapaxes(1, 2).reshape(q.shape).astype(q.dtype)
+    out = out.reshape(batch, kv_heads, queries, -1, dim).swapaxes(1, 2)
+    return out.reshape(batch, queries, -1, dim).astype(rows.dtype)
+
+
+def _rows_by_run(
+    q: Float[Array, "B T H h"], kv_heads: int, edges: Sequence[int]
+) -> tuple[Float[Array, "B K _ h"], ...]:
+    """The queries of each run, from one edge to the next. Those of all heads that share keys are the rows of one product, in an
+    order that never turns the scores.
+
+    In reverse the rows of all runs are put together in one loop: a slice's own derivative is an array as large as q for each.
+    """
+    batch, length, heads, dim = q.shape
+
+    def grouped(q):
+        return swapped(q.reshape(batch, -1, kv_heads, heads // kv_heads, dim), 1, 2).reshape(batch, kv_heads, -1, dim)
+
+    @alone
+    def joined(*runs):
+        turned = [rows.reshape(batch, kv_heads, -1, heads // kv_heads, dim).swapaxes(1, 2) for rows in runs]
+        return jnp.concatenate(turned, axis=1).reshape(batch, length, heads, dim)
+
+    def cut(_, q):
+        return tuple(grouped(q[:, first:stop]) for first, stop in pairwise(edges))
+
+    return linear_call(cut, lambda _, runs: joined(*runs), (), q)
 
 
 @jax.custom_vjp
@@ -170,17 +204,23 @@ def causal_attention(
         # Two chunks a run at least: of a loop of one turn XLA keeps the scores rather than compute them again.
         chunk = min(-(-chunk // 2), -(-length // (2 * RUNS)))
     step = chunk if length > chunk else max(-(-length // RUNS), SHORTEST_RUN)
-    chunks = -(-length // step)
-    out = []
-    for first, stop in _runs(chunks):
-        queries = slice(first * step, min(stop * step, length))
-        keys = slice(0 if window is None else max(0, queries.start - window + 1), queries.stop)
-        part = partial(_attend_from, k=k[:, keys], v=v[:, keys], first_key=keys.start, window=window)
-        rows = (q[:, queries],) if starts is None else (q[:, queries], starts[:, queries])
-        if length <= chunk:
-            out.append(part(queries.start, *rows))
-        else:
-            out.append(_by_chunk(part, queries.start, chunk, *rows))
+    runs = [(first * step, min(stop * step, length)) for first, stop in _runs(-(-length // step))]
+    # Each with the keys that one of its queries can see.
+    spans = [(0 if window is None else max(0, start - window + 1), stop) for start, stop in runs]
+    met = [(k[:, first:stop], v[:, first:stop]) for first, stop in spans]
+    if length <= chunk:
+        rows = _rows_by_run(q, k.shape[2], [0, *(stop for _, stop in runs)])
+        seen = [
+            visible(jnp.arange(*run), jnp.arange(*span), window, None if starts is None else starts[:, slice(*run)])
+            for run, span in zip(runs, spans, strict=True)
+        ]
+        out = [_attend_rows(some, *keys, mask) for some, keys, mask in zip(rows, met, seen, strict=True)]
+    else:
+        out = []
+        for run, (first_key, _), (some_k, some_v) in zip(runs, spans, met, strict=True):
+            part = partial(_attend_from, k=some_k, v=some_v, first_key=first_key, window=window)
+            rows = (q[:, slice(*run)],) if starts is None else (q[:, slice(*run)], starts[:, slice(*run)])
+            out.append(_by_chunk(part, run[0], chunk, *rows))
     return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
 
 
