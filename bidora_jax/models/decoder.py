@@ -107,7 +107,7 @@ class MLP(nn.Module):
         x = tapped(self, "x", x)
         gate = _linear(self, "gate_proj", bias)(x)
         up = _linear(self, "up_proj", bias)(x)
-        return _linear(self, "down_proj", bias)(tapped(self, "product", swiglu(gate, up)))
+        return _linear(self, "down_proj", bias)(swiglu(gate, up))
 
 
 class DecoderLayer(nn.Module):
