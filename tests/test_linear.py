@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,8 @@ from bidora_jax import bilevel_step, init_state
 from bidora_jax.kernels import hypergrad, quant
 from bidora_jax.kernels.cuda import ops
 from bidora_jax.models import adapters, decoder, generation
+from bidora_jax.models.adapters import Adapted
+from bidora_jax.models.linear import Linear, side_by_side
 from bidora_jax.models.settings import AdapterConfig
 from bidora_jax.training import objective, optim
 
@@ -223,8 +226,8 @@ def test_no_second_copy_of_a_sixteen_bit_base_lives_in_a_step(remat):
 
 
 def test_kept_products_are_not_computed_again(deep):
-    """Remat makes x·A of LoRA's seven again, which is in B's derivative, and the two other products of six: the sum of the last
-    one is in no derivative."""
+    """Remat makes the four x·A of LoRA's seven again, which are in B's derivative, and the two other products of six: the sum
+    of the last one is in no derivative."""
     counts = {}
     for remat in ("layer", "dots"):
         function, arguments = compiled("lora", as_bits(jax.tree.map(lambda w: w.astype(jnp.bfloat16), deep)), remat)
@@ -232,4 +235,53 @@ def test_kept_products_are_not_computed_again(deep):
         counts[remat] = len(
             re.findall(r"stablehlo\.dot_general.*xbf16>, tensor<(?:\d+x\d+)xbf16>\) -> tensor<[\dx]+xf32>", text)
         )
-    assert counts["layer"] - counts["dots"] == 7 + 2 * 6
+    assert counts["layer"] - counts["dots"] == 4 + 2 * 6
+
+
+ONE_PRODUCT = Adapted(rank=3, scale=0.7, magnitude=True, dropout=0.0, constant_norm=False, subtracts=False)
+
+
+class Pair(nn.Module):
+    """Two linear layers of the same x, of which the second may have another adapter, or none."""
+
+    second: Adapted | None
+    together: bool
+
+    @nn.compact
+    def __call__(self, x):
+        layers = [Linear(6, 5, adapter=ONE_PRODUCT, name="one"), Linear(6, 4, adapter=self.second, name="other")]
+        return side_by_side(layers, x) if self.together else [layer(x) for layer in layers]
+
+
+@pytest.mark.parametrize(
+    ("second", "shared"),
+    [
+        (ONE_PRODUCT, True),
+        (replace(ONE_PRODUCT, rank=2, magnitude=False, scale=None), True),
+        (replace(ONE_PRODUCT, dropout=0.5), False),
+        (replace(ONE_PRODUCT, subtracts=True), False),
+        (None, False),
+    ],
+    ids=["the same", "another rank and scale", "dropout", "a start", "no adapter"],
+)
+def test_layers_side_by_side_are_the_same_layers(x64, second, shared):
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(2, 7, 6)))
+    rngs = {"dropout": jax.random.key(1)}
+    variables = jax.eval_shape(Pair(second, together=False).init, {"params": jax.random.key(0), **rngs}, x)
+    trees = [jax.tree.map(lambda leaf: jnp.asarray(random.uniform(0.5, 1, leaf.shape)), variables) for _ in range(2)]
+
+    def gradient(together):
+        def loss(variables):
+            return sum(jnp.sum(jnp.sin(y)) for y in Pair(second, together).apply(variables, x, rngs=rngs))
+
+        return jax.value_and_grad(loss)
+
+    # The gradient, and forward over it.
+    found, expected = (jax.jvp(gradient(together), trees[:1], trees[1:]) for together in (True, False))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12), found, expected)
+    products = [
+        str(jax.make_jaxpr(lambda v, t=together: Pair(second, t).apply(v, x, rngs=rngs))(trees[0])).count("dot_general")
+        for together in (True, False)
+    ]
+    assert products[1] - products[0] == shared

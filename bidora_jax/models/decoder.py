@@ -23,7 +23,7 @@ from bidora_jax.kernels.gated import swiglu
 from bidora_jax.kernels.products import KEPT, bits, floats, frozen_dot, kept_dtype, wide
 from bidora_jax.models import rope
 from bidora_jax.models.adapters import Adapter, linear_shapes, with_saved
-from bidora_jax.models.linear import Linear, tapped, written_down
+from bidora_jax.models.linear import Linear, side_by_side, tapped, written_down
 from bidora_jax.models.recorded import Blank, Record, blank, scan_layers
 from bidora_jax.models.rope import RopeScaling
 
@@ -77,10 +77,8 @@ class Attention(nn.Module):
     def __call__(self, x, cos, sin, attend: Attend | None = None, starts=None):
         c = self.config
         x = tapped(self, "x", x)
-        q, k, v = (
-            _linear(self, name, c.qkv_bias)(x).reshape(*x.shape[:2], heads, c.head_dim)
-            for name, heads in (("q_proj", c.num_heads), ("k_proj", c.num_kv_heads), ("v_proj", c.num_kv_heads))
-        )
+        layers = [_linear(self, name, c.qkv_bias) for name in ("q_proj", "k_proj", "v_proj")]
+        q, k, v = (out.reshape(*x.shape[:2], -1, c.head_dim) for out in side_by_side(layers, x))
         if c.qk_norm:
             q, k = RMSNorm(c.rms_norm_eps, name="q_norm")(q), RMSNorm(c.rms_norm_eps, name="k_norm")(k)
         q, k = attention.rope(q, cos, sin), attention.rope(k, cos, sin)
@@ -105,8 +103,7 @@ class MLP(nn.Module):
     def __call__(self, x):
         bias = self.config.mlp_bias
         x = tapped(self, "x", x)
-        gate = _linear(self, "gate_proj", bias)(x)
-        up = _linear(self, "up_proj", bias)(x)
+        gate, up = side_by_side([_linear(self, name, bias) for name in ("gate_proj", "up_proj")], x)
         return _linear(self, "down_proj", bias)(swiglu(gate, up))
 
 

@@ -7,7 +7,9 @@ Its variables live in three collections, which are the three parameter groups: '
 pass, for the product and the norm, and used in the dtype of x.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bidora_jax.kernels import dora, gains, lowrank, quant, records
+from bidora_jax.kernels import dora, gains, lowrank, products, quant, records
 from bidora_jax.kernels.products import KEPT, wide
 from bidora_jax.models.adapters import Adapted
 
@@ -80,7 +82,10 @@ class Linear(nn.Module):
     """Open a packed weight anew in the backward pass rather than keep it. A layer that is itself recomputed does so anyway."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+    def __call__(
+        self, x: Float[Array, "*batch I"], narrowed: Float[Array, "M r"] | None = None
+    ) -> Float[Array, "*batch O"]:
+        """`narrowed` is x·Aᵀ where it has been computed already, see `side_by_side`."""
         shape = (self.out_features, self.in_features)
         weight = self.variable("base", "weight", jnp.zeros, shape, x.dtype).value
         adapter = self.adapter
@@ -95,7 +100,7 @@ class Linear(nn.Module):
             # What is kept for the backward pass is the sums, not the matrix.
             kept = jax.checkpoint_policies.save_only_these_names(KEPT)
             product = jax.checkpoint(product, policy=kept, prevent_cse=False)
-        y = product(x, weight, *trained)
+        y = product(x, weight, *trained, narrowed=narrowed)
         if self.use_bias:
             bias = self.variable("base", "bias", jnp.zeros, (self.out_features,), x.dtype).value
             y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
@@ -106,6 +111,13 @@ class Linear(nn.Module):
         a = self.variable("direction", "A", jnp.zeros, (rank, self.in_features), dtype).value
         b = self.variable("direction", "B", jnp.zeros, (self.out_features, rank), dtype).value
         return dora.Direction(a, b)
+
+    def narrowing(self) -> Float[Array, "r I"] | None:
+        """A where x itself is what it meets: with dropout, a start or several adapters it is something else."""
+        a = self.get_variable("direction", "A") if self.has_variable("direction", "A") else None
+        if a is None or a.ndim > 2 or self.adapter is None or self.adapter.subtracts:
+            return None
+        return None if self.adapter.dropout and self.has_rng("dropout") else a
 
     def _start(self, dtype) -> dora.Direction | None:
         """The factors that are taken off, for starts away from zero."""
@@ -137,9 +149,19 @@ class Linear(nn.Module):
         return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
+def side_by_side(layers: Sequence[Linear], x: Float[Array, "*batch I"]) -> list[Float[Array, "*batch _"]]:
+    """What linear layers make of the same x. Their products with A are one, x·[A; A'; …]ᵀ, and so are the derivatives of those."""
+    factors = [a for layer in layers if (a := layer.narrowing()) is not None]
+    if len(factors) < len(layers):
+        return [layer(x) for layer in layers]
+    ends = list(accumulate(len(factor) for factor in factors))
+    narrowed = products.product(x.reshape(-1, x.shape[-1]), jnp.concatenate(factors))
+    return [layer(x, part) for layer, part in zip(layers, jnp.split(narrowed, ends[:-1], axis=-1), strict=True)]
+
+
 def _product(
     adapter: Adapted | None, keep, keep_norm, x, weight: quant.Weight, direction: dora.Direction | None = None,
-    magnitude=None, dropped=None, own_scale: Any = None, start: dora.Direction | None = None,
+    magnitude=None, dropped=None, own_scale: Any = None, start: dora.Direction | None = None, narrowed=None,
 ):  # fmt: skip
     w0, row_scale = quant.opened(weight)
     w0 = w0.astype(x.dtype)
@@ -150,7 +172,9 @@ def _product(
     gain = magnitude
     if isinstance(magnitude, tuple):
         gain = _gain(adapter, w0, row_scale, direction, scale, *magnitude, keep_norm=keep_norm)
-    return dora.apply(x, w0, direction, gain, scale=scale, x_low_rank=dropped, row_scale=row_scale, keep=keep)
+    return dora.apply(
+        x, w0, direction, gain, scale=scale, x_low_rank=dropped, narrowed=narrowed, row_scale=row_scale, keep=keep
+    )
 
 
 def _gain(
