@@ -211,9 +211,10 @@ def test_the_arithmetic_of_a_step():
     plan = Plan(replace(MODEL, remat="dots"), AdapterConfig(method="lora"), replace(DATA, batch_size=2))
     linears = 7 * (60 * 26 + 2 * 20 * 26 + 26 * 60 + 3 * 38 * 26)
     assert planning.arithmetic(DEEP, plan) == 2 * 96 * 2 * (linears + 97 * 26)
-    # A bilevel step that reads the record of its train gradient is three such gradients over the linears, and has the logits anew.
+    # A bilevel step that reads the record of its train gradient is three such gradients over the linears, with one product of the
+    # MLP's last one more, and has the logits anew.
     bidora = replace(plan, adapter=AdapterConfig(method="bidora"), search=SearchConfig(hypergradient="exact"))
-    assert planning.arithmetic(DEEP, bidora) == 2 * 96 * (6 * linears + 7 * 97 * 26)
+    assert planning.arithmetic(DEEP, bidora) == 2 * 96 * (6 * linears + 7 * 38 * 26 + 7 * 97 * 26)
     # (remat, form): passes over the linears and over the head, as the compiled steps have them (benchmarks/README.md).
     passes = {("none", "exact"): (8, 7), ("layer", "exact"): (12, 7), ("none", "reverse"): (6, 7), ("dots", "reverse"): (7, 7),
               ("layer", "reverse"): (10, 7), ("layer", "finite-difference"): (12, 8), ("dots", "direct"): (4, 4)}  # fmt: skip

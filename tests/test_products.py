@@ -93,21 +93,23 @@ def test_a_sum_over_rows_is_einsums_with_its_derivatives(dtype, leading, left, r
         np.testing.assert_allclose(one, other, rtol=max(1e-5, float(jnp.finfo(one.dtype).eps)), atol=1e-5)
 
 
-@pytest.mark.parametrize(("inner", "products_taken"), [(2, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("dtype", "inner", "products_taken"), [(jnp.bfloat16, 2, 1), (jnp.bfloat16, 3, 2), (jnp.float32, 2, 2)]
+)
 @pytest.mark.parametrize("axes", [(-1, -1), (-1, -2), (-2, -1), (-2, -2)])
-def test_the_derivative_of_a_result_larger_than_its_factors_is_one_product(inner, products_taken, axes):
+def test_the_derivative_of_a_result_larger_than_its_narrow_factors_is_one_product(dtype, inner, products_taken, axes):
     shapes = [(2, inner, rows) if axis == -2 else (2, rows, inner) for rows, axis in zip((5, 7), axes, strict=True)]
-    inputs = arrays(jnp.float32, *shapes, *shapes)
+    inputs = arrays(dtype, *shapes, *shapes)
 
-    def tangent(left, right, left_t, right_t):
+    def both(left, right, left_t, right_t):
         return jax.jvp(partial(products.dot, left_axis=axes[0], right_axis=axes[1]), (left, right), (left_t, right_t))
 
-    text = jax.jit(lambda *inputs: tangent(*inputs)[1]).lower(*inputs).as_text()
+    text = jax.jit(lambda *inputs: both(*inputs)[1]).lower(*inputs).as_text()
     assert text.count("stablehlo.dot_general") == products_taken
     letters = ["mk" if axes[0] == -1 else "km", "nk" if axes[1] == -1 else "kn"]
     einsum = partial(jnp.einsum, f"b{letters[0]},b{letters[1]}->bmn", precision="highest")
-    expected = jax.jvp(einsum, inputs[:2], inputs[2:])
-    for one, other in zip(tangent(*inputs), expected, strict=True):
+    wide = [array.astype(jnp.float32) for array in inputs]
+    for one, other in zip(both(*inputs), jax.jvp(einsum, tuple(wide[:2]), tuple(wide[2:])), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 

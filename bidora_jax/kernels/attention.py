@@ -9,8 +9,9 @@
 Norms, angles and softmax are float32 (float64 for float64); products have the dtype of the inputs and accumulate in
 float32. Sequences are padded on the right: under the causal mask a real token never sees padding, so no padding mask
 exists; what stands at padded positions is finite and meaningless. The only custom derivatives are those of the products
-(kernels/products.py), the norm and the softmax, whose gradients are ordinary code: that is what lets a mixed second-order
-product pass through. `fused_attention` is the one exception: attend() by cuDNN, with a first derivative and no second.
+(kernels/products.py), the norm, the softmax and the cut of the queries into runs, whose gradients are ordinary code: that is
+what lets a mixed second-order product pass through. `fused_attention` is the one exception: attend() by cuDNN, with a first
+derivative and no second.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import linear_call
 from jaxtyping import Array, Bool, Float, Int
 
 from bidora_jax.kernels.alone import alone
@@ -135,10 +135,12 @@ def _rows_by_run(
         turned = [rows.reshape(batch, kv_heads, -1, heads // kv_heads, dim).swapaxes(1, 2) for rows in runs]
         return jnp.concatenate(turned, axis=1).reshape(batch, length, heads, dim)
 
-    def cut(_, q):
+    def cut(q):
         return tuple(grouped(q[:, first:stop]) for first, stop in pairwise(edges))
 
-    return linear_call(cut, lambda _, runs: joined(*runs), (), q)
+    with_one_loop = jax.custom_vjp(cut)
+    with_one_loop.defvjp(lambda q: (cut(q), None), lambda _, runs: (joined(*runs),))
+    return with_one_loop(q)
 
 
 @jax.custom_vjp

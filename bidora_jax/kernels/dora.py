@@ -157,8 +157,8 @@ def apply(
     """x·W'ᵀ = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ) in the dtype of x, from which its derivatives are read (kernels/gains.py).
 
     Without a `row_gain` this is LoRA. `x_low_rank` is the input of A where it differs from x (dropout), `narrowed` its product
-    with A if it has been computed. Factors and gain may
-    have a leading axis of several adapters, which is then x's first; the product with W0 is one for all.
+    with A if it has been computed. Factors and gain may have a leading axis of several adapters, which is then x's first; the
+    product with W0 is one for all.
     """
     total = _rescaled(frozen_dot(x, w0), row_scale)
     # s multiplies a factor rather than the product: in a backward pass that would be one more array of that size.

@@ -128,8 +128,8 @@ def dot(
 ) -> Float[Array, "*batch M N"]:
     """Contracts one of the two last axes of each over equal leading axes: x·yᵀ for -1 and -1, x·y for -1 and -2.
 
-    The derivative of a result that is larger than its factors is one product over twice as many numbers, rather than the sum
-    of two such results: dx·yᵀ + x·dyᵀ = [dx, x]·[y, dy]ᵀ.
+    For narrow factors the derivative of a result that is larger than they are is one product over twice as many numbers,
+    rather than the sum of two such results: dx·yᵀ + x·dyᵀ = [dx, x]·[y, dy]ᵀ. It is declared linear, and so can't be mapped over.
     """
     return _dot(left, right, left_axis, right_axis)
 
@@ -151,7 +151,8 @@ def _dot_jvp(left_axis: int, right_axis: int, primals, tangents):
         return y, dot(left, right_t, left_axis, right_axis)
     if still[1]:
         return y, dot(left_t, right, left_axis, right_axis)
-    if left.shape[left_axis] * sum(y.shape[-2:]) > y.shape[-2] * y.shape[-1]:
+    larger = left.shape[left_axis] * sum(y.shape[-2:]) <= y.shape[-2] * y.shape[-1]
+    if not larger or left.dtype == wide(left.dtype):
         return y, dot(left_t, right, left_axis, right_axis) + dot(left, right_t, left_axis, right_axis)
 
     def joined(residuals, tangents):

@@ -32,7 +32,7 @@ class Record(NamedTuple):
     sums: PyTree
     """Beside them the norms, in float32."""
     cotangents: PyTree
-    """Of the inputs of linear layers."""
+    """Of the inputs of linear layers but the MLP's last one, which is as wide as it is cheap to make again."""
     means: Float[Array, "N D"]
     """Of every token that predicts another softmax(x·Eᵀ)·E, see kernels/losses.py."""
 

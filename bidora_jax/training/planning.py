@@ -11,6 +11,7 @@ tokens are trained faster one at a time with remat dots than four together with 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import jax
 from jaxtyping import PyTree
@@ -166,9 +167,11 @@ def arithmetic(config: DecoderConfig, plan: Plan) -> float:
     2·N·tokens for a pass; a gradient is two passes (no weight gradient), and one more over the layers where they are computed
     again. BiDoRA's step is two gradients and a mixed product: two more gradients as a finite difference, a gradient with its
     tangent forward over reverse, tangents alone over the record of the train gradient: of the head in one micro-batch, which takes
-    one product more for the logits, of layers with remat dots. Each is the count of the products in the compiled step.
+    one product more for the logits, of layers with remat dots, which make one cotangent again, that of the MLP's product. Each is
+    the count of the products in the compiled step.
     """
-    linears = config.num_layers * sum(o * i for o, i in adapters.linear_shapes(config).values())
+    shapes = adapters.linear_shapes(config)
+    linears = config.num_layers * sum(o * i for o, i in shapes.values())
     tokens = plan.data.batch_size * plan.data.accumulation * plan.data.max_length
     head = config.vocab_size * config.hidden_size
     again = 1 if plan.model.remat == "layer" else 0
@@ -181,7 +184,10 @@ def arithmetic(config: DecoderConfig, plan: Plan) -> float:
         "finite-difference": (4 + 2 * again, 4),
         "direct": (0, 0),
     }[plan.search.hypergradient]
-    return 2 * tokens * ((4 + 2 * again + mixed) * linears + (4 + logits) * head)
+    products = (4 + 2 * again + mixed) * linears + (4 + logits) * head
+    if recorded and (plan.search.hypergradient, plan.model.remat) == ("exact", "dots"):
+        products += config.num_layers * prod(shapes["mlp.down_proj"])
+    return 2 * tokens * products
 
 
 def dot_rate(dtype, seconds: float = 0.3) -> float:
