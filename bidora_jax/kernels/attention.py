@@ -14,7 +14,6 @@ what lets a mixed second-order product pass through. `fused_attention` is the on
 derivative and no second.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Literal
@@ -98,7 +97,7 @@ def attend(
     q: Float[Array, "B Q H h"], k: Float[Array, "B S K h"], v: Float[Array, "B S K h"], visible: Bool[Array, "#B Q S"]
 ) -> Float[Array, "B Q H h"]:
     """Attention of Q queries over S keys where `visible` allows it, with the [Q, S] scores of every head in memory."""
-    (rows,) = _rows_by_run(q, k.shape[2], (0, q.shape[1]))
+    (rows,) = _rows_by_run(q, q.shape[2] // k.shape[2], (0, q.shape[1]))
     return _attend_rows(rows, k, v, visible)
 
 
@@ -118,29 +117,40 @@ def _attend_rows(
 
 
 def _rows_by_run(
-    q: Float[Array, "B T H h"], kv_heads: int, edges: Sequence[int]
+    q: Float[Array, "B T H h"], groups: int, edges: tuple[int, ...]
 ) -> tuple[Float[Array, "B K _ h"], ...]:
     """The queries of each run, from one edge to the next. Those of all heads that share keys are the rows of one product, in an
     order that never turns the scores.
 
     In reverse the rows of all runs are put together in one loop: a slice's own derivative is an array as large as q for each.
     """
-    batch, length, heads, dim = q.shape
+    return _cut(q, groups, edges)
 
-    def grouped(q):
-        return swapped(q.reshape(batch, -1, kv_heads, heads // kv_heads, dim), 1, 2).reshape(batch, kv_heads, -1, dim)
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _cut(q, groups: int, edges: tuple[int, ...]):
+    return _cut_forward(q, groups, edges)[0]
+
+
+def _cut_forward(q, groups: int, edges: tuple[int, ...]):
+    batch, _, heads, dim = q.shape
+    shape = batch, heads // groups, -1, dim
+    runs = [q[:, first:stop].reshape(batch, -1, heads // groups, groups, dim) for first, stop in pairwise(edges)]
+    return tuple(swapped(run, 1, 2).reshape(shape) for run in runs), None
+
+
+def _cut_backward(groups: int, edges: tuple[int, ...], _, rows):
+    batch, kv_heads, _, dim = rows[0].shape
 
     @alone
-    def joined(*runs):
-        turned = [rows.reshape(batch, kv_heads, -1, heads // kv_heads, dim).swapaxes(1, 2) for rows in runs]
-        return jnp.concatenate(turned, axis=1).reshape(batch, length, heads, dim)
+    def joined(*rows):
+        turned = [run.reshape(batch, kv_heads, -1, groups, dim).swapaxes(1, 2) for run in rows]
+        return jnp.concatenate(turned, axis=1).reshape(batch, edges[-1], kv_heads * groups, dim)
 
-    def cut(q):
-        return tuple(grouped(q[:, first:stop]) for first, stop in pairwise(edges))
+    return (joined(*rows),)
 
-    with_one_loop = jax.custom_vjp(cut)
-    with_one_loop.defvjp(lambda q: (cut(q), None), lambda _, runs: (joined(*runs),))
-    return with_one_loop(q)
+
+_cut.defvjp(_cut_forward, _cut_backward)
 
 
 @jax.custom_vjp
@@ -211,7 +221,7 @@ def causal_attention(
     spans = [(0 if window is None else max(0, start - window + 1), stop) for start, stop in runs]
     met = [(k[:, first:stop], v[:, first:stop]) for first, stop in spans]
     if length <= chunk:
-        rows = _rows_by_run(q, k.shape[2], [0, *(stop for _, stop in runs)])
+        rows = _rows_by_run(q, q.shape[2] // k.shape[2], (0, *(stop for _, stop in runs)))
         seen = [
             visible(jnp.arange(*run), jnp.arange(*span), window, None if starts is None else starts[:, slice(*run)])
             for run, span in zip(runs, spans, strict=True)

@@ -129,16 +129,16 @@ def gain(magnitude: Float[Array, " O"], norm: Float[Array, " O"]) -> Float[Array
 
 
 def low_rank(
-    x: Float[Array, "*batch I"], direction: Direction, keep: Keep = kept, narrowed: Float[Array, "M r"] | None = None
+    x: Float[Array, "*batch I"], direction: Direction, keep: Keep = kept, projected: Float[Array, "M r"] | None = None
 ) -> Float[Array, "*batch O"]:
-    """(x·Aᵀ)·Bᵀ in the dtype of x, its last accumulator returned as it is. `narrowed` is x·Aᵀ, if it is there.
+    """(x·Aᵀ)·Bᵀ in the dtype of x, its last accumulator returned as it is. `projected` is x·Aᵀ, if it is there.
 
     Factors with a leading axis are those of several adapters side by side: each meets its own part of x's leading axis.
     """
     if direction.A.ndim > 2:
         return jax.vmap(lambda x, a, b: low_rank(x, Direction(a, b)))(x, *direction)
-    narrowed = product(x.reshape(-1, x.shape[-1]), direction.A) if narrowed is None else narrowed
-    y = product(keep(narrowed, x.dtype, "low_rank").astype(x.dtype), direction.B)
+    projected = product(x.reshape(-1, x.shape[-1]), direction.A) if projected is None else projected
+    y = product(keep(projected, x.dtype, "low_rank").astype(x.dtype), direction.B)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -150,20 +150,20 @@ def apply(
     *,
     scale: Scale,
     x_low_rank: Float[Array, "*batch I"] | None = None,
-    narrowed: Float[Array, "M r"] | None = None,
+    projected: Float[Array, "M r"] | None = None,
     row_scale: Float[Array, " O"] | None = None,
     keep: Keep = kept,
 ) -> Float[Array, "*batch O"]:
     """x·W'ᵀ = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ) in the dtype of x, from which its derivatives are read (kernels/gains.py).
 
-    Without a `row_gain` this is LoRA. `x_low_rank` is the input of A where it differs from x (dropout), `narrowed` its product
+    Without a `row_gain` this is LoRA. `x_low_rank` is the input of A where it differs from x (dropout), `projected` its product
     with A if it has been computed. Factors and gain may have a leading axis of several adapters, which is then x's first; the
     product with W0 is one for all.
     """
     total = _rescaled(frozen_dot(x, w0), row_scale)
     # s multiplies a factor rather than the product: in a backward pass that would be one more array of that size.
     scaled = Direction(direction.A, scale * direction.B)
-    total = total + low_rank(x if x_low_rank is None else x_low_rank, scaled, keep, narrowed)
+    total = total + low_rank(x if x_low_rank is None else x_low_rank, scaled, keep, projected)
     if row_gain is None:
         return keep(total, x.dtype, "sum").astype(x.dtype)
     row_gain = gains.apart_from_zero(row_gain, x.dtype)

@@ -83,9 +83,9 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*batch I"], narrowed: Float[Array, "M r"] | None = None
+        self, x: Float[Array, "*batch I"], projected: Float[Array, "M r"] | None = None
     ) -> Float[Array, "*batch O"]:
-        """`narrowed` is x·Aᵀ where it has been computed already, see `side_by_side`."""
+        """`projected` is x·Aᵀ where it has been computed already, see `side_by_side`."""
         shape = (self.out_features, self.in_features)
         weight = self.variable("base", "weight", jnp.zeros, shape, x.dtype).value
         adapter = self.adapter
@@ -100,7 +100,7 @@ class Linear(nn.Module):
             # What is kept for the backward pass is the sums, not the matrix.
             kept = jax.checkpoint_policies.save_only_these_names(KEPT)
             product = jax.checkpoint(product, policy=kept, prevent_cse=False)
-        y = product(x, weight, *trained, narrowed=narrowed)
+        y = product(x, weight, *trained, projected=projected)
         if self.use_bias:
             bias = self.variable("base", "bias", jnp.zeros, (self.out_features,), x.dtype).value
             y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
@@ -112,8 +112,8 @@ class Linear(nn.Module):
         b = self.variable("direction", "B", jnp.zeros, (self.out_features, rank), dtype).value
         return dora.Direction(a, b)
 
-    def narrowing(self) -> Float[Array, "r I"] | None:
-        """A where x itself is what it meets: with dropout, a start or several adapters it is something else."""
+    def shared_factor(self) -> Float[Array, "r I"] | None:
+        """A where it meets x itself, with nothing to do before: with dropout, a start or several adapters there is."""
         a = self.get_variable("direction", "A") if self.has_variable("direction", "A") else None
         if a is None or a.ndim > 2 or self.adapter is None or self.adapter.subtracts:
             return None
@@ -151,17 +151,17 @@ class Linear(nn.Module):
 
 def side_by_side(layers: Sequence[Linear], x: Float[Array, "*batch I"]) -> list[Float[Array, "*batch _"]]:
     """What linear layers make of the same x. Their products with A are one, x·[A; A'; …]ᵀ, and so are the derivatives of those."""
-    factors = [a for layer in layers if (a := layer.narrowing()) is not None]
+    factors = [a for layer in layers if (a := layer.shared_factor()) is not None]
     if len(factors) < len(layers):
         return [layer(x) for layer in layers]
     ends = list(accumulate(len(factor) for factor in factors))
-    narrowed = products.product(x.reshape(-1, x.shape[-1]), jnp.concatenate(factors))
-    return [layer(x, part) for layer, part in zip(layers, jnp.split(narrowed, ends[:-1], axis=-1), strict=True)]
+    projected = products.product(x.reshape(-1, x.shape[-1]), jnp.concatenate(factors))
+    return [layer(x, part) for layer, part in zip(layers, jnp.split(projected, ends[:-1], axis=-1), strict=True)]
 
 
 def _product(
     adapter: Adapted | None, keep, keep_norm, x, weight: quant.Weight, direction: dora.Direction | None = None,
-    magnitude=None, dropped=None, own_scale: Any = None, start: dora.Direction | None = None, narrowed=None,
+    magnitude=None, dropped=None, own_scale: Any = None, start: dora.Direction | None = None, projected=None,
 ):  # fmt: skip
     w0, row_scale = quant.opened(weight)
     w0 = w0.astype(x.dtype)
@@ -173,7 +173,7 @@ def _product(
     if isinstance(magnitude, tuple):
         gain = _gain(adapter, w0, row_scale, direction, scale, *magnitude, keep_norm=keep_norm)
     return dora.apply(
-        x, w0, direction, gain, scale=scale, x_low_rank=dropped, narrowed=narrowed, row_scale=row_scale, keep=keep
+        x, w0, direction, gain, scale=scale, x_low_rank=dropped, projected=projected, row_scale=row_scale, keep=keep
     )
 
 

@@ -178,14 +178,15 @@ def arithmetic(config: DecoderConfig, plan: Plan) -> float:
     if plan.adapter.method != "bidora":
         return 2 * tokens * ((2 + again) * linears + 2 * head)
     recorded = plan.data.accumulation == 1
+    layers_recorded = recorded and plan.model.remat == "dots"
     mixed, logits = {
         "reverse": ({"none": 2, "layer": 4}.get(plan.model.remat, 3), 3),
-        "exact": (2 if recorded and plan.model.remat == "dots" else 4 + 2 * again, 3 if recorded else 4),
+        "exact": (2 if layers_recorded else 4 + 2 * again, 3 if recorded else 4),
         "finite-difference": (4 + 2 * again, 4),
         "direct": (0, 0),
     }[plan.search.hypergradient]
     products = (4 + 2 * again + mixed) * linears + (4 + logits) * head
-    if recorded and (plan.search.hypergradient, plan.model.remat) == ("exact", "dots"):
+    if layers_recorded and plan.search.hypergradient == "exact":
         products += config.num_layers * prod(shapes["mlp.down_proj"])
     return 2 * tokens * products
 
