@@ -90,6 +90,47 @@ def test_gradients_are_those_of_the_dense_formula(x64):
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
 
 
+def derivatives(dtype, w, row_scale, point, along):
+    """The gradient of a loss in x, A, B and the gain of a layer, and its derivative along some direction."""
+
+    def loss(x, a, b, gain):
+        z = dora.apply(x.astype(dtype), w.astype(dtype), dora.Direction(a, b), gain, scale=SCALE, row_scale=row_scale)
+        return jnp.sum(jnp.sin(z.astype(a.dtype)))
+
+    return jax.tree.leaves(jax.jvp(jax.grad(loss, argnums=(0, 1, 2, 3)), point, along))
+
+
+@pytest.mark.parametrize("moving", [(1, 1, 1, 1), (1, 0, 0, 0), (0, 1, 1, 0), (0, 0, 0, 1)])
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_gain_that_meets_weights_is_as_exact_as_one_that_meets_cotangents(x64, monkeypatch, int8, moving):
+    random = np.random.default_rng(1)
+    shapes = [(2, 8, 24), (4, 24), (48, 4), (48,)]
+    point, along = ([jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes] for _ in range(2))
+    point = [0.05 * point[0], point[1], 0.2 * point[2], 1 + 0.3 * point[3]]  # rows of z are short, as their bf16 is coarse
+    along = [factor * tangent for factor, tangent in zip(moving, along, strict=True)]
+    w = jnp.asarray(random.normal(size=(48, 24)), jnp.bfloat16)
+    row_scale = jnp.asarray(random.uniform(0.5, 2, 48), jnp.float32) if int8 else None
+    case = (w, row_scale, tuple(point), tuple(along))
+
+    expected = derivatives(jnp.float64, *jax.tree.map(lambda leaf: leaf.astype(jnp.float64), case))
+    found = derivatives(jnp.bfloat16, *case)
+    monkeypatch.setattr(dora.gains, "meets_weights", lambda gain, dtype: False)
+    others = derivatives(jnp.bfloat16, *case)
+    for exact, one, other in zip(expected, found, others, strict=True):
+        assert not np.array_equal(one, 0 * one)
+        assert np.linalg.norm(one - exact) < 1.1 * np.linalg.norm(other - exact)
+    assert not np.array_equal(found[0], others[0])  # or there were not two ways
+
+
+def test_a_gain_that_no_rounding_changes_meets_weights_and_cotangents_alike(monkeypatch):
+    x, w, direction, m = case(jnp.bfloat16)
+    arguments = (x.astype(jnp.float32), *direction, jnp.exp2(jnp.round(jnp.log2(m))))
+    found = derivatives(jnp.bfloat16, w, None, arguments, arguments)[:4]
+    monkeypatch.setattr(dora.gains, "meets_weights", lambda gain, dtype: False)
+    for one, other in zip(found, derivatives(jnp.bfloat16, w, None, arguments, arguments)[:4], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_the_norm_over_a_narrow_base_is_that_of_the_same_weights_in_float32():
     _, w, direction, _ = case(jnp.bfloat16)
     wide = w.astype(jnp.float32)

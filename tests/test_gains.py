@@ -14,7 +14,7 @@ def numbers(seed: int, shape):
 
 def through(y, gain):
     """As a linear layer has it."""
-    return gains.gained(y, gain, gains.kept(y, y.dtype, "", gain))
+    return gains.gained(gains.by_row(y, gains.held(gain)), gain, gains.kept(y, y.dtype, "", gain))
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 7), (3, 7), (1, 1, 7)])
@@ -66,7 +66,8 @@ def test_a_row_of_gain_zero_keeps_its_derivative(dtype):
 
     def row(gain):
         apart = gains.apart_from_zero(gain, dtype)
-        return gains.gained(y, apart, gains.kept(y, dtype, "", apart).astype(dtype)).astype(jnp.float32)
+        traced = gains.by_row(y, gains.held(apart))
+        return gains.gained(traced, apart, gains.kept(y, dtype, "", apart).astype(dtype)).astype(jnp.float32)
 
     found = jax.grad(lambda gain: jnp.sum(row(gain)))(gain)
     np.testing.assert_allclose(found, jnp.sum(y, axis=0), rtol=0.02 if dtype == jnp.bfloat16 else 1e-5, atol=0.1)

@@ -137,9 +137,19 @@ def low_rank(
     """
     if direction.A.ndim > 2:
         return jax.vmap(lambda x, a, b: low_rank(x, Direction(a, b)))(x, *direction)
-    projected = product(x.reshape(-1, x.shape[-1]), direction.A) if projected is None else projected
-    y = product(keep(projected, x.dtype, "low_rank").astype(x.dtype), direction.B)
-    return y.reshape(*x.shape[:-1], y.shape[-1])
+    return _raised(_lowered(x, direction.A, keep, projected), direction.B, x.shape)
+
+
+def _lowered(x, a, keep: Keep, projected) -> Float[Array, "M r"]:
+    """x·Aᵀ over flat rows, in the dtype of x."""
+    projected = product(x.reshape(-1, x.shape[-1]), a) if projected is None else projected
+    return keep(projected, x.dtype, "low_rank").astype(x.dtype)
+
+
+def _raised(lowered: Float[Array, "M r"], b, shape) -> Float[Array, "*batch O"]:
+    """Its product with Bᵀ, for an x of `shape`."""
+    y = product(lowered, b)
+    return y.reshape(*shape[:-1], y.shape[-1])
 
 
 def apply(
@@ -160,14 +170,24 @@ def apply(
     with A if it has been computed. Factors and gain may have a leading axis of several adapters, which is then x's first; the
     product with W0 is one for all.
     """
-    total = _rescaled(frozen_dot(x, w0), row_scale)
     # s multiplies a factor rather than the product: in a backward pass that would be one more array of that size.
-    scaled = Direction(direction.A, scale * direction.B)
-    total = total + low_rank(x if x_low_rank is None else x_low_rank, scaled, keep, projected)
+    direction = Direction(direction.A, scale * direction.B)
+    given = x if x_low_rank is None else x_low_rank
     if row_gain is None:
+        total = _rescaled(frozen_dot(x, w0), row_scale) + low_rank(given, direction, keep, projected)
         return keep(total, x.dtype, "sum").astype(x.dtype)
     row_gain = gains.apart_from_zero(row_gain, x.dtype)
-    return gains.gained(total, row_gain, keep(total, x.dtype, "sum", row_gain).astype(x.dtype))
+    if gains.meets_weights(row_gain, x.dtype):
+        lowered = _lowered(given, direction.A, keep, projected)
+        gain_b = gains.held(row_gain)[:, None] * direction.B
+        rows = row_gain if row_scale is None else row_gain * row_scale
+        traced = gains.frozen_dot(x, w0, rows) + _raised(lowered, gain_b, x.shape)
+        x, lowered, b = gains.held((x, lowered, direction.B))
+        total = _rescaled(frozen_dot(x, w0), row_scale) + _raised(lowered, b, x.shape)
+    else:
+        total = _rescaled(frozen_dot(x, w0), row_scale) + low_rank(given, direction, keep, projected)
+        traced = gains.by_row(total, gains.held(row_gain))
+    return gains.gained(traced, row_gain, keep(total, x.dtype, "sum", row_gain).astype(x.dtype))
 
 
 def linear(

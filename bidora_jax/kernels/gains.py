@@ -4,10 +4,12 @@
 
 So z is all that is kept of a layer for its backward pass, as without a gain, and what the next layer reads; y would be read
 and multiplied once more. A gain of zero leaves no y behind: `apart_from_zero` puts a number in its place that is next to none.
+Where `meets_weights`, ȳ is not made either: z̄ meets gain ⊙ W0 and gain ⊙ B.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,10 @@ from jaxtyping import Array, Float
 
 from bidora_jax.kernels import products
 from bidora_jax.kernels.alone import alone
+from bidora_jax.kernels.rounding import by_shifts, opened, rounded
 from bidora_jax.kernels.sums import token_dots
 
+T = TypeVar("T")
 Keep = Callable[..., Array]
 """(a sum of products, the dtype of the activations, its name in its layer, a gain or None) -> the same sum, times the gain:
 see `kept`."""
@@ -84,19 +88,78 @@ def _tangent(z, gain, y_tangent, gain_tangent):
 
 
 @jax.custom_vjp
-def gained(y: Float[Array, "*batch O"], gain: Float[Array, "*N O"], z: Float[Array, "*batch O"]) -> Array:
-    """z, which is gain ⊙ y in some dtype, as a function of y and gain: in reverse they take all of its derivative.
+def held(x: T) -> T:
+    """x without a derivative in reverse. Forward-mode differentiation passes through a gradient of it, and moves it with x."""
+    return x
+
+
+held.defvjp(lambda x: (x, None), lambda _, g: (None,))
+
+
+@jax.custom_vjp
+def gained(traced: Float[Array, "*batch O"], gain: Float[Array, "*N O"], z: Float[Array, "*batch O"]) -> Array:
+    """z, which is gain ⊙ y in some dtype. In reverse `traced` takes its cotangent, as gain ⊙ y where the gain is held, and
+    `gain` what is read from z; the value of `traced` plays no part.
 
     Forward-mode differentiation passes through a gradient of it, where z has a derivative of its own, and not through it.
     """
-    del y, gain
+    del traced, gain
     return z
 
 
 def _gained_backward(residuals, g):
     like, gain, z = residuals
-    g_wide = g.astype(jnp.promote_types(g.dtype, gain.dtype))
-    return by_row(g_wide, gain).astype(like.dtype), (token_dots(g, z, gain.ndim - 1) / gain).astype(gain.dtype), None
+    return g.astype(like.dtype), (token_dots(g, z, gain.ndim - 1) / gain).astype(gain.dtype), None
 
 
-gained.defvjp(lambda y, gain, z: (z, (jnp.zeros((), y.dtype), gain, z)), _gained_backward)
+gained.defvjp(lambda traced, gain, z: (z, (jnp.zeros((), traced.dtype), gain, z)), _gained_backward)
+
+
+def meets_weights(gain: Float[Array, "*N O"], dtype) -> bool:
+    """Whether a gain meets W0 and B in a backward pass, z̄·(gain ⊙ W0), rather than every cotangent, (gain ⊙ z̄)·W0.
+
+    It does on a CPU, where a layer's W0 is copied for its product anyway and gain ⊙ z̄ would be one more loop over all tokens;
+    either is rounded once.
+    """
+    return gain.ndim == 1 and by_shifts(dtype)
+
+
+@jax.custom_vjp
+def frozen_dot(
+    x: Float[Array, "*batch I"], w0: Float[Array, "O I"], gain: Float[Array, " O"]
+) -> Float[Array, "*batch O"]:
+    """gain ⊙ (x·W0ᵀ) as a function of x alone, whose cotangent is z̄·(gain ⊙ W0)."""
+    return by_row(products.frozen_dot(x, w0), gain)
+
+
+def _frozen_dot_forward(x, w0, gain):
+    return by_row(products.frozen_dot(x, w0), gain), (w0, gain)
+
+
+def _frozen_dot_backward(residuals, g):
+    w0, gain = residuals
+    return _times_gained(g.astype(w0.dtype), w0, gain), None, None
+
+
+frozen_dot.defvjp(_frozen_dot_forward, _frozen_dot_backward)
+
+
+@jax.custom_jvp
+def _times_gained(g: Float[Array, "*batch O"], w0: Float[Array, "O I"], gain: Float[Array, " O"]) -> Array:
+    """g·(gain ⊙ W0). Where the gain moves its derivative is that of (gain ⊙ g)·W0, which is one product rather than two."""
+    return _times(g, rounded(gain[:, None] * opened(w0), w0.dtype))
+
+
+def _times_gained_jvp(primals, tangents):
+    g, w0, gain = primals
+    g_tangent, _, gain_tangent = tangents
+    moved = [by_row(opened(g_tangent), gain)] if not isinstance(g_tangent, SymbolicZero) else []
+    moved += [by_row(opened(g), gain_tangent)] if not isinstance(gain_tangent, SymbolicZero) else []
+    return _times_gained(*primals), _times(sum(moved[1:], moved[0]).astype(w0.dtype), w0)
+
+
+_times_gained.defjvp(_times_gained_jvp, symbolic_zeros=True)
+
+
+def _times(g: Array, w: Array) -> Array:
+    return products.dot(g.reshape(-1, g.shape[-1]), w, -1, -2).astype(w.dtype).reshape(*g.shape[:-1], w.shape[-1])

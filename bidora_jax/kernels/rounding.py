@@ -17,14 +17,14 @@ from bidora_jax.kernels.products import bits, wide
 
 def opened(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """x in float32 (float64 for float64)."""
-    if not _by_shifts(x.dtype):
+    if not by_shifts(x.dtype):
         return x.astype(wide(x.dtype))
     return linear_call(lambda _, x: with_upper_bits(bits(x)), lambda _, g: _rounded(g), (), x)
 
 
 def rounded(x: Float[Array, "*n"], dtype) -> Float[Array, "*n"]:
     """x, which is float32 (float64 for float64), in `dtype`."""
-    if not _by_shifts(dtype):
+    if not by_shifts(dtype):
         return x.astype(dtype)
     return linear_call(lambda _, x: _rounded(x), lambda _, g: with_upper_bits(bits(g)), (), x)
 
@@ -34,7 +34,8 @@ def with_upper_bits(upper: UInt16[Array, "*n"]) -> Float[Array, "*n"]:
     return jax.lax.bitcast_convert_type(upper.astype(jnp.uint32) << 16, jnp.float32)
 
 
-def _by_shifts(dtype) -> bool:
+def by_shifts(dtype) -> bool:
+    """Whether numbers of `dtype` are opened and rounded by shifts here."""
     return jax.default_backend() == "cpu" and jnp.dtype(dtype) == jnp.bfloat16
 
 
