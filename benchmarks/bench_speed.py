@@ -37,7 +37,7 @@ from statistics import median
 import numpy as np
 from turns import Worker, in_turn, peak_gb, serve, spread, this_machine
 
-from bidora_jax.training.memory import keep_freed_memory
+from bidora_jax.training.memory import keep_freed_memory, release_freed_memory
 
 GRADIENTS = "two gradients"
 FORMS = ("exact", "reverse", "finite-difference", "direct")
@@ -311,6 +311,8 @@ def work(job: dict) -> None:
         nonlocal loaded_gb
         built = ours(job) if job["side"] == "ours" else theirs(job)
         loaded_gb = peak_gb()
+        if job["freed"] == "kept":
+            release_freed_memory()  # as `train` does after compiling; for PEFT after loading
         Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts anew at what is resident now
         return built
 
