@@ -111,12 +111,12 @@ def test_a_gain_that_meets_weights_is_as_exact_as_one_that_meets_cotangents(x64,
     along = [factor * tangent for factor, tangent in zip(moving, along, strict=True)]
     w = jnp.asarray(random.normal(size=(48, 24)), jnp.bfloat16)
     row_scale = jnp.asarray(random.uniform(0.5, 2, 48), jnp.float32) if int8 else None
-    case = (w, row_scale, tuple(point), tuple(along))
+    drawn = (w, row_scale, tuple(point), tuple(along))
 
-    expected = derivatives(jnp.float64, *jax.tree.map(lambda leaf: leaf.astype(jnp.float64), case))
-    found = derivatives(jnp.bfloat16, *case)
+    expected = derivatives(jnp.float64, *jax.tree.map(lambda leaf: leaf.astype(jnp.float64), drawn))
+    found = derivatives(jnp.bfloat16, *drawn)
     monkeypatch.setattr(dora.gains, "meets_weights", lambda gain, dtype: False)
-    others = derivatives(jnp.bfloat16, *case)
+    others = derivatives(jnp.bfloat16, *drawn)
     for exact, one, other in zip(expected, found, others, strict=True):
         assert not np.array_equal(one, 0 * one)
         assert np.linalg.norm(one - exact) < 1.1 * np.linalg.norm(other - exact)

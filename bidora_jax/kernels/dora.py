@@ -182,6 +182,7 @@ def apply(
         gain_b = gains.held(row_gain)[:, None] * direction.B
         rows = row_gain if row_scale is None else row_gain * row_scale
         traced = gains.frozen_dot(x, w0, rows) + _raised(lowered, gain_b, x.shape)
+        # Under jax.checkpoint z hands back zeros, and XLA drops no product of them with W0 unless nothing takes it.
         x, lowered, b = gains.held((x, lowered, direction.B))
         total = _rescaled(frozen_dot(x, w0), row_scale) + _raised(lowered, b, x.shape)
     else:
