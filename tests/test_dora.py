@@ -1,5 +1,7 @@
 """kernels/dora.py against float64 NumPy, written out plainly, and the laws of weight decomposition."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,6 +132,21 @@ def test_a_gain_that_no_rounding_changes_meets_weights_and_cotangents_alike(monk
     monkeypatch.setattr(dora.gains, "meets_weights", lambda gain, dtype: False)
     for one, other in zip(found, derivatives(jnp.bfloat16, w, None, arguments, arguments)[:4], strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_layer_made_again_has_no_product_of_zeros():
+    x, w, direction, m = case(jnp.bfloat16)
+
+    @jax.checkpoint
+    def layer(x, direction, m):
+        return jnp.sin(dora.apply(x, w, direction, m, scale=SCALE).astype(jnp.float32))
+
+    def loss(*arguments):
+        return jnp.sum(layer(*arguments) ** 2)
+
+    text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, direction, m).compile().as_text()
+    of_x = re.findall(rf"= f32\[{BATCH * TOKENS},{IN}\]\S* dot\(", text)
+    assert len(of_x) == 2  # with W0 and with A
 
 
 def test_the_norm_over_a_narrow_base_is_that_of_the_same_weights_in_float32():
