@@ -149,6 +149,12 @@ def test_a_layer_made_again_has_no_product_of_zeros():
     assert len(of_x) == 2  # with W0 and with A
 
 
+def test_a_narrow_base_has_no_derivative_rather_than_one_of_zero():
+    x, w, direction, m = case(jnp.bfloat16)
+    with pytest.raises(AssertionError):  # linear_call's own: what it holds constant was differentiated
+        jax.grad(lambda w: jnp.sum(dora.apply(x, w, direction, m, scale=SCALE).astype(jnp.float32)))(w)
+
+
 def test_the_norm_over_a_narrow_base_is_that_of_the_same_weights_in_float32():
     _, w, direction, _ = case(jnp.bfloat16)
     wide = w.astype(jnp.float32)
