@@ -13,14 +13,15 @@ import time
 import jax
 import jax.numpy as jnp
 
-from bidora_jax import catalog
-from bidora_jax.models import adapters, quantization
-from bidora_jax.models.settings import AdapterConfig
-from bidora_jax.training import fitting, footprint, planning
-from bidora_jax.training.memory import Memory
+from bidora_jax.data.settings import DataConfig
+from bidora_jax.machine.memory import Memory
+from bidora_jax.models import quantization
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures import published
+from bidora_jax.planning import footprint, plans, remat_choice
+from bidora_jax.planning.plans import Plan
 from bidora_jax.training.phases import first_phase
-from bidora_jax.training.planning import Plan
-from bidora_jax.training.settings import DataConfig
 
 
 def main() -> None:
@@ -31,8 +32,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=1024)
     options = parser.parse_args()
-    config = catalog.shape(options.model)
-    planning.counted = functools.cache(planning.counted)  # the limits ask for the same counts
+    config = published.shape(options.model)
+    plans.counted = functools.cache(plans.counted)  # the limits ask for the same counts
     start = Plan(adapter=AdapterConfig(method=options.method),
                  data=DataConfig(batch_size=options.batch, max_length=options.tokens))  # fmt: skip
     print(f"{options.model}, {options.method}, {options.batch} x {options.tokens} tokens; counted for a "
@@ -43,13 +44,13 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for limit in options.limits:
         memory, began = Memory(int(limit * 1e9), "simulated"), time.monotonic()
-        plan, _ = planning.search(config, start, jnp.bfloat16, memory)
+        plan, _ = plans.search(config, start, jnp.bfloat16, memory)
         seconds = time.monotonic() - began
         parts = confirmed(config, plan)
-        data, share = plan.data, fitting.needed(parts) / (fitting.FITS * memory.bytes)
+        data, share = plan.data, remat_choice.needed(parts) / (remat_choice.FITS * memory.bytes)
         cells = [f"{limit:g} GB", plan.model.quantization, f"{data.batch_size} x {data.accumulation}", str(data.max_length),
-                 plan.model.remat, plan.search.hypergradient, footprint.gigabytes(fitting.needed(parts)),
-                 f"{share:.0%}{'' if fitting.fits(parts, memory) else ', does not fit'}", f"{seconds:.0f} s"]  # fmt: skip
+                 plan.model.remat, plan.search.hypergradient, footprint.gigabytes(remat_choice.needed(parts)),
+                 f"{share:.0%}{'' if remat_choice.fits(parts, memory) else ', does not fit'}", f"{seconds:.0f} s"]  # fmt: skip
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
@@ -57,9 +58,9 @@ def confirmed(config, plan: Plan) -> footprint.Footprint:
     """The footprint of the plan as a run compiles it."""
     base = quantization.base_shapes(plan.model, config, jnp.bfloat16)
     adapter = adapters.resolve(plan.adapter, config)
-    problem = fitting.synthetic(config, plan.model, adapter, base, plan.data, plan.data.max_length)
+    problem = remat_choice.synthetic(config, plan.model, adapter, base, plan.data, plan.data.max_length)
     phase, standing = first_phase(plan.adapter.method, problem, plan.search, plan.inner, plan.outer)
-    return footprint.of(problem, phase, standing.state, fitting.largest(phase))
+    return footprint.of(problem, phase, standing.state, remat_choice.largest(phase))
 
 
 if __name__ == "__main__":

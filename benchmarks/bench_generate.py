@@ -118,28 +118,32 @@ def work(job: dict) -> None:
 def ours(job: dict, prompts: np.ndarray) -> Callable[[], list[list[int]]]:
     import jax
 
-    from bidora_jax.models import adapters, decoding, ensembles, generation, hf
-    from bidora_jax.models.settings import AdapterConfig, ModelConfig
+    from bidora_jax.generation import answers, decoding, ensembles
+    from bidora_jax.models.adapters import adapter as adapters
+    from bidora_jax.models.adapters import initial
+    from bidora_jax.models.adapters.settings import AdapterConfig
+    from bidora_jax.models.formats import hf, hf_config
+    from bidora_jax.models.settings import ModelConfig
 
-    config = hf.read_config(job["folder"])
+    config = hf_config.read_config(job["folder"])
     form = job["form"]
     settings = ModelConfig(
         dtype="float32" if form == "float32" else "bfloat16", quantization=form if form in ("int8", "nf4") else "none"
     )
     base = hf.load(settings, job["folder"], config)
-    model = generation.assemble(config, base)
+    model = decoding.assemble(config, base)
     if form == "scan":
         model = model._replace(weights=decoding.Weights(base, None, model.weights.head))
     if form == "dora":
         adapter = adapters.resolve(AdapterConfig(method="dora", rank=8), config)
-        prepared = adapters.prepare_base(base, adapter)
-        member = ensembles.Member(adapter, *adapters.init(adapter, prepared, jax.random.key(0)))
+        prepared = initial.prepare_base(base, adapter)
+        member = ensembles.Member(adapter, *initial.init(adapter, prepared, jax.random.key(0)))
         model = decoding.with_adapter(model, *ensembles.at_rest(prepared, [member])[0])
         del prepared
     del base
 
     def answer() -> list[list[int]]:
-        pieces = generation.answers(model, prompts.tolist(), max_new_tokens=job["new"], ends=[-1])
+        pieces = answers.complete(model, prompts.tolist(), max_new_tokens=job["new"], ends=[-1])
         return [piece.tokens for piece in pieces]
 
     return answer

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_gpu.py --peft [--shapes 8b 0.6b] [--methods lora dora bidora] [--json OUT]
 
-Qwen3's shapes (bidora_jax/catalog.py), random weights made on the device, bf16 and NF4 with double quantisation, rank 8 on all
+Qwen3's shapes (bidora_jax/list_models.py), random weights made on the device, bf16 and NF4 with double quantisation, rank 8 on all
 linear layers, AdamW; a step is --tokens tokens on each level, as records of each of --lengths. Ours is the step of `train` in
 the form that it would choose here: attention, remat and hypergradient auto, compiled from shapes first. A form whose peak, by
 the compiler, is more than the card has is named and not run.
@@ -44,13 +44,18 @@ import measuring
 import random_models
 from turns import Stopped, Worker, serve, spread
 
-from bidora_jax import catalog
-from bidora_jax.models import adapters, quantization
-from bidora_jax.models.decoder import DecoderConfig
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
-from bidora_jax.training import fitting, footprint, phases, planning
-from bidora_jax.training.memory import Memory, device_memory
-from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, SearchConfig
+from bidora_jax.data.settings import DataConfig
+from bidora_jax.machine.memory import Memory, device_memory
+from bidora_jax.models import quantization
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures import published
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.planning import footprint, plans, remat_choice
+from bidora_jax.training import phases
+from bidora_jax.training.settings import OptimizerConfig, OuterConfig, SearchConfig
 
 SHAPES = ("tiny", "0.6b", "1.7b", "4b", "8b", "14b")
 VARIANTS = ("plain", "checkpoint")
@@ -298,13 +303,13 @@ def missing(cuda: bool) -> dict[str, str]:
 
 
 def decoder_config(shape: str) -> DecoderConfig:
-    return bench_quant.TINY if shape == "tiny" else catalog.shape(f"Qwen/Qwen3-{shape.upper()}")
+    return bench_quant.TINY if shape == "tiny" else published.shape(f"Qwen/Qwen3-{shape.upper()}")
 
 
-def chosen(job: dict, memory: Memory) -> tuple[DecoderConfig, planning.Plan, fitting.Settled]:
+def chosen(job: dict, memory: Memory) -> tuple[DecoderConfig, plans.Plan, remat_choice.Settled]:
     """The step in the form that `train` would choose in so much memory. Nothing is allocated."""
     config = decoder_config(job["shape"])
-    plan = planning.Plan(
+    plan = plans.Plan(
         ModelConfig(dtype="bfloat16", quantization=job["quantization"], remat=job["remat"], attention=job["attention"]),
         AdapterConfig(method=job["method"], rank=job["rank"], alpha=2.0 * job["rank"]),
         DataConfig(batch_size=job["batch"], max_length=job["length"], buckets=1), OptimizerConfig(), OuterConfig(),
@@ -312,11 +317,11 @@ def chosen(job: dict, memory: Memory) -> tuple[DecoderConfig, planning.Plan, fit
     )  # fmt: skip
     adapter = adapters.resolve(plan.adapter, config)
     shapes = quantization.base_shapes(plan.model, config, jnp.bfloat16)
-    problem = fitting.synthetic(config, plan.model, adapter, shapes, plan.data, job["length"])
-    return config, plan, fitting.settle(problem, plan.levels, memory)
+    problem = remat_choice.synthetic(config, plan.model, adapter, shapes, plan.data, job["length"])
+    return config, plan, remat_choice.settle(problem, plan.levels, memory)
 
 
-def form_of(settled: fitting.Settled, method: str) -> str:
+def form_of(settled: remat_choice.Settled, method: str) -> str:
     said = f"attention {settled.problem.model.attention}, remat {settled.problem.model.remat}"
     return said + f", {settled.search.hypergradient}" * (method == "bidora")
 
@@ -324,7 +329,7 @@ def form_of(settled: fitting.Settled, method: str) -> str:
 def ours(job: dict):
     memory = device_memory()
     config, plan, settled = chosen(job, memory)
-    program, length = fitting.largest(settled.phase)
+    program, length = remat_choice.largest(settled.phase)
     parts = settled.footprint or footprint.of(settled.problem, settled.phase, settled.standing.state, (program, length))
     facts = {
         "form": form_of(settled, job["method"]),
@@ -337,7 +342,7 @@ def ours(job: dict):
         return None, facts | {"too_large": large}
     run = program.compile(settled.standing.state, length)
     shapes = quantization.base_shapes(plan.model, config, jnp.bfloat16)
-    base = adapters.prepare_base(random_models.random_like(shapes, jax.random.key(0)), settled.problem.adapter)
+    base = initial.prepare_base(random_models.random_like(shapes, jax.random.key(0)), settled.problem.adapter)
     ready = replace(settled.problem, base=base)
     held = [phases.first_phase(job["method"], ready, settled.search, plan.inner, plan.outer)[1].state]
     batches = [
@@ -359,7 +364,7 @@ def flops(config, plan, settled) -> dict[str, float]:
     """F of a step, without and with attention; see the head of this file."""
     # By the form that ran, and without what remat computes again.
     plan = replace(plan, search=settled.search, model=replace(plan.model, remat="none"))
-    F, tokens = planning.arithmetic(config, plan), plan.data.batch_size * plan.data.max_length
+    F, tokens = plans.arithmetic(config, plan), plan.data.batch_size * plan.data.max_length
     attention = 6 * plan.data.max_length * config.num_heads * config.head_dim * config.num_layers * tokens
     gradients = 2 if plan.adapter.method == "bidora" else 1
     return {"flops": F, "flops_with_attention": F + gradients * attention}

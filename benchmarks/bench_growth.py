@@ -33,13 +33,17 @@ import jax.numpy as jnp
 import numpy as np
 from random_models import base_shapes, random_like
 
-from bidora_jax import bilevel_step, init_state, init_train_state, train_step
-from bidora_jax.models import adapters
-from bidora_jax.models.decoder import DecoderConfig
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.machine.allocator import keep_freed_memory
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import objective, optim
-from bidora_jax.training.memory import keep_freed_memory
+from bidora_jax.training.bilevel import bilevel_step
 from bidora_jax.training.settings import OptimizerConfig
+from bidora_jax.training.state import init_state, init_train_state
+from bidora_jax.training.step import train_step
 
 SWEEPS = {
     "tokens": (256, 512, 1024, 2048, 4096),
@@ -124,8 +128,8 @@ def problem(method: str, at: dict, options):
     config, model = shape(at, options.hidden), ModelConfig(remat=options.remat)
     adapter = adapters.resolve(AdapterConfig(method=method, rank=at["rank"]), config)
     base = random_like(base_shapes(config, "none", jnp.dtype(options.dtype)), jax.random.key(0))
-    base = adapters.prepare_base(base, adapter)
-    params = adapters.init(adapter, base, jax.random.key(0))
+    base = initial.prepare_base(base, adapter)
+    params = initial.init(adapter, base, jax.random.key(0))
     tx = optim.transformation(OptimizerConfig(), 100)
     inner = objective.inner_loss(config, adapter, model, reversible=False)
     outer = objective.outer_loss(config, adapter, model)

@@ -38,7 +38,7 @@ from measuring import has_cuda, op_calls, peak_bytes, save, side_by_side, sizes,
 from quant_kernels import OP, kernel_sections
 
 from bidora_jax.errors import RunError
-from bidora_jax.models.decoder import DecoderConfig
+from bidora_jax.models.architectures.decoder import DecoderConfig
 
 QWEN3_8B = DecoderConfig(
     vocab_size=151_936, hidden_size=4096, intermediate_size=12_288, num_layers=36, num_heads=32, num_kv_heads=8,

@@ -6,7 +6,7 @@
 SmolLM2-135M's shape as a Qwen3 (30 layers x 576, vocabulary 49,152), random weights, bf16, rank 8 on all seven projections,
 batch 4 x 256 tokens on each level, whole or in micro-batches. The steps are those of `train`, compiled ahead of time; they take
 turns, one step of each a round, so that what else the machine does falls on all alike. The parts are the compiler's count, see
-training/footprint.py. Ratios are to the first row, round by round. --layers, --hidden, --batch, --tokens, --rounds and --dtype
+planning/footprint.py. Ratios are to the first row, round by round. --layers, --hidden, --batch, --tokens, --rounds and --dtype
 scale it; --shapes counts the memory and runs nothing, for instance at --layers 28 --hidden 1024.
 """
 
@@ -19,12 +19,16 @@ import jax
 import jax.numpy as jnp
 from random_models import random_like
 
-from bidora_jax.models import adapters, quantization
-from bidora_jax.models.decoder import DecoderConfig
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
-from bidora_jax.training import fitting, footprint, phases
-from bidora_jax.training.memory import keep_freed_memory
-from bidora_jax.training.settings import DataConfig, OptimizerConfig, SearchConfig
+from bidora_jax.data.settings import DataConfig
+from bidora_jax.machine.allocator import keep_freed_memory
+from bidora_jax.models import quantization
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.planning import footprint, remat_choice
+from bidora_jax.training import phases
+from bidora_jax.training.settings import OptimizerConfig, SearchConfig
 
 
 def main() -> None:
@@ -86,7 +90,7 @@ def contestant(method: str, remat: str, form: str, micro_batches: int, options) 
     base = quantization.base_shapes(model, config, jnp.dtype(options.dtype))
     base = base if options.shapes else random_like(base, jax.random.key(0))
     data = DataConfig(batch_size=options.batch // micro_batches, accumulation=micro_batches, buckets=1)
-    problem = fitting.synthetic(config, model, adapter, base, data, options.tokens)
+    problem = remat_choice.synthetic(config, model, adapter, base, data, options.tokens)
     search = SearchConfig(steps=100, hypergradient=form)
     phase, standing = phases.first_phase(method, problem, search, OptimizerConfig(), OptimizerConfig())
     (meeting,) = phase.meetings(0)

@@ -37,7 +37,7 @@ from statistics import median
 import numpy as np
 from turns import Worker, in_turn, peak_gb, serve, spread, this_machine
 
-from bidora_jax.training.memory import keep_freed_memory, release_freed_memory
+from bidora_jax.machine.allocator import keep_freed_memory, release_freed_memory
 
 GRADIENTS = "two gradients"
 FORMS = ("exact", "reverse", "finite-difference", "direct")

@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bidora_jax.training import records
+from bidora_jax.data.tokenizer import load_tokenizer
 
 METHODS = ("lora", "dora", "bidora")
 INK = {"lora": "#0072b2", "dora": "#e69f00", "bidora": "#009e73"}  # Okabe and Ito's, told apart by all
@@ -64,7 +64,7 @@ def write_splits(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
     """{split: file} of {text} records, neighbours in the text falling where they may."""
     from pydoc_data.topics import topics
 
-    tokenizer = records.load_tokenizer(options.folder)
+    tokenizer = load_tokenizer(options.folder)
     ids = tokenizer("\n\n".join(topics[name] for name in sorted(topics)), verbose=False)["input_ids"]
     step = options.length - 1  # the end of text takes one
     texts = [tokenizer.decode(ids[at : at + step]) for at in range(0, len(ids) - step, step)]

@@ -12,7 +12,8 @@ import math
 import time
 from pathlib import Path
 
-from bidora_jax.training import records
+from bidora_jax.data import prompts
+from bidora_jax.data.tokenizer import load_tokenizer
 
 GOAL, WRITTEN = 1e-4, 64
 QUESTION = {"instruction": "How does a steam engine turn heat into motion?", "output": ""}
@@ -24,8 +25,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="text file; without it, Python's language reference")
     parser.add_argument("--tokens", type=int, default=4000)
     options = parser.parse_args()
-    tokenizer = records.load_tokenizer(options.folder)
-    ids, prompt = tokenised(tokenizer, options.text, options.tokens), records.prompt_ids(QUESTION, tokenizer)
+    tokenizer = load_tokenizer(options.folder)
+    ids, prompt = tokenised(tokenizer, options.text, options.tokens), prompts.prompt_ids(QUESTION, tokenizer)
     found = {}
     for name, measure in (("bidora_jax", ours), ("transformers", theirs)):
         began = time.monotonic()
@@ -60,15 +61,17 @@ def ours(folder: Path, ids: list[int], prompt: list[int]) -> tuple[float, list[i
     import jax
     import jax.numpy as jnp
 
-    from bidora_jax.models import decoder, generation, hf
+    from bidora_jax.generation import answers, decoding
+    from bidora_jax.models.formats import hf, hf_config
+    from bidora_jax.tasks import language_modeling
 
-    config = hf.read_config(folder)
+    config = hf_config.read_config(folder)
     base = hf.load_base(folder, config, jnp.float32)
     tokens = jnp.asarray([ids], jnp.int32)
-    loss = jax.jit(decoder.token_loss_sum, static_argnums=(0, 1))
+    loss = jax.jit(language_modeling.token_loss_sum, static_argnums=(0, 1))
     total, count = loss(config, None, base, {}, {}, tokens, jnp.ones(tokens.shape))
-    model = generation.assemble(config, base)
-    written = generation.answers(model, [prompt], max_new_tokens=WRITTEN, ends=[])
+    model = decoding.assemble(config, base)
+    written = answers.complete(model, [prompt], max_new_tokens=WRITTEN, ends=[])
     return math.exp(float(total / count)), written[0].tokens
 
 

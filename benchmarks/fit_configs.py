@@ -2,7 +2,7 @@
 
     JAX_PLATFORMS=cpu python benchmarks/fit_configs.py --gpu h100 [--sizes 0.6b 8b] [--pick]
 
-No weights, no data, nothing allocated: the count is that of training/footprint.py, for the platform it runs on or for a GPU of
+No weights, no data, nothing allocated: the count is that of planning/footprint.py, for the platform it runs on or for a GPU of
 gpu_target.py, which need not be there. --pick looks
 for the records instead: for each size and memory bidora dense if it fits, else in int8, else in nf4, else dora, else lora,
 each with the most records in the device at a time (4, 2 or 1). Counts are kept beside the compiled programs, so that a
@@ -18,11 +18,12 @@ from pathlib import Path
 import gpu_target
 import jax
 
-from bidora_jax import catalog, config
-from bidora_jax.auto import plan_of
+from bidora_jax import config
 from bidora_jax.errors import command
-from bidora_jax.training import fitting, footprint, planning
-from bidora_jax.training.planning import Plan
+from bidora_jax.models.architectures import published
+from bidora_jax.planning import footprint, plans, published_steps, remat_choice
+from bidora_jax.planning.plans import Plan
+from bidora_jax.runs.auto import plan_of
 
 FILE = Path(__file__).parents[1] / "configs" / "qwen3.py"
 SIZES = ("0.6b", "1.7b", "4b", "8b", "14b", "32b")
@@ -45,7 +46,9 @@ def main(argv: list[str]) -> None:
 
 def table(sizes: tuple[str, ...], platform: str) -> None:
     """Every record with its peak; exit status 1 where one has too much."""
-    print(f"the compiler's count for a {platform}, jax {jax.__version__}; allowed: {fitting.FITS:.0%} of the memory")
+    print(
+        f"the compiler's count for a {platform}, jax {jax.__version__}; allowed: {remat_choice.FITS:.0%} of the memory"
+    )
     print(
         "| record | method | quantization | batch x accumulation | peak | allowed |\n| --- | --- | --- | --- | --- | --- |"
     )
@@ -53,7 +56,7 @@ def table(sizes: tuple[str, ...], platform: str) -> None:
     for size in sizes:
         for memory in records()[size]:
             plan = read(f"{size}-{memory}gb")
-            peak, allowed = count(size, plan), fitting.FITS * memory * 1e9
+            peak, allowed = count(size, plan), remat_choice.FITS * memory * 1e9
             wrong += peak > allowed
             cells = [f"{size}-{memory}gb", plan.adapter.method, plan.model.quantization,
                      f"{plan.data.batch_size} x {plan.data.accumulation}",
@@ -74,17 +77,17 @@ def read(argument: str) -> Plan:
 
 
 def count(size: str, plan: Plan) -> int:
-    return catalog.step_bytes(catalog.shape(f"Qwen/Qwen3-{size.upper()}"), plan)
+    return published_steps.step_bytes(published.shape(f"Qwen/Qwen3-{size.upper()}"), plan)
 
 
 def picked(size: str) -> dict[int, tuple[str, str, int]]:
     """The record for each memory that has one."""
     found: dict[int, tuple[str, str, int]] = {}
     for memory in MEMORIES:
-        allowed = fitting.FITS * memory * 1e9
+        allowed = remat_choice.FITS * memory * 1e9
         for method, form in itertools.product(("bidora", "dora", "lora"), ("none", "int8", "nf4")):
-            shape = catalog.shape(f"Qwen/Qwen3-{size.upper()}")
-            if planning.base_bytes(shape, template(method, form, 1), "bfloat16") > allowed:
+            shape = published.shape(f"Qwen/Qwen3-{size.upper()}")
+            if plans.base_bytes(shape, template(method, form, 1), "bfloat16") > allowed:
                 continue
             if count(size, template(method, form, 1)) <= allowed:
                 fitting_ones = (n for n in (4, 2, 1) if count(size, template(method, form, n)) <= allowed)

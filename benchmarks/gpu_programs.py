@@ -19,8 +19,8 @@ import jax
 import kernel_bounds
 
 from bidora_jax.errors import command
-from bidora_jax.training import fitting, footprint
-from bidora_jax.training.memory import Memory
+from bidora_jax.machine.memory import Memory
+from bidora_jax.planning import footprint, remat_choice
 
 COLUMNS = ("step", "form", "compiled in", "peak", "temporaries", "kernels", "products", "bytes", "bound", "of the rate")
 
@@ -69,7 +69,7 @@ def counted(job: dict, gpu: gpu_target.Gpu) -> tuple[dict, list[kernel_bounds.Ke
     """A row of the table, and the kernels of its step."""
     began = time.monotonic()
     config, plan, settled = bench_gpu.chosen(job, Memory(int(gpu.memory), f"an {gpu.title}'s"))
-    program, length = fitting.largest(settled.phase)
+    program, length = remat_choice.largest(settled.phase)
     compiled = program.compile(settled.standing.state, length)
     seconds = time.monotonic() - began
     parts = settled.footprint or footprint.of(settled.problem, settled.phase, settled.standing.state, (program, length))

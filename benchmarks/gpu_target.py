@@ -20,7 +20,9 @@ from unittest import mock
 import jax
 
 from bidora_jax.errors import InputError
-from bidora_jax.training import attending, compilation, footprint, programs
+from bidora_jax.machine import compile_cache
+from bidora_jax.planning import attention_backend, footprint
+from bidora_jax.training import compiled_steps
 
 
 class Gpu(NamedTuple):
@@ -58,7 +60,7 @@ CUDNN = "nvidia-cudnn-cu13"
 def named(name: str) -> Iterator[Gpu]:
     """Compiles for a GPU of GPUS whatever is compiled inside. InputError where JAX's CUDA compiler is not installed."""
     gpu = GPUS[name]
-    folder, device = compilation.default_folder(), _device(gpu)
+    folder, device = compile_cache.default_folder(), _device(gpu)
 
     def there(compiling: Callable) -> Callable:
         @wraps(compiling)
@@ -70,15 +72,15 @@ def named(name: str) -> Iterator[Gpu]:
 
     with ExitStack() as stack:
         patched = {
-            "bidora_jax.training.programs.Program.compile": there(programs.Program.compile),
-            "bidora_jax.training.footprint.loss_bytes": there(footprint.loss_bytes),
+            "bidora_jax.training.compiled_steps.Program.compile": there(compiled_steps.Program.compile),
+            "bidora_jax.planning.footprint.loss_bytes": there(footprint.loss_bytes),
             # cuDNN is asked whether it has a kernel; how far off it is can't be known here.
-            "bidora_jax.training.attending.refusals": there(attending.refusals),
-            "bidora_jax.training.attending.difference": lambda *_: 0.0,
+            "bidora_jax.planning.attention_backend.refusals": there(attention_backend.refusals),
+            "bidora_jax.planning.attention_backend.difference": lambda *_: 0.0,
             "jax.devices": lambda *_: [device],
             "jax.default_backend": lambda: "gpu",
             # Counts of one card are not another's.
-            "bidora_jax.training.compilation.default_folder": lambda: folder.with_name(f"{folder.name}-{name}"),
+            "bidora_jax.machine.compile_cache.default_folder": lambda: folder.with_name(f"{folder.name}-{name}"),
             # JAX asks the first device for these two.
             "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version": cudnn_version,
             "jax._src.cudnn.fused_attention_stablehlo.check_compute_capability": lambda least: (

@@ -26,14 +26,15 @@ def make(folder: Path) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from bidora_jax.models import decoder, hf, tensorfile
-    from bidora_jax.models.adapters import get
+    from bidora_jax.models import decoder
+    from bidora_jax.models.adapters.adapter import get
+    from bidora_jax.models.formats import hf, hf_config, safetensors_file
 
     folder.mkdir(parents=True)
     settings = {"model_type": "qwen3", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": True,
                 "max_position_embeddings": 40_960, "hidden_act": "silu", "attention_bias": False}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(SIZES | settings))
-    config = hf.read_config(folder)
+    config = hf_config.read_config(folder)
     shapes, table = decoder.base_shapes(config, jnp.bfloat16), hf.name_table(config)
     random = np.random.default_rng(0)
 
@@ -46,25 +47,25 @@ def make(folder: Path) -> None:
             return (0.02 * random.standard_normal(self.shape, np.float32)).astype(self.dtype)
 
     drawn = {name: Drawn(place) for name, place in table.items()}
-    tensorfile.write(folder / hf.WEIGHTS, drawn, (tensor.draw() for tensor in drawn.values()))
+    safetensors_file.write(folder / hf.WEIGHTS, drawn, (tensor.draw() for tensor in drawn.values()))
 
 
 def load(folder: Path, form: str) -> None:
     """Loads the model and prints what it took, as JSON."""
     import jax
 
-    from bidora_jax.kernels import quant
-    from bidora_jax.models import hf
+    from bidora_jax.kernels import quantized
+    from bidora_jax.models.formats import hf, hf_config
     from bidora_jax.models.settings import ModelConfig
 
     jax.block_until_ready(jax.numpy.zeros(1))
-    config = hf.read_config(folder)
+    config = hf_config.read_config(folder)
     before, began = resident("VmRSS"), time.monotonic()
     base = jax.block_until_ready(hf.load(ModelConfig(quantization=form), folder, config))
     seconds, peak = time.monotonic() - began, resident("VmHWM") - before
     largest = max(math.prod(entry.shape) for entry in hf.read_entries(folder).values())
-    allowed = quant.tree_bytes(base) + 4 * largest + SLACK
-    print(json.dumps({"model": quant.tree_bytes(base), "peak": peak, "allowed": allowed, "seconds": seconds}))
+    allowed = quantized.tree_bytes(base) + 4 * largest + SLACK
+    print(json.dumps({"model": quantized.tree_bytes(base), "peak": peak, "allowed": allowed, "seconds": seconds}))
 
 
 def resident(field: str) -> int:

@@ -32,15 +32,15 @@ def read(folder: Path) -> dict:
 def load(folder: Path) -> dict:
     import jax
 
-    from bidora_jax.kernels import quant
-    from bidora_jax.models import hf
+    from bidora_jax.kernels import quantized
+    from bidora_jax.models.formats import hf, hf_config
     from bidora_jax.models.settings import ModelConfig
 
     jax.block_until_ready(jax.numpy.zeros(1))
-    config = hf.read_config(folder)
+    config = hf_config.read_config(folder)
     began = time.monotonic()
     base = jax.block_until_ready(hf.load(ModelConfig(), folder, config))
-    return {"bytes": quant.tree_bytes(base), "seconds": time.monotonic() - began}
+    return {"bytes": quantized.tree_bytes(base), "seconds": time.monotonic() - began}
 
 
 def main() -> None:

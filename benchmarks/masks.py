@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bidora_jax.training import records, shapes
+from bidora_jax.data import encoding, records
+from bidora_jax.data.tokenizer import load_tokenizer
 
 USER, ANSWER = {"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "It is 4."}
 AGAIN, LAST = {"role": "user", "content": "And 3 + 3?\n"}, {"role": "assistant", "content": "It is 6.\n\nReally."}
@@ -30,7 +31,7 @@ ASSISTANT, COMPLETION, NEITHER = {"assistant_only_loss": True}, {"completion_onl
 class Case(NamedTuple):
     name: str
     value: dict[str, Any]
-    loss_on: records.LossOn
+    loss_on: encoding.LossOn
     trl: dict[str, Any]
     marked: bool = False
     """Ours with TRL's training template too, which marks the answers and keeps every thought."""
@@ -60,10 +61,10 @@ def main() -> None:
     folder = parser.parse_args().tokenizer
     print("| record | loss_on | tokens | trained, ours | TRL's | only ours | only TRL's |\n" + "| --- " * 7 + "|")
     for case in CASES:
-        tokenizer = records.load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
         if case.marked:
             tokenizer.chat_template = template("qwen3_training.jinja")
-        ours = records.encode(shapes.record(case.value), tokenizer, max_length=4096, loss_on=case.loss_on)
+        ours = encoding.encode(records.record(case.value), tokenizer, max_length=4096, loss_on=case.loss_on)
         print(row(case, tokenizer, ours, *of_trl(case, folder)))
 
 
@@ -99,7 +100,7 @@ def of_trl(case: Case, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return tokens, trained
 
 
-def row(case: Case, tokenizer: Any, ours: records.Example, tokens: np.ndarray, trained: np.ndarray) -> str:
+def row(case: Case, tokenizer: Any, ours: encoding.Example, tokens: np.ndarray, trained: np.ndarray) -> str:
     same = np.array_equal(ours.tokens, tokens)
     counts = f"{int(ours.trained.sum())} | {int(trained.sum())}"
     if same:

@@ -14,7 +14,7 @@ from statistics import median
 import jax
 
 from bidora_jax.errors import InputError, RunError
-from bidora_jax.kernels import quant
+from bidora_jax.kernels import quantized
 from bidora_jax.kernels.cuda import build, ops
 
 # (O, I) of q_proj and o_proj, of k_proj and v_proj, of gate_proj and up_proj, of down_proj.
@@ -98,7 +98,7 @@ def _enough(call: Callable, seconds: float) -> int:
     for _ in range(2):
         result = jax.block_until_ready(call())
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 2**32) // 4
-    fitting = limit // max(1, quant.tree_bytes(result))
+    fitting = limit // max(1, quantized.tree_bytes(result))
     del result
     return max(1, min(500, fitting, round(seconds / _timed(call, 3))))
 

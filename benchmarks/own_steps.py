@@ -9,24 +9,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bidora_jax import bilevel_step, init_state, init_train_state, train_step
-from bidora_jax.models import adapters, hf
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.formats import hf, hf_config
+from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import objective, optim
+from bidora_jax.training.bilevel import bilevel_step
 from bidora_jax.training.phases import HYPERGRADIENTS
 from bidora_jax.training.settings import OptimizerConfig
+from bidora_jax.training.state import init_state, init_train_state
+from bidora_jax.training.step import train_step
 
 
 def contestant(
     folder: Path, *, method: str, dtype: str, remat: str, form: str, rank: int, parts: int, loss_chunk: int
 ) -> tuple[Callable[[], float], dict]:
     """A step on the model and the tokens in a folder, and what the compiler says of it; the step gives the train loss."""
-    config = hf.read_config(folder)
+    config = hf_config.read_config(folder)
     model = ModelConfig(dtype=dtype, remat=remat)
     model = replace(model, loss_chunk=loss_chunk or model.loss_chunk)
     adapter = adapters.resolve(AdapterConfig(method=method, rank=rank, alpha=2.0 * rank), config)
-    base = adapters.prepare_base(hf.load(model, folder, config), adapter)
-    params = adapters.init(adapter, base, jax.random.key(0))
+    base = initial.prepare_base(hf.load(model, folder, config), adapter)
+    params = initial.init(adapter, base, jax.random.key(0))
 
     def micro_batches(name: str):
         tokens = np.load(folder / f"{name}.npy")

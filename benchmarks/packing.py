@@ -18,14 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 from random_models import random_like
 
-from bidora_jax.models import adapters, quantization
-from bidora_jax.models.decoder import DecoderConfig
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
-from bidora_jax.training import packing, phases, preview
-from bidora_jax.training.data import Examples
-from bidora_jax.training.memory import keep_freed_memory
-from bidora_jax.training.records import Example
-from bidora_jax.training.settings import DataConfig, OptimizerConfig, SearchConfig
+from bidora_jax.data import packing, statistics
+from bidora_jax.data.batches import Examples
+from bidora_jax.data.encoding import Example
+from bidora_jax.data.settings import DataConfig
+from bidora_jax.machine.allocator import keep_freed_memory
+from bidora_jax.models import quantization
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.training import phases, problem
+from bidora_jax.training.problem import Problem
+from bidora_jax.training.settings import OptimizerConfig, SearchConfig
 
 
 def main() -> None:
@@ -79,12 +85,12 @@ def documents(count: int, seed: int, options) -> list[Example]:
 class Contestant:
     """One phase and its state; an epoch is timed."""
 
-    def __init__(self, name: str, problem: phases.Problem, method: str) -> None:
+    def __init__(self, name: str, problem: problem.Problem, method: str) -> None:
         self.name, search = name, SearchConfig(epochs=1.0, hypergradient="exact")
         self.phase, standing = phases.first_phase(method, problem, search, OptimizerConfig(), OptimizerConfig())
         self.state, self.speeds = standing.state, []
         val = problem.val if method == "bidora" else []
-        self.epoch = preview.epoch(problem.train, val, problem.data, lower_steps=1, seed=problem.seed)
+        self.epoch = statistics.epoch(problem.train, val, problem.data, lower_steps=1, seed=problem.seed)
 
     def run(self) -> float:
         """Seconds of an epoch."""
@@ -107,9 +113,9 @@ def contestant(method: str, name: str, splits: dict[str, Examples], data: DataCo
     model = ModelConfig(remat="layer", dtype=options.dtype)
     adapter = adapters.resolve(AdapterConfig(method=method), config)
     base = random_like(quantization.base_shapes(model, config, jnp.dtype(options.dtype)), jax.random.key(0))
-    base = adapters.prepare_base(base, adapter)
+    base = initial.prepare_base(base, adapter)
     places = ("made up",) * options.records
-    problem = phases.Problem(config, model, adapter, base, splits["train"], splits["val"], data, 0, 0, places)
+    problem = Problem(config, model, adapter, base, splits["train"], splits["val"], data, 0, 0, places)
     made = Contestant(f"{method}, {name}", problem, method)
     print(f"  {made.name}: first epoch, with compiling, {made.run():.0f} s", flush=True)
     return made

@@ -27,9 +27,9 @@ from measuring import (
     xla_form,
 )
 
-from bidora_jax.kernels import dora, quant
+from bidora_jax.kernels import dora, quantized
 from bidora_jax.kernels.cuda import ops
-from bidora_jax.kernels.dynamic8 import dynamic_map
+from bidora_jax.kernels.dynamic_8bit import dynamic_map
 
 # An odd number of weights, with blocks that cross rows; bytes that end between two words; three nested blocks, the last
 # short; and one of the real shapes.
@@ -134,31 +134,31 @@ def differing(stacks: list, layers: int, comparable: bool) -> dict:
 
 
 def _opened(stack, layer):
-    return quant.opened(quant.Layer(stack, layer))[0]
+    return quantized.opened(quantized.Layer(stack, layer))[0]
 
 
 def _by_op(stack, layer):
     """The library's op by name: on a CPU, where `quant.opened` never takes it, this is the twin."""
-    if isinstance(stack, quant.Int8):
+    if isinstance(stack, quantized.Int8):
         return ops.int8(stack.codes, layer, dtype=stack.dtype)
     settings = {"shape": stack.matrix_shape, "dtype": stack.dtype}
-    if isinstance(stack.absmax, quant.Nested):
+    if isinstance(stack.absmax, quantized.Nested):
         return ops.nf4_nested(stack.codes, *stack.absmax, layer, **settings)
     return ops.nf4(stack.codes, stack.absmax, layer, **settings)
 
 
 def _by_numpy(stack, layer: int) -> np.ndarray:
-    """The formula at the head of kernels/quant.py, each product and sum rounded by itself."""
+    """The formula at the head of kernels/quantized.py, each product and sum rounded by itself."""
     one = jax.tree.map(lambda leaf: np.asarray(leaf)[layer], stack)
-    if isinstance(one, quant.Int8):
+    if isinstance(one, quantized.Int8):
         return one.codes.astype(one.dtype)
     absmax = one.absmax
-    if isinstance(absmax, quant.Nested):
-        groups = np.repeat(absmax.absmax, quant.NESTED_BLOCK)[: absmax.codes.size]
+    if isinstance(absmax, quantized.Nested):
+        groups = np.repeat(absmax.absmax, quantized.NESTED_BLOCK)[: absmax.codes.size]
         absmax = dynamic_map(signed=True)[absmax.codes] * groups + absmax.offset
     count = one.matrix_shape[0] * one.matrix_shape[1]
     indices = np.stack([one.codes >> 4, one.codes & 15], axis=1).reshape(-1)[:count]
-    values = quant.CODEBOOK[indices] * np.repeat(absmax, quant.BLOCK)[:count]
+    values = quantized.CODEBOOK[indices] * np.repeat(absmax, quantized.BLOCK)[:count]
     with np.errstate(over="ignore"):
         return values.astype(one.dtype).reshape(one.matrix_shape)
 
@@ -227,7 +227,7 @@ def _stacks(form: random_models.Form, shape: tuple[int, int], layers: int, count
 
 def _bytes_read(weight) -> int:
     """Of a weight that is opened. int8's row scales belong on the product, and nothing here reads them."""
-    return quant.tree_bytes(weight.codes if isinstance(weight, quant.Int8) else weight)
+    return quantized.tree_bytes(weight.codes if isinstance(weight, quantized.Int8) else weight)
 
 
 def _every_layer(one: Callable, layers: int, stacks: list) -> list:
@@ -280,7 +280,7 @@ def linears(shape: tuple[int, int], size: Sizes, key, timed_ops: bool) -> dict[s
     contestants = {"bf16": _two_passes(x, g, dense)}
     for form in PACKED:
         stack = random_models.random_like(random_models.stack_shapes(form, (2, *shape), jnp.bfloat16), key)
-        layer = quant.Layer(stack, jnp.int32(1))
+        layer = quantized.Layer(stack, jnp.int32(1))
         if timed_ops:
             contestants[f"{form}, {OP}"] = _two_passes(x, g, layer)
         with xla_form():
@@ -288,11 +288,11 @@ def linears(shape: tuple[int, int], size: Sizes, key, timed_ops: bool) -> dict[s
     return contestants
 
 
-def _two_passes(x, g, weight: quant.Weight) -> list[Callable]:
+def _two_passes(x, g, weight: quantized.Weight) -> list[Callable]:
     """y of a frozen layer, and the cotangent of x from that of y. One program would be free to open the weight once."""
 
     def forward(x, weight):
-        matrix, row_scale = quant.opened(weight)
+        matrix, row_scale = quantized.opened(weight)
         return dora.linear(x, matrix, row_scale=row_scale)
 
     def backward(x, g, weight):

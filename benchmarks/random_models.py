@@ -16,12 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from bidora_jax import bilevel_step, init_state, init_train_state, train_step
-from bidora_jax.models import adapters, quantization
-from bidora_jax.models.decoder import DecoderConfig
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.models import quantization
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import objective, optim
+from bidora_jax.training.bilevel import bilevel_step
 from bidora_jax.training.settings import OptimizerConfig
+from bidora_jax.training.state import init_state, init_train_state
+from bidora_jax.training.step import train_step
 
 Form = Literal["none", "int8", "nf4", "nf4-nested"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -102,8 +107,8 @@ class Problem:
     def arguments(self, base, key):
         """(state, prepared base, batch or batches)."""
         tx = optim.transformation(OptimizerConfig(), 100)
-        base = adapters.prepare_base(base, self.adapter)
-        direction, magnitude = adapters.init(self.adapter, base, jax.random.fold_in(key, 0))
+        base = initial.prepare_base(base, self.adapter)
+        direction, magnitude = initial.init(self.adapter, base, jax.random.fold_in(key, 0))
         train, val = (self._batch(jax.random.fold_in(key, number)) for number in (1, 2))
         if self.method != "bidora":
             return init_train_state((direction, magnitude), tx, key), base, train

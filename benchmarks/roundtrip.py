@@ -64,8 +64,8 @@ def cells(family: str) -> list[dict[str, Any]]:
     import torch
     import transformers
 
-    from bidora_jax.models import hf
-    from bidora_jax.models.settings import AdapterConfig
+    from bidora_jax.models.adapters.settings import AdapterConfig
+    from bidora_jax.models.formats import hf, hf_config
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -78,7 +78,7 @@ def cells(family: str) -> list[dict[str, Any]]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         original.save_pretrained(f"{folder}/base")
-        ours = hf.read_config(f"{folder}/base")
+        ours = hf_config.read_config(f"{folder}/base")
         base = hf.load_base(f"{folder}/base", ours)
         for method, init, (pattern, rslora, saved) in itertools.product(METHODS, INITS, COLUMNS):
             settings = AdapterConfig(
@@ -113,12 +113,14 @@ def to_peft(settings, config, base, original, ids, scratch: str) -> float:
     import jax
     import peft as oracle
 
-    from bidora_jax.models import adapters, peft
-    from bidora_jax.models.conversion import converted
+    from bidora_jax.models.adapters import adapter as adapters
+    from bidora_jax.models.adapters import initial
+    from bidora_jax.models.adapters.conversion import converted
+    from bidora_jax.models.formats import peft
 
     adapter = adapters.resolve(settings, config)
-    prepared = adapters.prepare_base(base, adapter)
-    direction, magnitude = random_trees(adapter, *adapters.init(adapter, prepared, jax.random.key(0)))
+    prepared = initial.prepare_base(base, adapter)
+    direction, magnitude = random_trees(adapter, *initial.init(adapter, prepared, jax.random.key(0)))
     expected = our_logits(config, adapter, prepared, direction, magnitude, ids)
     written, wide, factors = converted(adapter, settings, prepared, direction)
     peft.save_adapter(f"{scratch}/ours", written, wide, factors, magnitude, base_model_name=None)
@@ -132,7 +134,8 @@ def from_peft(settings, config, base, original, ids, scratch: str) -> float:
 
     import peft as oracle
 
-    from bidora_jax.models import adapters, hf, peft
+    from bidora_jax.models.adapters import initial
+    from bidora_jax.models.formats import hf, peft
 
     moved = settings.init in ("pissa", "olora")
     wanted = oracle.LoraConfig(
@@ -152,7 +155,7 @@ def from_peft(settings, config, base, original, ids, scratch: str) -> float:
     noise(((name, p) for name, p in adapted.named_parameters() if p.requires_grad), 0.1)
     adapted.save_pretrained(f"{scratch}/theirs", **how)
     adapter, *trees = peft.load_adapter(f"{scratch}/theirs", config)
-    found = our_logits(config, adapter, adapters.prepare_base(base, adapter), *trees, ids)
+    found = our_logits(config, adapter, initial.prepare_base(base, adapter), *trees, ids)
     return float(abs(their_logits(adapted, ids) - found).max())
 
 

@@ -14,14 +14,19 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from bidora_jax import bilevel_step, init_state, init_train_state, train_step
-from bidora_jax.kernels import quant
-from bidora_jax.models import adapters, decoder
-from bidora_jax.models.decoder import DecoderConfig
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.kernels.xla_cpu import weights
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures.decoder import DecoderConfig, linear_shapes
+from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import objective, optim
+from bidora_jax.training.bilevel import bilevel_step
 from bidora_jax.training.phases import HYPERGRADIENTS
 from bidora_jax.training.settings import OptimizerConfig
+from bidora_jax.training.state import init_state, init_train_state
+from bidora_jax.training.step import train_step
 
 CONFIG = DecoderConfig(
     vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_layers=28, num_heads=16, num_kv_heads=8,
@@ -36,18 +41,18 @@ def shapes(method: str):
     base = as_loaded(decoder.base_shapes(CONFIG, jnp.bfloat16))
 
     def build(base, key):
-        base = adapters.prepare_base(base, adapter)
-        return base, *adapters.init(adapter, base, key)
+        base = initial.prepare_base(base, adapter)
+        return base, *initial.init(adapter, base, key)
 
     return adapter, *jax.eval_shape(build, base, jax.random.key(0))
 
 
 def as_loaded(base):
-    """16-bit stacks as models/hf.py holds them on a CPU."""
+    """16-bit stacks as models/formats/hf.py holds them on a CPU."""
 
     def leaf(shape):
         packed = len(shape.shape) == 3 and jax.default_backend() == "cpu"
-        return quant.Bits(jax.ShapeDtypeStruct(shape.shape, jnp.uint16), shape.dtype) if packed else shape
+        return weights.Bits(jax.ShapeDtypeStruct(shape.shape, jnp.uint16), shape.dtype) if packed else shape
 
     return {**base, "layers": jax.tree.map(leaf, base["layers"])}
 
@@ -64,9 +69,7 @@ def report(name: str, step, *arguments, batch: int, tokens: int) -> None:
         for t in (tokens, tokens - 1, rows, rows - batch)
     }
     logits = sorted(kind for kind in kinds if any(kind.endswith(shape) for shape in whole))
-    stacks = {f"f32[28,{o},{i}]" for o, i in adapters.linear_shapes(CONFIG).values()} | {
-        f"f32[{CONFIG.vocab_size},1024]"
-    }
+    stacks = {f"f32[28,{o},{i}]" for o, i in linear_shapes(CONFIG).values()} | {f"f32[{CONFIG.vocab_size},1024]"}
     print(f"{name:34s} arguments {memory.argument_size_in_bytes / 1e9:5.2f} GB   temporaries "
           f"{memory.temp_size_in_bytes / 1e9:5.2f} GB   compiled in {time.monotonic() - began:.0f} s\n"
           f"    all logits: {', '.join(logits) or 'none'};   "

@@ -37,9 +37,9 @@ COMMANDS = {
                       "Curves, a page and a summary of a run, finished or not."),
     "analyze": Command("bidora_jax.analyze", "bidora_jax.analyze:AnalyzeArguments",
                        "Magnitude and direction changes of each layer of a run, with a plot."),
-    "data": Command("bidora_jax.data", "bidora_jax.config:DataArguments",
+    "data": Command("bidora_jax.show_data", "bidora_jax.config:DataArguments",
                     "What a run will train on: records with their trained tokens, lengths, costs."),
-    "models": Command("bidora_jax.catalog", "bidora_jax.catalog:ModelsArguments",
+    "models": Command("bidora_jax.list_models", "bidora_jax.list_models:ModelsArguments",
                       "Models with their parameters and memory, and what fits this machine."),
     "info": Command("bidora_jax.info", "bidora_jax.info:InfoArguments", "Versions, devices and this machine."),
 }  # fmt: skip

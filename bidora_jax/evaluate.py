@@ -11,35 +11,18 @@ from pathlib import Path
 from typing import Literal
 
 from bidora_jax.errors import InputError, command, program
-from bidora_jax.models.settings import ModelConfig
+from bidora_jax.generation.served_model import Served, load_weights, open_folder
+from bidora_jax.machine.files import write_whole
 
 
-@dataclass(frozen=True)
-class EvaluateArguments:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments(Served):
     """Loss and perplexity of a model on a file of records."""
 
-    model: str
-    """Model folder, or the name of a model on the Hugging Face hub."""
     data_file: str
     """Records, in any kind of file or folder and in any shape that training takes."""
-    columns: tuple[tuple[str, str], ...] = ()
-    """A record's key and the column that holds it, where it has another name; repeat it for several."""
-    adapter: tuple[str, ...] = ()
-    """PEFT adapter folder, such as the adapter/ of a run, or NAME=DIR; repeat it for several, which are evaluated in turn."""
-    ensemble: Literal["none", "logits", "probabilities"] = "none"
-    """Evaluate several adapters as one, by the mean of their logits or of their probabilities."""
-    average: bool = False
-    """Put the mean of the merged weights in the place of several adapters."""
-    weight: tuple[float, ...] = ()
-    """Share of an adapter in --average; repeat it, one for each adapter. Equal shares without it."""
     json: str = ""
     """Also write the result to this file."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """dtype of the weights and of the products; auto keeps that of the files."""
-    quantization: Literal["none", "int8", "nf4"] = "none"
-    """Quantise the model's linear layers first; a folder that bitsandbytes quantised is read as it is."""
-    double_quant: bool = True
-    """nf4: keep the block scales in 8 bits too."""
     max_length: int = 1024
     """Tokens that a record, or a chunk of one, may have."""
     long: Literal["split", "truncate", "drop", "refuse"] = "split"
@@ -71,42 +54,35 @@ def main(argv: list[str]) -> None:
     if any(counts.values()):
         print(", ".join(said for said, count in counts.items() if count))
     if arguments.json:
-        temporary = Path(arguments.json + ".tmp")
         written = results[0] if len(results) == 1 else results
-        temporary.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(arguments.json)
+        write_whole(Path(arguments.json), json.dumps(written, indent=2) + "\n")
 
 
 def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]:
     """What the command prints, as a dictionary for each adapter, or for what stands in the place of all."""
-    from bidora_jax.models import ensembles, hf
-    from bidora_jax.training import data, evaluation, records, tokencache
+    from bidora_jax.data import encoding, token_cache
+    from bidora_jax.data.batches import bucket_lengths, full_pass
+    from bidora_jax.data.tokenizer import pad_id
+    from bidora_jax.tasks import evaluation
 
     if arguments.batch_size < 1 or arguments.max_length < 2:
         raise InputError("--batch-size must be at least 1 and --max-length at least 2")
     if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
         raise InputError(f"there is no folder for --json {arguments.json}; make it, or name another file")
-    given = records.read_records(arguments.data_file, arguments.columns)
-    folder = hf.resolve_folder(arguments.model)
-    config, tokenizer = hf.read_config(folder), records.load_tokenizer(folder)
-    combine = None if arguments.ensemble == "none" else arguments.ensemble
-    members = ensembles.load(arguments.adapter, config)
-    ensembles.check(members, combine, arguments.average, arguments.weight)
+    given = encoding.read_records(arguments.data_file, arguments.columns)
+    opened = open_folder(arguments)
     how = {"max_length": arguments.max_length, "loss_on": arguments.loss_on, "long": arguments.long}
-    split, kept = tokencache.encode_all(given, tokenizer, arguments.token_cache, **how)
+    split, kept = token_cache.encode_all(given, opened.tokenizer, arguments.token_cache, **how)
     if kept:
         print(kept, file=sys.stderr, flush=True)
-    settings = ModelConfig(
-        dtype=arguments.dtype, quantization=arguments.quantization, double_quant=arguments.double_quant
-    )
-    base = hf.load(settings, folder, config)
-    base, chosen = ensembles.choose(base, members, combine, arguments.average, arguments.weight)
-    buckets = data.bucket_lengths([len(example.tokens) for example in split.examples], 4)
-    batches = list(data.full_pass(split.examples, buckets, arguments.batch_size, records.pad_id(tokenizer)))
-    adapter = next(iter(chosen.values())).adapter if chosen else None
-    measure = evaluation.evaluator(config, adapter, settings, combine)
+    base, members = load_weights(arguments, opened)
+    buckets = bucket_lengths([len(example.tokens) for example in split.examples], 4)
+    batches = list(full_pass(split.examples, buckets, arguments.batch_size, pad_id(opened.tokenizer)))
+    adapter = next((member.adapter for member in members.values() if member is not None), None)
+    measure = evaluation.evaluator(opened.config, adapter, arguments.settings, arguments.combine)
     results = []
-    for name, (_, direction, magnitude) in (dict(chosen) or {"": (None, {}, {})}).items():
+    for name, member in members.items():
+        direction, magnitude = ({}, {}) if member is None else (member.direction, member.magnitude)
         result = measure(base, direction, magnitude, batches)
         results.append({
             "model": arguments.model, "adapter": name, "quantization": arguments.quantization,

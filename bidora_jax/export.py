@@ -7,8 +7,9 @@ adapter. Or, without a run, writes a model quantised as bitsandbytes does it, or
 is read back, and its logits must be those of the model in memory before the folder gets its name. --push uploads the folder
 to the Hugging Face hub after that.
 
-`--format lora` is for inference engines, which read plain LoRA alone: one rank, no patterns, no magnitude (models/plain.py).
-Of a LoRA run it is exact. Of DoRA and BiDoRA it can't be: W' − W0 = (m/‖V‖ − 1) ⊙ W0 + (m/‖V‖) ⊙ s·B·A has all of W0's rank.
+`--format lora` is for inference engines, which read plain LoRA alone: one rank, no patterns, no magnitude.
+Of a LoRA run it is exact (models/adapters/lora_approximation.py).
+Of DoRA and BiDoRA it can't be: W' − W0 = (m/‖V‖ − 1) ⊙ W0 + (m/‖V‖) ⊙ s·B·A has all of W0's rank.
 The nearest LoRA of the rank is written then, and the error that it leaves is printed; `--format merged` has none.
 
 Of a run on a quantised base there are two merged models. `--merge-base quantized` adds the update to the dequantised
@@ -19,18 +20,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bidora_jax.config import Config, read, resolve
-from bidora_jax.errors import InputError, RunError, command, program
-from bidora_jax.models import peft_config
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.config import Config
+from bidora_jax.errors import InputError, command, program
+from bidora_jax.models.formats import peft_config
+from bidora_jax.models.formats.export import (
+    _merged,
+    _prove,
+    write_adapter,
+    write_lora,
+    write_merged,
+)
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.runs.folder import run_config
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
-    from bidora_jax.models.adapters import Adapter
-    from bidora_jax.models.decoder import DecoderConfig
-    from bidora_jax.models.parity import Agreement
-    from bidora_jax.models.plain import Plain
+    from bidora_jax.models.adapters.adapter import Adapter
+    from bidora_jax.models.architectures.decoder import DecoderConfig
 
 
 @dataclass(frozen=True)
@@ -96,14 +103,15 @@ def _check(arguments: ExportArguments) -> None:
     if wrong := [message for message, found in checks.items() if found]:
         raise InputError("\n".join(wrong))
     if a.push:
-        from bidora_jax.models import hub
+        from bidora_jax.models.formats import hub
 
         hub.check(a.push)
 
 
 def export_run(arguments: ExportArguments) -> str:
     """Loads the run's base and adapter and writes them in the format asked for; returns what is inexact in that."""
-    from bidora_jax.models import adapters, hf, peft
+    from bidora_jax.models.adapters import initial
+    from bidora_jax.models.formats import hf, hf_config, peft
 
     run, config = Path(arguments.run), run_config(arguments.run)
     if not (run / "adapter").is_dir():
@@ -114,13 +122,13 @@ def export_run(arguments: ExportArguments) -> str:
         raise InputError("--dtype is for --format merged; adapters are float32, as PEFT writes them")
     if arguments.quantization != "none":
         raise InputError("--quantization is for --model; merge the run first, then export the merged folder")
-    source = hf.resolve_folder(config.model.path)
-    decoder_config = hf.read_config(source)
+    source = hf_config.resolve_folder(config.model.path)
+    decoder_config = hf_config.read_config(source)
     quantised = config.model.quantization != "none"
     if arguments.merge_base == "original" and not quantised:
         raise InputError(_no_original(config, hf.is_quantised(source)))
     adapter, direction, magnitude = peft.load_adapter(run / "adapter", decoder_config)
-    base = adapters.prepare_base(hf.load(config.model, source, decoder_config), adapter)
+    base = initial.prepare_base(hf.load(config.model, source, decoder_config), adapter)
     trained = (adapter, base, direction, magnitude)
     if arguments.format == "lora":
         limits = {"rank": arguments.rank, "max_error": arguments.max_error}
@@ -148,12 +156,13 @@ def _write_either(
     direction: "PyTree", magnitude: "PyTree", *, dtype: str,
 ) -> None:  # fmt: skip
     """The merged model over the base chosen; says of both how far they are from the model that was trained."""
-    from bidora_jax.models import adapters, hf, parity
+    from bidora_jax.models.adapters import initial
+    from bidora_jax.models.formats import hf, parity
 
     trained = parity.probe_logits(config, adapter, base, direction, magnitude)
     chosen = base
     for name in sorted(("quantized", "original"), key=lambda name: name == arguments.merge_base):  # the chosen one last
-        chosen = base if name == "quantized" else adapters.prepare_base(hf.load_base(source, config), adapter)
+        chosen = base if name == "quantized" else initial.prepare_base(hf.load_base(source, config), adapter)
         merged = _merged(adapter, chosen, direction, magnitude, dtype)
         found = parity.compare(parity.probe_logits(config, None, merged, {}, {}), trained, dtype)
         del merged
@@ -163,29 +172,23 @@ def _write_either(
     write_merged(Path(arguments.output), source, config, adapter, chosen, direction, magnitude, dtype=dtype, to=to)
 
 
-def _merged(adapter: "Adapter", base: "PyTree", direction: "PyTree", magnitude: "PyTree", dtype: str) -> "PyTree":
-    """The dense model with the adapter folded in."""
-    from bidora_jax.models import adapters
-
-    return adapters.dequantise(adapters.merge(adapter, base, direction, magnitude, dtype), dtype)
-
-
 def export_model(arguments: ExportArguments) -> None:
     """Writes a model quantised as bitsandbytes does it, or a quantised one dense."""
-    from bidora_jax.models import adapters, hf, parity
-    from bidora_jax.models.folders import staged
+    from bidora_jax.machine.files import staged
+    from bidora_jax.models.adapters import merging
+    from bidora_jax.models.formats import hf, hf_config, parity
 
     if arguments.format != "merged" or arguments.merge_base != "quantized":
         raise InputError("--format and --merge-base are for --run; a model without an adapter has neither")
-    source = hf.resolve_folder(arguments.model)
-    config = hf.read_config(source)
+    source = hf_config.resolve_folder(arguments.model)
+    config = hf_config.read_config(source)
     settings = ModelConfig(
         dtype="auto" if arguments.dtype == "source" else arguments.dtype,
         quantization=arguments.quantization, double_quant=arguments.double_quant,
     )  # fmt: skip
     base = hf.load(settings, source, config)
     dtype = base["norm"]["weight"].dtype.name
-    base = adapters.dequantise(base) if settings.quantization == "none" else base
+    base = merging.dequantise(base) if settings.quantization == "none" else base
     expected = parity.probe_logits(config, None, base, {}, {})
     with staged(Path(arguments.output)) as fresh:
         hf.write_model(fresh, source, config, base, dtype=dtype)
@@ -194,83 +197,9 @@ def export_model(arguments: ExportArguments) -> None:
     print(f"model written to {arguments.output}")
 
 
-def write_merged(
-    folder: Path, source: Path, config: "DecoderConfig", adapter: "Adapter", base: "PyTree",
-    direction: "PyTree", magnitude: "PyTree", *, dtype: str, replace: bool = False, to: str = "trained model",
-) -> None:  # fmt: skip
-    """The model with its adapter folded in, as a Hugging Face folder like `source`, proved before it gets its name.
-
-    Always dense: a quantised base is dequantised. `to` says what the proof compares with.
-    """
-    from bidora_jax.models import hf, parity
-    from bidora_jax.models.folders import staged
-
-    expected = parity.probe_logits(config, adapter, base, direction, magnitude)
-    with staged(folder, replace=replace) as fresh:
-        merged = _merged(adapter, base, direction, magnitude, dtype)
-        hf.write_model(fresh, source, config, merged, dtype=dtype)
-        del merged
-        _prove("merged model", to, dtype, parity.verify_saved(fresh, expected))
-    print(f"merged model written to {folder}")
-
-
-def write_adapter(
-    folder: Path, settings: AdapterConfig, base_model_name: str, config: "DecoderConfig", adapter: "Adapter",
-    base: "PyTree", direction: "PyTree", magnitude: "PyTree", *, replace: bool = False,
-) -> None:  # fmt: skip
-    """The adapter as a PEFT folder that fits the base as its files hold it, proved before it gets its name."""
-    from bidora_jax.models import parity, peft
-    from bidora_jax.models.conversion import converted
-    from bidora_jax.models.folders import staged
-
-    expected = parity.probe_logits(config, adapter, base, direction, magnitude)
-    adapter, settings, direction = converted(adapter, settings, base, direction)
-    with staged(folder, replace=replace) as fresh:
-        peft.write_adapter(fresh, adapter, settings, direction, magnitude, base_model_name=base_model_name)
-        _prove("adapter", "trained model", "float32", parity.verify_adapter(fresh, config, base, expected))
-    print(f"adapter written to {folder}")
-
-
-def write_lora(
-    folder: Path, base_model_name: str, config: "DecoderConfig", adapter: "Adapter", base: "PyTree",
-    direction: "PyTree", magnitude: "PyTree", *, rank: int = 0, max_error: float = 0.1,
-) -> str:  # fmt: skip
-    """The adapter as a plain LoRA, proved to be in the file what it is in memory. Says, and returns, how far that is from
-    the adapter, where it isn't the same."""
-    from bidora_jax.models import parity, peft
-    from bidora_jax.models.folders import staged
-    from bidora_jax.models.plain import plain
-
-    with staged(folder) as fresh:
-        found = plain(adapter, config, base, direction, magnitude, rank=rank, max_error=max_error)
-        trained = parity.probe_logits(config, adapter, base, direction, magnitude)
-        expected, to, said = trained, "trained model", ""
-        if found.errors:
-            expected, to = parity.probe_logits(config, found.adapter, base, found.direction, {}), "plain LoRA in memory"
-            said = _how_far(found, parity.compare(expected, trained, "float32"))
-            before = parity.compare(parity.probe_logits(config, None, base, {}, {}), trained, "float32")
-            print(f"{said} (the base without an adapter {before.largest:.2e})")
-        peft.write_adapter(
-            fresh, found.adapter, found.settings, found.direction, {}, base_model_name=base_model_name
-        )  # fmt: skip
-        proof = parity.verify_adapter(fresh, config, base, expected)
-        _prove(f"plain LoRA of rank {found.rank}", to, "float32", proof)
-    print(f"plain LoRA written to {folder}")
-    return said
-
-
-def _how_far(found: "Plain", logits: "Agreement") -> str:
-    worst = max(found.errors, key=lambda name: found.errors[name])
-    return (
-        f"rank {found.rank}: relative Frobenius error of W' − W0 {found.error:.1%} over {len(found.errors)} modules, the worst "
-        f"{worst} with {found.errors[worst]:.1%}; largest logit difference to the trained model {logits.largest:.2e}, "
-        f"largest logit {logits.scale:.3g}"
-    )
-
-
 def _push(arguments: ExportArguments, note: str) -> None:
     """Uploads the folder that was written, with a card that says what it is."""
-    from bidora_jax.models import hub
+    from bidora_jax.models.formats import hub
 
     folder = Path(arguments.output)
     hub.write_card(folder, _card(arguments, note))
@@ -280,7 +209,7 @@ def _push(arguments: ExportArguments, note: str) -> None:
 def _card(arguments: ExportArguments, note: str) -> str:
     """The model card; `note` is what is inexact. Of a base that is a folder it gives the last name alone: paths are private."""
     from bidora_jax import __version__
-    from bidora_jax.models import hub
+    from bidora_jax.models.formats import hub
 
     config, settings = run_config(arguments.run), peft_config.read(Path(arguments.run) / "adapter")
     base = config.model.path
@@ -296,22 +225,6 @@ def _card(arguments: ExportArguments, note: str) -> str:
     library = "transformers" if arguments.format == "merged" else "peft"
     tags = (config.adapter.method, "bidora_jax")
     return hub.card(arguments.push.split("/")[1], library=library, base=base, tags=tags, paragraphs=said)
-
-
-def run_config(run: str) -> Config:
-    """The configuration that a run folder was made with."""
-    saved = Path(run) / "config.json"
-    if not saved.is_file():
-        raise InputError(f"{run} is not a run folder: {saved} does not exist; name the output_dir of a training run")
-    return resolve(read(str(saved)))
-
-
-def _prove(what: str, to: str, dtype: str, found: "Agreement") -> None:
-    said = (f"largest logit difference to the {to} {found.largest:.2e} "
-            f"(largest logit {found.scale:.3g}, {found.tolerance:.1e} allowed for {dtype})")  # fmt: skip
-    if not found.holds:
-        raise RunError(f"the {what} that was written is not the {to}: {said}; it was removed")
-    print(f"{what} read back: {said}")
 
 
 if __name__ == "__main__":

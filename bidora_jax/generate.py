@@ -10,40 +10,26 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from bidora_jax.errors import InputError, command, program
-from bidora_jax.models.settings import ModelConfig
+from bidora_jax.generation.served_model import Served, load_weights, open_folder
+from bidora_jax.machine.files import write_whole
 
 if TYPE_CHECKING:
+    from bidora_jax.data.records import Record
     from bidora_jax.kernels.sampling import Sampling
-    from bidora_jax.models.decoder import DecoderConfig
-    from bidora_jax.models.ensembles import Combine, Member
-    from bidora_jax.models.generation import Model
-    from bidora_jax.training.shapes import Record
 
 
-@dataclass(frozen=True)
-class GenerateArguments:
+@dataclass(frozen=True, kw_only=True)
+class GenerateArguments(Served):
     """Write text with a model: after one prompt, after each prompt of a file, or in a chat."""
 
-    model: str
-    """Model folder, or the name of a model on the Hugging Face hub."""
-    adapter: tuple[str, ...] = ()
-    """PEFT adapter folder, such as the adapter/ of a run, or NAME=DIR; repeat it for several, which answer in turn."""
-    ensemble: Literal["none", "logits", "probabilities"] = "none"
-    """Let several adapters choose each token together, by the mean of their logits or of their probabilities."""
-    average: bool = False
-    """Put the mean of the merged weights in the place of several adapters."""
-    weight: tuple[float, ...] = ()
-    """Share of an adapter in --average; repeat it, one for each adapter. Equal shares without it."""
     prompt: str = ""
     """Text to go on from."""
     prompt_file: str = ""
     """File of prompts: one a line, or rows with a prompt, an instruction or messages in any kind of file or folder that
     training takes; answers that are there are left out."""
-    columns: tuple[tuple[str, str], ...] = ()
-    """A record's key and the column of --prompt-file that holds it, where it has another name; repeat it for several."""
     chat: bool = False
     """Talk with the model, with its own chat template; /reset starts anew, /exit or Ctrl-D ends."""
     template: bool = False
@@ -68,12 +54,13 @@ class GenerateArguments:
     """Prompts answered at a time."""
     json: str = ""
     """Also write prompts and answers to this file."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """dtype of the weights and of the products; auto keeps that of the files."""
-    quantization: Literal["none", "int8", "nf4"] = "none"
-    """Quantise the model's linear layers first; a folder that bitsandbytes quantised is read as it is."""
-    double_quant: bool = True
-    """nf4: keep the block scales in 8 bits too."""
+
+    @property
+    def sampling(self) -> "Sampling":
+        """How a token is drawn."""
+        from bidora_jax.kernels.sampling import Sampling
+
+        return Sampling(*(asdict(self)[name] for name in Sampling._fields))
 
 
 def main(argv: list[str]) -> None:
@@ -82,9 +69,10 @@ def main(argv: list[str]) -> None:
     arguments = tyro.cli(GenerateArguments, args=argv, prog=program("generate"), config=(tyro.conf.UseAppendAction,))
     _check(arguments)
     if arguments.chat:
-        from bidora_jax.chat import chat
+        from bidora_jax.generation.chat import chat
 
-        chat(arguments)
+        a = arguments
+        chat(a, system=a.system, sampling=a.sampling, max_new_tokens=a.max_new_tokens, seed=a.seed)
         return
     try:
         answers = generate(arguments)
@@ -92,9 +80,7 @@ def main(argv: list[str]) -> None:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     if arguments.json:
-        temporary = Path(arguments.json + ".tmp")
-        temporary.write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(arguments.json)
+        write_whole(Path(arguments.json), json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
 
 
 def _check(arguments: GenerateArguments) -> None:
@@ -131,26 +117,29 @@ def _check(arguments: GenerateArguments) -> None:
 
 def generate(arguments: GenerateArguments) -> list[dict[str, Any]]:
     """Prints every answer and returns what --json writes: a dictionary for each prompt and adapter."""
-    from bidora_jax.models import decoding, generation
-    from bidora_jax.training import conversation, records
+    from bidora_jax.data.prompts import question_text
+    from bidora_jax.generation import answers, conversation, decoding
 
     given = _prompts(arguments)
-    folder, config, tokenizer = open_tokens(arguments)
+    opened = open_folder(arguments)
+    tokenizer = opened.tokenizer
+    if arguments.template:
+        conversation.require_template(opened.folder, tokenizer, "--template")
     prompts = [_ids(record, arguments, tokenizer) for record in given]
-    generation.check_room(config, prompts, arguments.max_new_tokens)
-    model, members = open_model(arguments, folder, config)
-    ends = conversation.ends(folder, tokenizer)
+    answers.check_room(opened.config, prompts, arguments.max_new_tokens)
+    base, members = load_weights(arguments, opened)
+    model, ends = decoding.assemble(opened.config, base), conversation.ends(opened.folder, tokenizer)
     size, found, began = min(arguments.batch_size, len(prompts)), [], time.perf_counter()
     for name, member in members.items():
-        model = model if member is None else decoding.with_adapter(model, *member, combine=combine_of(arguments))
+        model = model if member is None else decoding.with_adapter(model, *member, combine=arguments.combine)
         for start in range(0, len(prompts), size):
             numbers = range(start, min(start + size, len(prompts)))
-            pieces = generation.answers(
+            pieces = answers.complete(
                 model, [prompts[number] for number in numbers], max_new_tokens=arguments.max_new_tokens, ends=ends,
-                sampling=sampling_of(arguments), seed=arguments.seed, numbers=numbers, rows=size,
+                sampling=arguments.sampling, seed=arguments.seed, numbers=numbers, rows=size,
             )  # fmt: skip
             for number, piece in zip(numbers, pieces, strict=True):
-                asked = records.question_text(given[number])
+                asked = question_text(given[number])
                 text = tokenizer.decode(piece.tokens, skip_special_tokens=True)
                 found.append(
                     {
@@ -174,22 +163,10 @@ def _show(answer: dict[str, Any], *, several: bool) -> None:
     print(answer["answer"], flush=True)
 
 
-def sampling_of(arguments: GenerateArguments) -> "Sampling":
-    """The arguments that say how a token is drawn."""
-    from bidora_jax.kernels.sampling import Sampling
-
-    return Sampling(*(asdict(arguments)[name] for name in Sampling._fields))
-
-
-def combine_of(arguments: GenerateArguments) -> "Combine | None":
-    """What of several adapters is averaged in their outputs, or None."""
-    return None if arguments.ensemble == "none" else arguments.ensemble
-
-
 def _prompts(arguments: GenerateArguments) -> "list[Record]":
     """Records that ask something."""
-    from bidora_jax.training import sources
-    from bidora_jax.training.shapes import Record
+    from bidora_jax.data.records import Record
+    from bidora_jax.data.sources import sources
 
     if not arguments.prompt_file:
         return [Record({"prompt": arguments.prompt})]
@@ -207,8 +184,9 @@ def _prompts(arguments: GenerateArguments) -> "list[Record]":
 
 
 def _records(arguments: GenerateArguments) -> "list[Record]":
-    from bidora_jax.training import shapes, sources
-    from bidora_jax.training.rows import Fault
+    from bidora_jax.data import records
+    from bidora_jax.data.sources import sources
+    from bidora_jax.data.sources.rows import Fault
 
     source, found, wrong = arguments.prompt_file, [], []
     rows = sources.rename({"": sources.scan_each(source)}, arguments.columns)[""][source]
@@ -217,9 +195,9 @@ def _records(arguments: GenerateArguments) -> "list[Record]":
     for row in rows:
         try:
             if isinstance(row, Fault):
-                raise shapes.BadRecord(row.why)
-            found.append(shapes.question(row.value, row.place))
-        except shapes.BadRecord as problem:
+                raise records.BadRecord(row.why)
+            found.append(records.question(row.value, row.place))
+        except records.BadRecord as problem:
             wrong.append(f"{row.place}: {problem}")
     if wrong:
         expected = "an object with a prompt, an instruction or messages"
@@ -227,43 +205,16 @@ def _records(arguments: GenerateArguments) -> "list[Record]":
     return found
 
 
-def open_tokens(arguments: GenerateArguments) -> "tuple[Path, DecoderConfig, Any]":
-    """The model's folder, what its config.json says, and its tokenizer, which must have a template where one is asked for."""
-    from bidora_jax.models import hf
-    from bidora_jax.training import conversation, records
-
-    folder = hf.resolve_folder(arguments.model)
-    config, tokenizer = hf.read_config(folder), records.load_tokenizer(folder)
-    if arguments.chat or arguments.template:
-        conversation.require_template(folder, tokenizer, "--chat" if arguments.chat else "--template")
-    return folder, config, tokenizer
-
-
-def open_model(
-    arguments: GenerateArguments, folder: Path, config: "DecoderConfig"
-) -> "tuple[Model, dict[str, Member | None]]":
-    """The model without adapter, and what answers by name: adapters, or None for the model itself."""
-    from bidora_jax.models import decoding, ensembles, hf
-
-    members = ensembles.load(arguments.adapter, config)
-    ensembles.check(members, combine_of(arguments), arguments.average, arguments.weight)
-    settings = ModelConfig(
-        dtype=arguments.dtype, quantization=arguments.quantization, double_quant=arguments.double_quant
-    )
-    base = hf.load(settings, folder, config)
-    base, chosen = ensembles.choose(base, members, combine_of(arguments), arguments.average, arguments.weight)
-    return decoding.assemble(config, base), dict(chosen) or {"": None}
-
-
 def _ids(record: "Record", arguments: GenerateArguments, tokenizer: Any) -> list[int]:
-    from bidora_jax.training import conversation, records, shapes
+    from bidora_jax.data import prompts, records
+    from bidora_jax.generation import conversation
 
-    if shapes.is_conversation(record):
+    if records.is_conversation(record):
         turns = record["messages"]
         opening = [] if turns[0]["role"] == "system" else conversation.opening(arguments.system)
-        return records.prompt_ids(shapes.Record({**record, "messages": [*opening, *turns]}, record.place), tokenizer)
+        return prompts.prompt_ids(records.Record({**record, "messages": [*opening, *turns]}, record.place), tokenizer)
     if not arguments.template:
-        return records.prompt_ids(record, tokenizer)
+        return prompts.prompt_ids(record, tokenizer)
     opening = conversation.opening(record.get("system") or arguments.system)
     user = "\n\n".join(record[key] for key in ("prompt", "instruction", "input") if record.get(key))
     return conversation.prompt_ids([*opening, conversation.said_by("user", user)], tokenizer)

@@ -8,14 +8,9 @@ nothing else: neither the model nor a checkpoint is read. `train` writes it at t
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from bidora_jax.config import Config, leaves, read, resolve
 from bidora_jax.errors import InputError, command, program
-
-if TYPE_CHECKING:
-    from bidora_jax.reporting.history import History
-    from bidora_jax.reporting.summary import Summary
+from bidora_jax.runs.report import write
 
 
 @dataclass(frozen=True)
@@ -45,122 +40,6 @@ def main(argv: list[str]) -> None:
     from bidora_jax.reporting import summary
 
     summary.show(written)
-
-
-def write(run: Path, output: Path) -> "Summary":
-    """Writes all files of the report, each under its name only when it is whole; returns the summary."""
-    from bidora_jax.reporting import charts, history, ink, page
-
-    past = history.read(run)
-    config = _config(run)
-    found = _summary(run, past) | {"report": str(output / "report.html")}
-    made = charts.all_charts(past)
-    pictures = {name: (title, ink.svg(figure, title)) for name, (title, figure) in made.items()}
-    if "loss" in pictures:
-        pictures["loss_narrow"] = (pictures["loss"][0], ink.svg(charts.narrow_loss(past), "Loss"))
-    text = page.render(
-        run.absolute().name, _about(config, found), found, _tiles(found), pictures, past.samples,
-        [] if config is None else _set_apart(config), _notes(run, past),
-    )  # fmt: skip
-    output.mkdir(parents=True, exist_ok=True)
-    for name, (title, figure) in made.items():
-        _put(output / f"{name}.png", ink.png(figure, title))
-    _put(output / "summary.json", (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
-    _put(output / "report.html", text.encode())
-    return found
-
-
-def summarise(run: Path) -> "Summary":
-    """The summary alone."""
-    from bidora_jax.reporting import history
-
-    return _summary(run, history.read(run))
-
-
-def _summary(run: Path, past: "History") -> "Summary":
-    from bidora_jax.reporting import summary
-
-    folders = {name: str(run / name) for name in ("adapter", "merged") if (run / name).is_dir()}
-    return {"run": str(run)} | summary.summarise(past) | folders
-
-
-def _config(run: Path) -> Config | None:
-    """The configuration of the run; None where the file is gone."""
-    file = run / "config.json"
-    return resolve(read(str(file))) if file.is_file() else None
-
-
-def _set_apart(config: Config) -> list[tuple[str, str, str]]:
-    """(name, value, default) of every setting that is not at its default; outer.learning_rate follows others by default."""
-    usual = dict(leaves(Config())) | {"outer.learning_rate": config.inner.learning_rate * config.outer.multiplier}
-    return [(name, _spelt(value), _spelt(usual[name])) for name, value in leaves(config) if value != usual[name]]
-
-
-def _spelt(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " ".join(_spelt(item) for item in value) or "not set"
-    return "not set" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _about(config: Config | None, found: "Summary") -> str:
-    parts = [] if config is None else [
-        f"{config.adapter.method}, rank {config.adapter.rank}, of {config.model.path}"
-        + ("" if config.model.quantization == "none" else f" in {config.model.quantization}")
-    ]  # fmt: skip
-    parts += [f"on {found['device']}"] if found["device"] else []
-    parts += [f"started {found['started'].replace('T', ' ')}"] if found["started"] else []
-    return " · ".join(parts)
-
-
-def _tiles(found: "Summary") -> list[tuple[str, str, str]]:
-    """The numbers on top of the page, each with its small print; what is not known has no tile."""
-    from bidora_jax.reporting.summary import duration
-
-    tiles: list[tuple[str, str, str]] = []
-    if (loss := found["validation_loss"]) is not None:
-        tiles.append(
-            ("Validation loss", f"{loss:.4f}", "of the result" if found["finished"] else "at the last evaluation")
-        )
-    if found["best_step"] is not None:
-        tiles.append(
-            ("Best step", f"{found['best_step']:,}", f"of the search, loss {found['best_validation_loss']:.4f}")
-        )
-    if matches := found["exact_matches"]:
-        tiles.append(("Exact matches", f"{matches['after']} / {matches['of']}", f"{matches['before']} before training"))
-    steps = {phase: numbers["steps"] for phase, numbers in found["phases"].items()}
-    apart = " + ".join(f"{phase} {number:,}" for phase, number in steps.items()) if len(steps) > 1 else ""
-    tiles.append(("Steps", f"{sum(steps.values()):,}", apart))
-    tiles.append(("Tokens", _short(found["tokens"]), f"{found['tokens']:,}"))
-    if found["seconds"] is not None:
-        tiles.append(("Training time", duration(found["seconds"]), ""))
-    if found["tokens_per_second"] is not None:
-        tiles.append(("Tokens per second", f"{found['tokens_per_second']:,.0f}", "median over the steps"))
-    for where, used in found["peak_memory"].items():
-        tiles.append(("Peak memory", f"{used / 2**30:.2f} GiB", f"on the {where}"))
-    if parameters := found["parameters"]:
-        tiles.append(
-            ("Trained parameters", _short(parameters["trainable"]), f"{parameters['trainable_share']:.3%} of all")
-        )
-    return tiles
-
-
-def _short(number: int) -> str:
-    """1,234 as it is; from 10,000 on three digits and a letter."""
-    for limit, letter in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
-        if number >= limit:
-            return f"{number / (limit if letter != 'k' else 1e3):.3g}{letter}"
-    return f"{number:,}"
-
-
-def _notes(run: Path, past: "History") -> list[str]:
-    versions = ", ".join(f"{name} {version}" for name, version in past.facts.get("versions", {}).items())
-    return [f"Made of what lies in {run.absolute()}.", *([versions] if versions else [])]
-
-
-def _put(file: Path, content: bytes) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(file)
 
 
 if __name__ == "__main__":

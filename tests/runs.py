@@ -10,8 +10,8 @@ from pathlib import Path
 
 import bidora_jax
 from bidora_jax.config import parse_train, to_json
-from bidora_jax.models import peft
-from bidora_jax.models.settings import AdapterConfig
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.formats import peft
 
 ROOT = Path(bidora_jax.__file__).parents[1]
 # One adapted module and one padded length: compiling is nearly all of the time.

@@ -11,12 +11,13 @@ import numpy as np
 import optax
 import pytest
 
-from bidora_jax import bilevel_step, init_state
-from bidora_jax.kernels import dynamic8, hypergrad
+from bidora_jax.kernels import dynamic_8bit, hypergrad
 from bidora_jax.training import optim
 from bidora_jax.training.adam8bit import Stored, scale_by_adam_8bit
+from bidora_jax.training.bilevel import bilevel_step
 from bidora_jax.training.checkpoint import Checkpoints
 from bidora_jax.training.settings import OptimizerConfig
+from bidora_jax.training.state import init_state
 
 SHAPES = {"A": (13, 331), "B": (7, 13), "m": (7,)}
 CONSTANTS = {"b1": 0.8, "b2": 0.95, "eps": 1e-5, "eps_root": 1e-10}
@@ -41,7 +42,7 @@ def run(tx: optax.GradientTransformation, steps: int, dtype=jnp.float32):
 def moments(state: optax.ScaleByAdamState, name: str) -> list[np.ndarray]:
     """Both moments of a large leaf, read back."""
     pairs = ((state.mu[name], True), (state.nu[name], False))
-    return [np.asarray(dynamic8.dequantise(*m, SHAPES[name], signed=signed, block=256)) for m, signed in pairs]
+    return [np.asarray(dynamic_8bit.dequantise(*m, SHAPES[name], signed=signed, block=256)) for m, signed in pairs]
 
 
 # The law
@@ -92,7 +93,7 @@ def test_the_numpy_twin_for_several_steps():
 
 def rounded(x: np.ndarray, signed: bool) -> np.ndarray:
     """x to the nearest value of the map in blocks of 256, by trying all values."""
-    table = dynamic8.dynamic_map(signed)
+    table = dynamic_8bit.dynamic_map(signed)
     flat = np.pad(x.astype(np.float32).reshape(-1), (0, -x.size % 256)).reshape(-1, 256)
     absmax = np.abs(flat).max(1, keepdims=True)
     z = np.divide(flat, absmax, out=np.zeros_like(flat), where=absmax > 0)
@@ -167,7 +168,7 @@ def test_a_step_of_bitsandbytes_from_its_own_state():
         for name, moment in stored.items():
             mine = getattr(state[0], name)["A"]
             np.testing.assert_allclose(mine.absmax, moment.absmax, rtol=1e-6)
-            large = np.abs(dynamic8.dynamic_map(name == "mu")[mine.codes]) > 0.01
+            large = np.abs(dynamic_8bit.dynamic_map(name == "mu")[mine.codes]) > 0.01
             away = np.abs(np.asarray(mine.codes, int) - np.asarray(moment.codes, int))[large]
             assert away.max() <= 1 and (away > 0).mean() < 0.01
         params = {"A": jnp.asarray(theirs.detach().numpy().copy())}

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from bidora_jax import evaluate, export, train
 from bidora_jax.errors import command
-from bidora_jax.models import hf
+from bidora_jax.models.formats import hf_config
 
 pytestmark = pytest.mark.slow
 
@@ -50,8 +50,8 @@ def test_the_adapter_fits_the_original_base(run):
 
 
 def test_the_merged_model_has_embeddings_of_two_kinds(run, model_folder):
-    assert hf.read_config(model_folder).tie_word_embeddings
-    assert not hf.read_config(run / "merged").tie_word_embeddings
+    assert hf_config.read_config(model_folder).tie_word_embeddings
+    assert not hf_config.read_config(run / "merged").tie_word_embeddings
     before, after = load_file(model_folder / "model.safetensors"), load_file(run / "merged" / "model.safetensors")
     assert set(after) - set(before) == {"lm_head.weight"}
     changed = {name for name in before if not np.array_equal(before[name], after[name])}

@@ -1,4 +1,4 @@
-"""kernels/alone.py: a call of its own in the compiled program, and all derivatives as if it were none."""
+"""kernels/xla_cpu/outline.py: a call of its own in the compiled program, and all derivatives as if it were none."""
 
 import re
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax.kernels.alone import alone
+from bidora_jax.kernels.xla_cpu.outline import alone
 
 
 def curve(x, y):

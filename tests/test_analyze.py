@@ -12,9 +12,10 @@ from test_changes import rows
 
 from bidora_jax import analyze
 from bidora_jax.errors import command
+from bidora_jax.runs import analysis
 from bidora_jax.training.checkpoint import Checkpoints
+from bidora_jax.training.saved_adapters import points
 from bidora_jax.training.state import BilevelState, TrainState
-from bidora_jax.training.trajectory import points
 
 
 def point(direction: float, magnitude: float) -> dict:
@@ -24,7 +25,7 @@ def point(direction: float, magnitude: float) -> dict:
 def test_a_fit_is_numpys():
     random = np.random.default_rng(0)
     x, y = random.normal(size=(2, 11))
-    found = analyze.fit([point(*pair) for pair in zip(x, y, strict=True)])
+    found = analysis.fit([point(*pair) for pair in zip(x, y, strict=True)])
     slope, intercept = np.polyfit(x, y, 1)
     assert (found["slope"], found["intercept"]) == pytest.approx((slope, intercept))
     assert found["correlation"] == pytest.approx(np.corrcoef(x, y)[0, 1])
@@ -35,7 +36,7 @@ def test_a_fit_is_numpys():
     ([point(1, 5), point(3, 1)], -2.0, -1.0),
 ])  # fmt: skip
 def test_a_fit_without_spread_is_not_defined(given, slope, correlation):
-    found = analyze.fit(given)
+    found = analysis.fit(given)
     assert (found["slope"], found["correlation"]) == (slope, pytest.approx(correlation) if correlation else None)
 
 

@@ -86,7 +86,7 @@ def test_no_function_is_longer_than_80_lines_and_no_file_than_400():
         "bidora_jax.config",
         "bidora_jax.train",
         "bidora_jax.generate",
-        "bidora_jax.data",
+        "bidora_jax.show_data",
         "bidora_jax.report",
         "bidora_jax.analyze",
         "bidora_jax.cli",

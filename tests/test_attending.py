@@ -1,4 +1,4 @@
-"""training/attending.py: where cuDNN's attention is taken, and that nothing differentiates it twice.
+"""planning/attention_backend.py: where cuDNN's attention is taken, and that nothing differentiates it twice.
 
 No cuDNN is here: its place is taken by JAX's own form of the same public function, which refuses a second derivative as
 cuDNN's does. What cuDNN computes is not tested; on a GPU `refusals` compares it with the chunked form before a run takes it.
@@ -15,16 +15,21 @@ import optax
 import pytest
 from tiny import CONFIG, random_base
 
-from bidora_jax import bilevel_step, init_state
+from bidora_jax.data.settings import DataConfig
 from bidora_jax.errors import InputError
 from bidora_jax.kernels import attention
-from bidora_jax.models import adapters, decoder
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
-from bidora_jax.training import attending, fitting, footprint, phases
-from bidora_jax.training.footprint import Footprint
+from bidora_jax.machine.memory import Memory
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.planning import attention_backend, footprint, remat_choice
+from bidora_jax.planning.footprint import Footprint
+from bidora_jax.training import phases, settings
+from bidora_jax.training.bilevel import bilevel_step
 from bidora_jax.training.loop import Standing
-from bidora_jax.training.memory import Memory
-from bidora_jax.training.settings import DataConfig, OptimizerConfig, OuterConfig, SearchConfig
+from bidora_jax.training.settings import OptimizerConfig, OuterConfig, SearchConfig
+from bidora_jax.training.state import init_state
 
 DATA = DataConfig(batch_size=2)
 WINDOWED = replace(CONFIG, window=7)
@@ -65,7 +70,7 @@ def cudnn(monkeypatch):
 
 
 def settle(model=None, config=CONFIG, data=DATA, dtype=jnp.bfloat16):
-    return attending.settle(model or ModelConfig(), config, data, dtype, (16, 48))
+    return attention_backend.settle(model or ModelConfig(), config, data, dtype, (16, 48))
 
 
 # What is chosen
@@ -79,12 +84,12 @@ def test_a_cpu_has_the_chunked_form_and_says_nothing():
 def test_cudnn_on_a_cpu_is_refused_with_all_that_stands_against_it():
     asked, packed = ModelConfig(attention="cudnn", dtype="float32"), DataConfig(packing=True)
     with pytest.raises(InputError) as error:
-        attending.check(asked, packed)
+        attention_backend.check(asked, packed)
     for part in ("model.attention cudnn is not for this run", "it needs an NVIDIA GPU, and this is a cpu",
                  "it takes bfloat16 and float16, and the base is float32 (model.dtype)",
                  "it can't keep the records of a row apart (data.packing)", "choose auto or chunked"):  # fmt: skip
         assert part in str(error.value)
-    attending.check(ModelConfig(), packed)
+    attention_backend.check(ModelConfig(), packed)
     with pytest.raises(InputError, match="this is a cpu"):
         settle(asked)
 
@@ -95,7 +100,7 @@ def test_auto_takes_cudnn_where_it_compiles_and_agrees(cudnn):
     assert said.startswith("attention cudnn: ") and said.endswith("has it at these sizes")
     assert {call["heads"] for call in cudnn} == {(6, 2)}
     # Both padded lengths, and the comparison, in which the window takes part.
-    assert [call["local_window_size"] for call in cudnn] == [(6, 0), (6, 0), (attending.TRIED // 3 - 1, 0)]
+    assert [call["local_window_size"] for call in cudnn] == [(6, 0), (6, 0), (attention_backend.TRIED // 3 - 1, 0)]
     assert settle(ModelConfig(attention="cudnn"), WINDOWED) == (ModelConfig(attention="cudnn"), "")
 
 
@@ -121,29 +126,31 @@ def test_what_jax_raises_is_said_and_chunks_are_taken(monkeypatch):
 
 
 def test_a_kernel_that_is_wrong_is_not_taken(cudnn, monkeypatch):
-    assert attending.difference(CONFIG, jnp.bfloat16) < attending.TOLERANCE / 4
+    assert attention_backend.difference(CONFIG, jnp.bfloat16) < attention_backend.TOLERANCE / 4
     right = jax.nn.dot_product_attention
 
     def blind(*rows, local_window_size, **settings):
         return right(*rows, local_window_size=None, **settings)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", blind)
-    assert attending.difference(WINDOWED, jnp.bfloat16) > 3 * attending.TOLERANCE
+    assert attention_backend.difference(WINDOWED, jnp.bfloat16) > 3 * attention_backend.TOLERANCE
     model, line = settle(config=WINDOWED)
     assert model.attention == "chunked" and "off the chunked form's" in line
 
 
 def test_the_choice_is_made_before_remat_and_both_are_said(monkeypatch):
-    monkeypatch.setattr(attending, "settle", lambda model, *_: (replace(model, attention="chunked"), "attention: so"))
-    monkeypatch.setattr(fitting, "first_phase", lambda *_: (None, Standing(None, (None, None))))
+    monkeypatch.setattr(
+        attention_backend, "settle", lambda model, *_: (replace(model, attention="chunked"), "attention: so")
+    )
+    monkeypatch.setattr(remat_choice, "first_phase", lambda *_: (None, Standing(None, (None, None))))
     counts = {"dots": 900, "layer": 300}
-    monkeypatch.setattr(fitting, "largest", lambda phase: None)
+    monkeypatch.setattr(remat_choice, "largest", lambda phase: None)
     monkeypatch.setattr(
         footprint, "of", lambda problem, *_: Footprint(0, 0, 0, 0, 0, 0, counts[problem.model.remat], 0)
     )
     problem = search_problem("auto", remat="auto")
-    levels = fitting.Levels("bidora", SearchConfig(hypergradient="auto"), OptimizerConfig(), OuterConfig())
-    settled = fitting.settle(problem, levels, Memory(1000, "this"))
+    levels = remat_choice.Levels("bidora", SearchConfig(hypergradient="auto"), OptimizerConfig(), OuterConfig())
+    settled = remat_choice.settle(problem, levels, Memory(1000, "this"))
     assert settled.problem.model == replace(problem.model, attention="chunked", remat="layer")
     first, second = settled.said.splitlines()
     assert first == "attention: so" and second.startswith("remat layer, hypergradient exact: the fastest that fits")
@@ -155,7 +162,7 @@ def test_the_choice_is_made_before_remat_and_both_are_said(monkeypatch):
 def search_problem(kind, remat="layer", **settings):
     model = ModelConfig(attention=kind, remat=remat, attention_chunk=5, loss_chunk=16)
     adapter = adapters.resolve(AdapterConfig(rank=3, target_modules=("q_proj",), **settings), CONFIG)
-    return fitting.synthetic(CONFIG, model, adapter, random_base(), DATA, 16)
+    return remat_choice.synthetic(CONFIG, model, adapter, random_base(), DATA, 16)
 
 
 def step_of(problem, form):
@@ -201,9 +208,9 @@ def test_one_level_and_retrain_go_through_cudnn(cudnn):
     problem = search_problem("cudnn")
     for phase, standing in (
         phases.one_level(problem, SearchConfig(steps=1), OptimizerConfig()),
-        phases.retrain(problem, phases.RetrainConfig(steps=1), OptimizerConfig(), problem.fresh_adapter(), 0),
+        phases.retrain(problem, settings.RetrainConfig(steps=1), OptimizerConfig(), problem.fresh_adapter(), 0),
     ):
-        program, length = fitting.largest(phase)
+        program, length = remat_choice.largest(phase)
         jax.eval_shape(program.step, standing.state, program.frozen, *program.like(length))
         assert cudnn, phase.name
         cudnn.clear()

@@ -12,13 +12,15 @@ import optax
 import pytest
 from tiny import CONFIG, random_base
 
-from bidora_jax import bilevel_step, init_state
 from bidora_jax.kernels import hypergrad
-from bidora_jax.models import adapters
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import objective, optim
-from bidora_jax.training.bilevel import lower_step
+from bidora_jax.training.bilevel import bilevel_step, lower_step
 from bidora_jax.training.settings import OptimizerConfig
+from bidora_jax.training.state import init_state
 
 MODEL = ModelConfig(remat="layer", attention_chunk=5, loss_chunk=7)
 OPTIMIZERS = {
@@ -36,8 +38,8 @@ def batch(seed: int, micro: int, dtype=np.float64):
 
 def problem(dtype=jnp.float64, targets=("q_proj", "down_proj"), **settings):
     adapter = adapters.resolve(AdapterConfig(rank=3, target_modules=targets, **settings), CONFIG)
-    base = adapters.prepare_base(random_base(dtype=dtype), adapter)
-    direction, magnitude = adapters.init(adapter, base, jax.random.key(0))
+    base = initial.prepare_base(random_base(dtype=dtype), adapter)
+    direction, magnitude = initial.init(adapter, base, jax.random.key(0))
     losses = {
         "inner_loss": objective.inner_loss(CONFIG, adapter, MODEL),
         "outer_loss": objective.outer_loss(CONFIG, adapter, MODEL),

@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bidora_jax.errors import InputError
-from bidora_jax.kernels import quant
-from bidora_jax.models import bnb, decoder, hf, parity
+from bidora_jax.kernels import quantized
+from bidora_jax.models import decoder
+from bidora_jax.models.formats import bnb, hf, hf_config, parity
 from bidora_jax.models.settings import ModelConfig
 
 KINDS = ["nf4", "nf4 nested", "int8"]
@@ -25,7 +26,7 @@ def _settings(kind, dtype="auto"):
 @pytest.fixture(scope="session")
 def written(tmp_path_factory, model_folder):
     """The tiny model written here in each form."""
-    folder, config = tmp_path_factory.mktemp("written"), hf.read_config(model_folder)
+    folder, config = tmp_path_factory.mktemp("written"), hf_config.read_config(model_folder)
     for kind in KINDS:
         base = hf.load(_settings(kind), model_folder, config)
         hf.save_model(folder / kind, model_folder, config, base, dtype="float32")
@@ -42,7 +43,7 @@ def damaged(written, tmp_path):
         change(tensors)
         save_file(tensors, folder / "model.safetensors")
         with pytest.raises(InputError) as refused:
-            hf.load(ModelConfig(), folder, hf.read_config(folder))
+            hf.load(ModelConfig(), folder, hf_config.read_config(folder))
         return str(refused.value)
 
     return refusal
@@ -78,10 +79,10 @@ def _saved_by_transformers(folder, kind, dtype):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_that_bitsandbytes_quantised_is_that_model(tmp_path, kind, dtype):
     folder, ids, expected = _saved_by_transformers(tmp_path, kind, dtype)
-    config = hf.read_config(folder)
+    config = hf_config.read_config(folder)
     base = hf.load(ModelConfig(), folder, config)
     up_proj = base["layers"]["mlp"]["up_proj"]["weight"]
-    assert isinstance(up_proj, quant.Int8 if kind == "int8" else quant.NF4)
+    assert isinstance(up_proj, quantized.Int8 if kind == "int8" else quantized.NF4)
     found = np.asarray(decoder.logits(config, None, base, {}, {}, jnp.asarray(ids)))
     # bitsandbytes' int8 product also rounds the activations of each token to 8 bits, which is not done here.
     tolerance = 0.05 if kind == "int8" else {"bfloat16": 0.03, "float32": 2e-5}[dtype]
@@ -106,7 +107,7 @@ def test_transformers_loads_what_is_written_here(written, kind):
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert type(model.model.layers[0].mlp.up_proj).__name__ == ("Linear8bitLt" if kind == "int8" else "Linear4bit")
     ids = torch.arange(22).reshape(2, 11) % 97
-    config = hf.read_config(folder)
+    config = hf_config.read_config(folder)
     found = np.asarray(decoder.logits(config, None, hf.load(ModelConfig(), folder, config), {}, {}, jnp.asarray(ids)))
     expected = oracle.logits(model.train(), ids)
     # The 4-bit product is float32 here and there; int8 activations are rounded there, see above.
@@ -115,7 +116,7 @@ def test_transformers_loads_what_is_written_here(written, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_written_then_read_is_bit_equal(written, model_folder, kind):
-    config = hf.read_config(written / kind)
+    config = hf_config.read_config(written / kind)
     base, again = (hf.load(s, f, config) for s, f in ((_settings(kind), model_folder), (ModelConfig(), written / kind)))
     assert jax.tree.structure(base) == jax.tree.structure(again)
     for a, b in zip(jax.tree.leaves(base), jax.tree.leaves(again), strict=True):
@@ -134,7 +135,7 @@ def test_codes_filed_under_another_dtype_are_the_same_bytes(written, tmp_path):
     codes = tensors[WEIGHT]
     tensors[WEIGHT] = codes.reshape(-1).view(np.float16).reshape(-1, 1)
     save_file(tensors, folder / "model.safetensors")
-    config = hf.read_config(folder)
+    config = hf_config.read_config(folder)
     found = hf.load(ModelConfig(), folder, config)["layers"]["mlp"]["up_proj"]["weight"]
     np.testing.assert_array_equal(found.codes[1], codes.reshape(-1))
 
@@ -217,18 +218,18 @@ def test_another_quantisation_in_the_config_is_refused(written, tmp_path, change
     config["quantization_config"] |= change
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=rf"{next(iter(change.values()))}.*\n.*use another model|fp4"):
-        hf.read_config(folder)
+        hf_config.read_config(folder)
 
 
 def test_quantising_twice_is_refused(written):
     with pytest.raises(InputError, match=r"is quantised already: leave model\.quantization at none"):
-        hf.load(_settings("nf4"), written / "int8", hf.read_config(written / "int8"))
+        hf.load(_settings("nf4"), written / "int8", hf_config.read_config(written / "int8"))
 
 
 def test_tensors_of_a_weight_are_a_closed_format():
     """What is written is what `grouped` folds back: no side tensor is left over."""
     random = np.random.default_rng(0)
-    stack = quant.Int8(
+    stack = quantized.Int8(
         random.integers(-127, 128, (2, 3, 5)).astype(np.int8), np.ones((2, 3), np.float32), np.dtype("f4")
     )
     assert set(bnb.tensors("x.weight", stack, 1)) == {"x.weight", "x.SCB", "x.weight_format"}

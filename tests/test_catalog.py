@@ -1,4 +1,4 @@
-"""catalog.py (python -m bidora_jax.models): parameters as published, memory by the compiler, kept once counted."""
+"""list_models.py (python -m bidora_jax.models): parameters as published, memory by the compiler, kept once counted."""
 
 import json
 import subprocess
@@ -9,11 +9,13 @@ import pytest
 from runs import ROOT
 from tiny import CONFIG
 
-from bidora_jax import catalog
+from bidora_jax import list_models
+from bidora_jax.machine import compile_cache
+from bidora_jax.machine.memory import Memory
 from bidora_jax.models import decoder
-from bidora_jax.models.adapters import count
-from bidora_jax.training import compilation, planning
-from bidora_jax.training.memory import Memory
+from bidora_jax.models.adapters.adapter import count
+from bidora_jax.models.architectures import published
+from bidora_jax.planning import plans, published_steps
 
 # model.safetensors' tensors, tied embeddings once, as the model cards' files have them.
 PUBLISHED = {
@@ -25,35 +27,35 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", catalog.MODELS)
+@pytest.mark.parametrize("name", published.MODELS)
 def test_parameters_are_those_that_were_published(name):
-    assert count(decoder.base_shapes(catalog.shape(name), "bfloat16")) == PUBLISHED[name]
+    assert count(decoder.base_shapes(published.shape(name), "bfloat16")) == PUBLISHED[name]
 
 
 def test_a_step_is_counted_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(compilation, "default_folder", lambda: tmp_path)
-    plan = catalog.plan("lora", "int8", 1, 64)
-    found = catalog.step_bytes(CONFIG, plan)
+    monkeypatch.setattr(compile_cache, "default_folder", lambda: tmp_path)
+    plan = published_steps.listed_plan("lora", "int8", 1, 64)
+    found = published_steps.step_bytes(CONFIG, plan)
     kept = json.loads(next((tmp_path / "footprints").glob("*.json")).read_text())
     assert kept["bytes"] == found > count(decoder.base_shapes(CONFIG, "bfloat16"))
-    monkeypatch.setattr(planning, "counted", None)
-    assert catalog.step_bytes(CONFIG, plan) == found
+    monkeypatch.setattr(plans, "counted", None)
+    assert published_steps.step_bytes(CONFIG, plan) == found
     with pytest.raises(TypeError):  # another shape is counted anew
-        catalog.step_bytes(replace(CONFIG, num_layers=3), plan)
+        published_steps.step_bytes(replace(CONFIG, num_layers=3), plan)
 
 
 def test_the_table_says_what_fits():
     steps = {"lora": {"none": 5e9, "int8": 3e9, "nf4": 2e9}, "dora": {"none": 9e9, "int8": 4e9, "nf4": 3.6e9},
              "bidora": {"none": 9e9, "int8": 9e9, "nf4": 9e9}}  # fmt: skip
     rows = iter([("a/b", {"parameters": 1_500_000_000, "steps": steps})])
-    *_, row = catalog.as_text(rows, Memory(5 * 10**9, "said"), catalog.ModelsArguments())
+    *_, row = list_models.as_text(rows, Memory(5 * 10**9, "said"), list_models.ModelsArguments())
     assert row.split()[:3] == ["a/b", "1.50", "B"]
     assert row.endswith("lora int8, dora int8")
 
 
 def test_the_command_has_help_and_no_heavy_import():
-    code = "import sys, bidora_jax.catalog; print(sorted({'jax', 'tyro', 'numpy'} & sys.modules.keys()))"
+    code = "import sys, bidora_jax.list_models; print(sorted({'jax', 'tyro', 'numpy'} & sys.modules.keys()))"
     for argv in (["-c", code], ["-m", "bidora_jax.models", "--help"]):
         done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, check=True)
         assert done.stdout == "[]\n" or "--memory-limit" in done.stdout
-    assert json.dumps(catalog.MODELS)
+    assert json.dumps(published.MODELS)

@@ -9,11 +9,12 @@ import pytest
 import tiny
 from test_linear import quantised
 
-from bidora_jax.kernels import dora, quant
-from bidora_jax.models import adapters
-from bidora_jax.models.changes import changes
-from bidora_jax.models.settings import AdapterConfig
-from bidora_jax.models.targets import Site
+from bidora_jax.kernels import dora, quantized
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial
+from bidora_jax.models.adapters.drift import changes
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.adapters.targets import Site
 
 TARGETS = ("q_proj", "down_proj")
 
@@ -54,8 +55,8 @@ def test_a_row_that_turns_round_has_turned_by_two_and_a_zero_row_not_at_all():
 
 def parts(settings: AdapterConfig, base):
     adapter = adapters.resolve(settings, tiny.CONFIG)
-    base = adapters.prepare_base(base, adapter)
-    return adapter, base, *tiny.noisy(adapter, *adapters.init(adapter, base, jax.random.key(2)))
+    base = initial.prepare_base(base, adapter)
+    return adapter, base, *tiny.noisy(adapter, *initial.init(adapter, base, jax.random.key(2)))
 
 
 def by_hand(adapter, base, direction, magnitude):
@@ -64,7 +65,7 @@ def by_hand(adapter, base, direction, magnitude):
     for site in adapter.sites:
         leaf, pair = adapters.get(base["layers"], site.path), adapters.get(direction["layers"], site.path)
         for layer in site.layers:
-            w0 = quant.dense(jax.tree.map(lambda stack, layer=layer: stack[layer], leaf["weight"]))
+            w0 = quantized.dense(jax.tree.map(lambda stack, layer=layer: stack[layer], leaf["weight"]))
             a, b = np.asarray(pair["A"][layer], np.float64), np.asarray(pair["B"][layer], np.float64)
             if adapter.subtracts:
                 a = np.concatenate([a, leaf["A0"][layer]])
@@ -104,14 +105,14 @@ def test_changes_are_those_of_a_loop_in_float64(kind, form):
 
 def test_an_untrained_adapter_has_changed_nothing():
     adapter = adapters.resolve(dataclasses.replace(SETTINGS["bidora"], init="olora"), tiny.CONFIG)
-    base = adapters.prepare_base(tiny.random_base(dtype=jnp.bfloat16), adapter)
-    found = changes(adapter, base, *adapters.init(adapter, base, jax.random.key(0)))
+    base = initial.prepare_base(tiny.random_base(dtype=jnp.bfloat16), adapter)
+    found = changes(adapter, base, *initial.init(adapter, base, jax.random.key(0)))
     assert all(change.magnitude == change.relative == 0 and change.direction < 1e-9 for change in found)
 
 
 def test_a_magnitude_twice_the_row_norms_is_a_relative_change_of_one():
     adapter, base, direction, _ = parts(SETTINGS["bidora"], tiny.random_base())
-    _, magnitude = adapters.init(adapter, base, jax.random.key(0))
+    _, magnitude = initial.init(adapter, base, jax.random.key(0))
     doubled = jax.tree.map(lambda m: 2 * m, magnitude)
     assert [change.relative for change in changes(adapter, base, direction, doubled)] == pytest.approx([1.0] * 4)
 
@@ -120,6 +121,6 @@ def test_a_layer_without_adapter_is_not_listed():
     adapter = dataclasses.replace(
         adapters.resolve(SETTINGS["lora"], tiny.CONFIG), sites=(Site("self_attn.q_proj", (0, 3), (0.0, 2.0)),)
     )
-    base = adapters.prepare_base(tiny.random_base(), adapter)
-    found = changes(adapter, base, *adapters.init(adapter, base, jax.random.key(0)))
+    base = initial.prepare_base(tiny.random_base(), adapter)
+    found = changes(adapter, base, *initial.init(adapter, base, jax.random.key(0)))
     assert [(change.module, change.layer) for change in found] == [("self_attn.q_proj", 1)]

@@ -12,7 +12,7 @@ import pytest
 from runs import ROOT
 
 import bidora_jax
-from bidora_jax import cli
+from bidora_jax import cli, errors
 from bidora_jax.errors import command, program
 
 
@@ -108,7 +108,7 @@ def test_zsh_has_a_script_too_and_other_shells_are_refused(capsys):
     cli.main(["completion", "zsh"])
     assert capsys.readouterr().out.startswith("#compdef bidora-jax")
     for wrong in (["fish"], []):
-        with pytest.raises(cli.InputError, match="completion needs one of the shells bash, zsh"):
+        with pytest.raises(errors.InputError, match="completion needs one of the shells bash, zsh"):
             cli.main(["completion", *wrong])
 
 

@@ -1,4 +1,4 @@
-"""training/compilation.py: what one process compiled, the next one reads."""
+"""machine/compile_cache.py: what one process compiled, the next one reads."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from bidora_jax.training import compilation
+from bidora_jax.machine import compile_cache
 
 PROGRAM = """
 import sys
@@ -52,6 +52,6 @@ def test_a_folder_that_cannot_be_made_costs_the_cache_only(tmp_path):
 
 @pytest.mark.parametrize("other", ["avx512f avx512_bf16", ""])
 def test_another_processor_has_another_folder(monkeypatch, other):
-    mine = compilation.default_folder()
-    monkeypatch.setattr(compilation, "_features", lambda: other)
-    assert compilation.default_folder() != mine
+    mine = compile_cache.default_folder()
+    monkeypatch.setattr(compile_cache, "_features", lambda: other)
+    assert compile_cache.default_folder() != mine

@@ -14,9 +14,10 @@ import bidora_jax
 from bidora_jax import config as configuration
 from bidora_jax.config import Config, leaves, parse_train, read, resolve, to_json
 from bidora_jax.errors import InputError
-from bidora_jax.models import peft_config
-from bidora_jax.models.settings import ATTENTION, LINEARS, AdapterConfig
-from bidora_jax.models.targets import Site
+from bidora_jax.models.adapters.settings import ATTENTION, AdapterConfig
+from bidora_jax.models.adapters.targets import Site
+from bidora_jax.models.architectures.decoder import LINEARS
+from bidora_jax.models.formats import peft_config
 
 ROOT = Path(bidora_jax.__file__).parents[1]
 PATHS = [name for name, _ in leaves(Config())]

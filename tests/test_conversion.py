@@ -7,9 +7,11 @@ import pytest
 from test_linear import quantised
 from tiny import CONFIG, noisy, random_base
 
-from bidora_jax.models import adapters, decoder
-from bidora_jax.models.conversion import converted
-from bidora_jax.models.settings import AdapterConfig
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial
+from bidora_jax.models.adapters.conversion import converted
+from bidora_jax.models.adapters.settings import AdapterConfig
 
 RAGGED = {"rank": 4, "alpha": 6.0, "rank_pattern": (("layers.1.self_attn.q_proj", 2), ("layers.0.mlp.up_proj", 0)),
           "alpha_pattern": (("q_proj", 9.0),), "target_modules": ("q_proj", "up_proj")}  # fmt: skip
@@ -26,8 +28,8 @@ def test_an_adapter_on_any_base_becomes_one_of_twice_the_rank(method, init, form
     base = random_base() if form is None else quantised(random_base(), form)
     settings = AdapterConfig(method, init=init, rslora=rslora, **RAGGED)
     adapter = adapters.resolve(settings, CONFIG)
-    prepared = adapters.prepare_base(base, adapter)
-    direction, magnitude = noisy(adapter, *adapters.init(adapter, prepared, jax.random.key(0)))
+    prepared = initial.prepare_base(base, adapter)
+    direction, magnitude = noisy(adapter, *initial.init(adapter, prepared, jax.random.key(0)))
     expected = decoder.logits(CONFIG, adapter, prepared, direction, magnitude, TOKENS)
     written, wide, twice = converted(adapter, settings, prepared, direction)
     assert [site.ranks for site in written.sites] == [(8, 4), (0, 8)]
@@ -38,7 +40,7 @@ def test_an_adapter_on_any_base_becomes_one_of_twice_the_rank(method, init, form
     for site in written.sites:  # each layer's own rows first
         a = adapters.get(twice["layers"], site.path)["A"]
         assert [bool(np.any(row)) for layer in a for row in layer] == [n < r for r in site.ranks for n in range(8)]
-    found = decoder.logits(CONFIG, written, adapters.prepare_base(base, written), twice, magnitude, TOKENS)
+    found = decoder.logits(CONFIG, written, initial.prepare_base(base, written), twice, magnitude, TOKENS)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
     assert np.abs(found - decoder.logits(CONFIG, None, base, {}, {}, TOKENS)).max() > 0.1
 
@@ -46,7 +48,7 @@ def test_an_adapter_on_any_base_becomes_one_of_twice_the_rank(method, init, form
 def test_a_start_from_zero_comes_back_as_it_is():
     settings = AdapterConfig("lora", init="gaussian", rank=3)
     adapter = adapters.resolve(settings, CONFIG)
-    direction, _ = adapters.init(adapter, random_base(), jax.random.key(0))
+    direction, _ = initial.init(adapter, random_base(), jax.random.key(0))
     assert converted(adapter, settings, {}, direction) == (adapter, settings, direction)
     a = direction["layers"]["mlp"]["up_proj"]["A"]
     np.testing.assert_allclose(jnp.std(a), 1 / 3, rtol=0.15)  # 156 numbers
@@ -55,7 +57,7 @@ def test_a_start_from_zero_comes_back_as_it_is():
 def test_a_step_from_a_start_leaves_the_start():
     """The direction is a copy: a step that takes its buffers over must not take the base's."""
     adapter = adapters.resolve(AdapterConfig("lora", rank=3, init="olora", target_modules=("q_proj",)), CONFIG)
-    base = adapters.prepare_base(random_base(), adapter)
-    direction, _ = adapters.init(adapter, base, jax.random.key(0))
+    base = initial.prepare_base(random_base(), adapter)
+    direction, _ = initial.init(adapter, base, jax.random.key(0))
     jax.tree.map(lambda leaf: leaf.delete(), direction)
     assert np.isfinite(base["layers"]["self_attn"]["q_proj"]["A0"]).all()

@@ -13,9 +13,9 @@ import pytest
 from runs import ROOT, once
 
 from bidora_jax.errors import InputError, RunError
-from bidora_jax.kernels import quant
+from bidora_jax.kernels import quantized
 from bidora_jax.kernels.cuda import build, ops
-from bidora_jax.kernels.dynamic8 import dynamic_map
+from bidora_jax.kernels.dynamic_8bit import dynamic_map
 
 DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32]
 LAYERS = 3
@@ -41,7 +41,7 @@ def unpacked(codes, absmax, shape, dtype):
     """One layer, as the formula has it: a float32 product, rounded once."""
     elements = shape[0] * shape[1]
     nibbles = np.stack([codes >> 4, codes & 15], axis=1).reshape(-1)[:elements]
-    product = quant.CODEBOOK[nibbles] * np.repeat(absmax, 64)[:elements]
+    product = quantized.CODEBOOK[nibbles] * np.repeat(absmax, 64)[:elements]
     assert product.dtype == np.float32
     return product.astype(dtype).reshape(shape)
 
@@ -235,11 +235,14 @@ def test_a_missing_operand_is_refused(twin):
 def test_the_xla_form_has_the_same_bits(twin, dtype):
     shape, layer = SHAPES[-1], jnp.int32(1)
     codes, absmax, nested = jax.tree.map(jnp.asarray, nf4_case(shape))
-    plain = quant.NF4(codes, absmax, shape, np.dtype(dtype))
-    double = quant.NF4(codes, quant.Nested(*nested), shape, np.dtype(dtype))
-    same_bits(ops.nf4(codes, absmax, layer, shape=shape, dtype=dtype), quant.opened(quant.Layer(plain, layer))[0])
+    plain = quantized.NF4(codes, absmax, shape, np.dtype(dtype))
+    double = quantized.NF4(codes, quantized.Nested(*nested), shape, np.dtype(dtype))
     same_bits(
-        ops.nf4_nested(codes, *nested, layer, shape=shape, dtype=dtype), quant.opened(quant.Layer(double, layer))[0]
+        ops.nf4(codes, absmax, layer, shape=shape, dtype=dtype), quantized.opened(quantized.Layer(plain, layer))[0]
+    )
+    same_bits(
+        ops.nf4_nested(codes, *nested, layer, shape=shape, dtype=dtype),
+        quantized.opened(quantized.Layer(double, layer))[0],
     )
 
 

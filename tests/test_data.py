@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from bidora_jax.training.data import (
+from bidora_jax.data.batches import (
     WINDOW,
     Stream,
     bucket_lengths,
@@ -17,7 +17,7 @@ from bidora_jax.training.data import (
     length_for,
     prefetch,
 )
-from bidora_jax.training.records import Example
+from bidora_jax.data.encoding import Example
 
 PAD = 99
 

@@ -9,8 +9,11 @@ import pytest
 from tiny import CONFIG, random_base
 
 from bidora_jax.errors import InputError
-from bidora_jax.models import adapters, decoder
-from bidora_jax.models.settings import AdapterConfig
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial, merging
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.tasks import language_modeling
 
 TOKENS = jnp.asarray(np.random.default_rng(3).integers(CONFIG.vocab_size, size=(2, 11), dtype=np.int32))
 MASK = jnp.asarray(np.random.default_rng(4).random((2, 11)) < 0.7, jnp.float32)
@@ -19,8 +22,8 @@ MASK = jnp.asarray(np.random.default_rng(4).random((2, 11)) < 0.7, jnp.float32)
 def adapted(method: str = "bidora", dtype=jnp.float32, **settings):
     """A base with a random, not neutral, adapter on it."""
     adapter = adapters.resolve(AdapterConfig(method=method, rank=3, **settings), CONFIG)
-    base = adapters.prepare_base(random_base(dtype=dtype), adapter)
-    direction, magnitude = adapters.init(adapter, base, jax.random.key(0))
+    base = initial.prepare_base(random_base(dtype=dtype), adapter)
+    direction, magnitude = initial.init(adapter, base, jax.random.key(0))
     random = np.random.default_rng(5)
     direction = jax.tree.map(lambda leaf: leaf + 0.1 * random.normal(size=leaf.shape).astype(np.float32), direction)
     magnitude = jax.tree.map(lambda leaf: leaf * random.uniform(0.8, 1.2, leaf.shape).astype(np.float32), magnitude)
@@ -30,8 +33,8 @@ def adapted(method: str = "bidora", dtype=jnp.float32, **settings):
 @pytest.mark.parametrize("method", ["lora", "dora", "bidora"])
 def test_a_fresh_adapter_changes_nothing(method):
     adapter = adapters.resolve(AdapterConfig(method=method, rank=3), CONFIG)
-    base = adapters.prepare_base(random_base(), adapter)
-    direction, magnitude = adapters.init(adapter, base, jax.random.key(0))
+    base = initial.prepare_base(random_base(), adapter)
+    direction, magnitude = initial.init(adapter, base, jax.random.key(0))
     found = decoder.logits(CONFIG, adapter, base, direction, magnitude, TOKENS)
     np.testing.assert_allclose(found, decoder.logits(CONFIG, None, base, {}, {}, TOKENS), rtol=1e-4, atol=1e-5)
 
@@ -39,7 +42,7 @@ def test_a_fresh_adapter_changes_nothing(method):
 @pytest.mark.parametrize("method", ["lora", "bidora"])
 def test_merged_is_adapted(method):
     adapter, base, direction, magnitude = adapted(method, rslora=True, target_modules=("q_proj", "down_proj"))
-    merged = adapters.merge(adapter, base, direction, magnitude)
+    merged = merging.merge(adapter, base, direction, magnitude)
     found = decoder.logits(CONFIG, adapter, base, direction, magnitude, TOKENS)
     assert jax.tree.structure(merged) == jax.tree.structure(random_base())
     np.testing.assert_allclose(decoder.logits(CONFIG, None, merged, {}, {}, TOKENS), found, rtol=1e-4, atol=1e-4)
@@ -55,7 +58,9 @@ def test_padding_on_the_right_changes_nothing_on_the_left():
 
 def test_loss_is_that_of_the_logits():
     adapter, base, direction, magnitude = adapted()
-    total, count = decoder.token_loss_sum(CONFIG, adapter, base, direction, magnitude, TOKENS, MASK, loss_chunk=7)
+    total, count = language_modeling.token_loss_sum(
+        CONFIG, adapter, base, direction, magnitude, TOKENS, MASK, loss_chunk=7
+    )
     log_p = jax.nn.log_softmax(decoder.logits(CONFIG, adapter, base, direction, magnitude, TOKENS))
     expected = -sum(log_p[b, t - 1, TOKENS[b, t]] for b in range(2) for t in range(1, 11) if MASK[b, t])
     np.testing.assert_allclose(total, expected, rtol=1e-5)
@@ -67,7 +72,7 @@ def test_remat_and_chunks_change_no_gradient():
 
     def gradient(**how):
         def loss(trained):
-            return decoder.token_loss_sum(CONFIG, adapter, base, *trained, TOKENS, MASK, **how)[0]
+            return language_modeling.token_loss_sum(CONFIG, adapter, base, *trained, TOKENS, MASK, **how)[0]
 
         return jax.jit(jax.grad(loss))((direction, magnitude))
 
@@ -85,7 +90,7 @@ def test_activations_are_kept_in_the_dtype_of_the_base_off_a_cpu(monkeypatch, ba
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
 
     def loss(trained):
-        return decoder.token_loss_sum(CONFIG, adapter, base, *trained, TOKENS, MASK, remat="dots")[0]
+        return language_modeling.token_loss_sum(CONFIG, adapter, base, *trained, TOKENS, MASK, remat="dots")[0]
 
     residuals = jax.tree.leaves(jax.eval_shape(lambda trained: jax.vjp(loss, trained)[1], (direction, magnitude)))
     kept = [leaf for leaf in residuals if leaf.shape[:3] == (CONFIG.num_layers, *TOKENS.shape)]
@@ -111,7 +116,7 @@ def test_a_constant_norm_changes_the_directions_gradient_and_not_the_magnitudes(
 
     def gradients(adapter):
         def loss(direction, magnitude):
-            return decoder.token_loss_sum(CONFIG, adapter, base, direction, magnitude, TOKENS, MASK)[0]
+            return language_modeling.token_loss_sum(CONFIG, adapter, base, direction, magnitude, TOKENS, MASK)[0]
 
         return jax.grad(loss, (0, 1))(direction, magnitude)
 
@@ -125,7 +130,7 @@ def test_dropout_is_a_function_of_the_key():
     adapter, base, direction, _ = adapted("lora", dropout=0.5)
 
     def loss(key):
-        return float(decoder.token_loss_sum(CONFIG, adapter, base, direction, {}, TOKENS, MASK, key)[0])
+        return float(language_modeling.token_loss_sum(CONFIG, adapter, base, direction, {}, TOKENS, MASK, key)[0])
 
     first, again, other, none = loss(jax.random.key(1)), loss(jax.random.key(1)), loss(jax.random.key(2)), loss(None)
     assert first == again
@@ -135,8 +140,8 @@ def test_dropout_is_a_function_of_the_key():
 def test_keys_come_from_paths():
     few = adapted(target_modules=("v_proj",))[0]
     many = adapters.resolve(AdapterConfig(rank=3), CONFIG)
-    base = adapters.prepare_base(random_base(), many)
-    ones, others = (adapters.init(a, base, jax.random.key(0))[0]["layers"] for a in (few, many))
+    base = initial.prepare_base(random_base(), many)
+    ones, others = (initial.init(a, base, jax.random.key(0))[0]["layers"] for a in (few, many))
     np.testing.assert_array_equal(ones["self_attn"]["v_proj"]["A"], others["self_attn"]["v_proj"]["A"])
     assert np.abs(others["self_attn"]["v_proj"]["A"] - others["self_attn"]["k_proj"]["A"]).max() > 0.01
 

@@ -11,12 +11,17 @@ from test_peft import _random_adapter
 from tiny import CONFIG, random_base
 
 from bidora_jax.errors import InputError
-from bidora_jax.kernels import quant
-from bidora_jax.models import adapters, decoder, decoding, ensembles, generation, linear, peft
-from bidora_jax.models.adapters import get
-from bidora_jax.models.ensembles import Member
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
-from bidora_jax.training import evaluation
+from bidora_jax.generation import answers, decoding, ensembles
+from bidora_jax.generation.answers import complete
+from bidora_jax.generation.ensembles import Member
+from bidora_jax.kernels import quantized
+from bidora_jax.models import decoder, linear
+from bidora_jax.models.adapters import initial, merging
+from bidora_jax.models.adapters.adapter import get
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.formats import peft
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.tasks import evaluation
 
 KINDS = {
     "lora": AdapterConfig(method="lora", rank=5, alpha=7.0),
@@ -54,7 +59,7 @@ def members(base, mix) -> list[Member]:
 
 
 def logits(base, member, tokens=TOKENS) -> np.ndarray:
-    prepared = adapters.prepare_base(base, member.adapter)
+    prepared = initial.prepare_base(base, member.adapter)
     return np.asarray(FORWARD(CONFIG, *_over(prepared, member), jnp.asarray(tokens)), np.float64)
 
 
@@ -86,18 +91,18 @@ def test_the_gain_of_a_quantised_base_is_the_layers(base, form):
     found = np.asarray(FORWARD(CONFIG, *_over(packed, rested), TOKENS))
     np.testing.assert_allclose(found, logits(packed, member), rtol=1e-3, atol=1e-3)
     stack = packed["layers"]["mlp"]["down_proj"]["weight"]
-    prepared = adapters.prepare_base(packed, member.adapter)["layers"]["mlp"]["down_proj"]
+    prepared = initial.prepare_base(packed, member.adapter)["layers"]["mlp"]["down_proj"]
     factors = get(member.direction["layers"], "mlp.down_proj")
     direction = linear.dora.Direction(factors["A"][1], factors["B"][1])
     m = get(member.magnitude["layers"], "mlp.down_proj")["m"][1]
-    layer = quant.Layer(stack, jnp.int32(1))
+    layer = quantized.Layer(stack, jnp.int32(1))
     adapted = member.adapter.at("mlp.down_proj")
     expected = linear.row_gain(adapted, layer, direction, adapted.scale, m, prepared["norm_sq"][1])
     np.testing.assert_allclose(rested.magnitude["layers"]["mlp"]["down_proj"]["gain"][1], expected, rtol=1e-5)
 
 
 def packed_dense(base):
-    return adapters.dequantise(base)
+    return merging.dequantise(base)
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -108,7 +113,7 @@ def test_the_average_is_the_mean_of_the_merged_matrices(base, mix, weights):
     shares = shares / shares.sum()
     averaged = ensembles.average(ensembles.at_rest(base, given), weights and weights[: len(given)])
     assert averaged.adapter.magnitude == (mix != "loras")
-    merged = [adapters.merge(m.adapter, adapters.prepare_base(base, m.adapter), *m[1:]) for m in given]
+    merged = [merging.merge(m.adapter, initial.prepare_base(base, m.adapter), *m[1:]) for m in given]
     for path in averaged.adapter.targets:
         w0 = np.asarray(get(base["layers"], path)["weight"])
         expected = sum(s * np.asarray(get(m["layers"], path)["weight"]) for s, m in zip(shares, merged, strict=True))
@@ -151,10 +156,10 @@ def test_an_ensembles_loss_is_that_of_the_mean_computed_outside(base, mix, combi
 @pytest.mark.parametrize(("form", "mix"), [("dense", "all"), ("nf4", "all"), ("dense", "starts"), ("nf4", "layers")])
 def test_an_ensemble_writes_the_most_probable_token_of_the_mean(base, form, mix, combine):
     base = quantised(base, form) if form == "nf4" else base
-    given = members(adapters.dequantise(base), mix)
+    given = members(merging.dequantise(base), mix)
     stacked = ensembles.stack(ensembles.at_rest(base, given))
-    model = generation.assemble(CONFIG, base, *stacked, combine=combine)
-    found = generation.answers(model, PROMPTS, max_new_tokens=6, ends=[10**6])
+    model = decoding.assemble(CONFIG, base, *stacked, combine=combine)
+    found = answers.complete(model, PROMPTS, max_new_tokens=6, ends=[10**6])
     texts = [prompt + piece.tokens for prompt, piece in zip(PROMPTS, found, strict=True)]
     padded = np.array([text + [0] * (17 - len(text)) for text in texts])
     each = np.stack([logits(base, member, padded) for member in given])
@@ -167,10 +172,10 @@ def test_an_ensemble_of_one_adapter_twice_is_that_adapter(base):
     """On 16-bit weights, whose products are of another kind, members stand where rows do: the sums are the same ones."""
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base)
     member = ensembles.at_rest(narrow, members(base, "doras"))[1]
-    model = generation.assemble(CONFIG, narrow)
+    model = decoding.assemble(CONFIG, narrow)
     both = decoding.with_adapter(model, *ensembles.stack([member, member]), combine="logits")
     alone = decoding.with_adapter(model, *member)
-    found, expected = (generation.answers(m, PROMPTS, max_new_tokens=6, ends=[10**6]) for m in (both, alone))
+    found, expected = (answers.complete(m, PROMPTS, max_new_tokens=6, ends=[10**6]) for m in (both, alone))
     assert found == expected
 
 
@@ -178,18 +183,18 @@ def test_an_ensemble_of_one_adapter_twice_is_that_adapter(base):
 def test_switching_compiles_nothing_and_answers_as_each_alone(base, mix):
     given = members(base, mix)
     rested = ensembles.at_rest(base, given)
-    model = generation.assemble(CONFIG, base)
+    model = decoding.assemble(CONFIG, base)
 
     def answers(model):
-        return generation.answers(model, PROMPTS, max_new_tokens=6, ends=[10**6])
+        return complete(model, PROMPTS, max_new_tokens=6, ends=[10**6])
 
     first = answers(decoding.with_adapter(model, *rested[0]))
     before = decoding._prefill._cache_size(), decoding._decode._cache_size()
     found = [first, *(answers(decoding.with_adapter(model, *member)) for member in rested[1:])]
     assert (decoding._prefill._cache_size(), decoding._decode._cache_size()) == before
     for member, text in zip(given, found, strict=True):
-        prepared = adapters.prepare_base(base, member.adapter)
-        assert answers(generation.assemble(CONFIG, prepared, *member)) == text
+        prepared = initial.prepare_base(base, member.adapter)
+        assert answers(decoding.assemble(CONFIG, prepared, *member)) == text
     assert len({str(text) for text in found}) == len(given)
 
 
@@ -215,17 +220,17 @@ WHOLE = AdapterConfig(
 @pytest.mark.parametrize("saved", [("lm_head",), ("embed_tokens",), ("lm_head", "embed_tokens")])
 def test_what_is_trained_whole_answers_as_the_logits_say(base, saved):
     member = Member(*_random_adapter(replace(WHOLE, modules_to_save=saved), base=base))
-    prepared = adapters.prepare_base(base, member.adapter)
-    found = generation.answers(generation.assemble(CONFIG, prepared, *member), PROMPTS, max_new_tokens=6, ends=[10**6])
+    prepared = initial.prepare_base(base, member.adapter)
+    found = answers.complete(decoding.assemble(CONFIG, prepared, *member), PROMPTS, max_new_tokens=6, ends=[10**6])
     padded = np.array([text + [0] * (17 - len(text)) for text in _texts(found)])
     best = logits(base, member, padded).argmax(-1)
     for row, prompt, piece in zip(best, PROMPTS, found, strict=True):
         assert piece.tokens == row[len(prompt) - 1 :][:6].tolist()
     run, chosen = ensembles.choose(base, {"mine": member}, None, False, ())
-    again = generation.with_adapter(generation.assemble(CONFIG, run), *chosen["mine"])
-    assert generation.answers(again, PROMPTS, max_new_tokens=6, ends=[10**6]) == found
-    plain = generation.with_adapter(generation.assemble(CONFIG, base), *chosen["mine"])
-    assert generation.answers(plain, PROMPTS, max_new_tokens=6, ends=[10**6]) != found
+    again = decoding.with_adapter(decoding.assemble(CONFIG, run), *chosen["mine"])
+    assert answers.complete(again, PROMPTS, max_new_tokens=6, ends=[10**6]) == found
+    plain = decoding.with_adapter(decoding.assemble(CONFIG, base), *chosen["mine"])
+    assert answers.complete(plain, PROMPTS, max_new_tokens=6, ends=[10**6]) != found
 
 
 def _texts(found):
@@ -239,7 +244,7 @@ def test_what_is_trained_whole_shares_no_base(base):
     with pytest.raises(InputError, match="adapter 2: embed_tokens and lm_head"):
         ensembles.at_rest(base, [plain, whole])
     with pytest.raises(InputError, match="cannot be switched in a model"):
-        generation.with_adapter(generation.assemble(CONFIG, base), *whole)
+        decoding.with_adapter(decoding.assemble(CONFIG, base), *whole)
 
 
 # Folders

@@ -10,11 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax import evaluate, train
+from bidora_jax import evaluate
 from bidora_jax.config import Config
+from bidora_jax.data import encoding, token_cache
+from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import command
-from bidora_jax.models import decoder, hf
-from bidora_jax.training import evaluation, records, tokencache
+from bidora_jax.models import decoder
+from bidora_jax.models.formats import hf, hf_config
+from bidora_jax.runs import assembly, execution
+from bidora_jax.tasks import evaluation
 
 
 def evaluated(*argv: str, to) -> dict:
@@ -24,9 +28,9 @@ def evaluated(*argv: str, to) -> dict:
 
 def examples(model_folder, data_file, **how):
     """(tokens, trained) of every record, one at a time."""
-    tokenizer = records.load_tokenizer(model_folder)
+    tokenizer = load_tokenizer(model_folder)
     how = {"max_length": 1024, "loss_on": "response"} | how
-    return [records.encode(record, tokenizer, **how) for record in records.read_records(data_file)]
+    return [encoding.encode(record, tokenizer, **how) for record in encoding.read_records(data_file)]
 
 
 def mean_loss(logits_of, given) -> tuple[float, int]:
@@ -41,7 +45,7 @@ def mean_loss(logits_of, given) -> tuple[float, int]:
 
 
 def our_logits(folder):
-    config = hf.read_config(folder)
+    config = hf_config.read_config(folder)
     base = hf.load_base(folder, config)
 
     def logits(tokens):
@@ -69,7 +73,7 @@ def test_the_loss_is_the_token_weighted_mean_over_the_file(model_folder, data_fi
 
 
 def test_tokens_of_a_file_are_kept_for_the_next_time(model_folder, data_files, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(tokencache, "encode_all", partial(tokencache.encode_all, worth=0.0))
+    monkeypatch.setattr(token_cache, "encode_all", partial(token_cache.encode_all, worth=0.0))
     how = ("--model", str(model_folder), "--data-file", str(data_files[2]), "--token-cache")
     first = evaluated(*how, str(tmp_path / "kept"), to=tmp_path / "1.json")
     assert "tokens read" not in capfd.readouterr().err
@@ -81,8 +85,8 @@ def test_tokens_of_a_file_are_kept_for_the_next_time(model_folder, data_files, t
 
 def test_test_records_are_answered_in_even_batches_that_change_nothing(model_folder, data_files, monkeypatch):
     assert [evaluation.rows(records) for records in (1, 64, 65, 96, 200)] == [1, 64, 33, 48, 50]
-    config, tokenizer = hf.read_config(model_folder), records.load_tokenizer(model_folder)
-    test = records.read_records(data_files[2])
+    config, tokenizer = hf_config.read_config(model_folder), load_tokenizer(model_folder)
+    test = encoding.read_records(data_files[2])
     assert len(test) == 5
     given = (config, hf.load_base(model_folder, config), tokenizer, test)
     together = evaluation.answer(*given, max_new_tokens=9, ends=[0])
@@ -103,8 +107,8 @@ def test_what_is_cut_and_what_is_dropped_is_counted(model_folder, tmp_path, capf
 def test_a_long_text_is_evaluated_whole_in_chunks(model_folder, tmp_path, capfd):
     file, how = tmp_path / "data.jsonl", {"max_length": 48, "loss_on": "response", "long": "split"}
     file.write_text("\n".join(json.dumps({"text": text}) for text in ("v1; " * 26, "v2;")))
-    tokenizer = records.load_tokenizer(model_folder)
-    chunks = [one for record in records.read_records(file) for one in records.encode_each(record, tokenizer, **how)]
+    tokenizer = load_tokenizer(model_folder)
+    chunks = [one for record in encoding.read_records(file) for one in encoding.encode_each(record, tokenizer, **how)]
     assert [len(one.tokens) for one in chunks] == [48, 33, 24, 4]
     loss, count = mean_loss(our_logits(model_folder), chunks)
     argv = ["--model", str(model_folder), "--data-file", str(file), "--max-length", "48"]
@@ -118,15 +122,15 @@ def test_a_long_text_is_evaluated_whole_in_chunks(model_folder, tmp_path, capfd)
 def test_answers_to_test_records_stop_at_every_end_that_the_model_has(model_folder, tmp_path):
     """A chat model may end a turn with another token than its tokenizer's end of text, as generate knows."""
     folder = shutil.copytree(model_folder, tmp_path / "model")
-    config, tokenizer = hf.read_config(folder), records.load_tokenizer(folder)
+    config, tokenizer = hf_config.read_config(folder), load_tokenizer(folder)
     test = [{"instruction": text, "output": ""} for text in ("repeat 3", "ab")]
-    parts = train.Assembled(SimpleNamespace(config=config), tokenizer, test, folder, prompts=[])
+    parts = assembly.Assembled(SimpleNamespace(config=config), tokenizer, test, folder, prompts=[])
     base = hf.load_base(folder, config)
 
     def answers(end):
         ends = {"eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end)]}
         (folder / "generation_config.json").write_text(json.dumps(ends))
-        return train.answers(Config(max_new_tokens=9), parts, base).texts
+        return execution.answers(Config(max_new_tokens=9), parts, base).texts
 
     whole = answers("<|im_start|>")  # two ends here too: one compiled program
     stop = whole[0][3]  # a character is a token

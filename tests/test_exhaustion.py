@@ -1,11 +1,11 @@
-"""exhaustion.py: out of memory becomes one message with what would help, counted by the compiler."""
+"""runs/out_of_memory.py: out of memory becomes one message with what would help, counted by the compiler."""
 
 import jax.numpy as jnp
 import pytest
 
 from bidora_jax.config import Config, parse_train
 from bidora_jax.errors import RunError
-from bidora_jax.exhaustion import explained, is_out_of_memory
+from bidora_jax.runs.out_of_memory import explained, is_out_of_memory
 
 
 def test_running_out_names_three_settings_by_what_they_save(model_folder):

@@ -14,8 +14,10 @@ from safetensors.numpy import load_file
 from bidora_jax import export
 from bidora_jax.config import parse_train, to_json
 from bidora_jax.errors import command
-from bidora_jax.models import decoder, hf, parity, peft
-from bidora_jax.models.adapters import prepare_base
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters.initial import prepare_base
+from bidora_jax.models.formats import hf, hf_config, parity, peft
+from bidora_jax.runs import folder
 
 pytestmark = pytest.mark.slow  # they need the finished run
 
@@ -37,8 +39,8 @@ def refused(argv: list[str], capfd, status: int = 2) -> str:
 
 def trained_logits(run: Path, tokens) -> np.ndarray:
     """Logits of the run's base with its adapter, unmerged."""
-    config = export.run_config(str(run))
-    decoder_config = hf.read_config(config.model.path)
+    config = folder.run_config(str(run))
+    decoder_config = hf_config.read_config(config.model.path)
     adapter, direction, magnitude = peft.load_adapter(run / "adapter", decoder_config)
     base = prepare_base(hf.load_base(config.model.path, decoder_config), adapter)
     return np.asarray(decoder.logits(decoder_config, adapter, base, direction, magnitude, tokens))
@@ -58,7 +60,7 @@ def test_an_adapter_is_the_one_the_run_wrote(run, tmp_path):
 
 
 def test_training_changed_the_merged_weights_and_no_others(run):
-    base = Path(export.run_config(str(run)).model.path)
+    base = Path(folder.run_config(str(run)).model.path)
     before, after = load_file(base / "model.safetensors"), load_file(run / "merged" / "model.safetensors")
     assert before.keys() == after.keys()
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
@@ -126,7 +128,7 @@ def test_a_disk_that_fills_up_leaves_nothing(run, tmp_path, capfd, monkeypatch, 
     def full(*_):
         raise OSError(28, "No space left on device", "somewhere")
 
-    monkeypatch.setattr("bidora_jax.models.tensorfile.np.ascontiguousarray", full)
+    monkeypatch.setattr("bidora_jax.models.formats.safetensors_file.np.ascontiguousarray", full)
     said = refused(["--run", str(run), "--format", kind, "--output", str(tmp_path / "out")], capfd)
     assert "cannot write at somewhere: No space left on device; free some space" in said
     assert contents(tmp_path) == {}

@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax import export
-from bidora_jax.models import adapters, bnb, decoder, generation, hf, peft
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.generation import answers, decoding
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.formats import bnb, export, hf, hf_config, peft
+from bidora_jax.models.settings import ModelConfig
 
 pytestmark = pytest.mark.torch
 
@@ -50,7 +55,7 @@ def saved(tmp_path_factory):
             family, overrides = MODELS[kind]
             model, folder = oracle.random(family, **overrides), tmp_path_factory.mktemp("family")
             model.save_pretrained(folder)
-            config = hf.read_config(folder)
+            config = hf_config.read_config(folder)
             made[kind] = model, folder, config, hf.load_base(folder, config)
         return made[kind]
 
@@ -63,7 +68,7 @@ def _logits(config, base, ids, **how):
 
 def _greedy(config, base, ids) -> list[list[int]]:
     how = {"max_new_tokens": 32, "ends": [10**6]}
-    return [piece.tokens for piece in generation.answers(generation.assemble(config, base), ids.tolist(), **how)]
+    return [piece.tokens for piece in answers.complete(decoding.assemble(config, base), ids.tolist(), **how)]
 
 
 # Logits and text
@@ -87,7 +92,7 @@ def test_a_window_holds_in_chunks_and_matters(saved, kind):
     ids = oracle.tokens()
     expected = oracle.logits(model, ids)
     np.testing.assert_allclose(_logits(config, base, ids.numpy(), attention_chunk=4), expected, atol=1e-4)
-    free = decoder.DecoderConfig(**(vars(config) | {"window": None}))
+    free = DecoderConfig(**(vars(config) | {"window": None}))
     difference = np.abs(_logits(free, base, ids.numpy()) - expected).max(axis=(0, 2))
     assert difference[: config.window].max() < 1e-4 < 0.1 < difference[config.window :].min()
 
@@ -116,7 +121,7 @@ def test_stretched_positions_give_the_logits_of_transformers(tmp_path, stretch, 
         rope = settings.pop("rope_parameters")
         settings |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope | {"type": rope.pop("rope_type")}}
         (tmp_path / "config.json").write_text(json.dumps(settings))
-    config = hf.read_config(tmp_path)
+    config = hf_config.read_config(tmp_path)
     ids = oracle.tokens(length=67)  # past the 29 of pretraining
     found = _logits(config, hf.load_base(tmp_path, config), ids.numpy())
     np.testing.assert_allclose(found, oracle.logits(model, ids), atol=1e-4)
@@ -128,7 +133,7 @@ def test_stretched_positions_hold_in_cached_decoding(tmp_path, stretch):
 
     model = oracle.random("qwen2", rope=STRETCHES[stretch], num_hidden_layers=2)
     model.save_pretrained(tmp_path)
-    config, ids = hf.read_config(tmp_path), oracle.tokens(batch=2, length=11)
+    config, ids = hf_config.read_config(tmp_path), oracle.tokens(batch=2, length=11)
     base = hf.load_base(tmp_path, config)
     np.testing.assert_array_equal(_greedy(config, base, ids), oracle.greedy(model, ids, 32))
 
@@ -149,7 +154,7 @@ def test_a_saved_model_is_the_same_in_transformers(saved, tmp_path, kind):
     assert not any(report[wrong] for wrong in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert type(again) is type(model)
     np.testing.assert_array_equal(oracle.logits(again, oracle.tokens()), oracle.logits(model, oracle.tokens()))
-    assert hf.read_config(tmp_path / "out") == config
+    assert hf_config.read_config(tmp_path / "out") == config
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -162,11 +167,11 @@ def test_adapters_go_to_peft_and_merged_to_transformers(saved, tmp_path, kind):
     _, folder, config, base = saved(kind)
     settings = AdapterConfig(method="bidora", rank=5, alpha=7.0)
     adapter = adapters.resolve(settings, config)
-    base = adapters.prepare_base(base, adapter)
+    base = initial.prepare_base(base, adapter)
     random = np.random.default_rng(1)
     direction, magnitude = jax.tree.map(
         lambda leaf: (leaf + 0.1 * random.normal(size=leaf.shape)).astype(np.float32),
-        adapters.init(adapter, base, jax.random.key(0)),
+        initial.init(adapter, base, jax.random.key(0)),
     )
     trained = (adapter, base, direction, magnitude)
     ids = oracle.tokens()

@@ -1,10 +1,10 @@
-"""kernels/gated.py against the formula as transformers computes it."""
+"""kernels/swiglu.py against the formula as transformers computes it."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bidora_jax.kernels.gated import swiglu
+from bidora_jax.kernels.swiglu import swiglu
 
 
 def plain(gate, up):

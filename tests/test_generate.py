@@ -10,9 +10,12 @@ from test_ensembles import KINDS
 from test_peft import _random_adapter
 
 from bidora_jax import evaluate, generate
+from bidora_jax.data import prompts
+from bidora_jax.data.prompts import prompt_ids
+from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import command
-from bidora_jax.models import decoding, ensembles, generation, hf, peft
-from bidora_jax.training import conversation, records
+from bidora_jax.generation import answers, conversation, decoding, ensembles
+from bidora_jax.models.formats import hf, hf_config, peft
 
 LINES = ["repeat 5 x2", "abc", "v1; v2; and so on"]
 
@@ -34,13 +37,13 @@ def written(*argv, to) -> list[dict]:
 
 def expected(folder, prompts, member=None, combine=None, **how):
     """Answers of the library to texts."""
-    config, tokenizer = hf.read_config(folder), records.load_tokenizer(folder)
-    model = generation.assemble(config, hf.load_base(folder, config))
+    config, tokenizer = hf_config.read_config(folder), load_tokenizer(folder)
+    model = decoding.assemble(config, hf.load_base(folder, config))
     if member is not None:
         model = decoding.with_adapter(model, *member, combine=combine)
-    ids = [records.prompt_ids({"prompt": prompt}, tokenizer) for prompt in prompts]
+    ids = [prompt_ids({"prompt": prompt}, tokenizer) for prompt in prompts]
     ends = conversation.ends(folder, tokenizer)
-    pieces = generation.answers(model, ids, max_new_tokens=7, ends=ends, **how)
+    pieces = answers.complete(model, ids, max_new_tokens=7, ends=ends, **how)
     return [tokenizer.decode(piece.tokens, skip_special_tokens=True) for piece in pieces]
 
 
@@ -86,7 +89,7 @@ def test_adapters_answer_in_turn_and_together(model_folder, adapter_folders, tmp
     argv = ["--model", model_folder, "--prompt", LINES[0]]
     for name, folder in adapter_folders.items():
         argv += ["--adapter", f"{name}={folder}"]
-    config = hf.read_config(model_folder)
+    config = hf_config.read_config(model_folder)
     base = hf.load_base(model_folder, config)
     rested = ensembles.at_rest(
         base, [ensembles.Member(*peft.load_adapter(f, config)) for f in adapter_folders.values()]
@@ -128,7 +131,7 @@ def test_interrupted_it_stops_without_a_traceback(model_folder, capfd, monkeypat
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generation, "answers", interrupted)
+    monkeypatch.setattr(answers, "complete", interrupted)
     with pytest.raises(SystemExit) as stopped:
         command(generate.main, ["--model", str(model_folder), "--prompt", "a", "--max-new-tokens", "7"])
     assert (stopped.value.code, capfd.readouterr().err) == (130, "stopped\n")
@@ -175,7 +178,7 @@ def test_a_conversation_longer_than_the_context_says_so(model_folder, capfd, mon
 
 
 def test_half_a_character_is_held_back(model_folder):
-    tokenizer = records.load_tokenizer(model_folder)
+    tokenizer = load_tokenizer(model_folder)
 
     class Bytes:
         def decode(self, tokens, **_):
@@ -187,7 +190,7 @@ def test_half_a_character_is_held_back(model_folder):
     assert spoken.rest() == ""
     assert spoken.add(whole[6:8]) + spoken.rest() == "\ufffd"
     spoken = conversation.Spoken(tokenizer)
-    ids = records.prompt_ids({"prompt": "ab c<|im_end|>d"}, tokenizer)
+    ids = prompts.prompt_ids({"prompt": "ab c<|im_end|>d"}, tokenizer)
     assert [spoken.add([token]) for token in ids] == ["a", "b", " ", "c", "", "d"]
 
 

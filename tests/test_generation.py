@@ -8,9 +8,14 @@ from test_decoder import adapted
 from tiny import CONFIG, random_base
 
 from bidora_jax.errors import InputError
-from bidora_jax.kernels import cached, sampling
+from bidora_jax.generation import decoding
+from bidora_jax.generation.answers import Piece, _padded, bucket, complete, stream
+from bidora_jax.kernels import cached_attention, sampling
 from bidora_jax.kernels.sampling import Sampling
-from bidora_jax.models import adapters, decoder, decoding, generation, hf
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters import initial, merging
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.formats import hf, hf_config
 
 PROMPTS = [[5, 71, 3, 8, 8, 1, 33, 20, 9, 60, 2], [44, 7, 12, 90], [17, 6, 52, 41, 30, 11, 5]]
 NEVER = [1_000_000]
@@ -21,12 +26,12 @@ def tokens(pieces):
 
 
 def answers(model, prompts=PROMPTS, **how):
-    return tokens(generation.answers(model, prompts, **{"max_new_tokens": 9, "ends": NEVER} | how))
+    return tokens(complete(model, prompts, **{"max_new_tokens": 9, "ends": NEVER} | how))
 
 
 @pytest.fixture(scope="module")
 def model():
-    return generation.assemble(CONFIG, random_base())
+    return decoding.assemble(CONFIG, random_base())
 
 
 # Greedy
@@ -43,8 +48,8 @@ def test_greedy_answers_are_those_of_transformers_row_by_row(tmp_path, overrides
 
     theirs = oracle.qwen3(3, **overrides)
     theirs.save_pretrained(tmp_path)
-    config = hf.read_config(tmp_path)
-    ours = generation.assemble(config, hf.load_base(tmp_path, config))
+    config = hf_config.read_config(tmp_path)
+    ours = decoding.assemble(config, hf.load_base(tmp_path, config))
 
     def expected(prompt, **how):
         ids = torch.tensor([prompt])
@@ -54,7 +59,7 @@ def test_greedy_answers_are_those_of_transformers_row_by_row(tmp_path, overrides
     free = [expected(prompt) for prompt in PROMPTS]
     assert answers(ours, max_new_tokens=40) == free
     ends = [free[0][5], free[1][20]]
-    stopped = generation.answers(ours, PROMPTS, max_new_tokens=40, ends=ends)
+    stopped = complete(ours, PROMPTS, max_new_tokens=40, ends=ends)
     for prompt, piece in zip(PROMPTS, stopped, strict=True):
         wanted = expected(prompt, eos_token_id=ends)
         assert piece.tokens == [token for token in wanted if token not in ends]
@@ -76,9 +81,9 @@ def test_greedy_is_the_argmax_of_the_logits(model):
 
 def test_an_answer_stops_at_an_end_and_does_not_hold_it(model):
     free = answers(model, PROMPTS[:2])
-    found = generation.answers(model, PROMPTS[:2], max_new_tokens=9, ends=[free[0][2]])
+    found = complete(model, PROMPTS[:2], max_new_tokens=9, ends=[free[0][2]])
     first = free[0].index(free[0][2])
-    assert found[0] == generation.Piece(free[0][:first], True)
+    assert found[0] == Piece(free[0][:first], True)
     cut = free[1].index(free[0][2]) if free[0][2] in free[1] else 9
     assert found[1].tokens == free[1][:cut]
 
@@ -104,10 +109,10 @@ def test_an_answer_is_the_same_alone_in_a_batch_and_in_a_filled_one(model):
 def test_a_stream_is_the_answer_in_pieces(model):
     free = answers(model)
     end = free[1][4]
-    pieces = list(generation.stream(model, PROMPTS, max_new_tokens=9, ends=[end], chunk=3))
+    pieces = list(stream(model, PROMPTS, max_new_tokens=9, ends=[end], chunk=3))
     assert [len(piece[0].tokens) for piece in pieces][:2] == [1, 3]
     joined = [[token for piece in pieces for token in piece[row].tokens] for row in range(3)]
-    assert joined == tokens(generation.answers(model, PROMPTS, max_new_tokens=9, ends=[end]))
+    assert joined == tokens(complete(model, PROMPTS, max_new_tokens=9, ends=[end]))
     assert pieces[-1][1].ended
 
 
@@ -126,7 +131,7 @@ def test_the_loop_over_layers_is_the_scan(model):
 
 
 def test_split_layers_lie_in_the_memory_of_the_stack():
-    base = random_base(decoder.DecoderConfig(**{**vars(CONFIG), "intermediate_size": 64, "hidden_size": 32}))
+    base = random_base(DecoderConfig(**{**vars(CONFIG), "intermediate_size": 64, "hidden_size": 32}))
     weights = decoding.prepare(base)
     stack = weights.base["layers"]["mlp"]["up_proj"]["weight"].weight
     layers = [layer["mlp"]["up_proj"]["weight"].weight for layer in weights.layers]
@@ -143,7 +148,7 @@ def test_sixteen_bit_weights_in_every_form(held):
         from test_linear import as_bits
 
         base = as_bits(base)
-    model = generation.assemble(CONFIG, base)
+    model = decoding.assemble(CONFIG, base)
     state = decoding.prefill(model, *_request(PROMPTS[:2]), room=32)
     expected = decoder.logits(CONFIG, None, base, {}, {}, jnp.array([PROMPTS[0]]))[0, -1]
     assert int(state.last[0]) == int(expected.argmax())
@@ -151,7 +156,7 @@ def test_sixteen_bit_weights_in_every_form(held):
 
 
 def _request(prompts):
-    padded = generation._padded(prompts, len(prompts))
+    padded = _padded(prompts, len(prompts))
     numbers = jnp.arange(len(prompts), dtype=jnp.int32)
     request = padded._replace(numbers=numbers, ends=jnp.array(NEVER, jnp.int32), sampling=Sampling().as_data())
     return request, jnp.zeros(len(prompts), bool)
@@ -164,15 +169,15 @@ def test_an_adapter_applied_answers_as_its_merged_model(method, form):
 
     adapter, base, direction, magnitude = adapted(method, target_modules=("q_proj", "down_proj"))
     if form != "dense":
-        base = adapters.prepare_base(quantised(random_base(), form), adapter)
-    merged = adapters.dequantise(adapters.merge(adapter, base, direction, magnitude))
-    found = answers(generation.assemble(CONFIG, base, adapter, direction, magnitude))
-    assert found == answers(generation.assemble(CONFIG, merged))
-    assert found != answers(generation.assemble(CONFIG, adapters.dequantise(base)))
+        base = initial.prepare_base(quantised(random_base(), form), adapter)
+    merged = merging.dequantise(merging.merge(adapter, base, direction, magnitude))
+    found = answers(decoding.assemble(CONFIG, base, adapter, direction, magnitude))
+    assert found == answers(decoding.assemble(CONFIG, merged))
+    assert found != answers(decoding.assemble(CONFIG, merging.dequantise(base)))
 
 
 def test_a_row_never_sees_the_gap_behind_its_prompt():
-    positions, holds = cached.column_positions(jnp.array([3, 5]), 5, 8)
+    positions, holds = cached_attention.column_positions(jnp.array([3, 5]), 5, 8)
     np.testing.assert_array_equal(positions, [[0, 1, 2, 3, 4, 3, 4, 5], [0, 1, 2, 3, 4, 5, 6, 7]])
     np.testing.assert_array_equal(holds[0], [1, 1, 1, 0, 0, 1, 1, 1])
     assert holds[1].all()
@@ -195,9 +200,9 @@ def test_settings_lengths_and_seeds_compile_nothing_anew(model):
 
 
 def test_buckets_hold_their_lengths_with_little_to_spare():
-    sizes = {generation.bucket(n) for n in range(1, 4097)}
+    sizes = {bucket(n) for n in range(1, 4097)}
     assert sorted(sizes) == [32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
-    assert all(n <= generation.bucket(n) <= max(32, 1.5 * n) for n in range(1, 4097))
+    assert all(n <= bucket(n) <= max(32, 1.5 * n) for n in range(1, 4097))
 
 
 # Sampling
@@ -258,9 +263,7 @@ def test_draws_hang_on_seed_number_and_position_alone(model):
     assert [answers(model, [PROMPTS[n]], seed=7, numbers=[n], **hot)[0] for n in range(3)] == found
     twins = answers(model, [PROMPTS[0]] * 2, seed=7, **hot)
     assert twins[0] != twins[1]
-    assert tokens(list(generation.stream(model, PROMPTS, ends=NEVER, seed=7, chunk=8, **hot))[-1]) == [
-        row[1:] for row in found
-    ]
+    assert tokens(list(stream(model, PROMPTS, ends=NEVER, seed=7, chunk=8, **hot))[-1]) == [row[1:] for row in found]
 
 
 # What does not fit

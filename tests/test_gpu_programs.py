@@ -8,14 +8,18 @@ import jax.numpy as jnp
 import pytest
 from runs import ROOT
 
+from bidora_jax.data.settings import DataConfig
 from bidora_jax.kernels.cuda import build, ops
-from bidora_jax.models import adapters, quantization
-from bidora_jax.models.decoder import DecoderConfig
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
-from bidora_jax.training import fitting, planning
+from bidora_jax.models import quantization
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures import decoder
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.planning import plans, remat_choice
+from bidora_jax.training.compiled_steps import Program
 from bidora_jax.training.phases import first_phase
-from bidora_jax.training.programs import Program
-from bidora_jax.training.settings import DataConfig, OptimizerConfig, SearchConfig
+from bidora_jax.training.settings import OptimizerConfig, SearchConfig
 
 pytest.importorskip(
     "jax_cuda13_plugin", reason="XLA's compiler for GPUs is not installed: pip install -e '.[gpu-compiler]'"
@@ -39,10 +43,10 @@ def text_of(method: str, **model) -> str:
         adapter = adapters.resolve(AdapterConfig(method=method, rank=1), CONFIG)
         data = DataConfig(batch_size=1, max_length=TOKENS, buckets=1)
         base = quantization.base_shapes(settings, CONFIG, jnp.bfloat16)
-        problem = fitting.synthetic(CONFIG, settings, adapter, base, data, TOKENS)
+        problem = remat_choice.synthetic(CONFIG, settings, adapter, base, data, TOKENS)
         search = SearchConfig(steps=1, hypergradient="exact")
         phase, standing = first_phase(method, problem, search, OptimizerConfig(), OptimizerConfig())
-        program, length = fitting.largest(phase)
+        program, length = remat_choice.largest(phase)
         return program.compile(standing.state, length).as_text()
 
 
@@ -57,7 +61,7 @@ def exact():
 
 
 def test_no_base_matrix_is_widened(exact):
-    matrices = set(adapters.linear_shapes(CONFIG).values()) | {(CONFIG.vocab_size, CONFIG.hidden_size)}
+    matrices = set(decoder.linear_shapes(CONFIG).values()) | {(CONFIG.vocab_size, CONFIG.hidden_size)}
     widened = {
         shape for shape in arrays(exact, "f32") if tuple(n for n in shape if n not in (1, LAYERS))[-2:] in matrices
     }
@@ -66,14 +70,14 @@ def test_no_base_matrix_is_widened(exact):
 
 
 def test_an_exact_step_has_the_products_that_planning_counts(exact):
-    plan = planning.Plan(
+    plan = plans.Plan(
         ModelConfig(remat="dots"), AdapterConfig(rank=1), DataConfig(batch_size=1, accumulation=1, max_length=TOKENS),
         search=SearchConfig(hypergradient="exact"),
     )  # fmt: skip
-    counted = planning.arithmetic(CONFIG, plan)
+    counted = plans.arithmetic(CONFIG, plan)
     products = [one for one in kernel_bounds.kernels(exact) if one.kind == "product"]
     found = sum(one.calls * one.operations for one in products)
-    one_more = 2 * TOKENS * LAYERS * sum(o * i for o, i in adapters.linear_shapes(CONFIG).values())
+    one_more = 2 * TOKENS * LAYERS * sum(o * i for o, i in decoder.linear_shapes(CONFIG).values())
     # Above the frozen products stand those of attention and of the low rank, which are less than another pass over the layers.
     assert counted < found < counted + one_more
 
@@ -88,10 +92,10 @@ def test_the_ops_take_the_whole_stack_of_a_quantised_weight(tmp_path_factory, mo
     opened = [one for one in kernel_bounds.kernels(text) if one.source.endswith("ffi_call")]
     assert len(opened) == len(calls) and {one.calls for one in opened} == {LAYERS}
     # Half a byte, the block's scale in one, and two for the weight; the group's scale and the offset are less than all that.
-    linears = sum(o * i for o, i in adapters.linear_shapes(CONFIG).values())
+    linears = sum(o * i for o, i in decoder.linear_shapes(CONFIG).values())
     read = sum(one.bytes for one in opened) / 2
     assert (0.5 + 1 / 64 + 2) * linears < read < 2.6 * linears
-    codes = {str(o * i // 2) for o, i in adapters.linear_shapes(CONFIG).values()}
+    codes = {str(o * i // 2) for o, i in decoder.linear_shapes(CONFIG).values()}
     stacks = arrays(text, "u8")
     assert {(LAYERS, int(size)) for size in codes} <= stacks
     assert not {(1, int(size)) for size in codes} & stacks and not {(int(size),) for size in codes} & stacks

@@ -11,15 +11,18 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from bidora_jax.errors import InputError
-from bidora_jax.kernels import quant
-from bidora_jax.models import decoder, hf
+from bidora_jax.kernels import quantized
+from bidora_jax.kernels.xla_cpu import weights
+from bidora_jax.models import decoder
+from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.decoder import base_shapes
+from bidora_jax.models.formats import hf, hf_config
 
 UNTIED_WITH_BIAS = {"tie_word_embeddings": False, "attention_bias": True}
 
 
 def _logits(folder, ids, dtype=None):
-    config = hf.read_config(folder)
+    config = hf_config.read_config(folder)
     return np.asarray(decoder.logits(config, None, hf.load_base(folder, config, dtype), {}, {}, jnp.asarray(ids)))
 
 
@@ -31,8 +34,8 @@ def _assert_equal_trees(a, b):
 
 
 def _assert_same_model(folder, other):
-    config = hf.read_config(folder)
-    assert hf.read_config(other) == config
+    config = hf_config.read_config(folder)
+    assert hf_config.read_config(other) == config
     _assert_equal_trees(hf.load_base(folder, config), hf.load_base(other, config))
 
 
@@ -83,7 +86,7 @@ def test_the_table_names_what_transformers_writes(tmp_path):
         model = oracle.qwen3(**flags)
         model.save_pretrained(tmp_path)
         expected = load_file(tmp_path / "model.safetensors")
-        config = hf.read_config(tmp_path)
+        config = hf_config.read_config(tmp_path)
         assert hf.name_table(config).keys() == expected.keys()
         base = hf.load_base(tmp_path, config)
         assert len(set(hf.name_table(config).values())) == len(expected)
@@ -96,7 +99,7 @@ def test_the_table_names_what_transformers_writes(tmp_path):
 
 def test_layers_are_numbers_and_not_text():
     # With more than ten layers "10" sorts before "2".
-    config = decoder.DecoderConfig(**(vars(tiny.CONFIG) | {"num_layers": 12}))
+    config = DecoderConfig(**(vars(tiny.CONFIG) | {"num_layers": 12}))
     places = [place.layer for place in hf.name_table(config).values() if place.path[-2] == "q_proj"]
     assert places == list(range(12))
     assert hf.name_table(config)["model.layers.10.mlp.up_proj.weight"].layer == 10
@@ -115,27 +118,28 @@ def test_shards_load_as_the_single_file(tmp_path):
 
 
 def test_the_base_has_the_announced_shapes_and_the_dtype_of_the_files(model_folder):
-    config = hf.read_config(model_folder)
+    config = hf_config.read_config(model_folder)
     assert hf.source_dtype(model_folder) == jnp.float32
     for dtype in (None, jnp.bfloat16):
         base = hf.load_base(model_folder, config, dtype)
         announced = base_shapes(config, dtype or jnp.float32)
-        found = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), base, is_leaf=quant.is_packed)
+        found = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), base, is_leaf=quantized.is_packed)
         assert found == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), announced)
 
 
 def test_narrowing_while_loading_rounds_to_nearest(model_folder):
-    config = hf.read_config(model_folder)
+    config = hf_config.read_config(model_folder)
     wide = hf.load_base(model_folder, config)
     narrow = hf.load_base(model_folder, config, jnp.bfloat16)
     stack = narrow["layers"]["mlp"]["up_proj"]["weight"]
-    assert isinstance(stack, quant.Bits)  # on a CPU, where the tests run
+    assert isinstance(stack, weights.Bits)  # on a CPU, where the tests run
 
     def plain(leaf):
-        return jax.lax.bitcast_convert_type(leaf.bits, leaf.dtype) if isinstance(leaf, quant.Bits) else leaf
+        return jax.lax.bitcast_convert_type(leaf.bits, leaf.dtype) if isinstance(leaf, weights.Bits) else leaf
 
     _assert_equal_trees(
-        jax.tree.map(plain, narrow, is_leaf=quant.is_packed), jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), wide)
+        jax.tree.map(plain, narrow, is_leaf=quantized.is_packed),
+        jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), wide),
     )
 
 
@@ -153,10 +157,10 @@ def test_rotary_buffers_of_old_checkpoints_are_ignored(folder, model_folder):
 @pytest.mark.parametrize("limit", [5_000_000_000, 20_000])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_load_save_load_is_the_identity(model_folder, tmp_path, dtype, limit):
-    config = hf.read_config(model_folder)
+    config = hf_config.read_config(model_folder)
     base = hf.load_base(model_folder, config, jnp.dtype(dtype))
     hf.save_model(tmp_path / "out", model_folder, config, base, dtype=dtype, max_shard_bytes=limit)
-    assert hf.read_config(tmp_path / "out") == config
+    assert hf_config.read_config(tmp_path / "out") == config
     assert hf.source_dtype(tmp_path / "out") == jnp.dtype(dtype)
     _assert_equal_trees(hf.load_base(tmp_path / "out", config), base)
     assert (limit < 1e9) == (tmp_path / "out" / "model.safetensors.index.json").exists()
@@ -171,7 +175,7 @@ def test_transformers_loads_what_is_written(tmp_path, flags, limit):
 
     model = oracle.qwen3(**flags)
     model.save_pretrained(tmp_path / "source")
-    config = hf.read_config(tmp_path / "source")
+    config = hf_config.read_config(tmp_path / "source")
     base = hf.load_base(tmp_path / "source", config)
     hf.save_model(tmp_path / "out", tmp_path / "source", config, base, dtype="float32", max_shard_bytes=limit)
     loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -193,7 +197,7 @@ def test_the_written_dtype_is_the_one_transformers_finds(tmp_path, spelling):
     settings = json.loads((source / "config.json").read_text())
     settings.pop("dtype")
     (source / "config.json").write_text(json.dumps(settings | ({spelling: "float32"} if spelling else {})))
-    config = hf.read_config(source)
+    config = hf_config.read_config(source)
     hf.save_model(tmp_path / "out", source, config, hf.load_base(source, config), dtype="bfloat16")
     assert json.loads((tmp_path / "out" / "config.json").read_text())[spelling or "torch_dtype"] == "bfloat16"
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
@@ -201,7 +205,7 @@ def test_the_written_dtype_is_the_one_transformers_finds(tmp_path, spelling):
 
 
 def test_shards_respect_the_limit_and_the_index_adds_up(model_folder, tmp_path):
-    config = hf.read_config(model_folder)
+    config = hf_config.read_config(model_folder)
     out, limit = tmp_path / "out", 20_000
     hf.save_model(out, model_folder, config, hf.load_base(model_folder, config), dtype="float32", max_shard_bytes=limit)
     index = json.loads((out / "model.safetensors.index.json").read_text())
@@ -261,7 +265,7 @@ def test_a_folder_with_something_in_it_is_not_overwritten(folder):
 
 def _refused(folder, message):
     with pytest.raises(InputError, match=message):
-        hf.load_base(folder, hf.read_config(folder))
+        hf.load_base(folder, hf_config.read_config(folder))
 
 
 def test_every_tensor_that_does_not_fit_is_listed_before_any_is_read(folder):
@@ -351,5 +355,5 @@ def test_integer_tensors(folder):
 def test_mixed_dtypes_want_a_choice(folder):
     _keep_tensors(folder, lambda tensors: tensors.update({"model.norm.weight": np.ones(26, np.float16)}))
     _refused(folder, "mixes F16 and F32; say which dtype is meant")
-    config = hf.read_config(folder)
+    config = hf_config.read_config(folder)
     assert hf.load_base(folder, config, "float32")["norm"]["weight"].dtype == jnp.float32

@@ -8,9 +8,10 @@ import pytest
 import tiny
 
 from bidora_jax.errors import InputError
-from bidora_jax.models import hf_config
-from bidora_jax.models.hf_config import read_config, resolve_folder
-from bidora_jax.models.rope import RopeScaling
+from bidora_jax.models.architectures import families
+from bidora_jax.models.architectures.rope import RopeScaling
+from bidora_jax.models.formats import hf_config
+from bidora_jax.models.formats.hf_config import read_config, resolve_folder
 
 
 def _write(folder, **changes):
@@ -128,7 +129,7 @@ def test_biases_are_what_each_family_has(tmp_path):
             for biased in (True, False)
             for config in [read_config(_write(tmp_path, model_type=family, attention_bias=biased, mlp_bias=biased))]
         ]
-        for family in hf_config.FAMILIES
+        for family in families.FAMILIES
     }
     assert found == {
         "llama": [(True, True, True, False), (False, False, False, False)],
@@ -139,7 +140,7 @@ def test_biases_are_what_each_family_has(tmp_path):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("family", hf_config.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_an_absent_key_means_what_transformers_assumes(tmp_path, family):
     import transformers
 

@@ -7,8 +7,8 @@ from runs import contents, trained_run
 
 from bidora_jax import export
 from bidora_jax.errors import command
-from bidora_jax.models import hub
-from bidora_jax.models.settings import AdapterConfig
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.formats import hub
 
 SETTINGS = AdapterConfig("lora", rank=3, alpha=6.0, target_modules=("q_proj", "v_proj"))
 

@@ -10,8 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from bidora_jax import bilevel_step, init_state
 from bidora_jax.kernels import hypergrad
+from bidora_jax.training.bilevel import bilevel_step
+from bidora_jax.training.state import init_state
 
 D, M, RATE = 7, 5, 0.3
 

@@ -14,14 +14,19 @@ from test_bilevel import MODEL, OPTIMIZERS, batch, dot
 from test_quant import FORMS
 from tiny import CONFIG, random_base
 
-from bidora_jax import bilevel_step, init_state
-from bidora_jax.kernels import hypergrad, quant
+from bidora_jax.generation import answers, decoding
+from bidora_jax.kernels import hypergrad, quantized
 from bidora_jax.kernels.cuda import ops
-from bidora_jax.models import adapters, decoder, generation
-from bidora_jax.models.adapters import Adapted
+from bidora_jax.kernels.xla_cpu import weights
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial, merging
+from bidora_jax.models.adapters.adapter import Adapted
+from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.linear import Linear, side_by_side
-from bidora_jax.models.settings import AdapterConfig
 from bidora_jax.training import objective, optim
+from bidora_jax.training.bilevel import bilevel_step
+from bidora_jax.training.state import init_state
 
 # Every side its own, and weights that outweigh the activations of eight tokens.
 DEEP = replace(CONFIG, num_layers=28, hidden_size=192, intermediate_size=448, head_dim=34)
@@ -42,8 +47,8 @@ def quantised(base, form):
 def adapted(base, method, config=CONFIG, **settings):
     """(adapter, prepared base, direction away from 0, magnitude)"""
     adapter = adapters.resolve(AdapterConfig(method=method, rank=3, **settings), config)
-    base = adapters.prepare_base(base, adapter)
-    direction, magnitude = adapters.init(adapter, base, jax.random.key(0))
+    base = initial.prepare_base(base, adapter)
+    direction, magnitude = initial.init(adapter, base, jax.random.key(0))
     noise = np.random.default_rng(3)
     direction = jax.tree.map(lambda d: d + jnp.asarray(0.1 * noise.normal(size=d.shape), d.dtype), direction)
     return adapter, base, direction, magnitude
@@ -53,11 +58,11 @@ def dense_twin(base):
     """The same model with the weights that the codes stand for."""
 
     def dense(leaf):
-        if not quant.is_quantised(leaf):
+        if not quantized.is_quantised(leaf):
             return leaf
-        return quant.over_layers(quant.dense, leaf) if len(leaf.shape) == 3 else quant.dense(leaf)
+        return quantized.over_layers(quantized.dense, leaf) if len(leaf.shape) == 3 else quantized.dense(leaf)
 
-    return jax.tree.map(dense, base, is_leaf=quant.is_quantised)
+    return jax.tree.map(dense, base, is_leaf=quantized.is_quantised)
 
 
 def assert_close(found, expected, tolerance):
@@ -169,7 +174,7 @@ def test_generation_runs_on_the_codes(form):
     base = quantised(random_base(), form)
     prompts = [[*range(5)], [*range(11, 22)]]
     found, expected = (
-        generation.answers(generation.assemble(CONFIG, b), prompts, max_new_tokens=6, ends=[96])
+        answers.complete(decoding.assemble(CONFIG, b), prompts, max_new_tokens=6, ends=[96])
         for b in (base, dense_twin(base))
     )
     assert found == expected
@@ -194,7 +199,7 @@ def as_bits(base):
 
     def leaf(weight):
         return (
-            quant.Bits(jax.lax.bitcast_convert_type(weight, jnp.uint16), weight.dtype) if weight.ndim == 3 else weight
+            weights.Bits(jax.lax.bitcast_convert_type(weight, jnp.uint16), weight.dtype) if weight.ndim == 3 else weight
         )
 
     return {**base, "layers": jax.tree.map(leaf, base["layers"])}
@@ -209,7 +214,7 @@ def test_sixteen_bit_stacks_held_as_integers_are_the_same_weights(remat):
         loss = objective.inner_loss(CONFIG, adapter, replace(MODEL, remat=remat))
         both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
         out.append(both(direction, magnitude, base, batch(1, 1, np.float32), jax.random.key(0)))
-        out.append(adapters.merge(adapter, base, direction, magnitude)["layers"]["mlp"]["up_proj"]["weight"])
+        out.append(merging.merge(adapter, base, direction, magnitude)["layers"]["mlp"]["up_proj"]["weight"])
     # The programs differ in where they round activations to 8 bits, which moves a gradient by a share of its length.
     assert_close(found[0], expected[0], 3e-2)
     assert jnp.array_equal(found[1], expected[1])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax.kernels import lowrank
+from bidora_jax.kernels import lora_init
 from bidora_jax.kernels.dora import Direction
 
 W0 = np.random.default_rng(0).normal(size=(13, 7)).astype(np.float32) @ np.diag(0.5 ** np.arange(7)).astype(np.float32)
@@ -21,7 +21,7 @@ def best(rank):
 @pytest.mark.parametrize("transposed", [False, True])
 def test_pissa_is_the_best_approximation_shared_evenly(transposed):
     w0 = W0.T if transposed else W0
-    a, b = lowrank.pissa(jnp.asarray(w0), rank=3, scale=1.7)
+    a, b = lora_init.pissa(jnp.asarray(w0), rank=3, scale=1.7)
     expected = best(3).T if transposed else best(3)
     np.testing.assert_allclose(1.7 * b @ a, expected, atol=1e-5)
     np.testing.assert_allclose(a @ a.T, b.T @ b, atol=1e-5)  # diag(S/s) both
@@ -29,7 +29,7 @@ def test_pissa_is_the_best_approximation_shared_evenly(transposed):
 
 @pytest.mark.parametrize(("iterations", "tolerance"), [(0, 1.0), (1, 0.3), (16, 1e-4)])
 def test_the_randomised_form_comes_nearer_with_its_iterations(iterations, tolerance):
-    pair = lowrank.randomised_pissa(jax.random.key(3), jnp.asarray(W0), rank=3, scale=1.7, iterations=iterations)
+    pair = lora_init.randomised_pissa(jax.random.key(3), jnp.asarray(W0), rank=3, scale=1.7, iterations=iterations)
     assert (pair.A.shape, pair.B.shape) == ((3, 7), (13, 3))
     distance = np.linalg.norm(1.7 * pair.B @ pair.A - best(3)) / np.linalg.norm(best(3))
     assert distance < tolerance
@@ -40,10 +40,10 @@ def test_the_randomised_form_comes_nearer_with_its_iterations(iterations, tolera
 @pytest.mark.parametrize("transposed", [False, True])
 def test_olora_is_the_beginning_of_a_qr(transposed):
     w0 = W0.T if transposed else W0
-    a, b = lowrank.olora(jnp.asarray(w0), rank=3)
+    a, b = lora_init.olora(jnp.asarray(w0), rank=3)
     np.testing.assert_allclose(b.T @ b, np.eye(3), atol=1e-6)
     np.testing.assert_allclose((b @ a)[:, :3], w0[:, :3], atol=1e-5)  # R is upper triangular
-    full = lowrank.olora(jnp.asarray(w0), rank=7)
+    full = lora_init.olora(jnp.asarray(w0), rank=7)
     np.testing.assert_allclose(full.B @ full.A, w0, atol=1e-5)
 
 
@@ -55,6 +55,6 @@ def test_since_is_the_difference_of_the_products():
 
     for layers in ((), (2,)):
         now, start = pair(*layers), pair(*layers)
-        a, b = lowrank.since(now, start)
+        a, b = lora_init.since(now, start)
         assert (a.shape, b.shape) == ((*layers, 6, 7), (*layers, 13, 6))
         np.testing.assert_allclose(b @ a, now.B @ now.A - start.B @ start.A, atol=1e-5)

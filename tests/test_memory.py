@@ -1,4 +1,4 @@
-"""training/memory.py: freed memory stays with the process."""
+"""machine/memory.py: freed memory stays with the process."""
 
 import platform
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from bidora_jax.errors import InputError
-from bidora_jax.training import memory
+from bidora_jax.machine import memory
 
 PROGRAM = """
 import ctypes, sys

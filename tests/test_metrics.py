@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bidora_jax.errors import InputError
-from bidora_jax.training.metrics import MetricsLog, Progress, Speed
+from bidora_jax.training.metrics_log import MetricsLog
+from bidora_jax.training.progress import Progress, Speed
 
 
 class Clock:

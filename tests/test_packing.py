@@ -10,12 +10,16 @@ import optax
 import pytest
 from tiny import CONFIG, random_base
 
-from bidora_jax.models import adapters, decoder
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
-from bidora_jax.training import bilevel, objective, phases
-from bidora_jax.training.data import Stream, collate, joint
-from bidora_jax.training.packing import capacity, count, describe, first_fit, pack, pack_all, unused
-from bidora_jax.training.records import Example, chunk_lengths
+from bidora_jax.data.batches import Stream, collate, joint
+from bidora_jax.data.encoding import Example, chunk_lengths
+from bidora_jax.data.packing import capacity, count, describe, first_fit, pack, pack_all, unused
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.tasks import language_modeling
+from bidora_jax.training import bilevel, objective, problem
 from bidora_jax.training.state import init_state
 
 PAD = 96
@@ -113,8 +117,8 @@ def test_the_splits_share_one_room_and_a_message_names_the_records_of_a_row():
     assert room == 16
     assert sorted(number for row in rows["val"] for number in row.documents) == [5, 6]
     places = SimpleNamespace(places=("a", "b", "c", "d", "e", "f", "f"))
-    assert phases._places(places, rows["val"], [0]) == ["f"]
-    assert phases._places(places, documents(), [3, 1]) == ["d", "b"]
+    assert problem._places(places, rows["val"], [0]) == ["f"]
+    assert problem._places(places, documents(), [3, 1]) == ["d", "b"]
     assert capacity([documents((5, 4)), documents((3,))], 1024) == 16
     assert capacity([documents()], 19) == 32
 
@@ -124,8 +128,8 @@ def test_the_splits_share_one_room_and_a_message_names_the_records_of_a_row():
 
 def adapted(config=CONFIG):
     adapter = adapters.resolve(AdapterConfig(method="bidora", rank=3, target_modules=("q_proj", "v_proj")), config)
-    base = adapters.prepare_base(random_base(config), adapter)
-    direction, magnitude = adapters.init(adapter, base, jax.random.key(0))
+    base = initial.prepare_base(random_base(config), adapter)
+    direction, magnitude = initial.init(adapter, base, jax.random.key(0))
     random = np.random.default_rng(5)
     direction = jax.tree.map(lambda leaf: leaf + 0.1 * random.normal(size=leaf.shape).astype(np.float32), direction)
     return adapter, base, direction, magnitude
@@ -141,7 +145,7 @@ def each_loss(config, chunk: int, batch, owners):
         def one(number):
             mask = batch["loss_mask"][0] * (owners == number)
             segments = batch["segments"][0] if "segments" in batch else None
-            return decoder.token_loss_sum(
+            return language_modeling.token_loss_sum(
                 config, adapter, base, direction, magnitude, batch["tokens"][0], mask,
                 attention_chunk=chunk, segments=segments,
             )[0]  # fmt: skip

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import tiny
 
-from bidora_jax.kernels import quant
-from bidora_jax.models import adapters, hf, parity, peft
-from bidora_jax.models.settings import AdapterConfig
+from bidora_jax.kernels import quantized
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial, merging
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.formats import hf, parity, peft
 
 DORA = AdapterConfig(method="dora", rank=5, alpha=7.0)
 
@@ -16,8 +18,8 @@ DORA = AdapterConfig(method="dora", rank=5, alpha=7.0)
 def _trained(folder, dtype="float32", settings=DORA):
     """A base and a random adapter on it: (adapter, prepared base, direction, magnitude)."""
     adapter = adapters.resolve(settings, tiny.CONFIG)
-    base = adapters.prepare_base(hf.load_base(folder, tiny.CONFIG, dtype), adapter)
-    trained = adapters.init(adapter, base, jax.random.key(0))
+    base = initial.prepare_base(hf.load_base(folder, tiny.CONFIG, dtype), adapter)
+    trained = initial.init(adapter, base, jax.random.key(0))
     random = np.random.default_rng(1)
     trained = jax.tree.map(lambda leaf: leaf + (0.1 * random.normal(size=leaf.shape)).astype(np.float32), trained)
     return adapter, base, *trained
@@ -28,7 +30,7 @@ def _trained(folder, dtype="float32", settings=DORA):
 def test_a_right_export_agrees(model_folder, tmp_path, dtype, settings):
     trained = _trained(model_folder, settings=settings)
     expected = parity.probe_logits(tiny.CONFIG, *trained)
-    merged = adapters.merge(*trained, dtype=jnp.dtype(dtype))
+    merged = merging.merge(*trained, dtype=jnp.dtype(dtype))
     hf.save_model(tmp_path / "out", model_folder, tiny.CONFIG, merged, dtype=dtype)
     found = parity.verify_saved(tmp_path / "out", expected)
     assert found.holds
@@ -48,7 +50,7 @@ def test_an_export_that_lost_the_adapter_does_not(model_folder, tmp_path, dtype)
 def test_one_transposed_or_scaled_matrix_shows(model_folder, tmp_path):
     trained = _trained(model_folder)
     expected = parity.probe_logits(tiny.CONFIG, *trained)
-    merged = adapters.merge(*trained)
+    merged = merging.merge(*trained)
     gate = merged["layers"]["mlp"]["gate_proj"]["weight"]
     merged["layers"]["mlp"]["gate_proj"] = {"weight": gate.at[1].multiply(1.01)}
     hf.save_model(tmp_path / "out", model_folder, tiny.CONFIG, merged, dtype="float32")
@@ -75,10 +77,10 @@ def test_the_probe_is_computed_in_float32_whatever_the_base(model_folder):
     plain = hf.load_base(model_folder, tiny.CONFIG, "bfloat16")
 
     def widened(leaf):
-        each = quant.over_layers(quant.dense, leaf) if quant.is_packed(leaf) else leaf
+        each = quantized.over_layers(quantized.dense, leaf) if quantized.is_packed(leaf) else leaf
         return each.astype(jnp.float32)
 
-    wide = adapters.prepare_base(jax.tree.map(widened, plain, is_leaf=quant.is_packed), adapter)
+    wide = initial.prepare_base(jax.tree.map(widened, plain, is_leaf=quantized.is_packed), adapter)
     expected = parity.probe_logits(tiny.CONFIG, adapter, wide, direction, magnitude)
     assert expected.dtype == np.float32
     # Not bit-equal: XLA may sum norm_sq of a bf16 weight in another order than that of a float32 one.

@@ -13,9 +13,13 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from bidora_jax.errors import InputError
-from bidora_jax.models import adapters, decoder, hf, peft
-from bidora_jax.models.conversion import converted
-from bidora_jax.models.settings import AdapterConfig
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial, merging
+from bidora_jax.models.adapters.conversion import converted
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.formats import hf, hf_config, peft
 
 # PEFT 0.21 asks transformers 5 for a name it deprecates; every other warning of theirs stays an error.
 DEPRECATED = "`is_gradient_checkpointing` is deprecated"
@@ -46,14 +50,14 @@ METHODS = {
 def _random_adapter(settings, config=tiny.CONFIG, base=None):
     """(adapter, direction, magnitude) of which nothing is zero."""
     adapter = adapters.resolve(settings, config)
-    base = adapters.prepare_base(tiny.random_base(config) if base is None else base, adapter)
-    direction, magnitude = adapters.init(adapter, base, jax.random.key(0))
+    base = initial.prepare_base(tiny.random_base(config) if base is None else base, adapter)
+    direction, magnitude = initial.init(adapter, base, jax.random.key(0))
     return adapter, *tiny.noisy(adapter, direction, magnitude)
 
 
 def _logits(folder, ids, adapter, direction, magnitude):
-    config = hf.read_config(folder)
-    base = adapters.prepare_base(hf.load_base(folder, config), adapter)
+    config = hf_config.read_config(folder)
+    base = initial.prepare_base(hf.load_base(folder, config), adapter)
     return np.asarray(decoder.logits(config, adapter, base, direction, magnitude, jnp.asarray(ids)))
 
 
@@ -116,10 +120,10 @@ def test_outputs_and_gradients_are_those_of_peft(tmp_path, method):
     }
 
     with jax.enable_x64(True):
-        config = hf.read_config(tmp_path / "base")
+        config = hf_config.read_config(tmp_path / "base")
         adapter, direction, magnitude = peft.load_adapter(tmp_path / "adapter", config)
         direction, magnitude = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (direction, magnitude))
-        base = adapters.prepare_base(hf.load_base(tmp_path / "base", config, jnp.float64), adapter)
+        base = initial.prepare_base(hf.load_base(tmp_path / "base", config, jnp.float64), adapter)
 
         def projected(trained):
             found = decoder.logits(config, adapter, base, *trained, jnp.asarray(ids.numpy()))
@@ -162,7 +166,7 @@ def test_the_trained_parameters_are_counted_as_peft_counts_them(tmp_path, method
     for tied in (False, True):
         model = oracle.qwen3(attention_bias=True, tie_word_embeddings=tied)
         model.save_pretrained(tmp_path / str(tied))
-        config = hf.read_config(tmp_path / str(tied))
+        config = hf_config.read_config(tmp_path / str(tied))
         groups = adapters.trainable(adapters.resolve(METHODS[method], config), config)
         trained, everything = _peft_model(model, METHODS[method]).get_nb_trainable_parameters()
         assert sum(groups.values()) == trained
@@ -182,12 +186,12 @@ def test_tied_embeddings_come_apart_as_in_peft(tmp_path, saved):
     adapted, ids = _peft_model(model, settings), oracle.tokens()
     adapted.save_pretrained(tmp_path / "adapter")
     expected = oracle.logits(adapted, ids)
-    config = hf.read_config(tmp_path / "base")
+    config = hf_config.read_config(tmp_path / "base")
     loaded = peft.load_adapter(tmp_path / "adapter", config)
     np.testing.assert_allclose(_logits(tmp_path / "base", ids.numpy(), *loaded), expected, atol=1e-4)
-    merged = adapters.merge(loaded[0], hf.load_base(tmp_path / "base", config), *loaded[1:])
+    merged = merging.merge(loaded[0], hf.load_base(tmp_path / "base", config), *loaded[1:])
     hf.save_model(tmp_path / "merged", tmp_path / "base", config, merged, dtype="float32")
-    assert not hf.read_config(tmp_path / "merged").tie_word_embeddings
+    assert not hf_config.read_config(tmp_path / "merged").tie_word_embeddings
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     np.testing.assert_allclose(oracle.logits(again, ids), expected, atol=1e-4)
 
@@ -222,10 +226,10 @@ def test_trained_from_the_same_start_the_function_is_that_of_peft(tmp_path, star
 
     settings, ids = STARTS[start], oracle.tokens()
     oracle.qwen3().save_pretrained(tmp_path / "base")
-    config = hf.read_config(tmp_path / "base")
+    config = hf_config.read_config(tmp_path / "base")
     adapter = adapters.resolve(settings, config)
-    base = adapters.prepare_base(hf.load_base(tmp_path / "base", config), adapter)
-    fresh = adapters.init(adapter, base, jax.random.key(0))
+    base = initial.prepare_base(hf.load_base(tmp_path / "base", config), adapter)
+    fresh = initial.init(adapter, base, jax.random.key(0))
     expected = oracle.logits(oracle.qwen3(), ids)
     at_start = decoder.logits(config, adapter, base, *fresh, jnp.asarray(ids.numpy()))
     np.testing.assert_allclose(at_start, expected, atol=1e-4)
@@ -249,7 +253,7 @@ def test_trained_from_the_same_start_the_function_is_that_of_peft(tmp_path, star
     trained = [jax.tree.map(jnp.asarray, tree) for tree in trained]
     found = decoder.logits(config, adapter, base, *trained, jnp.asarray(ids.numpy()))
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    merged = adapters.merge(adapter, base, *trained)
+    merged = merging.merge(adapter, base, *trained)
     np.testing.assert_allclose(
         decoder.logits(config, None, merged, {}, {}, jnp.asarray(ids.numpy())), expected, atol=1e-4
     )
@@ -272,10 +276,10 @@ def test_a_randomised_start_fits_the_original_base(tmp_path):
 
     oracle.qwen3().save_pretrained(tmp_path / "base")
     settings, ids = AdapterConfig("dora", rank=3, alpha=2.5, rslora=True, init="pissa_niter_2"), oracle.tokens()
-    config = hf.read_config(tmp_path / "base")
+    config = hf_config.read_config(tmp_path / "base")
     adapter = adapters.resolve(settings, config)
-    base = adapters.prepare_base(hf.load_base(tmp_path / "base", config), adapter)
-    fresh = adapters.init(adapter, base, jax.random.key(0))
+    base = initial.prepare_base(hf.load_base(tmp_path / "base", config), adapter)
+    fresh = initial.init(adapter, base, jax.random.key(0))
     at_start = decoder.logits(config, adapter, base, *fresh, jnp.asarray(ids.numpy()))
     np.testing.assert_allclose(at_start, oracle.logits(oracle.qwen3(), ids), atol=1e-4)
     direction, magnitude = tiny.noisy(adapter, *fresh)
@@ -296,7 +300,7 @@ def test_what_peft_converts_loads_here(tmp_path, start):
     adapted = _peft_model(oracle.qwen3(), settings, save_start=tmp_path / "start")
     adapted.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
     ids = oracle.tokens()
-    loaded = peft.load_adapter(tmp_path / "converted", hf.read_config(tmp_path / "base"))
+    loaded = peft.load_adapter(tmp_path / "converted", hf_config.read_config(tmp_path / "base"))
     np.testing.assert_allclose(_logits(tmp_path / "base", ids.numpy(), *loaded), oracle.logits(adapted, ids), atol=1e-4)
 
 
@@ -322,7 +326,7 @@ def test_peft_files_load_here(tmp_path, method):
     adapted = _peft_model(oracle.qwen3(), METHODS[method])
     adapted.save_pretrained(tmp_path / "adapter")
     ids = oracle.tokens()
-    loaded = peft.load_adapter(tmp_path / "adapter", hf.read_config(tmp_path / "base"))
+    loaded = peft.load_adapter(tmp_path / "adapter", hf_config.read_config(tmp_path / "base"))
     assert loaded[0].magnitude == (METHODS[method].method == "dora")
     assert loaded[0].dropout == METHODS[method].dropout
     expected = oracle.logits(adapted, ids)
@@ -337,7 +341,7 @@ def test_peft_loads_what_is_written_without_a_warning(tmp_path, method):
     import peft as oracle_peft
 
     oracle.qwen3().save_pretrained(tmp_path / "base")
-    settings, config = METHODS[method], hf.read_config(tmp_path / "base")
+    settings, config = METHODS[method], hf_config.read_config(tmp_path / "base")
     trained = _random_adapter(settings, config, hf.load_base(tmp_path / "base", config))
     peft.save_adapter(tmp_path / "adapter", trained[0], settings, *trained[1:], base_model_name="base")
     with warnings.catch_warnings():
@@ -363,7 +367,7 @@ def test_what_peft_has_no_setting_for_is_written_by_name(tmp_path, settings):
     import peft as oracle_peft
 
     oracle.qwen3().save_pretrained(tmp_path / "base")
-    config = hf.read_config(tmp_path / "base")
+    config = hf_config.read_config(tmp_path / "base")
     trained = _random_adapter(settings, config, hf.load_base(tmp_path / "base", config))
     peft.save_adapter(tmp_path / "a", trained[0], settings, *trained[1:], base_model_name=None)
     adapted = oracle_peft.PeftModel.from_pretrained(oracle.qwen3(), tmp_path / "a").eval()
@@ -383,7 +387,7 @@ def test_the_files_are_those_that_peft_writes(tmp_path, method):
     oracle.qwen3().save_pretrained(tmp_path / "base")
     settings = METHODS[method]
     _peft_model(oracle.qwen3(), settings).save_pretrained(tmp_path / "theirs")
-    adapter, *trained = peft.load_adapter(tmp_path / "theirs", hf.read_config(tmp_path / "base"))
+    adapter, *trained = peft.load_adapter(tmp_path / "theirs", hf_config.read_config(tmp_path / "base"))
     peft.save_adapter(tmp_path / "ours", adapter, settings, *trained, base_model_name=None)
     theirs, ours = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("theirs", "ours"))
     assert list(ours) == sorted(ours)
@@ -407,7 +411,7 @@ def test_targets_match_as_in_peft(tmp_path, targets):
     oracle.qwen3().save_pretrained(tmp_path / "base")
     wanted = oracle_peft.LoraConfig(r=3, target_modules=targets, exclude_modules=["v_proj"], task_type="CAUSAL_LM")
     oracle_peft.get_peft_model(oracle.qwen3(), wanted).save_pretrained(tmp_path / "adapter")
-    adapter, _, _ = peft.load_adapter(tmp_path / "adapter", hf.read_config(tmp_path / "base"))
+    adapter, _, _ = peft.load_adapter(tmp_path / "adapter", hf_config.read_config(tmp_path / "base"))
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {".".join(name.split(".")[5:7]) for name in tensors} == set(adapter.targets)
     assert "self_attn.v_proj" not in adapter.targets
@@ -559,7 +563,7 @@ def test_keys_that_only_name_or_train_are_accepted(adapter_folder):
 
 
 def test_an_adapter_of_another_model(adapter_folder):
-    config = decoder.DecoderConfig(**(vars(tiny.CONFIG) | {"hidden_size": 28, "num_layers": 3}))
+    config = DecoderConfig(**(vars(tiny.CONFIG) | {"hidden_size": 28, "num_layers": 3}))
     _refused(
         adapter_folder, r"(?s)missing: .*layers\.2.*shape of.*belong together; the adapter was made for x$", config
     )
@@ -576,7 +580,7 @@ def test_folders_that_are_no_adapter(adapter_folder, model_folder, tmp_path):
 
 def test_an_adapter_in_the_place_of_a_model(adapter_folder):
     with pytest.raises(InputError, match=r"/a is an adapter; .*name its base model, and the folder as the adapter"):
-        hf.read_config(adapter_folder)
+        hf_config.read_config(adapter_folder)
 
 
 def test_a_truncated_adapter(adapter_folder):

@@ -13,8 +13,11 @@ from test_peft import DEPRECATED, _random_adapter
 
 from bidora_jax import export
 from bidora_jax.errors import InputError, command
-from bidora_jax.models import adapters, decoder, hf, parity, peft, plain
-from bidora_jax.models.settings import AdapterConfig
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial, lora_approximation, merging
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.formats import hf, hf_config, parity, peft
 
 CONFIG = tiny.CONFIG
 UNEVEN = AdapterConfig(
@@ -31,12 +34,12 @@ def trained(settings, base=None):
     """(adapter, prepared base, direction, magnitude), random."""
     base = tiny.random_base(CONFIG) if base is None else base
     adapter, *trees = _random_adapter(settings, CONFIG, base)
-    return adapter, adapters.prepare_base(base, adapter), *trees
+    return adapter, initial.prepare_base(base, adapter), *trees
 
 
 def changes(adapter, base, direction, magnitude):
     """W' − W0 of every module by name, in float64."""
-    after = adapters.merge(adapter, base, direction, magnitude, "float32")
+    after = merging.merge(adapter, base, direction, magnitude, "float32")
     return {
         (site.path, layer): np.asarray(adapters.get(after["layers"], site.path)["weight"][layer], np.float64)
         - np.asarray(adapters.get(base["layers"], site.path)["weight"][layer], np.float64)
@@ -62,7 +65,7 @@ def products(found):
 def test_a_lora_is_folded_exactly(init, asked, rank):
     """Of uneven ranks, scales and layers there is one rank left, and s = 1."""
     one = trained(AdapterConfig(**(vars(UNEVEN) | {"init": init})))
-    found = plain.plain(one[0], CONFIG, *one[1:], rank=asked)
+    found = lora_approximation.plain(one[0], CONFIG, *one[1:], rank=asked)
     assert (found.errors, found.error, found.rank) == ({}, 0.0, rank)
     assert {(site.ranks, site.scales) for site in found.adapter.sites} == {((rank, rank), (1.0, 1.0))}
     wanted, got = changes(*one), products(found)
@@ -81,11 +84,11 @@ def test_peft_reads_it_as_the_plainest_lora(tmp_path):
     import peft as oracle_peft
 
     oracle.qwen3().save_pretrained(tmp_path / "base")
-    config = hf.read_config(tmp_path / "base")
+    config = hf_config.read_config(tmp_path / "base")
     base = hf.load_base(tmp_path / "base", config)
     adapter, *trees = _random_adapter(UNEVEN, config, base)
-    base = adapters.prepare_base(base, adapter)
-    found = plain.plain(adapter, config, base, *trees)
+    base = initial.prepare_base(base, adapter)
+    found = lora_approximation.plain(adapter, config, base, *trees)
     peft.save_adapter(tmp_path / "a", found.adapter, found.settings, found.direction, {}, base_model_name=None)
     settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"]) == (7, 7)
@@ -113,7 +116,7 @@ def dora():
 @pytest.mark.parametrize("settings", [DORA, UNEVEN])
 def test_a_rank_that_is_too_small_leaves_the_tail_of_the_singular_values(settings):
     one = trained(settings)
-    found = plain.plain(one[0], CONFIG, *one[1:], rank=2)
+    found = lora_approximation.plain(one[0], CONFIG, *one[1:], rank=2)
     assert found.rank == 2
     tails, wholes = [], []
     for (path, layer), change in changes(*one).items():
@@ -129,20 +132,20 @@ def test_a_rank_that_is_too_small_leaves_the_tail_of_the_singular_values(setting
 
 def test_the_rank_that_is_chosen_is_the_first_within_the_limit(dora):
     """The smaller sides are 26: 8 and 16 lose something, 32 nothing."""
-    each = {rank: plain.plain(dora[0], CONFIG, *dora[1:], rank=rank).error for rank in (8, 16, 32)}
+    each = {rank: lora_approximation.plain(dora[0], CONFIG, *dora[1:], rank=rank).error for rank in (8, 16, 32)}
     assert each[8] > each[16] > 100 * each[32]
     assert each[32] < 1e-5
     for allowed, rank in ((each[8] * 1.001, 8), (each[8] * 0.999, 16), (each[16] * 0.999, 32)):
-        found = plain.plain(dora[0], CONFIG, *dora[1:], max_error=allowed)
+        found = lora_approximation.plain(dora[0], CONFIG, *dora[1:], max_error=allowed)
         assert (found.rank, found.error) == (rank, pytest.approx(each[rank], abs=1e-6))
     with pytest.raises(InputError, match=r"(?s)rank 32 or less .* --max-error 0 of.*rank 16 leaves \d+\.\d%.*merged"):
-        plain.plain(dora[0], CONFIG, *dora[1:], max_error=0.0)
+        lora_approximation.plain(dora[0], CONFIG, *dora[1:], max_error=0.0)
 
 
 def test_an_adapter_that_changed_nothing_stays_nothing():
     adapter = adapters.resolve(DORA, CONFIG)
-    base = adapters.prepare_base(tiny.random_base(CONFIG), adapter)
-    found = plain.plain(adapter, CONFIG, base, *adapters.init(adapter, base, jax.random.key(0)), rank=8)
+    base = initial.prepare_base(tiny.random_base(CONFIG), adapter)
+    found = lora_approximation.plain(adapter, CONFIG, base, *initial.init(adapter, base, jax.random.key(0)), rank=8)
     # m is the root of a sum and the norm the root of another: W' − W0 is rounding, or nothing.
     assert max(np.abs(product).max() for product in products(found).values()) < 1e-6
 
@@ -155,9 +158,9 @@ def test_large_matrices_are_decomposed_nearly_as_well(monkeypatch):
     def left(pair):
         return float(jnp.linalg.norm(matrix - pair.B @ pair.A))
 
-    best = plain._decomposed(matrix, 5)
-    monkeypatch.setattr(plain, "EXACT_SIDE", 20)
-    found = plain._decomposed(matrix, 5)
+    best = lora_approximation._decomposed(matrix, 5)
+    monkeypatch.setattr(lora_approximation, "EXACT_SIDE", 20)
+    found = lora_approximation._decomposed(matrix, 5)
     assert (found.A.shape, found.B.shape) == ((5, 53), (61, 5))
     assert left(best) < left(found) < 1.01 * left(best)  # slowly falling singular values are its worst case
 
@@ -165,7 +168,7 @@ def test_large_matrices_are_decomposed_nearly_as_well(monkeypatch):
 def test_modules_trained_whole_are_refused():
     one = trained(AdapterConfig("lora", rank=3, target_modules=("q_proj",), modules_to_save=("lm_head",)))
     with pytest.raises(InputError, match=r"trained whole \(lm_head\).*--format merged"):
-        plain.plain(one[0], CONFIG, *one[1:])
+        lora_approximation.plain(one[0], CONFIG, *one[1:])
 
 
 # The command

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from tiny import write_records
 
-from bidora_jax import data
+from bidora_jax import show_data
+from bidora_jax.data import statistics
+from bidora_jax.data.batches import Stream, bucket_lengths, joint
+from bidora_jax.data.encoding import Example
+from bidora_jax.data.records import record
+from bidora_jax.data.settings import DataConfig
+from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import command
-from bidora_jax.models import hf
-from bidora_jax.training import preview
-from bidora_jax.training.data import Stream, bucket_lengths, joint
-from bidora_jax.training.records import Example, load_tokenizer
-from bidora_jax.training.settings import DataConfig
-from bidora_jax.training.shapes import record
+from bidora_jax.models.formats import hf
 
 
 def example(length: int) -> Example:
@@ -21,12 +22,12 @@ def example(length: int) -> Example:
 
 
 def test_a_histogram_has_round_edges_and_every_length():
-    assert preview.histogram([3, 9, 10, 39]) == [(0, 4, 1), (5, 9, 1), (10, 14, 1), (15, 19, 0), (20, 24, 0), (25, 29, 0),
+    assert statistics.histogram([3, 9, 10, 39]) == [(0, 4, 1), (5, 9, 1), (10, 14, 1), (15, 19, 0), (20, 24, 0), (25, 29, 0),
                                                  (30, 34, 0), (35, 39, 1)]  # fmt: skip
-    assert preview.histogram([7, 7]) == [(7, 7, 2)]
+    assert statistics.histogram([7, 7]) == [(7, 7, 2)]
     lengths = np.random.default_rng(0).integers(100, 2000, size=57).tolist()
-    bins = preview.histogram(lengths)
-    assert sum(one.records for one in bins) == 57 and len(bins) <= preview.BINS
+    bins = statistics.histogram(lengths)
+    assert sum(one.records for one in bins) == 57 and len(bins) <= statistics.BINS
     for one in bins:
         assert one.records == sum(one.first <= length <= one.last for length in lengths)
 
@@ -36,7 +37,7 @@ def test_an_epochs_padding_is_that_of_the_batches(lower_steps):
     train, val = ([example(length) for length in np.random.default_rng(seed).integers(2, 90, size)]
                   for seed, size in ((0, 23), (1, 7)))  # fmt: skip
     settings = DataConfig(batch_size=2, accumulation=2, buckets=3)
-    found = preview.epoch(train, val, settings, lower_steps=lower_steps, seed=5)
+    found = statistics.epoch(train, val, settings, lower_steps=lower_steps, seed=5)
     lower, upper = (Stream([len(e.tokens) for e in part], 4, seed=5, stream=i) for i, part in enumerate((train, val)))
     buckets = bucket_lengths([len(e.tokens) for e in [*train, *val]], 3)
     tokens = computed = 0
@@ -56,11 +57,11 @@ def test_conversations_with_several_answers_are_counted():
 
     one, two = ({"messages": talk(*"qa")}, {"messages": talk(*"qarb")})
     only_last = {"prompt": talk(*"qar"), "completion": talk(*"qb")[1:]}
-    assert preview.several_answers([record(value) for value in (one, two, only_last, {"text": "x"})]) == 1
+    assert statistics.several_answers([record(value) for value in (one, two, only_last, {"text": "x"})]) == 1
 
 
 def shown(capfd, *argv) -> str:
-    command(data.main, [str(part) for part in argv])
+    command(show_data.main, [str(part) for part in argv])
     return capfd.readouterr().out
 
 
@@ -90,7 +91,7 @@ def test_a_terminal_gets_two_colours_and_escapes_stay_visible(flags, capfd, tmp_
     assert "\x1b[1;32m" in out and "\x1b[2m" in out and "⟦" not in out
     monkeypatch.setenv("NO_COLOR", "1")
     assert "⟦" in shown(capfd, *flags, "--data.train-file", file, "--records", "1")
-    assert data._visible("a\x1b[2J\tb\n") == "a\\x1b[2J\tb\n"
+    assert show_data._visible("a\x1b[2J\tb\n") == "a\\x1b[2J\tb\n"
 
 
 def test_packed_rows_cuts_and_what_is_not_trained_are_shown(flags, capfd, tmp_path):
@@ -142,7 +143,7 @@ def test_what_train_would_refuse_is_refused(flags, capfd):
         ([*flags, "--records=-1"], "--records must be at least 0"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            command(data.main, [str(part) for part in argv])
+            command(show_data.main, [str(part) for part in argv])
         assert stopped.value.code == 2 and says in capfd.readouterr().err
 
 
@@ -150,4 +151,8 @@ def test_pieces_keep_the_blanks_between_them(model_folder):
     tokenizer = load_tokenizer(model_folder)
     ids = tokenizer("ab cd", add_special_tokens=False)["input_ids"]
     mask = np.array([False, False, True, True, False])
-    assert preview.pieces(Example(np.array(ids), mask, False), tokenizer) == [("ab", False), (" c", True), ("d", False)]
+    assert statistics.pieces(Example(np.array(ids), mask, False), tokenizer) == [
+        ("ab", False),
+        (" c", True),
+        ("d", False),
+    ]

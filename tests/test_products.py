@@ -1,4 +1,4 @@
-"""kernels/products.py against plain einsum and JAX's own derivatives of it."""
+"""kernels/matmul.py against plain einsum and JAX's own derivatives of it."""
 
 import re
 from functools import partial
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax.kernels import products
-from bidora_jax.kernels.products import frozen_dot, frozen_times, swapped
+from bidora_jax.kernels import matmul, precision
+from bidora_jax.kernels.matmul import frozen_dot, frozen_times
+from bidora_jax.kernels.xla_cpu.transpose import swapped
 
 BATCH, ROWS, INNER = 3, 11, 5
 
@@ -32,7 +33,7 @@ def test_products_have_einsums_value_and_derivatives_of_both_orders(x64, fast, p
         backward = jax.grad(lambda x, w: jnp.vdot(gradient(x, w)[0], dx) + jnp.vdot(gradient(x, w)[1], dw), (0, 1))
         return multiply(x, w), forward, backward(x, w)
 
-    found, expected = derivatives(getattr(products, fast)), derivatives(lambda x, w: jnp.einsum(plain, x, w))
+    found, expected = derivatives(getattr(matmul, fast)), derivatives(lambda x, w: jnp.einsum(plain, x, w))
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
@@ -40,7 +41,7 @@ def test_products_have_einsums_value_and_derivatives_of_both_orders(x64, fast, p
 def test_a_wide_factor_gets_its_gradient_unrounded():
     x, w, g = arrays(jnp.float32, (ROWS, INNER), (13, INNER), (ROWS, 13))
     narrow_x, narrow_g = (array.astype(jnp.bfloat16).astype(jnp.float32) for array in (x, g))
-    found = jax.vjp(lambda w: products.product(x.astype(jnp.bfloat16), w), w)[1](g)[0]
+    found = jax.vjp(lambda w: matmul.product(x.astype(jnp.bfloat16), w), w)[1](g)[0]
     assert found.dtype == jnp.float32
     # Products of two bf16 numbers are exact in float32; only the order of the sum may differ.
     np.testing.assert_allclose(found, narrow_g.T @ narrow_x, rtol=1e-5, atol=1e-5)
@@ -48,7 +49,7 @@ def test_a_wide_factor_gets_its_gradient_unrounded():
 
 def test_the_large_cotangent_is_never_turned():
     x, w, g = arrays(jnp.float32, (331, 3), (257, 3), (331, 257))
-    text = jax.jit(lambda x, w, g: jax.vjp(products.product, x, w)[1](g)).lower(x, w, g).as_text()
+    text = jax.jit(lambda x, w, g: jax.vjp(matmul.product, x, w)[1](g)).lower(x, w, g).as_text()
     contracted = re.findall(r"contracting_dims = \[(\d)\] x \[(\d)\].*?\((tensor<[^>]+>), (tensor<[^>]+>)\)", text)
     assert ("0", "0", "tensor<331x3xf32>", "tensor<331x257xf32>") in contracted
     assert not any(left == "tensor<331x257xf32>" and axis == "0" for axis, _, left, _ in contracted)
@@ -84,7 +85,7 @@ def test_a_sum_over_rows_is_einsums_with_its_derivatives(dtype, leading, left, r
         value, tangent = jax.jvp(sums, inputs[:2], inputs[2:])
         return value, tangent, jax.vjp(sums, *inputs[:2])[1](g)
 
-    found = jax.jit(partial(all_of, products.over_rows))(x, y, dx, dy)
+    found = jax.jit(partial(all_of, matmul.over_rows))(x, y, dx, dy)
     einsum = partial(jnp.einsum, "...mk,...mn->...kn", precision="highest")
     expected = all_of(einsum, *(array.astype(jnp.float32) for array in (x, y, dx, dy)))
     assert found[0].dtype == jnp.float32
@@ -102,7 +103,7 @@ def test_the_derivative_of_a_result_larger_than_its_narrow_factors_is_one_produc
     inputs = arrays(dtype, *shapes, *shapes)
 
     def both(left, right, left_t, right_t):
-        return jax.jvp(partial(products.dot, left_axis=axes[0], right_axis=axes[1]), (left, right), (left_t, right_t))
+        return jax.jvp(partial(matmul.dot, left_axis=axes[0], right_axis=axes[1]), (left, right), (left_t, right_t))
 
     text = jax.jit(lambda *inputs: both(*inputs)[1]).lower(*inputs).as_text()
     assert text.count("stablehlo.dot_general") == products_taken
@@ -122,11 +123,11 @@ def widened(function, *inputs) -> list[str]:
 @pytest.mark.parametrize("inner", [8, 512])
 def test_a_narrow_product_and_its_derivatives_copy_nothing_into_float32(inner):
     x, w, g = arrays(jnp.bfloat16, (2, 256, inner), (2, 384, inner), (2, 256, 384))
-    if widened(lambda x, w: products.dot(x, w, -1, -1), x, w):
+    if widened(lambda x, w: matmul.dot(x, w, -1, -1), x, w):
         pytest.skip("this processor has no 16-bit products at all")
 
     def all_of(x, w, g):
-        y, pull = jax.vjp(lambda x, w: products.product(x, w).astype(x.dtype), x, w)
+        y, pull = jax.vjp(lambda x, w: matmul.product(x, w).astype(x.dtype), x, w)
         return y, pull(g)
 
     assert widened(all_of, x, w, g) == []
@@ -154,11 +155,11 @@ def test_narrow_frozen_dot_is_the_plain_dot_forward_and_backward():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float64, 1e-12), (jnp.bfloat16, 2**-7)])
 def test_frozen_times_is_frozen_dot_laid_out_for_few_rows(x64, dtype, tolerance):
     w, a = arrays(dtype, (13, 8), (3, 8))
-    (cotangent,) = arrays(products.wide(dtype), (13, 3))
+    (cotangent,) = arrays(precision.wide(dtype), (13, 3))
     (found, back), (expected, plain_back) = (
         jax.vjp(form, a) for form in (lambda a: frozen_times(w, a), lambda a: frozen_dot(a, w).T)
     )
-    assert found.dtype == products.wide(dtype)
+    assert found.dtype == precision.wide(dtype)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     (one,), (other,) = back(cotangent), plain_back(cotangent)
     assert one.dtype == dtype

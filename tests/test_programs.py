@@ -1,11 +1,11 @@
-"""training/programs.py: steps are compiled from shapes, once for each padded length, and run without being traced again."""
+"""training/compiled_steps.py: steps are compiled from shapes, once for each padded length, and run without being traced again."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax.training.programs import Program, ahead, shapes
+from bidora_jax.training.compiled_steps import Program, ahead, shapes
 
 
 def blank(length):

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax.kernels import quant, quantise
+from bidora_jax.kernels import quantized, quantizers
 
 SHAPE = (13, 11)  # 143 weights: an odd number, in two blocks and a part of one
 FORMS = {
-    "int8": quantise.int8,
-    "nf4": partial(quantise.nf4, double=False),
-    "nf4 nested": partial(quantise.nf4, double=True),
+    "int8": quantizers.int8,
+    "nf4": partial(quantizers.nf4, double=False),
+    "nf4 nested": partial(quantizers.nf4, double=True),
 }
 
 
@@ -34,46 +34,48 @@ def test_a_layer_of_a_stack_is_the_weight_alone(form, dtype, x64):
     each, stack = weights(form, dtype=dtype)
     assert (stack.shape, stack.dtype) == ((3, *SHAPE), dtype)
     for index, alone in enumerate(each):
-        layer = quant.Layer(stack, jnp.int32(index))
-        for function in (quant.dense, lambda weight: quant.opened(weight)[0]):
+        layer = quantized.Layer(stack, jnp.int32(index))
+        for function in (quantized.dense, lambda weight: quantized.opened(weight)[0]):
             np.testing.assert_array_equal(function(layer), function(alone))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_opened_stands_for_dense(form):
     each, _ = weights(form, dtype=jnp.bfloat16)
-    matrix, row_scale = quant.opened(each[0])
+    matrix, row_scale = quantized.opened(each[0])
     assert matrix.dtype == jnp.bfloat16
     assert (row_scale is None) == (form != "int8")
     product = matrix.astype(jnp.float32) * (1.0 if row_scale is None else row_scale[:, None])
     # (C·absmax)/127 and C·(absmax/127) round differently, by one bit.
-    np.testing.assert_allclose(product, quant.dense(each[0]), rtol=2**-23)
+    np.testing.assert_allclose(product, quantized.dense(each[0]), rtol=2**-23)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_over_layers_is_the_loop(form):
     each, stack = weights(form)
     shifts = jnp.arange(3.0)
-    mapped = jax.jit(lambda s: quant.over_layers(lambda w, shift: quant.dense(w) + shift, s, shifts))(stack)
-    np.testing.assert_array_equal(mapped, [quant.dense(weight) + i for i, weight in enumerate(each)])
-    dense = jnp.stack([quant.dense(weight) for weight in each])
-    np.testing.assert_array_equal(mapped, quant.over_layers(lambda w, shift: quant.dense(w) + shift, dense, shifts))
+    mapped = jax.jit(lambda s: quantized.over_layers(lambda w, shift: quantized.dense(w) + shift, s, shifts))(stack)
+    np.testing.assert_array_equal(mapped, [quantized.dense(weight) + i for i, weight in enumerate(each)])
+    dense = jnp.stack([quantized.dense(weight) for weight in each])
+    np.testing.assert_array_equal(
+        mapped, quantized.over_layers(lambda w, shift: quantized.dense(w) + shift, dense, shifts)
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_are_those_of_the_whole(form):
     each, _ = weights(form, dtype=jnp.bfloat16)
     tokens = jnp.array([[12, 0], [5, 5], [7, 1]])
-    whole = quant.dense(each[0]).astype(jnp.bfloat16)
-    np.testing.assert_array_equal(jax.jit(quant.rows)(each[0], tokens), whole[tokens])
-    np.testing.assert_array_equal(quant.rows(whole, tokens), whole[tokens])
+    whole = quantized.dense(each[0]).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(jax.jit(quantized.rows)(each[0], tokens), whole[tokens])
+    np.testing.assert_array_equal(quantized.rows(whole, tokens), whole[tokens])
 
 
 def test_a_dense_weight_is_itself():
     weight = jnp.arange(6.0).reshape(2, 3)
-    assert quant.opened(weight) == (weight, None)
-    assert quant.dense(weight) is weight
-    assert not quant.is_quantised(weight)
+    assert quantized.opened(weight) == (weight, None)
+    assert quantized.dense(weight) is weight
+    assert not quantized.is_quantised(weight)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -81,7 +83,9 @@ def test_a_stack_goes_through_jit_and_back_as_it_is(form):
     _, stack = weights(form)
     again = jax.jit(lambda tree: tree)(stack)
     assert jax.tree.structure(again) == jax.tree.structure(stack)
-    assert quant.tree_bytes(jax.eval_shape(lambda tree: tree, stack)) == sum(a.nbytes for a in jax.tree.leaves(stack))
+    assert quantized.tree_bytes(jax.eval_shape(lambda tree: tree, stack)) == sum(
+        a.nbytes for a in jax.tree.leaves(stack)
+    )
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(stack), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -118,7 +122,7 @@ def test_nothing_of_a_weight_is_differentiated(form):
 
     def loss(x, absmax):
         weight = jax.tree.unflatten(jax.tree.structure(each[0]), [*jax.tree.leaves(each[0])[:1], *absmax])
-        matrix, row_scale = quant.opened(weight)
+        matrix, row_scale = quantized.opened(weight)
         return jnp.sum(jnp.square(x @ matrix.T * (1.0 if row_scale is None else row_scale[None])))
 
     scales = [jnp.asarray(leaf) for leaf in jax.tree.leaves(each[0])[1:]]

@@ -12,8 +12,9 @@ from test_export import refused
 
 from bidora_jax import evaluate, export, train
 from bidora_jax.errors import InputError, command
-from bidora_jax.kernels import quant
-from bidora_jax.models import decoder, hf, quantization
+from bidora_jax.kernels import quantized
+from bidora_jax.models import decoder, quantization
+from bidora_jax.models.formats import hf, hf_config
 from bidora_jax.models.settings import ModelConfig
 
 DIFFERENCE = r"largest logit difference to the [a-z ]+ ([\d.e+-]+)"
@@ -70,7 +71,7 @@ def test_the_head_of_a_tied_model_is_its_embedding():
 
 
 def test_what_is_quantised_and_what_is_not_is_said(model_folder):
-    config = hf.read_config(model_folder)
+    config = hf_config.read_config(model_folder)
     base = hf.load(settings(quantized_modules=("gate_proj", "embed_tokens")), model_folder, config)
     packed, plain, by = quantization.describe(base)
     assert packed.startswith("nf4: embed_tokens, mlp.gate_proj at 4.1")
@@ -81,7 +82,7 @@ def test_what_is_quantised_and_what_is_not_is_said(model_folder):
 
 @pytest.mark.parametrize("form", ["int8", "nf4"])
 def test_a_model_quantised_while_it_loads_is_quantised_weight_by_weight(model_folder, form):
-    config = hf.read_config(model_folder)
+    config = hf_config.read_config(model_folder)
     dense = hf.load(ModelConfig(), model_folder, config)
     found = hf.load(settings(quantization=form, dtype="bfloat16"), model_folder, config)
     plan = resolved(quantization=form)
@@ -135,7 +136,7 @@ def test_both_merged_models_are_measured_and_the_chosen_one_is_written(run, mode
         "merged model read back: largest logit difference to the update over the original weights"
         in capfd.readouterr().out
     )
-    config = hf.read_config(tmp_path / "original")
+    config = hf_config.read_config(tmp_path / "original")
     found = hf.load_base(tmp_path / "original", config)["layers"]
     dense = hf.load_base(model_folder, config)["layers"]
     np.testing.assert_array_equal(found["mlp"]["up_proj"]["weight"], dense["mlp"]["up_proj"]["weight"])
@@ -164,9 +165,9 @@ def test_a_model_is_quantised_and_taken_back_without_an_adapter(model_folder, tm
     command(export.main, ["--model", str(packed), "--output", str(dense)])
     assert "quantization_config" in json.loads((packed / "config.json").read_text())
     assert "quantization_config" not in json.loads((dense / "config.json").read_text())
-    config, tokens = hf.read_config(dense), jnp.arange(22).reshape(2, 11)
+    config, tokens = hf_config.read_config(dense), jnp.arange(22).reshape(2, 11)
     bases = [hf.load(s, f, config) for s, f in ((settings(quantization=form), model_folder), (ModelConfig(), dense))]
-    assert not any(quant.is_quantised(leaf) for leaf in jax.tree.leaves(bases[1], is_leaf=quant.is_quantised))
+    assert not any(quantized.is_quantised(leaf) for leaf in jax.tree.leaves(bases[1], is_leaf=quantized.is_quantised))
     found, expected = (decoder.logits(config, None, base, {}, {}, tokens) for base in bases)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 

@@ -11,14 +11,18 @@ from test_bilevel import MODEL, batch
 from test_linear import quantised
 from tiny import CONFIG, noisy, random_base
 
-from bidora_jax import bilevel_step, init_state, init_train_state, train_step
-from bidora_jax.kernels import attention, losses, quant
-from bidora_jax.models import adapters, decoder
+from bidora_jax.kernels import losses, norms, quantized
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial, merging
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.adapters.targets import Site
 from bidora_jax.models.decoder import DecoderLayer
-from bidora_jax.models.settings import AdapterConfig
-from bidora_jax.models.targets import Site
 from bidora_jax.training import objective, optim
+from bidora_jax.training.bilevel import bilevel_step
 from bidora_jax.training.settings import OptimizerConfig
+from bidora_jax.training.state import init_state, init_train_state
+from bidora_jax.training.step import train_step
 
 DEEP = replace(CONFIG, num_layers=3)
 RAGGED = {
@@ -36,8 +40,8 @@ OPTIMIZERS = {
 def ragged(method, base=None, **settings):
     """(adapter, prepared base, direction, magnitude) of three layers that are adapted in different ways."""
     adapter = adapters.resolve(AdapterConfig(method=method, **(RAGGED | settings)), DEEP)
-    base = adapters.prepare_base(random_base(DEEP) if base is None else base, adapter)
-    return adapter, base, *noisy(adapter, *adapters.init(adapter, base, jax.random.key(0)))
+    base = initial.prepare_base(random_base(DEEP) if base is None else base, adapter)
+    return adapter, base, *noisy(adapter, *initial.init(adapter, base, jax.random.key(0)))
 
 
 def layer_adapter(adapter, layer):
@@ -72,7 +76,7 @@ def looped_loss(adapter):
             layer = DecoderLayer(DEEP, layer_adapter(adapter, number))
             weights = jax.tree.map(lambda leaf, number=number: leaf[number], base["layers"])
             x = layer.apply({"base": weights, "direction": d, "magnitude": m}, x, cos, sin)[0]
-        x = attention.rms_norm(x, base["norm"]["weight"], eps=DEEP.rms_norm_eps)
+        x = norms.rms_norm(x, base["norm"]["weight"], eps=DEEP.rms_norm_eps)
         flat, weight = x[:, :-1].reshape(-1, DEEP.hidden_size), mask[:, 1:].reshape(-1)
         total = losses.cross_entropy_sum(flat, decoder.head(base), tokens[:, 1:].reshape(-1), weight, chunk=64)
         return total / jnp.sum(weight)
@@ -162,10 +166,10 @@ def test_what_fills_the_stacks_up_stays_zero(optimizer, gram):
 def test_a_layer_that_is_not_adapted_is_exactly_the_frozen_one(method, form):
     base = random_base(DEEP) if form is None else quantised(random_base(DEEP), form)
     adapter, base, direction, magnitude = ragged(method, base)
-    merged = adapters.merge(adapter, base, direction, magnitude)["layers"]
+    merged = merging.merge(adapter, base, direction, magnitude)["layers"]
     for site in adapter.sites:
         before, after = (adapters.get(tree, site.path)["weight"] for tree in (base["layers"], merged))
-        before = quant.over_layers(quant.dense, before)
+        before = quantized.over_layers(quantized.dense, before)
         for layer, rank in enumerate(site.ranks):
             assert bool(jnp.all(before[layer] == after[layer])) == (rank == 0)
     logits = partial(decoder.logits, DEEP, tokens=jnp.arange(22).reshape(2, 11) % 97)
@@ -177,7 +181,7 @@ def test_a_layer_that_is_not_adapted_is_exactly_the_frozen_one(method, form):
 
 def test_a_start_is_the_identity_whatever_the_ranks():
     adapter, base, _, _ = ragged("dora")
-    direction, magnitude = adapters.init(adapter, base, jax.random.key(0))
+    direction, magnitude = initial.init(adapter, base, jax.random.key(0))
     assert_nothing_fills_up(adapter, direction, magnitude)
     tokens = jnp.arange(22).reshape(2, 11) % 97
     found, expected = (

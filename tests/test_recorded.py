@@ -4,7 +4,6 @@ import re
 from dataclasses import replace
 from functools import partial
 
-import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +12,16 @@ import pytest
 from test_linear import quantised
 from tiny import CONFIG, noisy, random_base
 
-from bidora_jax import bilevel_step, init_state
-from bidora_jax.kernels import hypergrad, records
-from bidora_jax.models import adapters, decoder
-from bidora_jax.models.settings import AdapterConfig, ModelConfig
+from bidora_jax.kernels import hypergrad, known_values
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures.decoder import linear_shapes
+from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import objective
+from bidora_jax.training.bilevel import bilevel_step
+from bidora_jax.training.state import init_state
 
 MODEL = ModelConfig(remat="dots", loss_chunk=64)
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -35,9 +39,9 @@ def problem(dtype=jnp.float64, form=None, **settings):
     """An adapter, its base and factors away from zero."""
     adapter = adapters.resolve(AdapterConfig(**{"rank": 3, "target_modules": ALL} | settings), CONFIG)
     base = random_base(dtype=dtype)
-    base = adapters.prepare_base(base if form is None else quantised(base, form), adapter)
+    base = initial.prepare_base(base if form is None else quantised(base, form), adapter)
     wide = jnp.promote_types(dtype, jnp.float32)
-    trees = noisy(adapter, *adapters.init(adapter, base, jax.random.key(0)))
+    trees = noisy(adapter, *initial.init(adapter, base, jax.random.key(0)))
     return adapter, base, *jax.tree.map(lambda leaf: leaf.astype(wide), trees)
 
 
@@ -209,7 +213,7 @@ HEAD = CONFIG.vocab_size * CONFIG.hidden_size
 
 def test_the_record_spares_two_products_of_four_with_every_frozen_matrix_of_the_layers():
     (_, _, record), mixed = two_passes(problem(jnp.float32), batch(1, np.float32))
-    tokens, layer = 2 * 11, sum(out * inside for out, inside in decoder.linear_shapes(CONFIG).values())
+    tokens, layer = 2 * 11, sum(out * inside for out, inside in linear_shapes(CONFIG).values())
     assert operations(mixed, None) - operations(mixed, record) > 2 * tokens * (2 * layer + HEAD)
 
 
@@ -244,8 +248,10 @@ def test_known_values_have_the_derivatives_of_what_they_stand_for():
     def f(how, x):
         return how(jnp.asarray(8.0), x**3) ** 2
 
-    assert jax.jvp(partial(f, records.known), (2.0,), (1.0,)) == (64.0, 2 * 8 * 12.0)
-    slopes = [jax.jvp(jax.grad(partial(f, how)), (2.0,), (1.0,))[1] for how in (records.known, records.restored)]
+    assert jax.jvp(partial(f, known_values.known), (2.0,), (1.0,)) == (64.0, 2 * 8 * 12.0)
+    slopes = [
+        jax.jvp(jax.grad(partial(f, how)), (2.0,), (1.0,))[1] for how in (known_values.known, known_values.restored)
+    ]
     assert slopes == [2 * (12.0**2 + 8 * 12.0), 2 * 8 * 12.0]  # the square's own slope is constant in the latter
 
 

@@ -6,20 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bidora_jax.data.encoding import chunk_lengths, encode, encode_all, encode_each, read_records
+from bidora_jax.data.prompts import PLAIN_TEMPLATE, prompt_ids, response_text
+from bidora_jax.data.records import Record
+from bidora_jax.data.tokenizer import load_tokenizer, pad_id
 from bidora_jax.errors import InputError
-from bidora_jax.training.records import (
-    PLAIN_TEMPLATE,
-    chunk_lengths,
-    encode,
-    encode_all,
-    encode_each,
-    load_tokenizer,
-    pad_id,
-    prompt_ids,
-    read_records,
-    response_text,
-)
-from bidora_jax.training.shapes import Record
 
 EOS, USER, BOT = 0, 1, 2
 CHAT_TEMPLATE = (

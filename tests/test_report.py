@@ -7,10 +7,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from bidora_jax import report
 from bidora_jax.errors import command
-from bidora_jax.reporting import charts, history, ink, summary
+from bidora_jax.report import main
+from bidora_jax.reporting import charts, history, style, summary
 from bidora_jax.reporting.history import History
+from bidora_jax.runs import report
 
 TRICKY = "<script>alert('ä & b')</script>"
 
@@ -115,8 +116,8 @@ def test_pictures_are_written_beside_the_page(killed):
 def test_the_colours_of_the_drawings_are_the_pages(killed):
     drawn = "".join(re.findall(r"<svg.*?</svg>", (killed / "report" / "report.html").read_text(), re.DOTALL))
     assert "var(--blue)" in drawn and "var(--sans)" in drawn
-    assert not any(colour in drawn for colour in ink.LIGHT.values())
-    assert ink.LIGHT.keys() == ink.DARK.keys()
+    assert not any(colour in drawn for colour in style.LIGHT.values())
+    assert style.LIGHT.keys() == style.DARK.keys()
 
 
 def test_the_summary_holds_the_numbers_of_the_run(killed):
@@ -132,7 +133,7 @@ def test_the_summary_holds_the_numbers_of_the_run(killed):
 
 def test_the_command_prints_the_summary_as_a_table_or_as_json(killed, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(charts, "all_charts", lambda _: {})  # drawn once is enough
-    report.main(["--run", str(killed), "--output", str(tmp_path / "out")])
+    main(["--run", str(killed), "--output", str(tmp_path / "out")])
     said = capsys.readouterr().out
     for part in (
         "run not finished",
@@ -143,7 +144,7 @@ def test_the_command_prints_the_summary_as_a_table_or_as_json(killed, tmp_path, 
         str(tmp_path / "out"),
     ):
         assert part in said
-    report.main(["--run", str(killed), "--output", str(tmp_path / "out"), "--json"])
+    main(["--run", str(killed), "--output", str(tmp_path / "out"), "--json"])
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out" / "summary.json").read_text())
 
 
@@ -198,7 +199,7 @@ def test_what_is_no_history_is_refused(tmp_path, capfd, content, said):
     if content is not None:
         (tmp_path / "metrics.jsonl").write_text(content)
     with pytest.raises(SystemExit) as stopped:
-        command(report.main, ["--run", str(tmp_path)])
+        command(main, ["--run", str(tmp_path)])
     assert stopped.value.code == 2
     assert said in capfd.readouterr().err
     assert not (tmp_path / "report").exists()

@@ -1,12 +1,12 @@
-"""models/rope.py: transformers is the oracle for the angles of every stretch, and what is not one is refused."""
+"""models/architectures/rope.py: transformers is the oracle for the angles of every stretch, and what is not one is refused."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax.kernels import attention
-from bidora_jax.models import rope
-from bidora_jax.models.rope import RopeScaling
+from bidora_jax.kernels.rope import rope_angles
+from bidora_jax.models.architectures import rope
+from bidora_jax.models.architectures.rope import RopeScaling
 
 CONTEXT, HEAD_DIM, BASE = 512, 22, 5000.0
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -15,7 +15,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 def _angles(settings, positions):
     theta, gain = rope.frequencies(HEAD_DIM, BASE, rope.read(settings, CONTEXT))
-    return attention.rope_angles(jnp.asarray(positions), theta, gain=gain, dtype=jnp.float32)
+    return rope_angles(jnp.asarray(positions), theta, gain=gain, dtype=jnp.float32)
 
 
 @pytest.mark.torch

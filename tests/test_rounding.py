@@ -1,11 +1,11 @@
-"""kernels/rounding.py against XLA's own conversions, bit by bit."""
+"""kernels/xla_cpu/bfloat16.py against XLA's own conversions, bit by bit."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax.kernels.rounding import opened, rounded
+from bidora_jax.kernels.xla_cpu.bfloat16 import opened, rounded
 
 
 def bits(x) -> np.ndarray:

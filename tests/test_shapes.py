@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from tiny import TEMPLATE as CHATML
 
+from bidora_jax.data import chat_template
+from bidora_jax.data.encoding import encode, encode_all
+from bidora_jax.data.prompts import prompt_ids, question_text, response_text
+from bidora_jax.data.records import BadRecord, Record, question, record
+from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import InputError
-from bidora_jax.training import answers
-from bidora_jax.training.records import encode, encode_all, load_tokenizer, prompt_ids, question_text, response_text
-from bidora_jax.training.shapes import BadRecord, Record, question, record
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "[INST]", "[/INST]", "</s>"]
 QWEN3 = (Path(__file__).parent / "qwen3_chat_template.jinja").read_text()
@@ -147,9 +149,9 @@ def test_a_template_that_ends_no_answer_gets_the_end_of_text(tokenizer):
 def test_a_template_marks_what_is_generated_and_is_believed(tokenizer):
     assert marked(tokenizer, MARKED, TALK, "turns") == f"{U}q{E}\n{A}⟦a{E}\n⟧{U}r{E}\n{A}⟦bx{E}\n⟧"
     assert marked(tokenizer, MARKED, TALK) == f"{U}q{E}\n{A}a{E}\n{U}r{E}\n{A}⟦bx{E}\n⟧"
-    assert answers.is_marked(tokenizer)
+    assert chat_template.is_marked(tokenizer)
     tokenizer.chat_template = {"default": CHATML, "tool_use": MARKED}
-    assert (answers.is_marked(tokenizer), answers.is_marked(tokenizer, [{"name": "f"}])) == (False, True)
+    assert (chat_template.is_marked(tokenizer), chat_template.is_marked(tokenizer, [{"name": "f"}])) == (False, True)
 
 
 def test_no_token_reaches_into_an_answer(tokenizer):
@@ -279,10 +281,10 @@ def test_conversations_that_are_tokenised_together_stay_apart(tokenizer, monkeyp
         said("q", "\n\n"),
         said("x", "y"),
     ]
-    talks = [answers.Conversation(one, numbers) for one in turns for numbers in ([len(one) - 1], None)]
-    alone = [answers.tokens([talk], tokenizer)[0] for talk in talks]
-    monkeypatch.setattr(answers, "BATCH", 3)
-    together = answers.tokens(talks, tokenizer)
+    talks = [chat_template.Conversation(one, numbers) for one in turns for numbers in ([len(one) - 1], None)]
+    alone = [chat_template.tokens([talk], tokenizer)[0] for talk in talks]
+    monkeypatch.setattr(chat_template, "BATCH", 3)
+    together = chat_template.tokens(talks, tokenizer)
     assert [isinstance(one, BadRecord) for one in together] == [False] * 2 + [True] * 2 + [False] * 6
     assert [str(one) for one in together] == [str(one) for one in alone]
     assert len({str(one) for one in together}) == 9  # all differ but the two that are refused alike

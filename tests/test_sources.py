@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from data_hub import data_hub
 
+from bidora_jax.data.encoding import read_records
+from bidora_jax.data.sources import json_files, sources, tables, text_files
+from bidora_jax.data.sources.rows import Fault, Row
 from bidora_jax.errors import InputError, command
 from bidora_jax.generate import GenerateArguments
 from bidora_jax.generate import _prompts as prompts_of
-from bidora_jax.training import jsonfiles, sources, tables, textfiles
-from bidora_jax.training.records import read_records
-from bidora_jax.training.rows import Fault, Row
 
 RECORDS = [{"prompt": f'p{i} "quoted", ü\nsecond', "completion": f"c{i};"} for i in range(3)]
 GOOD = b'{"text": "fine"}\n'
@@ -372,19 +372,19 @@ def test_all_bad_rows_of_all_sources_are_in_one_message(tmp_path):
 
 @pytest.mark.parametrize("length", [19, 20, 21, 22, 1000])
 def test_a_line_that_is_too_long_is_passed_over_and_named(tmp_path, length, monkeypatch):
-    monkeypatch.setattr(textfiles, "PIECE", 7)
+    monkeypatch.setattr(text_files, "PIECE", 7)
     long = b'{"text": "%s"}' % (b"x" * (length - 12))
     path = tmp_path / "a"
     path.write_bytes(GOOD + long + b"\n" + GOOD + long)
     fits = length <= 20
-    found = list(jsonfiles.json_lines(path, longest=20))
+    found = list(json_files.json_lines(path, longest=20))
     assert [isinstance(item, Row) for item in found] == [True, fits, True, fits]
     assert [item.place[-2:] for item in found] == [":1", ":2", ":3", ":4"]
     assert fits or found[3].why == "longer than 20 bytes, more than a record can be; is the file one record a line?"
     path.write_bytes(b"text\nshort\n" + b"y" * length + b"\nshort\n")
     kinds = [type(item) for item in tables.delimited(path, ",", longest=20)]
     assert kinds == [Row, Row if fits else Fault, Row]
-    assert len(list(textfiles.documents(path, longest=20))) == (1 if fits else 2)
+    assert len(list(text_files.documents(path, longest=20))) == (1 if fits else 2)
 
 
 # Columns

@@ -10,13 +10,13 @@ from runs import SMALL, inputs
 from tiny import write_tokenizer
 
 from bidora_jax.config import leaves, parse_train, read, resolve
+from bidora_jax.data import splits
+from bidora_jax.data.preparation import prepare
+from bidora_jax.data.records import Record
+from bidora_jax.data.settings import DataConfig
+from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import InputError
-from bidora_jax.train import assemble
-from bidora_jax.training import splits
-from bidora_jax.training.preparation import prepare
-from bidora_jax.training.records import load_tokenizer
-from bidora_jax.training.settings import DataConfig
-from bidora_jax.training.shapes import Record
+from bidora_jax.runs.assembly import assemble
 
 
 def write(path, texts) -> str:

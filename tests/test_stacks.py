@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax.models.stacks import scan
+from bidora_jax.kernels.xla_cpu.scan import scan
 
 LAYERS, BATCH, TOKENS, WIDTH = 5, 2, 3, 7
 

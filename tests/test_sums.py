@@ -1,11 +1,11 @@
-"""kernels/sums.py: against sums in float64, cut into parts and whole, and their derivatives of two kinds."""
+"""kernels/xla_cpu/reductions.py: against sums in float64, cut into parts and whole, and their derivatives of two kinds."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax.kernels.sums import row_dots, row_sums, token_dots
+from bidora_jax.kernels.xla_cpu.reductions import row_dots, row_sums, token_dots
 
 WIDTHS = [(1, 1), (31, 1), (32, 2), (48, 2), (64, 4), (255, 1), (256, 8), (576, 8)]
 """A width, and the parts that it is cut into on a CPU."""

@@ -7,10 +7,11 @@ import pytest
 from tiny import CONFIG
 
 from bidora_jax.errors import InputError
-from bidora_jax.models import adapters, targets
-from bidora_jax.models.settings import AdapterConfig
+from bidora_jax.models.adapters import targets
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures import decoder
 
-SHAPES, LAYERS = adapters.linear_shapes(CONFIG), 12
+SHAPES, LAYERS = decoder.linear_shapes(CONFIG), 12
 NAMES = [targets.name_of(layer, path) for path in SHAPES for layer in range(LAYERS)]
 
 

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from bidora_jax.errors import InputError
-from bidora_jax.models import tensorfile
+from bidora_jax.models.formats import safetensors_file
 
 SHAPES = {"b": (5, 7), "a": (3,), "c": (2, 3, 11)}
 
@@ -17,23 +17,25 @@ def _tensors(dtype):
     return {name: random.normal(size=shape).astype(dtype) for name, shape in SHAPES.items()}
 
 
-@pytest.mark.parametrize("dtype", tensorfile.DTYPES.values())
+@pytest.mark.parametrize("dtype", safetensors_file.DTYPES.values())
 def test_reads_what_the_package_writes(tmp_path, dtype):
     tensors = {name: (9 * tensor).astype(dtype) for name, tensor in _tensors("f4").items()}
     save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
-    entries = tensorfile.read_header(tmp_path / "x.safetensors")
+    entries = safetensors_file.read_header(tmp_path / "x.safetensors")
     assert entries.keys() == tensors.keys()
     for name, tensor in tensors.items():
         out = np.empty(tensor.shape, dtype)
-        tensorfile.read_into(entries[name], out)
+        safetensors_file.read_into(entries[name], out)
         np.testing.assert_array_equal(out, tensor)
-        np.testing.assert_array_equal(tensorfile.read(entries[name]), tensor)
+        np.testing.assert_array_equal(safetensors_file.read(entries[name]), tensor)
 
 
-@pytest.mark.parametrize("dtypes", [[dtype] * 3 for dtype in tensorfile.DTYPES.values()] + [["uint8", "f4", "int8"]])
+@pytest.mark.parametrize(
+    "dtypes", [[dtype] * 3 for dtype in safetensors_file.DTYPES.values()] + [["uint8", "f4", "int8"]]
+)
 def test_the_package_reads_what_is_written(tmp_path, dtypes):
     tensors = {name: (9 * a).astype(dtype) for (name, a), dtype in zip(_tensors("f4").items(), dtypes, strict=True)}
-    tensorfile.write(tmp_path / "x.safetensors", tensors, iter(tensors.values()))
+    safetensors_file.write(tmp_path / "x.safetensors", tensors, iter(tensors.values()))
     with safe_open(tmp_path / "x.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
         assert set(file.keys()) == set(tensors)
@@ -45,7 +47,7 @@ def test_reading_casts_to_the_dtype_of_the_array(tmp_path):
     tensor = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
     save_file({"x": tensor}, tmp_path / "x.safetensors")
     out = np.empty((3, 5), jnp.bfloat16)
-    tensorfile.read_into(tensorfile.read_header(tmp_path / "x.safetensors")["x"], out)
+    safetensors_file.read_into(safetensors_file.read_header(tmp_path / "x.safetensors")["x"], out)
     np.testing.assert_array_equal(out, tensor.astype(jnp.bfloat16))
 
 
@@ -53,7 +55,7 @@ def test_a_tensor_that_was_not_announced_is_a_bug(tmp_path):
     specs = {"x": np.zeros((3, 5), np.float32)}
     for wrong in (np.zeros((5, 3), np.float32), np.zeros((3, 5), np.float16)):
         with pytest.raises(ValueError, match="announced"):
-            tensorfile.write(tmp_path / "x", specs, [wrong])
+            safetensors_file.write(tmp_path / "x", specs, [wrong])
 
 
 def _cut(content: bytes) -> bytes:
@@ -85,11 +87,11 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, damage):
     save_file(_tensors(np.float32), file)
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(InputError, match=r"model\.safetensors.*fetch it again"):
-        tensorfile.read_header(file)
+        safetensors_file.read_header(file)
 
 
 def test_a_pointer_of_git_lfs_says_what_it_is(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:782af95f\nsize 800116456\n")
     with pytest.raises(InputError, match=r"model\.safetensors is a pointer of Git LFS .*git lfs pull"):
-        tensorfile.read_header(file)
+        safetensors_file.read_header(file)

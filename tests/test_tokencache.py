@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from tiny import write_tokenizer
 
+from bidora_jax.data import encoding, token_cache
+from bidora_jax.data.records import Record
+from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import InputError
-from bidora_jax.training import records, tokencache
-from bidora_jax.training.shapes import Record
 
 RECORDS = [Record({"instruction": f"repeat {i}", "output": f"v{i};" * (i % 7)}, f"a.jsonl:{i}") for i in range(23)]
 SETTINGS = {"max_length": 45, "loss_on": "response", "long": "truncate"}
@@ -22,12 +23,12 @@ def folder(tmp_path):
 
 @pytest.fixture
 def tokenizer(folder):
-    return records.load_tokenizer(folder)
+    return load_tokenizer(folder)
 
 
 def encoded(folder, tokenizer, given=RECORDS, **settings):
     cache, worth = settings.pop("cache", str(folder / "cache")), settings.pop("worth", 0.0)
-    return tokencache.encode_all(given, tokenizer, cache, worth=worth, **(SETTINGS | settings))
+    return token_cache.encode_all(given, tokenizer, cache, worth=worth, **(SETTINGS | settings))
 
 
 def assert_same(one, other) -> None:
@@ -40,11 +41,11 @@ def assert_same(one, other) -> None:
 
 
 def test_what_is_read_is_what_would_be_made(folder, tokenizer, monkeypatch):
-    made = records.encode_all(RECORDS, tokenizer, **SETTINGS)
+    made = encoding.encode_all(RECORDS, tokenizer, **SETTINGS)
     assert 0 < made.n_truncated < 9 and made.n_untrained == 4
     first, said = encoded(folder, tokenizer)
     assert "tokens made in" in said and "and kept in" in said
-    monkeypatch.setattr(records, "encode_all", None)  # not called a second time
+    monkeypatch.setattr(encoding, "encode_all", None)  # not called a second time
     again, said = encoded(folder, tokenizer)
     assert said.startswith("tokens read in ")
     assert_same(first, made)
@@ -63,19 +64,19 @@ def test_chunks_are_kept_with_the_records_that_they_are_of(folder, tokenizer):
 
 def test_whatever_could_change_a_token_changes_the_name(folder, tokenizer, monkeypatch):
     def names():
-        yield tokencache.name(folder, RECORDS, SETTINGS)
-        yield tokencache.name(folder, RECORDS[::-1], SETTINGS)
-        yield tokencache.name(
+        yield token_cache.name(folder, RECORDS, SETTINGS)
+        yield token_cache.name(folder, RECORDS[::-1], SETTINGS)
+        yield token_cache.name(
             folder, [*RECORDS[:-1], Record({"instruction": "repeat 22", "output": "v22; "})], SETTINGS
         )
         for other in ({"max_length": 71}, {"loss_on": "all"}, {"long": "drop"}, {"long": "split"}):
-            yield tokencache.name(folder, RECORDS, SETTINGS | other)
+            yield token_cache.name(folder, RECORDS, SETTINGS | other)
         (folder / "chat_template.jinja").write_text("{{ messages }}")
-        yield tokencache.name(folder, RECORDS, SETTINGS)
+        yield token_cache.name(folder, RECORDS, SETTINGS)
         (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + "\n")
-        yield tokencache.name(folder, RECORDS, SETTINGS)
-        monkeypatch.setattr(tokencache, "version", lambda package: "another")
-        yield tokencache.name(folder, RECORDS, SETTINGS)
+        yield token_cache.name(folder, RECORDS, SETTINGS)
+        monkeypatch.setattr(token_cache, "version", lambda package: "another")
+        yield token_cache.name(folder, RECORDS, SETTINGS)
 
     found = list(names())
     assert len(set(found)) == len(found) == 10
@@ -103,7 +104,7 @@ def test_a_damaged_file_is_said_and_made_anew(folder, tokenizer, damage):
     again, said = encoded(folder, tokenizer)
     assert said.startswith(f"{path} is damaged and is not used: ")
     assert_same(again, made)
-    assert_same(tokencache.read(path), made)
+    assert_same(token_cache.read(path), made)
     assert encoded(folder, tokenizer)[1].startswith("tokens read in")
 
 
@@ -121,7 +122,7 @@ def test_the_least_recently_used_go_first(folder, tokenizer, monkeypatch):
         os.utime(path, (1000 + age, 1000 + age))
         size = path.stat().st_size
     encoded(folder, tokenizer, max_length=50)  # used again
-    monkeypatch.setattr(tokencache, "ROOM", int(2.5 * size))
+    monkeypatch.setattr(token_cache, "ROOM", int(2.5 * size))
     encoded(folder, tokenizer, max_length=80)
     assert len(list((folder / "cache").iterdir())) == 2
     assert [encoded(folder, tokenizer, max_length=length)[1].split()[1] for length in (50, 80)] == ["read", "read"]

@@ -8,9 +8,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from bidora_jax import train
 from bidora_jax.errors import command
-from bidora_jax.training import tracking
-from bidora_jax.training.metrics import MetricsLog
-from bidora_jax.training.tracking import TensorBoard
+from bidora_jax.training.metrics_log import MetricsLog
+from bidora_jax.training.watchers import tracking
+from bidora_jax.training.watchers.tracking import TensorBoard
 
 
 def events(file: Path):

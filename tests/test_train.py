@@ -17,9 +17,10 @@ from test_tracking import curves, without_clock
 from bidora_jax import train
 from bidora_jax.config import parse_train, read, resolve, settled, to_json
 from bidora_jax.errors import RunError, command
+from bidora_jax.runs import checks
 from bidora_jax.training.checkpoint import Checkpoints
 from bidora_jax.training.loop import Loop, Phase, Rhythm, Standing, Work
-from bidora_jax.training.metrics import MetricsLog
+from bidora_jax.training.metrics_log import MetricsLog
 
 WEIGHTS = Path("adapter", "adapter_model.safetensors")
 EVERY_STEP = {"phase", "step", "train_loss", "inner_learning_rate", "tokens"}
@@ -57,7 +58,7 @@ def test_a_run_leaves_its_folder_complete(finished_run):
 def test_the_configuration_of_a_run_reads_back(finished_run):
     config, _ = parse_train(json.loads((finished_run / "argv.json").read_text()))
     saved = resolve(read(str(finished_run / "run" / "config.json")))
-    assert saved == settled(config, saved, train.SETTLED)
+    assert saved == settled(config, saved, checks.SETTLED)
     # What auto stood for.
     assert (saved.model.remat, saved.model.attention, saved.search.hypergradient) == ("dots", "chunked", "exact")
 

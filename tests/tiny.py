@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bidora_jax.models.decoder import DecoderConfig, base_shapes
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.decoder import base_shapes
 
 CONFIG = DecoderConfig(
     vocab_size=97, hidden_size=26, intermediate_size=38, num_layers=2, num_heads=6, num_kv_heads=2, head_dim=10,

@@ -9,7 +9,7 @@
 Norms, angles and softmax are float32 (float64 for float64); products have the dtype of the inputs and accumulate in
 float32. Sequences are padded on the right: under the causal mask a real token never sees padding, so no padding mask
 exists; what stands at padded positions is finite and meaningless. The only custom derivatives are those of the products
-(kernels/products.py), the norm, the softmax and the cut of the queries into runs, whose gradients are ordinary code: that is
+(kernels/matmul.py), the norm, the softmax and the cut of the queries into runs, whose gradients are ordinary code: that is
 what lets a mixed second-order product pass through. `fused_attention` is the one exception: attend() by cuDNN, with a first
 derivative and no second.
 """
@@ -22,62 +22,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bidora_jax.kernels.alone import alone
-from bidora_jax.kernels.products import dot, over_rows, swapped, wide
-from bidora_jax.kernels.rotary import Pairs
-from bidora_jax.kernels.sums import row_dots, row_sums
-
-
-def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], *, eps: float) -> Float[Array, "*batch D"]:
-    """Normalises the last axis in float32, rounds to the dtype of x, then multiplies by the weight, as transformers does."""
-    return jnp.multiply(_normed(x, eps), weight.reshape((1,) * (x.ndim - 1) + weight.shape))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _normed(x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"]:
-    """r·x with r = 1/√(mean(x²) + ε); its derivative is r·g − r³·mean(g ∘ x)·x."""
-    return _normed_forward(x, eps)[0]
-
-
-def _normed_forward(x, eps: float):
-    scale = jax.lax.rsqrt(row_dots(x, x) / x.shape[-1] + eps)
-    return (x.astype(scale.dtype) * scale).astype(x.dtype), (x, scale)
-
-
-def _normed_backward(eps: float, residuals, g):
-    del eps
-    x, scale = residuals
-    slope = row_dots(g, x) * scale**3 / x.shape[-1]
-    return (_cotangent_of_heads(x, g, scale, slope) if x.ndim > 3 else _cotangent(x, g, scale, slope),)
-
-
-def _cotangent(x, g, scale, slope):
-    return (g.astype(scale.dtype) * scale - x.astype(scale.dtype) * slope).astype(x.dtype)
-
-
-# Head by head, and not in the flat shape of the products that take it, in which it takes three times as long.
-_cotangent_of_heads = alone(_cotangent)
-
-
-_normed.defvjp(_normed_forward, _normed_backward)
-
-
-def rope_angles(positions: Int[Array, "*B T"], theta: Pairs, *, gain: float = 1.0, dtype) -> tuple[Array, Array]:
-    """cos and sin of the rotary angles times `gain`, each (*B, T, h), rounded to `dtype`; the second half repeats the first."""
-    turns = jnp.asarray(theta, wide(dtype)).reshape((1,) * positions.ndim + (-1,))
-    angles = positions.astype(wide(dtype))[..., None] * turns
-    angles = jnp.concatenate([angles, angles], axis=-1)
-    return (gain * jnp.cos(angles)).astype(dtype), (gain * jnp.sin(angles)).astype(dtype)
-
-
-def rope(
-    x: Float[Array, "B T N h"], cos: Float[Array, "*B T h"], sin: Float[Array, "*B T h"]
-) -> Float[Array, "B T N h"]:
-    """Rotates every head of x by the angle of its position, in float32, rounded once; rows may have their own positions."""
-    half = x.shape[-1] // 2
-    cos, sin = (array[..., :half].reshape(-1, array.shape[-2], 1, half).astype(wide(x.dtype)) for array in (cos, sin))
-    first, second = jnp.split(x.astype(wide(x.dtype)), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+from bidora_jax.kernels.matmul import dot, over_rows
+from bidora_jax.kernels.xla_cpu.outline import alone
+from bidora_jax.kernels.xla_cpu.reductions import row_dots, row_sums
+from bidora_jax.kernels.xla_cpu.transpose import swapped
 
 
 def visible(

@@ -21,9 +21,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
 
-from bidora_jax.kernels import gains
-from bidora_jax.kernels.gains import Keep, kept
-from bidora_jax.kernels.products import frozen_dot, frozen_times, product, wide
+from bidora_jax.kernels import matmul
+from bidora_jax.kernels.matmul import frozen_dot, frozen_times, product
+from bidora_jax.kernels.precision import wide
+from bidora_jax.kernels.row_gain import (
+    Keep,
+    apart_from_zero,
+    gained,
+    gained_dot,
+    held,
+    kept,
+    meets_weights,
+)
 
 Scale: TypeAlias = float | Float[Array, ""]
 """s; an array where it is another one in each layer of a stack."""
@@ -164,7 +173,7 @@ def apply(
     row_scale: Float[Array, " O"] | None = None,
     keep: Keep = kept,
 ) -> Float[Array, "*batch O"]:
-    """x·W'ᵀ = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ) in the dtype of x, from which its derivatives are read (kernels/gains.py).
+    """x·W'ᵀ = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ) in the dtype of x, from which its derivatives are read (kernels/row_gain.py).
 
     Without a `row_gain` this is LoRA. `x_low_rank` is the input of A where it differs from x (dropout), `projected` its product
     with A if it has been computed. Factors and gain may have a leading axis of several adapters, which is then x's first; the
@@ -176,19 +185,19 @@ def apply(
     if row_gain is None:
         total = _rescaled(frozen_dot(x, w0), row_scale) + low_rank(given, direction, keep, projected)
         return keep(total, x.dtype, "sum").astype(x.dtype)
-    row_gain = gains.apart_from_zero(row_gain, x.dtype)
-    if gains.meets_weights(row_gain, x.dtype):
+    row_gain = apart_from_zero(row_gain, x.dtype)
+    if meets_weights(row_gain, x.dtype):
         lowered = _lowered(given, direction.A, keep, projected)
-        gain_b = gains.held(row_gain)[:, None] * direction.B
+        gain_b = held(row_gain)[:, None] * direction.B
         rows = row_gain if row_scale is None else row_gain * row_scale
-        traced = gains.frozen_dot(x, w0, rows) + _raised(lowered, gain_b, x.shape)
+        traced = gained_dot(x, w0, rows) + _raised(lowered, gain_b, x.shape)
         # Under jax.checkpoint z hands back zeros, and XLA drops no product of them with W0 unless nothing takes it.
-        x, lowered, b = gains.held((x, lowered, direction.B))
+        x, lowered, b = held((x, lowered, direction.B))
         total = _rescaled(frozen_dot(x, w0), row_scale) + _raised(lowered, b, x.shape)
     else:
         total = _rescaled(frozen_dot(x, w0), row_scale) + low_rank(given, direction, keep, projected)
-        traced = gains.by_row(total, gains.held(row_gain))
-    return gains.gained(traced, row_gain, keep(total, x.dtype, "sum", row_gain).astype(x.dtype))
+        traced = matmul.by_row(total, held(row_gain))
+    return gained(traced, row_gain, keep(total, x.dtype, "sum", row_gain).astype(x.dtype))
 
 
 def linear(
@@ -203,7 +212,7 @@ def linear(
 
 
 def _rescaled(y: Float[Array, "*batch O"], row_scale: Float[Array, " O"] | None) -> Float[Array, "*batch O"]:
-    return y if row_scale is None else gains.by_row(y, row_scale)
+    return y if row_scale is None else matmul.by_row(y, row_scale)
 
 
 def merge(

@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from bidora_jax.kernels.products import bits, dot, floats, frozen_dot, some_rows, wide
+from bidora_jax.kernels.matmul import dot, frozen_dot
+from bidora_jax.kernels.precision import wide
+from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats, some_rows
 
 BLOCK, GPU_BLOCK = 2048, 8192
 """Rows of E in a block, at most. On a CPU 1,024 to 4,096 are equally fast. On a GPU each block has the sums (N, D) read and written

@@ -9,52 +9,38 @@ norms, softmax, logits and losses are float32.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from bidora_jax.kernels import attention, losses, quant
-from bidora_jax.kernels.gated import swiglu
-from bidora_jax.kernels.products import KEPT, bits, floats, frozen_dot, kept_dtype, wide
-from bidora_jax.models import rope
-from bidora_jax.models.adapters import Adapter, linear_shapes, with_saved
-from bidora_jax.models.linear import Linear, side_by_side, tapped, written_down
-from bidora_jax.models.recorded import Blank, Record, blank, scan_layers
-from bidora_jax.models.rope import RopeScaling
+from bidora_jax.kernels import attention, norms, quantized, rope
+from bidora_jax.kernels.matmul import frozen_dot
+from bidora_jax.kernels.precision import wide
+from bidora_jax.kernels.save_for_backward import kept_dtype
+from bidora_jax.kernels.swiglu import swiglu
+from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats
+from bidora_jax.models.adapters.adapter import Adapter, with_saved
+from bidora_jax.models.architectures.decoder import DecoderConfig, linear_shapes
+from bidora_jax.models.architectures.rope import frequencies
+from bidora_jax.models.layer_scan import (
+    Blank,
+    Record,
+    Remat,
+    _by_bits,
+    _packed,
+    _rematerialised,
+    _unpacked,
+    blank,
+    scan_layers,
+)
+from bidora_jax.models.linear import Linear, side_by_side
+from bidora_jax.models.tape import tapped, written_down
 
-Remat = Literal["auto", "none", "dots", "layer", "offload"]
 Attend = Callable[..., tuple[Array, PyTree]]
-"""(causal attention, q, k, v) -> (its result, what to keep): how generation.py puts a cache between a layer's two halves."""
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """What the mathematics needs of a config.json."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    tie_word_embeddings: bool
-    qk_norm: bool
-    """RMS norm of every query and key head before the rotation (Qwen3)."""
-    qkv_bias: bool
-    o_bias: bool
-    max_position_embeddings: int
-    mlp_bias: bool = False
-    window: int | None = None
-    """Tokens that a position sees, its own included (Mistral); None: all up to it."""
-    rope_scaling: RopeScaling | None = None
+"""(causal attention, q, k, v) -> (its result, what to keep): how generation puts a cache between a layer's two halves."""
 
 
 class RMSNorm(nn.Module):
@@ -63,7 +49,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
         weight = self.variable("base", "weight", jnp.ones, (x.shape[-1],), x.dtype).value
-        return attention.rms_norm(x, weight, eps=self.eps)
+        return norms.rms_norm(x, weight, eps=self.eps)
 
 
 class Attention(nn.Module):
@@ -81,7 +67,7 @@ class Attention(nn.Module):
         q, k, v = (out.reshape(*x.shape[:2], -1, c.head_dim) for out in side_by_side(layers, x))
         if c.qk_norm:
             q, k = RMSNorm(c.rms_norm_eps, name="q_norm")(q), RMSNorm(c.rms_norm_eps, name="k_norm")(k)
-        q, k = attention.rope(q, cos, sin), attention.rope(k, cos, sin)
+        q, k = rope.rope(q, cos, sin), rope.rope(k, cos, sin)
         if self.fused:
             causal = partial(attention.fused_attention, window=c.window)
         else:
@@ -181,7 +167,7 @@ def hidden(
         body = _rematerialised(lambda x, slices: (one(slices[0], slices[1], shared, x)[0], None), remat, base)
         x, _ = jax.lax.scan(body, x, (variables, frozen))
     weight = base["norm"]["weight"]
-    return attention.rms_norm(x.astype(dtype or weight.dtype), weight, eps=config.rms_norm_eps)
+    return norms.rms_norm(x.astype(dtype or weight.dtype), weight, eps=config.rms_norm_eps)
 
 
 def blank_record(
@@ -208,10 +194,6 @@ def blank_record(
     return blank(one, variables, frozen, shared, x, means, by_bits=_by_bits(reversible, base["norm"]["weight"].dtype))
 
 
-def _by_bits(reversible: bool, dtype) -> bool:
-    return not reversible and dtype == jnp.bfloat16 and kept_dtype(dtype) != dtype
-
-
 def _stacked(layer: DecoderLayer, base, direction, magnitude, tokens, key=None, dtype=None, segments=None):
     """One layer as a function, the stacks of what is trained and what is frozen, what all layers share, and the first one's x."""
     x = _embedded(base, tokens).astype(dtype or base["norm"]["weight"].dtype)
@@ -234,25 +216,6 @@ def _stacked(layer: DecoderLayer, base, direction, magnitude, tokens, key=None, 
     return one, variables, frozen, shared, x.astype(kept_dtype(x.dtype))
 
 
-def _rematerialised(body, remat: Remat, base: PyTree):
-    """The body of the scan over layers, recomputed in the backward pass as far as `remat` asks for."""
-    if remat == "offload":
-        moved = jax.checkpoint_policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[], names_which_can_be_offloaded=[KEPT], offload_src="device",
-            offload_dst="pinned_host",
-        )  # fmt: skip
-        return jax.checkpoint(body, policy=moved, prevent_cse=False)
-    if remat == "auto":
-        raise ValueError(
-            "remat auto is for training, which settles it (training/fitting.py); say which policy is meant"
-        )
-    if any(map(quant.is_packed, jax.tree.leaves(base["layers"], is_leaf=quant.is_packed))):
-        return body  # each linear layer opens its weight anew
-    # A weight read back from its bits would be kept once more: a second copy of a 16-bit base among the residuals.
-    read = "bitcast_convert_type"
-    return jax.checkpoint(body, policy=lambda primitive, *_, **__: primitive.name != read, prevent_cse=False)
-
-
 def logits(
     config: DecoderConfig,
     adapter: Adapter | None,
@@ -269,48 +232,10 @@ def logits(
     return frozen_dot(x, head(with_saved(base, direction)).astype(x.dtype))
 
 
-def token_loss_sum(
-    config: DecoderConfig,
-    adapter: Adapter | None,
-    base: PyTree,
-    direction: PyTree,
-    magnitude: PyTree,
-    tokens: Int[Array, "B T"],
-    loss_mask: Float[Array, "B T"],
-    key: Array | None = None,
-    *,
-    remat: Remat = "layer",
-    fused: bool = False,
-    attention_chunk: int = 1024,
-    loss_chunk: int = 256,
-    segments: Int[Array, "B T"] | None = None,
-    record: Blank | Record | None = None,
-    reversible: bool = True,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum of −log p over the tokens that `loss_mask` marks as predicted, and their number.
-
-    In a row of several documents it marks the first token of none of them: the one before it is another's.
-    """
-    x = hidden(
-        config, adapter, base, direction, magnitude, tokens, key,
-        remat=remat, fused=fused, attention_chunk=attention_chunk, segments=segments, record=record,
-        reversible=reversible,
-    )  # fmt: skip
-    x = x[:, :-1].reshape(-1, config.hidden_size)
-    targets, weights = tokens[:, 1:].reshape(-1), loss_mask[:, 1:].reshape(-1)
-    vocabulary = head(with_saved(base, direction))
-    # Only a trained head gets a gradient. It is float32, and so is its product.
-    loss = losses.trained_cross_entropy_sum
-    if adapter is None or "lm_head" not in adapter.saved:
-        given = {} if record is None else {"blank" if isinstance(record, Blank) else "means": record.means}
-        loss = partial(losses.cross_entropy_sum, **given)
-    return loss(x.astype(vocabulary.dtype), vocabulary, targets, weights, chunk=loss_chunk), jnp.sum(weights)
-
-
 def head(base: PyTree) -> Float[Array, "V D"]:
     """The output embedding, dense: lm_head, or the input embedding where the two are tied."""
     weight = base["lm_head" if "lm_head" in base else "embed_tokens"]["weight"]
-    return quant.dense(weight).astype(weight.dtype)
+    return quantized.dense(weight).astype(weight.dtype)
 
 
 def _documents(segments: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
@@ -322,35 +247,12 @@ def _documents(segments: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Arra
 
 
 def _angles(config: DecoderConfig, positions, dtype):
-    theta, gain = rope.frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-    return attention.rope_angles(positions, theta, gain=gain, dtype=dtype)
+    theta, gain = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    return rope.rope_angles(positions, theta, gain=gain, dtype=dtype)
 
 
 def _embedded(base: PyTree, tokens: Array) -> Array:
     weight = base["embed_tokens"]["weight"]
-    if quant.is_quantised(weight):
-        return quant.rows(weight, tokens)
+    if quantized.is_quantised(weight):
+        return quantized.rows(weight, tokens)
     return floats(bits(weight)[tokens], weight)
-
-
-def _packed(stacks: PyTree) -> PyTree:
-    """What the scan over layers slices: everything but packed stacks, which are read in place.
-
-    Vectors go as `kept_dtype` has them: XLA's CPU backend would read the bits of one inside the loop over the array that it
-    scales, element by element (the second computation of a query's norm and rotation takes four times as long).
-    """
-
-    def pack(leaf):
-        if quant.is_packed(leaf):
-            return None
-        return bits(leaf) if leaf.ndim > 2 else leaf.astype(kept_dtype(leaf.dtype))
-
-    return {**stacks, "base": jax.tree.map(pack, stacks["base"], is_leaf=quant.is_packed)}
-
-
-def _unpacked(variables: PyTree, base: PyTree, index: Array) -> PyTree:
-    def unpack(stack, part):
-        return quant.Layer(stack, index) if quant.is_packed(stack) else floats(part, stack).astype(stack.dtype)
-
-    layers = jax.tree.map(unpack, base["layers"], variables["base"], is_leaf=quant.is_packed)
-    return {**variables, "base": layers}

@@ -1,6 +1,6 @@
 """The one linear layer of the package, and the only place that asks whether a layer is adapted or quantised.
 
-    y = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ) + bias          see kernels/dora.py; W0 opened by kernels/quant.py
+    y = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ) + bias          see kernels/dora.py; W0 opened by kernels/quantized.py
 
 Its variables live in three collections, which are the three parameter groups: 'base' (frozen), 'direction' (A, B) and
 'magnitude' (m). Dropout acts on the input of A only, and only where a 'dropout' key is given. The weight is opened once a
@@ -17,58 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bidora_jax.kernels import dora, gains, lowrank, products, quant, records
-from bidora_jax.kernels.products import KEPT, wide
-from bidora_jax.models.adapters import Adapted
-
-SUMS, TAPS, COTANGENTS = "sums", "taps", "cotangents"
-"""Collections of what is written down of a layer's products and read by another pass, see models/recorded.py."""
-NORMS = "norms"
-"""The collection of the norms ‖V‖ that are held constant: with a layer's norm known, W0·Aᵀ is not made again."""
-ROUNDED = "rounded"
-"""A collection of nothing. A pass that may write it goes on with its sums as they are kept, rounded to the dtype of x."""
-
-
-def tapped(module: nn.Module, name: str, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """x, the input of linear layers: the sum of their cotangents is what they hand back."""
-    if module.has_variable(COTANGENTS, name):
-        return records.foretold(x, module.get_variable(COTANGENTS, name))
-    if module.is_mutable_collection(TAPS) and not module.is_initializing():
-        module.put_variable(TAPS, name, x)
-    return records.tapped(x, module.get_variable(TAPS, name)) if module.has_variable(TAPS, name) else x
-
-
-def written_down(
-    module: nn.Module, y: Float[Array, "*n"], dtype, name: str, gain: Float[Array, "*N O"] | None = None
-) -> Float[Array, "*n"]:
-    """y, or gain ⊙ y, as `gains.kept` has it: written down in a pass that asks for SUMS, taken from them in one given them."""
-    z = gains.kept(y, dtype, name, gain)
-    if module.is_initializing():
-        return z
-    if module.is_mutable_collection(ROUNDED):
-        narrow = jnp.finfo(dtype)
-        z = jax.lax.reduce_precision(z, narrow.nexp, narrow.nmant)
-        # Of what it is rounded to, as in a pass that is given it.
-        z = z if gain is None else gains.known(z, y, gain)
-    written = module.is_mutable_collection(SUMS)
-    if module.has_variable(SUMS, name):
-        value = module.get_variable(SUMS, name)
-        if not written:
-            # The derivative in reverse of gain ⊙ y is not this one's, but that of `gains.gained`.
-            z = records.restored(value, z) if gain is None else value
-        else:
-            z = records.known(value, z) if gain is None else gains.known(value, y, gain)
-    if written:
-        module.put_variable(SUMS, name, z)
-    return z
-
-
-def norm_written_down(module: nn.Module, norm: Float[Array, " O"]) -> Float[Array, " O"]:
-    """The norm, a constant: written down in a pass that asks for NORMS, and taken from them in one given them."""
-    norm = module.get_variable(NORMS, "norm") if module.has_variable(NORMS, "norm") else norm
-    if module.is_mutable_collection(NORMS) and not module.is_initializing():
-        module.put_variable(NORMS, "norm", norm)
-    return norm
+from bidora_jax.kernels import dora, lora_init, matmul, quantized
+from bidora_jax.kernels.precision import wide
+from bidora_jax.kernels.save_for_backward import KEPT
+from bidora_jax.models.adapters.adapter import Adapted
+from bidora_jax.models.tape import norm_written_down, written_down
 
 
 class Linear(nn.Module):
@@ -96,7 +49,7 @@ class Linear(nn.Module):
                 self._scale(x.dtype), self._start(x.dtype),
             ]  # fmt: skip
         product = partial(_product, adapter, partial(written_down, self), partial(norm_written_down, self))
-        if self.reopen and isinstance(weight, quant.Layer):
+        if self.reopen and isinstance(weight, quantized.Layer):
             # What is kept for the backward pass is the sums, not the matrix.
             kept = jax.checkpoint_policies.save_only_these_names(KEPT)
             product = jax.checkpoint(product, policy=kept, prevent_cse=False)
@@ -155,20 +108,20 @@ def side_by_side(layers: Sequence[Linear], x: Float[Array, "*batch I"]) -> list[
     if len(factors) < len(layers):
         return [layer(x) for layer in layers]
     ends = list(accumulate(len(factor) for factor in factors))
-    projected = products.product(x.reshape(-1, x.shape[-1]), jnp.concatenate(factors))
+    projected = matmul.product(x.reshape(-1, x.shape[-1]), jnp.concatenate(factors))
     return [layer(x, part) for layer, part in zip(layers, jnp.split(projected, ends[:-1], axis=-1), strict=True)]
 
 
 def _product(
-    adapter: Adapted | None, keep, keep_norm, x, weight: quant.Weight, direction: dora.Direction | None = None,
+    adapter: Adapted | None, keep, keep_norm, x, weight: quantized.Weight, direction: dora.Direction | None = None,
     magnitude=None, dropped=None, own_scale: Any = None, start: dora.Direction | None = None, projected=None,
 ):  # fmt: skip
-    w0, row_scale = quant.opened(weight)
+    w0, row_scale = quantized.opened(weight)
     w0 = w0.astype(x.dtype)
     if adapter is None or direction is None:
         return dora.linear(x, w0, row_scale=row_scale, keep=keep)
     scale = own_scale if adapter.scale is None else adapter.scale
-    direction = direction if start is None else lowrank.since(direction, start)
+    direction = direction if start is None else lora_init.since(direction, start)
     gain = magnitude
     if isinstance(magnitude, tuple):
         gain = _gain(adapter, w0, row_scale, direction, scale, *magnitude, keep_norm=keep_norm)
@@ -190,7 +143,7 @@ def _gain(
 
 def row_gain(
     adapter: Adapted,
-    weight: quant.Weight,
+    weight: quantized.Weight,
     direction: dora.Direction,
     scale: dora.Scale,
     m: Float[Array, " O"],
@@ -200,4 +153,4 @@ def row_gain(
 
     `direction` is the change since the start, where that is not zero.
     """
-    return _gain(adapter, *quant.opened(weight), direction, scale, m, norm_sq)
+    return _gain(adapter, *quantized.opened(weight), direction, scale, m, norm_sq)

@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from bidora_jax.errors import InputError, did_you_mean
-from bidora_jax.kernels import quant, quantise
+from bidora_jax.kernels import quantized, quantizers
 from bidora_jax.kernels.cuda import ops
+from bidora_jax.kernels.xla_cpu import weights
 from bidora_jax.models import decoder
-from bidora_jax.models.adapters import PATHS
-from bidora_jax.models.decoder import DecoderConfig
-from bidora_jax.models.settings import LINEARS, ModelConfig
+from bidora_jax.models.architectures.decoder import LINEARS, PATHS, DecoderConfig
+from bidora_jax.models.settings import ModelConfig
 
 OUTSIDE = ("lm_head", "embed_tokens")
 
@@ -32,11 +32,11 @@ class Quantization:
         """Whether the leaf of this path in the base tree is to be quantised."""
         return path[-1] == "weight" and ".".join(path[:-1]) in self.modules
 
-    def quantise(self, weight: np.ndarray, dtype) -> quant.Int8 | quant.NF4:
+    def quantise(self, weight: np.ndarray, dtype) -> quantized.Int8 | quantized.NF4:
         """One weight (O, I) on the host; `dtype` is the one it will be used in."""
         if self.form == "int8":
-            return quantise.int8(weight, dtype)
-        return quantise.nf4(weight, dtype, double=self.double)
+            return quantizers.int8(weight, dtype)
+        return quantizers.nf4(weight, dtype, double=self.double)
 
 
 def resolve(settings: ModelConfig, *, tied: bool) -> Quantization | None:
@@ -75,35 +75,35 @@ def base_shapes(settings: ModelConfig, config: DecoderConfig, dtype) -> PyTree:
         if chosen is not None and chosen.covers(tuple(key.key for key in path)):
             return packed_shapes(chosen, like.shape, like.dtype)
         held = len(like.shape) == 3 and like.dtype.itemsize == 2 and jax.default_backend() == "cpu"
-        return quant.Bits(jax.ShapeDtypeStruct(like.shape, np.uint16), like.dtype) if held else like
+        return weights.Bits(jax.ShapeDtypeStruct(like.shape, np.uint16), like.dtype) if held else like
 
     return jax.tree_util.tree_map_with_path(leaf, decoder.base_shapes(config, dtype))
 
 
-def packed_shapes(chosen: Quantization, shape: tuple[int, ...], dtype) -> quant.Int8 | quant.NF4:
+def packed_shapes(chosen: Quantization, shape: tuple[int, ...], dtype) -> quantized.Int8 | quantized.NF4:
     """Shapes of a quantised weight (*L, O, I), to be used in `dtype`."""
     dtype, struct = np.dtype(dtype), jax.ShapeDtypeStruct
     *layers, rows, columns = shape
     if chosen.form == "int8":
-        return quant.Int8(struct(shape, np.int8), struct((*layers, rows), np.float32), dtype)
-    blocks = -(-rows * columns // quant.BLOCK)
-    absmax: quant.Leaf = struct((*layers, blocks), np.float32)
+        return quantized.Int8(struct(shape, np.int8), struct((*layers, rows), np.float32), dtype)
+    blocks = -(-rows * columns // quantized.BLOCK)
+    absmax: quantized.Leaf = struct((*layers, blocks), np.float32)
     if chosen.double:
-        groups = struct((*layers, -(-blocks // quant.NESTED_BLOCK)), np.float32)
-        absmax = quant.Nested(struct((*layers, blocks), np.uint8), groups, struct(tuple(layers), np.float32))
-    return quant.NF4(struct((*layers, -(-rows * columns // 2)), np.uint8), absmax, (rows, columns), dtype)
+        groups = struct((*layers, -(-blocks // quantized.NESTED_BLOCK)), np.float32)
+        absmax = quantized.Nested(struct((*layers, blocks), np.uint8), groups, struct(tuple(layers), np.float32))
+    return quantized.NF4(struct((*layers, -(-rows * columns // 2)), np.uint8), absmax, (rows, columns), dtype)
 
 
 def describe(base) -> list[str]:
     """Lines that say what of a base tree is quantised, at how many bits, and what is not."""
-    leaves = jax.tree_util.tree_leaves_with_path(base, is_leaf=quant.is_packed)
+    leaves = jax.tree_util.tree_leaves_with_path(base, is_leaf=quantized.is_packed)
     named = [(".".join(key.key for key in path[:-1]), leaf) for path, leaf in leaves if path[-1].key == "weight"]
-    packed = [(name, leaf) for name, leaf in named if quant.is_quantised(leaf)]
+    packed = [(name, leaf) for name, leaf in named if quantized.is_quantised(leaf)]
     if not packed:
         return []
-    bits = 8 * quant.tree_bytes([leaf for _, leaf in packed]) / sum(int(np.prod(leaf.shape)) for _, leaf in packed)
+    bits = 8 * quantized.tree_bytes([leaf for _, leaf in packed]) / sum(int(np.prod(leaf.shape)) for _, leaf in packed)
     form = type(packed[0][1]).__name__.lower()
-    plain = [name.removeprefix("layers.") for name, leaf in named if not quant.is_quantised(leaf)]
+    plain = [name.removeprefix("layers.") for name, leaf in named if not quantized.is_quantised(leaf)]
     by = f"CUDA ops {ops.status()}" if jax.default_backend() == "gpu" else "XLA: there is no CUDA device"
     return [
         f"{form}: {', '.join(name.removeprefix('layers.') for name, _ in packed)} at {bits:.2f} bits a parameter",

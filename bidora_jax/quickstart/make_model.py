@@ -21,12 +21,14 @@ import optax
 from jaxtyping import PyTree
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from bidora_jax.models import tensorfile
-from bidora_jax.models.adapters import get
-from bidora_jax.models.decoder import DecoderConfig, base_shapes, token_loss_sum
-from bidora_jax.models.folders import staged, write_json
-from bidora_jax.models.hf import name_table
+from bidora_jax.machine.files import staged, write_json
+from bidora_jax.models.adapters.adapter import get
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.decoder import base_shapes
+from bidora_jax.models.formats import safetensors_file
+from bidora_jax.models.formats.hf import name_table
 from bidora_jax.quickstart.corpus import Turn, document
+from bidora_jax.tasks.language_modeling import token_loss_sum
 
 SEED = 20261123
 END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -228,7 +230,7 @@ def write_folder(folder: Path, tokenizer: Tokenizer, base: PyTree) -> None:
         for name, place in name_table(CONFIG).items():
             leaf = np.asarray(get(base, ".".join(place.path)).astype(jnp.bfloat16))
             tensors[name] = leaf if place.layer is None else leaf[place.layer]
-        tensorfile.write(fresh / "model.safetensors", tensors, tensors.values())
+        safetensors_file.write(fresh / "model.safetensors", tensors, tensors.values())
 
 
 def main(output: Path, steps: int) -> None:

@@ -10,9 +10,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bidora_jax.reporting import ink
+from bidora_jax.reporting import style
 from bidora_jax.reporting.history import Curve, History, Line, largest, reach_of, smoothed
-from bidora_jax.reporting.ink import LIGHT
+from bidora_jax.reporting.style import LIGHT
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 """Of checkpoints, told apart without colour; from the eleventh on they come again."""
@@ -25,8 +25,8 @@ def all_charts(history: History) -> dict[str, tuple[str, Figure]]:
     """Every picture that the history holds something for: its title and its figure, by the name of its file."""
     grads = history.curve("direction_grad_norm", "grad_norm")
     made = {
-        "loss": ("Loss", ink.figure(lambda figure: _loss(history, figure), ink.BROAD, 3.3)),
-        "learning_rate": ("Learning rate", ink.figure(lambda figure: _rates(history, figure))),
+        "loss": ("Loss", style.figure(lambda figure: _loss(history, figure), style.BROAD, 3.3)),
+        "learning_rate": ("Learning rate", style.figure(lambda figure: _rates(history, figure))),
         "direction_gradient": ("Gradient norm of the direction", _single(history, grads, "norm, before clipping", "blue")),
         "hypergradient": ("Hypergradient norm of the magnitude",
                           _single(history, history.curve("hypergrad_norm"), "norm, before clipping", "orange")),
@@ -40,7 +40,7 @@ def all_charts(history: History) -> dict[str, tuple[str, Figure]]:
 
 def narrow_loss(history: History) -> Figure:
     """The losses once more, for a narrow page."""
-    return ink.figure(lambda figure: _loss(history, figure), height=3.3)
+    return style.figure(lambda figure: _loss(history, figure), height=3.3)
 
 
 def _loss(history: History, figure: Figure) -> None:
@@ -62,7 +62,7 @@ def _loss(history: History, figure: Figure) -> None:
     spread = (high - low) or 1.0
     axes.set_ylim(max(low - 0.05 * spread, 0), high + 0.12 * spread)
     axes.set_ylabel("nats per token")
-    ink.plain_steps(axes)
+    style.plain_steps(axes)
     _mark_phases(history, axes)
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.93), handlelength=1.8)
 
@@ -82,14 +82,14 @@ def _rates(history: History, figure: Figure) -> None:
     axes.set_ylabel("learning rate")
     axes.yaxis.get_offset_text().set_color(LIGHT["muted"])
     _linear(axes, seen)
-    ink.plain_steps(axes)
+    style.plain_steps(axes)
     _mark_phases(history, axes)
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(loc="upper right", bbox_to_anchor=(1, 0.93), handlelength=1.8)
 
 
 def _linear(axes: Axes, values: Any) -> None:
-    ink.few_values(axes, [0.0, *values])
+    style.few_values(axes, [0.0, *values])
     axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
 
 
@@ -110,11 +110,11 @@ def _single(history: History, curve: Curve, label: str, colour: str, *, from_zer
         if from_zero:
             _linear(axes, curve.values)
         else:
-            ink.few_values(axes, curve.values)
-        ink.plain_steps(axes)
+            style.few_values(axes, curve.values)
+        style.plain_steps(axes)
         _mark_phases(history, axes, curve.steps[-1])
 
-    return ink.figure(draw)
+    return style.figure(draw)
 
 
 def _faint_and_smooth(axes: Axes, curve: Curve, colour: str, label: str | None) -> None:
@@ -172,7 +172,7 @@ def _heat(history: History, kind: str, label: str) -> Figure | None:
         image: Any = None
         for axes, module in zip(grid.flat, modules, strict=False):
             values = np.array([line[kind][module] for line in lines], float).T
-            image = axes.imshow(values, aspect="auto", origin="lower", cmap=ink.LAYERS, vmin=0, vmax=top)
+            image = axes.imshow(values, aspect="auto", origin="lower", cmap=style.LAYERS, vmin=0, vmax=top)
             axes.set_title(module.rpartition(".")[2], fontsize=8.5)
             axes.grid(visible=False)
             axes.tick_params(labelbottom=True, labelleft=True)
@@ -189,7 +189,7 @@ def _heat(history: History, kind: str, label: str) -> Figure | None:
         formatter.set_powerlimits((-3, 4))
         formatter.set_useMathText(True)
 
-    return ink.figure(draw, width=ink.BROAD if columns > 2 else ink.WIDTH, height=height)
+    return style.figure(draw, width=style.BROAD if columns > 2 else style.WIDTH, height=height)
 
 
 def _step_ticks(axes: Axes, history: History, lines: Sequence[Line]) -> None:
@@ -220,7 +220,7 @@ def scatter(points: Sequence[dict[str, Any]], fits: dict[str, dict[str, Any]]) -
     depth = 1 + max(point["layer"] for point in points)
     columns = min(len(modules), 4 if len(modules) > 6 else 3)
     rows = math.ceil(len(modules) / columns)
-    colours = colormaps[ink.LAYERS].resampled(depth) if depth < 12 else colormaps[ink.LAYERS]
+    colours = colormaps[style.LAYERS].resampled(depth) if depth < 12 else colormaps[style.LAYERS]
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(rows, columns, squeeze=False)
@@ -247,7 +247,7 @@ def scatter(points: Sequence[dict[str, Any]], fits: dict[str, dict[str, Any]]) -
         bar.set_ticks(sorted(set(np.linspace(0, depth - 1, min(depth, 6)).round().astype(int))))
         _legend(figure, checkpoints)
 
-    return ink.figure(draw, width=0.9 + 2.9 * columns, height=0.55 + 2.35 * rows)
+    return style.figure(draw, width=0.9 + 2.9 * columns, height=0.55 + 2.35 * rows)
 
 
 def _fit(axes: Axes, points: Sequence[dict[str, Any]], fit: dict[str, Any]) -> None:

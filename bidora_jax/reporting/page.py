@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from bidora_jax.reporting import ink
 from bidora_jax.reporting.history import Line
+from bidora_jax.reporting.style import DARK, LIGHT, variables
 
 WIDE = ("loss", "magnitude", "direction")
 """Pictures over the whole width."""
@@ -77,7 +77,7 @@ def render(
         if summary["finished"]
         else '<span class="state open">not finished</span>'
     )
-    style = STYLE.replace("LIGHT", ink.variables(ink.LIGHT)).replace("DARK", ink.variables(ink.DARK))
+    style = STYLE.replace("LIGHT", variables(LIGHT)).replace("DARK", variables(DARK))
     parts = [
         f"<header><h1>{escape(name)}</h1>{state}<p>{escape(about)}</p></header>",
         '<dl class="tiles">' + "".join(_tile(*tile) for tile in tiles) + "</dl>",

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Float32, PyTree, UInt8
 
-from bidora_jax.kernels import dynamic8
+from bidora_jax.kernels import dynamic_8bit
 
 
 class Stored(NamedTuple):
@@ -72,11 +72,11 @@ def scale_by_adam_8bit(
 
 
 def _store(moment: Float[Array, "..."], signed: bool, block: int) -> Stored:
-    return Stored(*dynamic8.quantise(jax.lax.stop_gradient(moment), signed=signed, block=block))
+    return Stored(*dynamic_8bit.quantise(jax.lax.stop_gradient(moment), signed=signed, block=block))
 
 
 def _load(moment: Moment, gradient: Float[Array, "..."], signed: bool, block: int) -> Float[Array, "..."]:
     if not isinstance(moment, Stored):
         return moment
-    read = dynamic8.dequantise(moment.codes, moment.absmax, gradient.shape, signed=signed, block=block)
+    read = dynamic_8bit.dequantise(moment.codes, moment.absmax, gradient.shape, signed=signed, block=block)
     return read.astype(jnp.promote_types(gradient.dtype, jnp.float32))

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from bidora_jax.data.batches import prefetch
 from bidora_jax.errors import RunError
+from bidora_jax.machine.allocator import release_freed_memory
 from bidora_jax.training.checkpoint import Checkpoints
-from bidora_jax.training.data import prefetch
-from bidora_jax.training.memory import release_freed_memory
-from bidora_jax.training.metrics import MetricsLog, Progress
-from bidora_jax.training.programs import Meeting, ahead
+from bidora_jax.training.compiled_steps import Meeting, ahead
+from bidora_jax.training.metrics_log import MetricsLog
+from bidora_jax.training.progress import Progress
 
 
 class Work(NamedTuple):

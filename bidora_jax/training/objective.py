@@ -4,7 +4,7 @@ A batch holds M micro-batches: tokens (M, B, T) int32 and loss_mask (M, B, T) fl
 row holds several documents. The loss is the mean over all trained tokens of all micro-batches (Σ losses / Σ tokens), made
 by a scan that takes each micro-batch's gradient as it passes: gradient accumulation inside the loss, so that gradients and
 hypergradients of M micro-batches are exactly those of one large batch, in the memory of one. Attention is cuDNN's, which has
-no second derivative, where model.attention says cudnn; an auto that nothing has settled (training/attending.py) is chunked.
+no second derivative, where model.attention says cudnn; an auto that nothing has settled (planning/attention_backend.py) is chunked.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from bidora_jax.kernels import dora, hypergrad, losses, quant
+from bidora_jax.kernels import dora, hypergrad, losses, quantized
 from bidora_jax.models import decoder
-from bidora_jax.models.adapters import Adapter, change, get, over_layers
-from bidora_jax.models.decoder import DecoderConfig
-from bidora_jax.models.recorded import Record
+from bidora_jax.models.adapters.adapter import Adapter, change, get, over_layers
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.layer_scan import Record
 from bidora_jax.models.settings import ModelConfig
+from bidora_jax.tasks import language_modeling
+from bidora_jax.training.accumulation import accumulated
 
 LevelLoss = Callable[..., Float[Array, ""]]
-"""(direction, magnitude, base, batch, key) to the mean loss; of a lower level also (…, record), see models/recorded.py"""
+"""(direction, magnitude, base, batch, key) to the mean loss; of a lower level also (…, record), see models/layer_scan.py"""
 
 
 def inner_loss(
@@ -95,7 +97,7 @@ def mean_gram_penalty(adapter: Adapter, base: PyTree, direction: PyTree) -> Floa
         # A scale that is a number stays one.
         @partial(jax.checkpoint, static_argnums=() if site.scale is None else (2,))
         def penalty(weight, pair, scale, norm_sq):
-            w0 = quant.dense(weight)
+            w0 = quantized.dense(weight)
             norm = dora.row_norm(w0, norm_sq, pair, scale=scale)
             unit = dora.gain(jnp.ones_like(norm), norm)[:, None] * dora.merge(w0, pair, scale=scale)
             return losses.gram_penalty(unit)
@@ -111,7 +113,7 @@ def _mean_loss(
 ):
     def part(trained, base, index, micro):
         direction, magnitude = trained
-        loss_sum, _ = decoder.token_loss_sum(
+        loss_sum, _ = language_modeling.token_loss_sum(
             config, adapter, base, direction, magnitude, micro["tokens"], micro["loss_mask"],
             None if key is None else jax.random.fold_in(key, index),
             remat=model.remat, fused=model.attention == "cudnn", attention_chunk=model.attention_chunk,
@@ -124,38 +126,5 @@ def _mean_loss(
     if batch["tokens"].shape[0] == 1:
         total = part((direction, magnitude), base, 0, jax.tree.map(lambda stack: stack[0], parts))
     else:
-        total = _accumulated(part, (direction, magnitude), base, parts)
+        total = accumulated(part, (direction, magnitude), base, parts)
     return total / tokens
-
-
-def _accumulated(part: Callable[..., Array], trained: PyTree, base: PyTree, parts: PyTree) -> Float[Array, ""]:
-    """Σᵢ part(trained, base, i, partsᵢ) over the leading axis of `parts`, differentiable in `trained` alone.
-
-    The gradient of each part is taken while its activations are there and added up with the losses: a derivative of the scan
-    would compute every part a second time. What is differentiated again, that gradient, recomputes one part at a time.
-    """
-    indexed = (jnp.arange(jax.tree.leaves(parts)[0].shape[0]), parts)
-
-    @jax.custom_vjp
-    def total(trained):
-        return summed(lambda *one: part(trained, *one))
-
-    def forward(trained):
-        return summed(jax.checkpoint(lambda *one: jax.value_and_grad(part)(trained, *one)))
-
-    def backward(gradient, cotangent):
-        return (jax.tree.map(lambda leaf: cotangent.astype(leaf.dtype) * leaf, gradient),)
-
-    def summed(of):
-        like = jax.eval_shape(of, base, *jax.tree.map(lambda stack: stack[0], indexed))
-        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-
-        def add(sums, one):
-            # What a part makes of the base alone, such as the bits of its embedding, must not be held for the whole loop.
-            held, one = jax.lax.optimization_barrier((base, one))
-            return jax.tree.map(jnp.add, sums, of(held, *one)), None
-
-        return jax.lax.scan(add, zero, indexed)[0]
-
-    total.defvjp(forward, backward)
-    return total(trained)

@@ -1,0 +1,151 @@
+"""Examples -> batches of few fixed shapes, in an order that is a pure function of (seed, epoch, step).
+
+    batch = {'tokens': int32 (M, B, T), 'loss_mask': float32 (M, B, T)}    and 'segments': int32 (M, B, T) of packed rows
+    M micro-batches of an optimiser step, B records in each, T padded length, one of a few buckets
+
+A row is one example, or several that data/packing.py put together, right-padded with mask 0 and segment 0; rows that no example
+is left for are all padding, so a run compiles once a bucket. Nothing here has state worth saving: a resumed run asks for the
+batch of its step.
+
+Does not do: moving batches to a device.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from bidora_jax.data.encoding import Example
+from bidora_jax.data.packing import Row
+
+Batch = dict[str, np.ndarray]
+Examples = Sequence[Example | Row]
+Item = TypeVar("Item")
+
+WINDOW = 32  # steps whose records are sorted by length together: more saves padding, fewer mixes better
+
+
+# Lengths
+
+
+def bucket_lengths(lengths: Sequence[int], count: int, multiple: int = 16) -> tuple[int, ...]:
+    """At most `count` padded lengths, multiples of `multiple`, with the least padding; the last one holds the longest.
+
+    Exact, by dynamic programming over the distinct lengths u_1 < … < u_k, where C_j examples are no longer than u_j:
+    cost[j] = min over i < j of cost'[i] + u_j (C_j − C_i), cost' being that of one bucket fewer.
+    """
+    u, counts = np.unique(-(-np.asarray(lengths) // multiple) * multiple, return_counts=True)
+    C = np.concatenate([[0], np.cumsum(counts)])
+    cost = np.concatenate([[0.0], np.full(len(u), np.inf)])
+    choices = []
+    for _ in range(min(count, len(u))):
+        totals = [cost[: j + 1] + u[j] * (C[j + 1] - C[: j + 1]) for j in range(len(u))]
+        choices.append([int(total.argmin()) for total in totals])
+        cost = np.array([np.inf, *(total.min() for total in totals)])
+    buckets, j = [], len(u)
+    for choice in reversed(choices):
+        buckets.append(int(u[j - 1]))
+        j = choice[j - 1]
+    return tuple(reversed(buckets))
+
+
+def length_for(examples: Examples, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds every one of `examples`."""
+    longest = max((len(example.tokens) for example in examples), default=0)
+    return min(bucket for bucket in buckets if bucket >= longest)
+
+
+# Order
+
+
+def epoch_order(lengths: Sequence[int], step_size: int, *, seed: int, epoch: int, stream: int) -> list[list[int]]:
+    """One epoch's steps: lists of `step_size` indices, every index once; one list may be shorter.
+
+    Shuffled, then sorted by length within windows, so that a step's records need little padding, then the steps are
+    shuffled. The remainder that makes the short step is set aside before the sorting, so that it has no typical length.
+    """
+    random = np.random.default_rng([seed, epoch, stream])
+    order = random.permutation(len(lengths))
+    whole = len(order) - len(order) % step_size
+    steps = [order[whole:].tolist()] if whole < len(order) else []
+    for start in range(0, whole, WINDOW * step_size):
+        window = order[start : min(start + WINDOW * step_size, whole)]
+        window = window[np.argsort(np.asarray(lengths)[window], kind="stable")]
+        steps += window.reshape(-1, step_size).tolist()
+    return [steps[i] for i in random.permutation(len(steps))]
+
+
+class Stream:
+    """An endless sequence of steps over one set of examples; any step is computed without those before it.
+
+    Streams of one seed that differ in `stream` (a number) are shuffled differently.
+    """
+
+    def __init__(self, lengths: Sequence[int], step_size: int, *, seed: int, stream: int) -> None:
+        self.steps_per_epoch = -(-len(lengths) // step_size)
+        self._lengths, self._step_size, self._seed, self._stream = tuple(lengths), step_size, seed, stream
+        self._current: tuple[int, list[list[int]]] = (-1, [])  # the last epoch asked for and its order: a cache
+
+    def indices(self, step: int) -> list[int]:
+        """The examples of a step counted from the run's first, across epochs."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        known, order = self._current
+        if known != epoch:
+            order = epoch_order(self._lengths, self._step_size, seed=self._seed, epoch=epoch, stream=self._stream)
+            self._current = (epoch, order)
+        return order[position]
+
+
+# Batches
+
+
+def collate(examples: Examples, length: int, M: int, B: int, pad_id: int, packed: bool = False) -> Batch:
+    """At most M·B examples, none longer than `length`, as one batch; rows are filled micro-batch by micro-batch.
+
+    `packed`: the examples are rows of several documents, and the batch says which token belongs to which.
+    """
+    tokens = np.full((M * B, length), pad_id, dtype=np.int32)
+    loss_mask = np.zeros((M * B, length), dtype=np.float32)
+    segments = np.zeros((M * B, length), dtype=np.int32)
+    for row, example in enumerate(examples):
+        tokens[row, : len(example.tokens)] = example.tokens
+        loss_mask[row, : len(example.trained)] = example.trained
+        if isinstance(example, Row):
+            segments[row, : len(example.segments)] = example.segments
+    batch = {"tokens": tokens, "loss_mask": loss_mask} | ({"segments": segments} if packed else {})
+    return {name: part.reshape(M, B, length) for name, part in batch.items()}
+
+
+def joint(
+    train: Examples, val: Examples, buckets: Sequence[int], M: int, B: int, pad_id: int, packed: bool = False
+) -> tuple[Batch, Batch]:
+    """The two batches of a bilevel step, padded to one length: so many shapes as buckets, not their square."""
+    length = length_for([*train, *val], buckets)
+    return collate(train, length, M, B, pad_id, packed), collate(val, length, M, B, pad_id, packed)
+
+
+def full_pass(examples: Examples, buckets: Sequence[int], B: int, pad_id: int) -> Iterator[Batch]:
+    """Every example once, from short to long, in batches of one micro-batch: for evaluation."""
+    by_length = sorted(examples, key=lambda example: len(example.tokens))
+    for start in range(0, len(by_length), B):
+        rows = by_length[start : start + B]
+        yield collate(rows, length_for(rows, buckets), 1, B, pad_id, packed=isinstance(rows[0], Row))
+
+
+def prefetch(make_batch: Callable[[int], Item], start: int, stop: int, depth: int = 2) -> Generator[Item]:
+    """make_batch(start), …, make_batch(stop − 1), each made in one background thread up to `depth` steps ahead.
+
+    An exception of make_batch comes out at its step. The thread ends with the generator, however that ends.
+    """
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+    try:
+        pending = deque(pool.submit(make_batch, step) for step in range(start, min(start + depth, stop)))
+        for step in range(start, stop):
+            batch = pending.popleft().result()
+            if step + depth < stop:
+                pending.append(pool.submit(make_batch, step + depth))
+            yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,257 @@
+"""Where in a conversation, as the model's chat template writes it, the assistant's answers stand.
+
+    text = template(turns)                             one rendering of the whole conversation decides what is learned
+    an answer = text[start:end]                        from where the template asks for it to its end-of-turn token
+    start     = len(template(turns before it, ready for an answer))
+    end       = len(template(turns up to it)), blanks aside
+
+as long as these renderings are beginnings of `text`. They need not be: Qwen3 leaves the thinking out of answers that another
+question follows. Then the place is found from the turns' contents: the content of a turn ends in a rendering where one
+letter more in it makes one letter more there and changes nothing else. What follows that place up to the answer, or from its
+content to its end of turn, is read off the shorter rendering and has to stand in `text` too. Where it does not, nothing is
+guessed: the record is refused.
+
+A template that marks what the assistant generates ({% generation %}) decides itself, and nothing is searched for.
+
+So of Qwen3, whose template opens the last answer with a thinking block, an empty one if need be: the block is part of the
+answer and is trained, for a model that is asked without further settings has to write it; earlier answers stand without
+theirs and are trained so. TRL makes the same of {prompt, completion}; its training template keeps all the blocks.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from bidora_jax.data.records import BadRecord, Turn
+from bidora_jax.data.tokenizer import Tokenizer
+from bidora_jax.errors import InputError
+
+Tokens = tuple[list[int], list[bool]]
+"""Ids, and which of them are trained."""
+MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+OPENED_THINKING = re.compile(r"<think>\s*$")
+"""Some templates begin the thinking where they ask for an answer, and write answers that hold none without it."""
+
+
+BATCH = 256
+"""Conversations tokenised in one call; the places of their tokens take 200 bytes each while it lasts."""
+
+
+class Conversation(NamedTuple):
+    """A conversation and what is learned of it."""
+
+    turns: Sequence[Turn]
+    numbers: Sequence[int] | None
+    """The turns of the assistant that are trained; None: all of the text is."""
+    tools: list[Any] | None = None
+
+
+class Encoding(NamedTuple):
+    ids: list[int]
+    offsets: Int[np.ndarray, "N 2"]
+    """The first character of each token and the one past its last."""
+
+
+class Rendered(NamedTuple):
+    text: str
+    answers: list[tuple[int, int]]
+    """First character of each answer asked for, and the one past its end."""
+
+
+def render(turns: Sequence[Turn], tokenizer: Tokenizer, tools: list[Any] | None = None, *, ask: bool = False) -> str:
+    """The turns as text; `ask` adds what comes before an answer. Raises BadRecord where the template refuses them."""
+    try:
+        return tokenizer.apply_chat_template(list(turns), tools=tools, tokenize=False, add_generation_prompt=ask)
+    except Exception as error:  # a template is a program: it can raise anything
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise BadRecord(f"the tokenizer's chat template refuses the turns {roles}: {error}") from error
+
+
+def is_marked(tokenizer: Tokenizer, tools: list[Any] | None = None) -> bool:
+    """Whether the template, of several the one for these tools, says itself what the assistant generates."""
+    return bool(MARKED.search(tokenizer.get_chat_template(tools=tools)))
+
+
+def check(tokenizer: Tokenizer) -> None:
+    """InputError for a tokenizer that conversations can't be written with."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            "records with turns need a chat template, and the model's tokenizer has none: take a model that was trained to "
+            "chat, put its template into the folder as chat_template.jinja, or write {prompt, completion} records"
+        )
+    if not tokenizer.is_fast:
+        raise InputError("records with turns need a fast tokenizer, and the model's folder holds no tokenizer.json")
+
+
+def tokens(talks: Sequence[Conversation], tokenizer: Tokenizer) -> list[Tokens | BadRecord]:
+    """Of each conversation its tokens and which of them are trained, or why it can't be used.
+
+    A token that would reach over the border of an answer is cut there, as it is where a model answers.
+    """
+    found = []
+    for first in range(0, len(talks), BATCH):
+        written = [_unless_bad(_written, talk, tokenizer) for talk in talks[first : first + BATCH]]
+        encoded = iter(_tokenised([one.text for one in written if isinstance(one, Rendered)], tokenizer))
+        for one in written:
+            found.append(_unless_bad(_marks, one, next(encoded), tokenizer) if isinstance(one, Rendered) else one)
+    return found
+
+
+def _unless_bad(function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except BadRecord as problem:
+        return problem
+
+
+def _written(talk: Conversation, tokenizer: Tokenizer) -> Rendered | Tokens:
+    if talk.numbers is not None and is_marked(tokenizer, talk.tools):
+        return _marked(talk.turns, talk.numbers, tokenizer, talk.tools)
+    return find(talk.turns, talk.numbers, tokenizer, talk.tools)
+
+
+def _marks(written: Rendered, encoding: Encoding, tokenizer: Tokenizer) -> Tokens:
+    """The tokens of a text, of which those in its answers are trained."""
+    text, places = written
+    borders = sorted({border for place in places for border in place})
+    starts, ends = encoding.offsets.T
+    if any(np.any((starts < border) & (border < ends)) for border in borders):
+        encoding = _tokenised_apart(text, borders, tokenizer)
+        starts, ends = encoding.offsets.T
+    trained = np.zeros(len(encoding.ids), bool)
+    for first, last in places:
+        trained |= (starts >= first) & (ends <= last)
+    return encoding.ids, trained.tolist()
+
+
+def find(
+    turns: Sequence[Turn], numbers: Sequence[int] | None, tokenizer: Tokenizer, tools: list[Any] | None
+) -> Rendered:
+    """The conversation as text and where the turns `numbers`, which are the assistant's, stand in it; None: all is an answer.
+
+    A template that ends no answer gets the end-of-text token after the last one. Raises BadRecord where a place can't be
+    determined.
+    """
+    view = _View(turns, tokenizer, tools)
+    text = view.text
+    if turns[-1]["role"] == "assistant" and text.rstrip().endswith(turns[-1]["content"].rstrip() or "\0"):
+        text += tokenizer.eos_token
+    if numbers is None:
+        return Rendered(text, [(0, len(text))])
+    places = [(view.start(number), view.end(number)) for number in numbers]
+    if places and places[-1][1] == len(view.text.rstrip()) and text != view.text:
+        places[-1] = (places[-1][0], len(text))
+    return Rendered(text, places)
+
+
+def _tokenised(texts: list[str], tokenizer: Tokenizer) -> list[Encoding]:
+    """All texts at once, which a fast tokenizer spreads over the cores."""
+    if not texts:
+        return []
+    found = tokenizer(
+        texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+    )
+    pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
+    return [Encoding(ids, np.array(spans, np.int64).reshape(-1, 2)) for ids, spans in pairs]
+
+
+def _tokenised_apart(text: str, borders: list[int], tokenizer: Tokenizer) -> Encoding:
+    edges = list(pairwise([0, *borders, len(text)]))
+    pieces = _tokenised([text[start:end] for start, end in edges], tokenizer)
+    for (start, end), piece in zip(edges, pieces, strict=True):
+        if tokenizer.decode(piece.ids, clean_up_tokenization_spaces=False) != text[start:end]:
+            raise BadRecord(f"can't cut the tokens before {text[start : start + 30]!r}, where an answer begins or ends")
+    offsets = np.concatenate([start + piece.offsets for (start, _), piece in zip(edges, pieces, strict=True)])
+    return Encoding([token for piece in pieces for token in piece.ids], offsets)
+
+
+def _marked(turns: Sequence[Turn], numbers: Sequence[int], tokenizer: Tokenizer, tools: list[Any] | None) -> Tokens:
+    """The tokens that the template's own marks enclose: one run of them for each turn of the assistant."""
+    render(turns, tokenizer, tools)  # for its message
+    found = tokenizer.apply_chat_template(
+        list(turns), tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids, marks = found["input_ids"], [0, *found["assistant_masks"], 0]
+    starts = [at for at in range(len(ids)) if marks[at + 1] and not marks[at]]
+    ends = [at + 1 for at in range(len(ids)) if marks[at + 1] and not marks[at + 2]]
+    of_assistant = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+    if len(starts) != len(of_assistant):
+        raise BadRecord(
+            f"the chat template's {{% generation %}} marks enclose {len(starts)} runs of tokens in a conversation with "
+            f"{len(of_assistant)} turns of the assistant"
+        )
+    runs = [run for number, run in zip(of_assistant, zip(starts, ends, strict=True), strict=True) if number in numbers]
+    return ids, [any(start <= at < end for start, end in runs) for at in range(len(ids))]
+
+
+class _View:
+    """One conversation and its renderings."""
+
+    def __init__(self, turns: Sequence[Turn], tokenizer: Tokenizer, tools: list[Any] | None) -> None:
+        self._turns, self._tokenizer, self._tools = turns, tokenizer, tools
+        self.text = render(turns, tokenizer, tools)
+
+    def start(self, number: int) -> int:
+        """Where answer `number` begins."""
+        asked = self._until(number, ask=True)
+        for text in _without_opening(asked):
+            if self.text.startswith(text):
+                return len(text)
+        before = asked[self._content_end(self._turns[:number], number - 1, asked, ask=True) :]
+        place = self._content_end(self._turns, number - 1, self.text)
+        for between in _without_opening(before):
+            if self.text.startswith(between, place):
+                return place + len(between)
+        raise self._undetermined(number, "begins", before, self.text[place : place + len(before)])
+
+    def end(self, number: int) -> int:
+        """One past the end of answer `number`, its end-of-turn token included."""
+        closed = self._until(number + 1)
+        if self.text.startswith(closed):
+            return len(closed.rstrip())
+        after = closed[self._content_end(self._turns[: number + 1], number, closed) :].rstrip()
+        place = self._content_end(self._turns, number, self.text)
+        if not self.text.startswith(after, place):
+            raise self._undetermined(number, "ends", after, self.text[place : place + len(after)])
+        return place + len(after)
+
+    def _until(self, number: int, *, ask: bool = False) -> str:
+        return render(self._turns[:number], self._tokenizer, self._tools, ask=ask)
+
+    def _content_end(self, turns: Sequence[Turn], number: int, text: str, *, ask: bool = False) -> int:
+        """Where in `text`, a rendering of `turns`, the content of a turn ends: where a letter more shows."""
+        content = turns[number]["content"]
+        letter = "y" if content.endswith("x") else "x"
+        longer = [*turns[:number], {**turns[number], "content": content + letter}, *turns[number + 1 :]]
+        probe = render(longer, self._tokenizer, self._tools, ask=ask)
+        place = len(text) - _common_ending(text, probe)
+        if len(probe) <= len(text) or probe[:place] != text[:place]:
+            role = turns[number]["role"]
+            raise BadRecord(
+                f"can't tell where turn {number + 1} ({role}) ends in the text that the chat template writes; "
+                "set data.loss_on to all, or use a template with {% generation %} marks"
+            )
+        return place
+
+    def _undetermined(self, number: int, what: str, expected: str, found: str) -> BadRecord:
+        return BadRecord(
+            f"can't tell where the answer of turn {number + 1} {what}: alone the chat template writes {expected!r} there, "
+            f"in the whole conversation {found!r}; set data.loss_on to all, or use a template with {{% generation %}} marks"
+        )
+
+
+def _without_opening(asked: str) -> list[str]:
+    """What comes before an answer, and the same without the thinking that it opens."""
+    shorter = OPENED_THINKING.sub("", asked)
+    return [asked] if shorter == asked else [asked, shorter]
+
+
+def _common_ending(a: str, b: str) -> int:
+    for length, (x, y) in enumerate(zip(reversed(a), reversed(b), strict=False)):
+        if x != y:
+            return length
+    return min(len(a), len(b))

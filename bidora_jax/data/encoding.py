@@ -1,0 +1,218 @@
+"""Rows -> records -> tokens.
+
+A record (its shapes: data/records.py) becomes one sequence, and `trained` says which of its tokens the loss predicts:
+
+    {instruction, …}           chat template of the question (a plain template without one) ‖ output ‖ end of text;
+                               with a history it is read as a conversation
+    {prompt, completion}       prompt as it stands ‖ completion ‖ end of text
+    {code}, {text}             all of it is trained ‖ end of text
+    {messages}, conversations  the chat template's text of all turns; trained are the answers in it (data/chat_template.py):
+                               loss_on = response the last one, turns every one of the assistant, all the whole text
+
+Of the first two, prompt and response are tokenised apart, so that no token straddles the border between them, and without
+special tokens, so that a template's own first token does not come twice; text without a template opens with the
+beginning-of-text token where the tokenizer has it so (Llama, Mistral). What is trained is decided by position, never by
+token id: a model learns to stop even when its tokenizer pads with the end-of-text token.
+
+    chunks     tokens = chunk ‖ chunk ‖ … ‖ chunk,    each of at most max_length tokens, all but the last two of just so many
+
+A record of {code} or {text} that is too long becomes its consecutive chunks under long = split: no token is lost, and none
+stands twice. Each is a sequence of its own, so its first token has nothing before it and is not predicted. The first token
+that the tokenizer opens a text with is the first chunk's alone, and the end of text the last one's: so the model learns to
+end where the text does, and what it sees is what pretraining shows it. (axolotl's completion does the same; unsloth's
+raw_text ends every full chunk and has tokens twice.) A record that asks can't be split, as its later chunks would answer to
+nothing; it is cut.
+
+Does not do: packing several records into one sequence (data/packing.py); cutting a text at the ends of its lines.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from bidora_jax.data import chat_template, records
+from bidora_jax.data.prompts import encode_prompts, question_text, response_text, slot, token_ids
+from bidora_jax.data.records import SHAPES_IN_WORDS, BadRecord, Record, is_conversation, is_text
+from bidora_jax.data.sources import sources
+from bidora_jax.data.sources.rows import Fault, Row
+from bidora_jax.data.sources.sources import Found
+from bidora_jax.data.tokenizer import Tokenizer
+from bidora_jax.errors import InputError, listing
+
+LossOn = Literal["response", "turns", "all"]
+Long = Literal["split", "truncate", "drop", "refuse"]
+SHORTEST = 64
+"""Tokens that the last chunk of a record takes from the one before if it has fewer: an end is learned with some text before
+it, and two in a hundred places of packed rows stay empty. Chunks of even lengths would fit ill: of texts a tenth longer than
+a row, 45 in a hundred would."""
+
+
+class Example(NamedTuple):
+    tokens: Int32[np.ndarray, " T"]
+    trained: Bool[np.ndarray, " T"]  # the tokens to be predicted; never the first, which has nothing before it
+    truncated: bool
+    record: int = 0  # number of the record that it is, or is a chunk of
+
+
+class Split(NamedTuple):
+    examples: list[Example]  # each has at least one trained token
+    n_truncated: int  # records of more than max_length tokens: cut, or left out
+    n_untrained: int  # records dropped because no token of theirs is trained
+
+    @property
+    def chunks(self) -> list[int]:
+        """Into how many chunks each record went that was split."""
+        return [count for count in Counter(example.record for example in self.examples).values() if count > 1]
+
+
+# Reading
+
+
+def read_records(
+    source: str | os.PathLike[str] | Sequence[str], columns: tuple[tuple[str, str], ...] = ()
+) -> list[Record]:
+    """The records of one source or several, each with the keys of its shape and no others.
+
+    Raises InputError for a source that is missing or empty, and one that lists every bad row.
+    """
+    found = sources.rename({"": sources.scan_each(source)}, columns)[""]
+    return [record for part in records_of(found).values() for record in part]
+
+
+def records_of(found: Found) -> dict[str, list[Record]]:
+    """The record of every row, by source. Raises InputError as read_records does."""
+    for source, rows in found.items():
+        if not rows:
+            expected = "one JSON object a line" if sources.one_a_line(source) else "rows"
+            raise InputError(f"{source} holds no record; expected {expected}, shaped {SHAPES_IN_WORDS}")
+    read: dict[str, list[Record]] = {source: [] for source in found}
+    problems = []
+    for source, rows in found.items():
+        for row in rows:
+            try:
+                read[source].append(_record(row))
+            except BadRecord as problem:
+                problems.append(f"{row.place}: {problem}")
+    if problems:
+        total = sum(map(len, found.values()))
+        what = "one JSON object " if all(map(sources.one_a_line, found)) else ""
+        raise InputError(sources.unusable(found, problems, total, f"{what}shaped {SHAPES_IN_WORDS}"))
+    return read
+
+
+def _record(row: Row | Fault) -> Record:
+    if isinstance(row, Fault):
+        raise BadRecord(row.why)
+    return records.record(row.value, row.place)
+
+
+def encode(record: Record, tokenizer: Tokenizer, *, max_length: int, loss_on: LossOn) -> Example:
+    """One record's tokens, cut at the end to `max_length` (which takes the end-of-text token away first).
+
+    A blank response is not trained, and its end of text neither: it would teach to answer nothing.
+    """
+    return encode_each(record, tokenizer, max_length=max_length, loss_on=loss_on, long="truncate")[0]
+
+
+def encode_each(record: Record, tokenizer: Tokenizer, *, max_length: int, loss_on: LossOn, long: Long) -> list[Example]:
+    """All that becomes of one record: the chunks of one that is split, else the one that `encode` makes."""
+    return _encode([record], tokenizer, max_length, loss_on, long)
+
+
+def encode_all(
+    records: list[Record], tokenizer: Tokenizer, *, max_length: int, loss_on: LossOn, long: Long = "split"
+) -> Split:
+    """Every record that has a trained token, and the number of the others; `long` says what becomes of those of more than
+    `max_length` tokens.
+
+    Raises InputError when none has, where the chat template can't write some, and for long ones that are refused, with all
+    of them.
+    """
+    encoded = _encode(records, tokenizer, max_length, loss_on, long)
+    too_long = [records[example.record] for example in encoded if example.truncated]
+    if too_long and long == "refuse":
+        raise InputError(
+            f"{len(too_long)} of {len(records)} records have more than data.max_length = {max_length} tokens, and data.long "
+            f"is refuse; shorten them, raise max_length, or set long to split, truncate or drop:\n"
+            f"{listing(dict.fromkeys(record.place or question_text(record)[:60] for record in too_long))}"
+        )
+    kept = [example for example in encoded if long != "drop" or not example.truncated]
+    examples = [example for example in kept if example.trained.any()]
+    if not examples:
+        blank = sum(not response_text(record).strip() for record in records)
+        raise InputError(
+            f"none of the {len(records)} records has a token to train on: {blank} have an empty response, "
+            f"{len(records) - blank} have no response within max_length = {max_length} tokens"
+            f"{f' or are left out, as {len(too_long)} are longer' * (len(kept) < len(encoded))}; "
+            "fill the responses in, raise data.max_length or set data.loss_on to all"
+        )
+    untrained = {example.record for example in kept} - {example.record for example in examples}
+    return Split(examples, len(too_long), len(untrained))
+
+
+def _encode(records: list[Record], tokenizer: Tokenizer, max_length: int, loss_on: LossOn, long: Long) -> list[Example]:
+    """What becomes of every record, in order; each has one example at least."""
+    talks = [record for record in records if is_conversation(record)]
+    texts = [record for record in records if not is_conversation(record)]
+    of_talks, of_texts = iter(_of_talks(talks, tokenizer, loss_on)), iter(_of_texts(texts, tokenizer, loss_on))
+    examples = []
+    for number, record in enumerate(records):
+        tokens, trained = next(of_talks if is_conversation(record) else of_texts)
+        whole = long == "split" and is_text(record)
+        lengths = chunk_lengths(len(tokens), max_length) if whole else [min(len(tokens), max_length)]
+        ends = np.cumsum(lengths).tolist()
+        for length, end in zip(lengths, ends, strict=True):
+            part, mask = np.array(tokens[end - length : end], np.int32), np.array(trained[end - length : end], bool)
+            mask[:1] = False
+            examples.append(Example(part, mask, end == ends[-1] < len(tokens), number))
+    return examples
+
+
+def chunk_lengths(count: int, most: int) -> list[int]:
+    """Lengths of the chunks that so many tokens go into, `most` each; see SHORTEST for the end."""
+    full, rest = divmod(count, most)
+    lengths = [most] * full + [rest] * (rest > 0 or not full)
+    lacking = min(SHORTEST, (most + 1) // 2) - lengths[-1]
+    if full and lacking > 0:
+        lengths[-2:] = [lengths[-2] - lacking, lengths[-1] + lacking]
+    return lengths
+
+
+def _of_texts(records: list[Record], tokenizer: Tokenizer, loss_on: LossOn) -> list[chat_template.Tokens]:
+    """Prompt and response of each record, tokenised apart."""
+    texts = [response_text(record) for record in records]
+    responses = [
+        [*ids, tokenizer.eos_token_id] if text.strip() else []
+        for text, ids in zip(texts, token_ids(texts, tokenizer), strict=True)
+    ]
+    pairs = zip(encode_prompts(records, tokenizer), responses, strict=True)
+    return [(prompt + answer, [loss_on == "all"] * len(prompt) + [True] * len(answer)) for prompt, answer in pairs]
+
+
+def _of_talks(records: list[Record], tokenizer: Tokenizer, loss_on: LossOn) -> list[chat_template.Tokens]:
+    """Each conversation as the chat template writes it, and the answers in it."""
+    if records:
+        chat_template.check(tokenizer)
+    found = chat_template.tokens([_talk(record, loss_on) for record in records], tokenizer)
+    problems = [
+        f"{slot(record)}{one}" for record, one in zip(records, found, strict=True) if isinstance(one, BadRecord)
+    ]
+    if problems:
+        raise InputError(
+            f"{len(problems)} of the {len(records)} conversations cannot be used with this model and loss_on = {loss_on}:\n"
+            f"{listing(problems)}"
+        )
+    return [one for one in found if not isinstance(one, BadRecord)]
+
+
+def _talk(record: Record, loss_on: LossOn) -> chat_template.Conversation:
+    turns, first = records.turns(record)
+    if loss_on == "all":
+        return chat_template.Conversation(turns, None, record.get("tools"))
+    of_assistant = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+    numbers = of_assistant[-1:] if loss_on == "response" else [number for number in of_assistant if number >= first]
+    return chat_template.Conversation(turns, numbers, record.get("tools"))

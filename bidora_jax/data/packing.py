@@ -1,0 +1,108 @@
+"""Several records in one row: little padding, and the same loss.
+
+    row = document ‖ document ‖ … ‖ padding          segments 1 … 1 2 … 2 … 0 … 0
+
+A document, which is a record or a chunk of one (encoding.py), sees itself alone: attention stops at its first token, positions
+count from 0 in it, and its first token is never predicted from the end of the one before. So the loss of a packed batch is
+that of its documents one a row, and no gradient crosses from one to another (kernels/attention.py, models/decoder.py).
+
+First fit decreasing: of some records the longest first, each into the first row with room for it. It is done over windows of a
+shuffled order, so that a row holds a random mixture of lengths and texts, once for a run: the rows are a pure function of
+records and seed, and their order in an epoch that of batches.py, as if each were a record.
+
+Does not do: cutting a record in two to fill a row.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from bidora_jax.data.encoding import Example
+
+WINDOW = 64
+"""Rows that are filled together: more leave less room unused, fewer mix better."""
+MULTIPLE = 16
+"""Rows hold a multiple of this many tokens, as padded lengths do."""
+
+
+class Row(NamedTuple):
+    tokens: Int32[np.ndarray, " T"]
+    trained: Bool[np.ndarray, " T"]
+    segments: Int32[np.ndarray, " T"]
+    """1 for the tokens of the first document, 2 for those of the second, …"""
+    documents: tuple[int, ...]
+    """Number of the record that each document is, or is a chunk of."""
+
+
+def capacity(splits: Sequence[Sequence[Example]], max_length: int) -> int:
+    """Tokens that a row may hold: max_length, or fewer if all of the larger split fits."""
+    most = max(sum(len(example.tokens) for example in examples) for examples in splits)
+    return -(-min(max_length, most) // MULTIPLE) * MULTIPLE
+
+
+def pack(examples: Sequence[Example], room: int, *, seed: int) -> list[Row]:
+    """The examples in rows of at most `room` tokens, which every one of them fits."""
+    order = np.random.default_rng(seed).permutation(len(examples))
+    lengths = np.array([len(examples[index].tokens) for index in order])
+    windows = (np.cumsum(lengths) - lengths) // (WINDOW * room)
+    rows = []
+    for window in np.unique(windows):
+        chosen = order[windows == window]
+        for members in first_fit([len(examples[index].tokens) for index in chosen], room):
+            rows.append(_row([examples[chosen[member]] for member in members]))
+    return rows
+
+
+def pack_all(
+    splits: Mapping[str, Sequence[Example]], max_length: int, *, seed: int
+) -> tuple[dict[str, list[Row]], int]:
+    """Every split in rows of the same room, and that room."""
+    room = capacity(list(splits.values()), max_length)
+    return {name: pack(examples, room, seed=seed) for name, examples in splits.items()}, room
+
+
+def records_in(item: Example | Row) -> tuple[int, ...]:
+    """Numbers of the records that an example or a row holds, or holds chunks of."""
+    return item.documents if isinstance(item, Row) else (item.record,)
+
+
+def count(examples: Sequence[Example | Row]) -> int:
+    """How many records there are in examples or rows; the chunks of one are one."""
+    return len({number for item in examples for number in records_in(item)})
+
+
+def describe(rows: Sequence[Row], room: int) -> str:
+    """How full the rows are, in words."""
+    records, documents = count(rows), sum(len(row.documents) for row in rows)
+    pieces = f" in {documents} pieces" * (documents > records)
+    into = f"{len(rows)} rows of {room} tokens, {unused(rows, room):.1%} of them unused"
+    return f"{records} records{pieces} packed into {into}"
+
+
+def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Numbers of the lengths that go into each row, the longest first, each into the first row that has room for it."""
+    left = np.full(len(lengths), room)
+    rows: list[list[int]] = []
+    for index in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+        row = int(np.argmax(left[: len(rows) + 1] >= lengths[index]))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(index)
+        left[row] -= lengths[index]
+    return rows
+
+
+def unused(rows: Sequence[Row], room: int) -> float:
+    """The share of the rows' room that holds no token."""
+    return 1 - sum(len(row.tokens) for row in rows) / (room * len(rows))
+
+
+def _row(parts: list[Example]) -> Row:
+    return Row(
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.trained for part in parts]),
+        np.repeat(np.arange(1, len(parts) + 1, dtype=np.int32), [len(part.tokens) for part in parts]),
+        tuple(part.record for part in parts),
+    )

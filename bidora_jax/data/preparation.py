@@ -1,0 +1,65 @@
+"""Splits of records -> the rows that batches are made of, and what a user should know of them.
+
+What the data command shows before a run and what the run then does are made here, once.
+"""
+
+from typing import NamedTuple
+
+from bidora_jax.data import packing, token_cache
+from bidora_jax.data.batches import Examples
+from bidora_jax.data.encoding import Split
+from bidora_jax.data.settings import DataConfig
+from bidora_jax.data.splits import Splits
+from bidora_jax.data.tokenizer import Tokenizer
+from bidora_jax.errors import InputError
+
+
+class Prepared(NamedTuple):
+    encoded: dict[str, Split]
+    """train, and val where there is one."""
+    rows: dict[str, Examples]
+    """The same with one record, or one chunk of one, a row, or with data.packing several."""
+    places: tuple[str, ...]
+    """Where the records of train and then of val come from: an example's `record` is a number among them."""
+    said: list[str]
+
+
+def prepare(data: DataConfig, splits: Splits, tokenizer: Tokenizer, positions: int, seed: int) -> Prepared:
+    """The tokens of both splits, in rows. Raises InputError for what can't be trained on by a model of so many positions."""
+    given = {"train": splits.train.records, "val": splits.val.records}
+    how = {"max_length": data.max_length, "loss_on": data.loss_on, "long": data.long}
+    places = tuple(record.place for part in given.values() for record in part)
+    encoded, said = {}, [*splits.said]
+    for name, part in given.items():
+        if part:
+            found, kept = token_cache.encode_all(part, tokenizer, data.token_cache, **how)
+            encoded[name] = _numbered(found, len(given["train"]) if name == "val" else 0)
+            said += [f"{name}: {describe(found, data.max_length, data.long)}", *([kept] if kept else [])]
+    for name, part in encoded.items():
+        longest = max(len(example.tokens) for example in part.examples)
+        if longest > positions:
+            raise InputError(
+                f"{name}: the longest record has {longest} tokens, more than the {positions} positions of the model; "
+                "lower data.max_length"
+            )
+    examples = {name: part.examples for name, part in encoded.items()}
+    if not data.packing:
+        return Prepared(encoded, {**examples}, places, said)
+    rows, room = packing.pack_all(examples, data.max_length, seed=seed)
+    said += [f"{name}: {packing.describe(part, room)}" for name, part in rows.items()]
+    return Prepared(encoded, {**rows}, places, said)
+
+
+def _numbered(part: Split, first: int) -> Split:
+    """The same with its records counted from `first` on."""
+    return part._replace(examples=[one._replace(record=first + one.record) for one in part.examples])
+
+
+def describe(part: Split, max_length: int, long: str) -> str:
+    """How much a split holds, and what became of the records that are too long or have nothing to train."""
+    became = "left out for more than" if long == "drop" else "cut at"
+    chunks = f", {len(part.chunks)} of more than {max_length} tokens split into {sum(part.chunks)}" * bool(part.chunks)
+    cut = f", {part.n_truncated} {became} {max_length} tokens" if part.n_truncated else ""
+    dropped = f", {part.n_untrained} dropped for want of a trained token" if part.n_untrained else ""
+    tokens = sum(len(example.tokens) for example in part.examples)
+    return f"{packing.count(part.examples)} records, {tokens:,} tokens{chunks}{cut}{dropped}"

@@ -1,0 +1,1 @@
+"""Readers of rows: JSON, text, tables, saved data sets, the hub."""

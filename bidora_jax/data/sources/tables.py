@@ -1,0 +1,199 @@
+"""Tables -> rows: CSV and TSV, Parquet, a folder that `datasets` saved, a data set on the Hugging Face hub.
+
+A CSV row is named by the line it begins in, a row of the others by its number from 1. No code of a data set is ever run:
+`datasets` no longer can, and only the hub's own files are fetched, when a data set on it is named.
+"""
+
+import csv
+import re
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from bidora_jax.data.sources.rows import Fault, Row
+from bidora_jax.data.sources.text_files import (
+    LONGEST_LINE,
+    check_file,
+    decoded,
+    numbered_lines,
+    too_long,
+)
+from bidora_jax.errors import InputError, did_you_mean
+
+BATCH = 1000  # rows turned into Python objects at a time
+CSV_FAULTS = {  # by what the csv module says
+    "unexpected end of data": "a quote is opened in this row and never closed; nothing after it was read",
+    "expected after": "text stands after a closing quote; write a quote within quotes twice",
+    "new-line character": "a carriage return outside of quotes; let lines end in newlines",
+    "field larger": "a field is larger than a record can be; is a quote never closed?",
+}
+
+
+# CSV
+
+
+def delimited(path: Path, delimiters: str, longest: int = LONGEST_LINE) -> Iterator[Row | Fault]:
+    """CSV with a header, as RFC 4180 has it: quotes are doubled within quotes. All values are texts.
+
+    The delimiter is the one of `delimiters` that splits the header into most columns. A file in which the header is wrong is
+    refused with InputError, a wrong row becomes a fault.
+    """
+    spoilt: dict[int, str] = {}
+    lines = _text_lines(path, longest, spoilt)
+    opening: list[str] = []
+    for line in lines:
+        opening.append(line)
+        if line.strip():
+            break
+    unquoted = re.sub(r'"[^"]*"', "", opening[-1]) if opening else ""
+    delimiter = max(delimiters, key=unquoted.count)
+    csv.field_size_limit(longest)
+    rows = _csv_rows(csv.reader(chain(opening, lines), delimiter=delimiter, strict=True), spoilt)
+    _, header, why = next(((line, fields, why) for line, fields, why in rows if fields or why), (1, [], ""))
+    header = [name.strip() for name in header]
+    if problem := why or _header_problem(header):
+        raise InputError(f"{path}: the header cannot be used: {problem}")
+    for line, fields, why in rows:
+        place = f"{path}:{line}"
+        if not why and fields and len(fields) != len(header):
+            why = (f"has {len(fields)} fields, and the header {len(header)}; put a text that holds {delimiter!r} or a "
+                   "line break between quotes")  # fmt: skip
+        if why:
+            yield Fault(place, why)
+        elif fields:
+            yield Row(place, dict(zip(header, fields, strict=True)))
+
+
+def _text_lines(path: Path, longest: int, spoilt: dict[int, str]) -> Iterator[str]:
+    """Lines as text; what is wrong with one goes into `spoilt` under its number, as the csv module has to go on reading."""
+    for number, line in numbered_lines(path, longest):
+        text, wrong = ("", too_long(longest)) if line is None else decoded(line)
+        if "\0" in text:
+            wrong = "holds a NUL byte; remove it"
+        if wrong:
+            spoilt[number] = wrong
+        yield text.replace("\0", "") or "\n"
+
+
+def _csv_rows(reader: Any, spoilt: dict[int, str]) -> Iterator[tuple[int, list[str], str]]:
+    """(line, fields, what is wrong) of each row; no fields for a blank line."""
+    while True:
+        start, fields, why = reader.line_num + 1, [], ""
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            why = next((ours for theirs, ours in CSV_FAULTS.items() if theirs in str(error)), str(error))
+        bad = next((number for number in range(start, reader.line_num + 1) if number in spoilt), 0)
+        yield (bad, [], spoilt[bad]) if bad else (start, fields, why)
+
+
+def _header_problem(header: list[str]) -> str:
+    places: dict[str, list[str]] = {}
+    for number, name in enumerate(header, 1):
+        places.setdefault(name, []).append(str(number))
+    twice = [f"columns {' and '.join(at)} are both named {name!r}" if name else f"columns {' and '.join(at)} have no name"
+             for name, at in places.items() if len(at) > 1]  # fmt: skip
+    return "; ".join(twice) + "; give each its own name, or delete it" if twice else ""
+
+
+# Parquet
+
+
+def parquet(path: Path) -> Iterator[Row | Fault]:
+    """The rows of a Parquet file, a batch at a time. Raises InputError for a file that is missing or damaged."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    check_file(path)
+    count = 0
+    try:
+        with ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if problem := _header_problem(names):
+                raise InputError(f"{path}: its columns cannot be used: {problem}")
+            for batch in file.iter_batches(BATCH):
+                yield from _batch_rows(str(path), batch, count)
+                count += batch.num_rows
+    except (pa.ArrowException, OSError) as error:  # ArrowException: not Parquet, or cut short
+        raise InputError(f"cannot read {path} as Parquet after row {count}: {_brief(error)}; make it anew") from None
+
+
+def _batch_rows(name: str, batch: Any, before: int) -> Iterator[Row | Fault]:
+    """Rows of an Arrow table or batch; `before` of them came earlier."""
+    try:
+        values = batch.to_pylist()
+    except UnicodeDecodeError:  # one text of the batch: row by row
+        values = None
+    for at in range(batch.num_rows):
+        place = f"{name} row {before + at + 1}"
+        try:
+            yield Row(place, values[at] if values is not None else batch.slice(at, 1).to_pylist()[0])
+        except UnicodeDecodeError as error:
+            yield Fault(place, f"holds a text that is not UTF-8 (byte 0x{error.object[error.start]:02x})")
+
+
+# Data sets
+
+
+def saved(folder: Path, split: str) -> Iterator[Row | Fault]:
+    """The rows of a folder that `save_to_disk` of `datasets` wrote, of one of its splits where it has several."""
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except Exception as error:  # Arrow's and json's errors, missing files
+        raise InputError(f"cannot read {folder} as a saved data set: {_brief(error)}; save it anew") from None
+    if isinstance(found, datasets.DatasetDict):
+        yield from _data_set_rows(
+            f"{folder}@{split}" if split else str(folder), found[_chosen(folder, list(map(str, found)), split)]
+        )
+    elif split:
+        raise InputError(f"{folder} is one split without a name, and {folder}@{split} asks for one; leave @{split} out")
+    else:
+        yield from _data_set_rows(str(folder), found)
+
+
+def hub(name: str, config: str, split: str) -> Iterator[Row | Fault]:
+    """The rows of a data set on the hub, through the cache of `datasets`. Without a split, its only one."""
+    import datasets
+
+    full = f"{name}:{config}" if config else name
+    try:
+        # Without a split it fetches no more, works from its cache too, and train[:100] is for itself to understand.
+        found = datasets.load_dataset(name, config or None, split=split if "[" in split else None)
+        if isinstance(found, datasets.DatasetDict):
+            split = _chosen(full, list(map(str, found)), split)
+            found = found[split]
+    except InputError:
+        raise
+    except Exception as error:  # of the network, of the hub, of a name, a configuration or a split that is not there
+        raise InputError(
+            f"no data file or folder at {full}, and as a data set on the hub it cannot be read: {_brief(error)}; "
+            "check the path, or its ORG/NAME:CONFIGURATION@SPLIT; without a network, save it with save_to_disk where "
+            "there is one, and name the folder"
+        ) from None
+    yield from _data_set_rows(f"{full}@{split}", found)
+
+
+def _chosen(name: Any, splits: list[str], split: str) -> str:
+    """The split that is meant. InputError when it is not there, or is not said and there are several."""
+    if split in splits or (not split and len(splits) == 1):
+        return split or splits[0]
+    asked = f"has no split {split!r}{did_you_mean(split, splits)}" if split else "has several splits"
+    raise InputError(f"{name} {asked}; name one of {', '.join(f'{name}@{one}' for one in splits)}")
+
+
+def _data_set_rows(name: str, found: Any) -> Iterator[Row | Fault]:
+    count = 0
+    for batch in found.with_format("arrow").iter(BATCH):
+        yield from _batch_rows(name, batch, count)
+        count += batch.num_rows
+
+
+def _brief(error: Exception) -> str:
+    """An error of another package in one line, without its full stop."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.rstrip(".") if len(text) <= 300 else text[:299] + "…"

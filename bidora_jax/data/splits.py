@@ -1,0 +1,195 @@
+"""Sources -> the train, val and test splits of a run: who goes where, how often, and who stands twice.
+
+    copies      two records whose texts are the same in the same order, but for blanks and Unicode's composition
+    val_fraction    copies go to one side together, so that no record is on both
+    duplicates  copies between and within the splits are reported, left out of train, or refused
+    weight w    a source's records are seen ⌊w⌋ times an epoch, and a share w − ⌊w⌋ of them, chosen by the seed, once more
+
+BiDoRA's upper level learns on val what train alone does not show: with copies of the one in the other there is nothing left
+to learn. Everything is a function of the files, the settings and the seed.
+"""
+
+import hashlib
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from jaxtyping import Bool
+
+from bidora_jax.data.encoding import records_of
+from bidora_jax.data.records import Record
+from bidora_jax.data.settings import DataConfig
+from bidora_jax.data.sources import sources
+from bidora_jax.errors import InputError, listing
+
+SHOWN = 3  # copies named in a line of the report
+
+
+class Part(NamedTuple):
+    """One split; the lists are parallel."""
+
+    records: list[Record]
+    origins: list[str]
+    """The source of each."""
+    keys: list[bytes]
+    """Equal for copies."""
+
+    def take(self, indices: Sequence[int]) -> Self:
+        """These records, in this order."""
+        return self._replace(**{name: [column[i] for i in indices] for name, column in self._asdict().items()})
+
+
+class Splits(NamedTuple):
+    train: Part
+    val: Part
+    test: Part
+    said: list[str]
+    """What a user should know of them, in lines."""
+
+
+def check(data: DataConfig) -> list[str]:
+    """What is wrong with the settings by themselves."""
+    count = len(names(data.train_file))
+    wrong = []
+    if data.weights and len(data.weights) != count:
+        wrong.append(
+            f"data.weights has {len(data.weights)} weights for the {count} sources of data.train_file: give one each"
+        )
+    if not all(0 < weight < float("inf") for weight in data.weights):
+        wrong.append(f"data.weights must be above 0, found {', '.join(f'{weight:g}' for weight in data.weights)}")
+    return wrong
+
+
+def load(data: DataConfig, seed: int) -> Splits:
+    """Reads every source. Raises InputError for sources and rows that can't be used, and for splits that can't be made."""
+    given = {"train": data.train_file, "val": data.val_file, "test": data.test_file}
+    found = {use: sources.scan_each(source) for use, source in given.items() if source}
+    parts = {use: _part(one) for use, one in sources.rename(found, data.columns).items()}
+    empty = Part([], [], [])
+    train, val, test = (parts.get(use, empty) for use in given)
+    if data.val_fraction:
+        in_val = held_out(train.keys, data.val_fraction, seed)
+        train, val = train.take(np.flatnonzero(~in_val).tolist()), train.take(np.flatnonzero(in_val).tolist())
+    train, said = _settled({"train": train, "val": val, "test": test}, data.duplicates)
+    train, shares = _weighted(train, names(data.train_file), data.weights, seed)
+    return Splits(train, val, test, said + shares)
+
+
+def names(source: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The sources that a setting gives: one as a text, or several."""
+    return (source,) if isinstance(source, str) else source
+
+
+def _part(found: sources.Found) -> Part:
+    read = records_of(found)
+    records = [record for part in read.values() for record in part]
+    origins = [source for source, part in read.items() for _ in part]
+    return Part(records, origins, [key(record) for record in records])
+
+
+# Splitting
+
+
+def held_out(keys: Sequence[bytes], fraction: float, seed: int) -> Bool[np.ndarray, " N"]:
+    """A random `fraction` of the records, for val; those with one key go together, so it can be somewhat less.
+
+    Raises InputError when nothing would be left on one side.
+    """
+    total, groups = round(len(keys) * fraction), {}
+    for index, one in enumerate(keys):
+        groups.setdefault(one, []).append(index)
+    members, chosen = list(groups.values()), []
+    for group in np.random.default_rng(seed).permutation(len(members)):
+        if len(chosen) + len(members[group]) <= total:
+            chosen += members[group]
+    if not 0 < len(chosen) < len(keys):
+        raise InputError(
+            f"val_fraction = {fraction} of {len(keys)} records, {len(members)} of them different, leaves {len(chosen)} for "
+            f"validation and {len(keys) - len(chosen)} for training; each needs at least one: give more records, another "
+            "fraction or a val_file"
+        )
+    in_val = np.zeros(len(keys), dtype=bool)
+    in_val[chosen] = True
+    return in_val
+
+
+# Duplicates
+
+
+def key(record: Record) -> bytes:
+    """The same for copies: a hash of all texts in order, with blanks as one space and accents composed."""
+    texts = [" ".join(unicodedata.normalize("NFC", text).split()) for text in _texts(record)]
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+    else:
+        yield str(value)
+
+
+def copies(part: Part, of: Part | None = None) -> dict[int, str]:
+    """Records of `part` that are in `of` too, with the other's place by index; without `of`, copies of an earlier one of `part`."""
+    if of is not None:
+        first = {one: record.place for one, record in zip(reversed(of.keys), reversed(of.records), strict=True)}
+        return {i: first[one] for i, one in enumerate(part.keys) if one in first}
+    first, again = {}, {}
+    for i, (one, record) in enumerate(zip(part.keys, part.records, strict=True)):
+        if one in first:
+            again[i] = first[one]
+        first.setdefault(one, record.place)
+    return again
+
+
+def _settled(parts: dict[str, Part], policy: str) -> tuple[Part, list[str]]:
+    """The training split as the policy wants it, and what is reported."""
+    train, lines, out = parts["train"], [], set()
+    uses = list(parts)
+    for at, use in enumerate(uses):
+        for other in (use, *uses[at + 1 :]):
+            found = copies(parts[use], None if other == use else parts[other])
+            if not found:
+                continue
+            dropped = policy == "drop" and use == "train"
+            out |= found.keys() if dropped else set()
+            where = "stand there twice" if other == use else f"are in {other} too"
+            pairs = [f"{parts[use].records[i].place} = {place}" for i, place in found.items()]
+            named = ", ".join(pairs[:SHOWN]) + (", …" if len(pairs) > SHOWN else "")
+            lines.append(f"duplicates: {len(pairs)} of {len(parts[use].records)} {use} records {where}"
+                         f"{', and are left out' * dropped}: {named}")  # fmt: skip
+    if lines and policy == "refuse":
+        raise InputError(
+            f"data.duplicates is refuse, and there are some; take them out or set it to drop:\n{listing(lines)}"
+        )
+    if len(out) == len(train.records):
+        raise InputError("every training record is in another split too:\n" + listing(lines) + "\ngive other files")
+    return train.take([i for i in range(len(train.records)) if i not in out]) if out else train, lines
+
+
+# Mixing
+
+
+def _weighted(train: Part, given: Sequence[str], weights: Sequence[float], seed: int) -> tuple[Part, list[str]]:
+    """The records as often as an epoch has them, source by source, and each source's share where there is something to say."""
+    if len(given) == 1 and not weights:
+        return train, []
+    rows, lines = [], []
+    origins = np.array(train.origins)
+    for number, (source, weight) in enumerate(zip(given, weights or [1.0] * len(given), strict=True)):
+        own = np.flatnonzero(origins == source)
+        drawn = repeated(len(own), weight, seed, number)
+        rows += own[drawn].tolist()
+        lines.append((f"{source}: {len(own)} records × {weight:g} = {len(drawn)} an epoch", len(drawn)))
+    if not rows:
+        raise InputError("data.weights leave no training record; give larger ones")
+    return train.take(rows), [f"{line}, {drawn / len(rows):.0%}" for line, drawn in lines]
+
+
+def repeated(count: int, weight: float, seed: int, number: int) -> list[int]:
+    """Indices below `count` as often as `weight` says, in order; its fraction is drawn by the seed and the source's number."""
+    whole = int(weight)
+    drawn = np.random.default_rng([seed, number]).permutation(count)[: round((weight - whole) * count)]
+    return [*np.tile(np.arange(count), whole).tolist(), *np.sort(drawn).tolist()]

@@ -1,0 +1,100 @@
+"""What a run will see of its data, computed from tokens alone: which of a record's are trained, how long records are, and how
+much of what is computed is padding.
+
+    padding = 1 − Σ real tokens / Σ_steps M·B·T         over one epoch of the search, T the padded length of the step
+
+In a bidora search the two batches of a step share one T (batches.py), and both are counted.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bidora_jax.data import batches as batching
+from bidora_jax.data.encoding import Example
+from bidora_jax.data.records import Record, is_conversation, turns
+from bidora_jax.data.settings import DataConfig
+from bidora_jax.data.tokenizer import Tokenizer
+
+BINS = 8
+
+
+class Bin(NamedTuple):
+    first: int
+    last: int
+    records: int
+
+
+class Epoch(NamedTuple):
+    """One epoch of the search."""
+
+    steps: int
+    tokens: int
+    """Real ones, of both levels."""
+    computed: int
+    """With padding."""
+    lengths: tuple[int, ...]
+    """Padded lengths."""
+
+    @property
+    def padding(self) -> float:
+        return 1 - self.tokens / self.computed
+
+
+def pieces(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
+    """The text of a record's tokens, cut where trained and masked ones meet, and whether each piece is trained.
+
+    Decoded from the beginning each time, for some tokenizers leave out a blank where a text begins.
+    """
+    borders = [*np.flatnonzero(np.diff(example.trained.astype(np.int8))) + 1, len(example.tokens)]
+    found, shown = [], ""
+    for border in borders:
+        text = tokenizer.decode(example.tokens[:border].tolist(), clean_up_tokenization_spaces=False)
+        found.append((text[len(shown) :], bool(example.trained[border - 1])))
+        shown = text
+    return found
+
+
+def histogram(lengths: Sequence[int], bins: int = BINS) -> list[Bin]:
+    """At most `bins` ranges of one width, a round number, from the shortest length to the longest."""
+    width = _round_up(-(-(max(lengths) + 1) // bins))
+    counts = np.bincount(np.asarray(lengths) // width)
+    filled = np.flatnonzero(counts)
+    return [Bin(i * width, (i + 1) * width - 1, int(counts[i])) for i in range(filled[0], filled[-1] + 1)]
+
+
+def _round_up(width: int) -> int:
+    """The next of 1, 2, 5, 10, 20, 50, …"""
+    power = 10 ** (len(str(width)) - 1)
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= width)
+
+
+def several_answers(records: Sequence[Record]) -> int:
+    """Conversations with more than one answer that may be learned."""
+    count = 0
+    for record in records:
+        if is_conversation(record):
+            spoken, first = turns(record)
+            count += sum(turn["role"] == "assistant" for turn in spoken[first:]) > 1
+    return count
+
+
+def epoch(train: batching.Examples, val: batching.Examples, data: DataConfig, *, lower_steps: int, seed: int) -> Epoch:
+    """The first epoch over `train`, with a batch of `val` in every `lower_steps`-th step; `val` is empty where the search has
+    one level."""
+    size = data.batch_size * data.accumulation
+    of_train, of_val = ([len(example.tokens) for example in part] for part in (train, val))
+    buckets = batching.bucket_lengths([*of_train, *of_val], data.buckets)
+    lower, upper = (
+        batching.Stream(lengths, size, seed=seed, stream=number) for number, lengths in enumerate((of_train, of_val))
+    )
+    tokens = computed = 0
+    for step in range(lower.steps_per_epoch):
+        met = [[of_train[index] for index in lower.indices(step)]]
+        if val and (step + 1) % lower_steps == 0:
+            met.append([of_val[index] for index in upper.indices(step // lower_steps)])
+        longest = max(length for level in met for length in level)
+        tokens += sum(map(sum, met))
+        computed += len(met) * size * min(bucket for bucket in buckets if bucket >= longest)
+    return Epoch(lower.steps_per_epoch, tokens, computed, buckets)

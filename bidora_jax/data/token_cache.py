@@ -1,0 +1,134 @@
+"""Encoded records kept between runs: the second run on the same records reads their tokens instead of making them.
+
+    name  = SHA-256 of the records, the tokenizer's files, the settings, and the code and the packages that encode
+    file  = safetensors: each field of the examples end to end, and their lengths
+
+So nothing has to be told stale: whatever could change a token changes the name. A file that is damaged is reported and made
+anew; one that cannot be written costs the cache and no more.
+"""
+
+import hashlib
+import json
+import os
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from bidora_jax.data import chat_template, encoding, prompts, records
+from bidora_jax.data import tokenizer as tokenizers
+from bidora_jax.data.encoding import Example, Split
+from bidora_jax.data.records import Record
+from bidora_jax.data.tokenizer import Tokenizer
+from bidora_jax.machine.compile_cache import AUTO, user_cache
+from bidora_jax.machine.files import whole_file
+
+WORTH = 1.0  # seconds that encoding has to take to be kept
+ROOM = 4 * 2**30  # bytes that all files may take; the least recently used go first
+TOKENIZER_FILES = (*tokenizers.TOKENIZER_FILES, "merges.txt", "added_tokens.json", "special_tokens_map.json",
+                   "chat_template.jinja", "chat_template.json")  # fmt: skip
+
+
+def encode_all(
+    given: list[Record], tokenizer: Tokenizer, cache: str, *, worth: float = WORTH, **settings: Any
+) -> tuple[Split, str]:
+    """records.encode_all(given, tokenizer, **settings), read where it is kept, and kept where it took `worth` seconds.
+
+    `cache` names a folder, "auto" the one in the user's cache folder, "" none. The text says what was done with it, if
+    anything. Raises InputError as records.encode_all does.
+    """
+    if not cache:
+        return encoding.encode_all(given, tokenizer, **settings), ""
+    place = user_cache() / "tokens" if cache == AUTO else Path(cache).expanduser()
+    path, note = place / f"{name(Path(tokenizer.name_or_path), given, settings)}.safetensors", ""
+    began = time.monotonic()
+    if path.exists():
+        try:
+            found = read(path)
+            os.utime(path)  # it was used just now
+            return found, f"tokens read in {time.monotonic() - began:.1f} s from {path}"
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            note = f"{path} is damaged and is not used: {error}"
+    split, seconds = encoding.encode_all(given, tokenizer, **settings), time.monotonic() - began
+    if seconds < worth:
+        return split, note
+    try:
+        write(path, split)
+        _make_room(place, ROOM)
+    except OSError as error:
+        return split, f"tokens are not kept, as {path} cannot be written: {error.strerror}"
+    return split, note or f"tokens made in {seconds:.1f} s and kept in {path}"
+
+
+def name(folder: Path, given: list[Record], settings: dict[str, Any]) -> str:
+    """A hash of all that the tokens of these records hang on; `folder` is the tokenizer's."""
+    whole = hashlib.sha256()
+    code = [Path(module.__file__ or "") for module in (chat_template, encoding, prompts, records, tokenizers)]
+    for path in (*code, *(folder / file for file in TOKENIZER_FILES)):
+        content = path.read_bytes() if path.is_file() else b""
+        whole.update(f"{path.name} {len(content)} ".encode() + content)
+    packages = {package: version(package) for package in ("tokenizers", "transformers")}
+    whole.update(json.dumps([settings, packages], sort_keys=True).encode())
+    for record in given:
+        whole.update(json.dumps(record).encode() + b"\n")
+    return whole.hexdigest()[:32]
+
+
+# The file
+
+
+def write(path: Path, split: Split) -> None:
+    """Under a temporary name first, so that the file is there whole or not at all."""
+    tensors = {field: _joined([getattr(example, field) for example in split.examples]) for field in Example._fields}
+    lengths = {f"{field} lengths": np.array([np.size(getattr(example, field)) for example in split.examples])
+               for field in Example._fields}  # fmt: skip
+    counts = {field: str(value) for field, value in split._asdict().items() if field != "examples"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with whole_file(path) as fresh:
+            save_file(tensors | lengths, fresh, metadata=counts | {"sha256": _digest(tensors | lengths)})
+    except SafetensorError as error:  # a full disk, among others
+        raise OSError(0, str(error)) from error
+
+
+def read(path: Path) -> Split:
+    """What `write` wrote. Raises SafetensorError, OSError, KeyError or ValueError for anything else."""
+    with safe_open(path, framework="numpy") as file:
+        tensors, counts = {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    if counts.pop("sha256") != _digest(tensors):
+        raise ValueError("its content is not what was written")
+    columns = [_parted(tensors[field], tensors[f"{field} lengths"], field) for field in Example._fields]
+    examples = [Example(*row) for row in zip(*columns, strict=True)]
+    return Split(examples, **{field: int(value) for field, value in counts.items()})
+
+
+def _joined(values: list[Any]) -> Shaped[np.ndarray, " N"]:
+    return np.concatenate([np.atleast_1d(value) for value in values])
+
+
+def _parted(whole: Shaped[np.ndarray, " N"], lengths: Shaped[np.ndarray, " K"], field: str) -> list[Any]:
+    if Example.__annotations__[field] in (bool, int):
+        return whole.tolist()
+    return np.split(whole, np.cumsum(lengths)[:-1])
+
+
+def _digest(tensors: dict[str, np.ndarray]) -> str:
+    whole = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        whole.update(f"{key} {value.dtype} {value.shape} ".encode() + value.tobytes())
+    return whole.hexdigest()
+
+
+def _make_room(folder: Path, room: int) -> None:
+    """Removes the files that were not used for longest until the rest fit."""
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    taken = 0
+    for path in files:
+        taken += path.stat().st_size
+        if taken > room and path != files[0]:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,80 @@
+"""Turns of a conversation, as the model's own chat template writes them, and its text as it comes.
+
+A template is a program in the tokenizer's files, which transformers runs in a sandbox; no code of a model folder runs.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bidora_jax.data import chat_template
+from bidora_jax.data.records import BadRecord, Turn
+from bidora_jax.data.tokenizer import Tokenizer
+from bidora_jax.errors import InputError
+from bidora_jax.machine.files import read_json
+
+UNFINISHED = "\ufffd"
+"""What a decoder writes for bytes that are no whole character yet."""
+
+
+def said_by(role: str, content: str) -> Turn:
+    return {"role": role, "content": content}
+
+
+def opening(system: str) -> list[Turn]:
+    """The turns before the first one of the user."""
+    return [said_by("system", system)] if system else []
+
+
+def require_template(folder: Path, tokenizer: Tokenizer, flag: str) -> None:
+    """InputError for a tokenizer without chat template."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{flag} needs a chat template, and the tokenizer in {folder} has none: take a model that was trained to chat, "
+            "or give --prompt the text to go on from"
+        )
+
+
+def prompt_ids(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:
+    """Tokens of a conversation, up to where the answer begins. InputError where the template refuses it."""
+    try:
+        text = chat_template.render(turns, tokenizer, ask=True)
+    except BadRecord as problem:
+        raise InputError(str(problem)) from problem
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # the template writes them itself
+
+
+def ends(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    """Tokens that end an answer: the tokenizer's, and those of generation_config.json (a chat model may have several)."""
+    found = {tokenizer.eos_token_id}
+    if (folder / "generation_config.json").is_file():
+        listed = read_json(folder / "generation_config.json", "fetch it again, or remove it").get("eos_token_id")
+        found |= {token for token in (listed if isinstance(listed, list) else [listed]) if isinstance(token, int)}
+    return sorted(found)
+
+
+class Spoken:
+    """The text of an answer whose tokens come in pieces; characters that are not whole yet are held back."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._shown = ""
+
+    @property
+    def text(self) -> str:
+        """All of it so far, half characters included."""
+        return self._tokenizer.decode(self._tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def add(self, tokens: Sequence[int]) -> str:
+        """The text that these tokens bring to an end."""
+        self._tokens += tokens
+        return self._show(self.text.rstrip(UNFINISHED))
+
+    def rest(self) -> str:
+        """What was held back to the end."""
+        return self._show(self.text)
+
+    def _show(self, text: str) -> str:
+        new = text.removeprefix(self._shown)
+        self._shown = text
+        return new

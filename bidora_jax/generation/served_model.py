@@ -1,0 +1,82 @@
+"""Opens a model with its adapters once, for generate, chat and evaluate.
+
+The cheap refusals come first: config.json, tokenizer and adapters are read before any weight of the model.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from bidora_jax.models.settings import ModelConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
+    from bidora_jax.generation.ensembles import Combine, Member
+    from bidora_jax.models.architectures.decoder import DecoderConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Which model answers, with which adapters, in which form."""
+
+    model: str
+    """Model folder, or the name of a model on the Hugging Face hub."""
+    adapter: tuple[str, ...] = ()
+    """PEFT adapter folder, such as the adapter/ of a run, or NAME=DIR; repeat it for several, which answer in turn."""
+    ensemble: Literal["none", "logits", "probabilities"] = "none"
+    """Take several adapters as one, by the mean of their logits or of their probabilities."""
+    average: bool = False
+    """Put the mean of the merged weights in the place of several adapters."""
+    weight: tuple[float, ...] = ()
+    """Share of an adapter in --average; repeat it, one for each adapter. Equal shares without it."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """A record's key and the column that holds it, where it has another name; repeat it for several."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """dtype of the weights and of the products; auto keeps that of the files."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Quantise the model's linear layers first; a folder that bitsandbytes quantised is read as it is."""
+    double_quant: bool = True
+    """nf4: keep the block scales in 8 bits too."""
+
+    @property
+    def combine(self) -> "Combine | None":
+        """What of several adapters is averaged in their outputs, or None."""
+        return None if self.ensemble == "none" else self.ensemble
+
+    @property
+    def settings(self) -> ModelConfig:
+        return ModelConfig(dtype=self.dtype, quantization=self.quantization, double_quant=self.double_quant)
+
+
+class Opened(NamedTuple):
+    """All of a model but its weights."""
+
+    folder: Path
+    config: "DecoderConfig"
+    tokenizer: Any
+    members: "dict[str, Member]"
+    """Adapters by name."""
+
+
+def open_folder(served: Served) -> Opened:
+    """Reads config.json, tokenizer and adapters. InputError for what can't be read or does not go together."""
+    from bidora_jax.data.tokenizer import load_tokenizer
+    from bidora_jax.generation import ensembles
+    from bidora_jax.models.formats import hf_config
+
+    folder = hf_config.resolve_folder(served.model)
+    config, tokenizer = hf_config.read_config(folder), load_tokenizer(folder)
+    members = ensembles.load(served.adapter, config)
+    ensembles.check(members, served.combine, served.average, served.weight)
+    return Opened(folder, config, tokenizer, members)
+
+
+def load_weights(served: Served, opened: Opened) -> "tuple[PyTree, dict[str, Member | None]]":
+    """The base, and what answers on it by name: adapters in the form for inference, or None for the model itself."""
+    from bidora_jax.generation import ensembles
+    from bidora_jax.models.formats import hf
+
+    base = hf.load(served.settings, opened.folder, opened.config)
+    base, chosen = ensembles.choose(base, opened.members, served.combine, served.average, served.weight)
+    return base, dict(chosen) or {"": None}

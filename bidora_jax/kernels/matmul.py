@@ -1,0 +1,164 @@
+"""Matrix products in the dtype of the activations, with float32 sums and derivatives that move no large operand.
+
+    frozen_dot   y = x·W0ᵀ      W0 is frozen: linear in x alone
+    frozen_times y = W0·Aᵀ      the same, laid out for an A of few rows
+    product      y = x·Wᵀ       both have a derivative, W in any float dtype
+    matmul       y = x·W        the same for a W that lies the other way
+
+For narrow x (bf16, float16) a cotangent is rounded to that dtype before it meets a matrix: a float32 cotangent times a bf16
+matrix is a mixed product, several times slower on a CPU and outside the tensor cores of a GPU. Sums are float32 (float64 for
+float64) and are returned as they are. Every function here is differentiable to second order forward over reverse.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero, linear_call
+from jaxtyping import Array, Float
+
+from bidora_jax.kernels.precision import wide
+from bidora_jax.kernels.xla_cpu.transpose import swapped, transposes_show, turned
+
+
+def by_row(y: Float[Array, "*batch O"], gain: Float[Array, "*N O"]) -> Float[Array, "*batch O"]:
+    """gain ⊙ y in the wider dtype of the two. Leading axes of `gain`, those of several adapters, are the first of y."""
+    *members, rows = gain.shape
+    if not members:
+        return (y.reshape(-1, rows) * gain[None]).reshape(y.shape)
+    return y * gain.reshape(*members, *(1,) * (y.ndim - gain.ndim), rows)
+
+
+def frozen_dot(x: Float[Array, "*batch I"], w0: Float[Array, "O I"]) -> Float[Array, "*batch O"]:
+    """x·W0ᵀ with the accumulator returned as it is: float32 for bf16 and float16 inputs.
+
+    For those narrow inputs the product is declared linear in x alone. W0 then has no derivative at all (differentiating it
+    fails loudly); in float32 and float64 this is an ordinary product.
+    """
+    narrow = x.dtype != wide(x.dtype)
+    return linear_call(_narrow_dot, _narrow_dot_transpose, (w0,), x) if narrow else _contract(x, w0)
+
+
+def frozen_times(w0: Float[Array, "O I"], a: Float[Array, "r I"]) -> Float[Array, "O r"]:
+    """W0·Aᵀ, otherwise as `frozen_dot`. XLA's CPU backend packs the right factor of every product, which is the small one here:
+    with 16 rows that takes 0.6 of the time."""
+    narrow = a.dtype != wide(a.dtype)
+    return linear_call(_narrow_times, _narrow_times_transpose, (w0,), a) if narrow else _contract(w0, a)
+
+
+def _contract(x, w):
+    return jax.lax.dot_general(x, w, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=wide(x.dtype))
+
+
+def _narrow_dot(residuals, x):
+    (w0,) = residuals
+    return _contract(x, w0)
+
+
+def _narrow_dot_transpose(residuals, g):
+    (w0,) = residuals
+    g = g.astype(w0.dtype)
+    dims = (((g.ndim - 1,), (0,)), ((), ()))
+    return jax.lax.dot_general(g, w0, dims, preferred_element_type=wide(w0.dtype)).astype(w0.dtype)
+
+
+def _narrow_times(residuals, a):
+    (w0,) = residuals
+    return _contract(w0, a)
+
+
+def _narrow_times_transpose(residuals, g):
+    (w0,) = residuals
+    return over_rows(g.astype(w0.dtype), w0).astype(w0.dtype)
+
+
+def product(x: Float[Array, "*batch M K"], w: Float[Array, "*batch N K"]) -> Float[Array, "*batch M N"]:
+    """x·Wᵀ over equal leading axes; W is rounded to the dtype of x.
+
+    The derivative of W is a sum over rows, `over_rows`. JAX's own rule turns the cotangent, which is the large one wherever K
+    is small: low-rank factors, heads of attention. Forward-mode differentiation passes through its gradient but not
+    through the function itself.
+    """
+    return _product(x, w, -1)
+
+
+def matmul(x: Float[Array, "*batch M K"], w: Float[Array, "*batch K N"]) -> Float[Array, "*batch M N"]:
+    """x·W, otherwise as `product`."""
+    return _product(x, w, -2)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x, w, axis: int):
+    return dot(x, w.astype(x.dtype), -1, axis)
+
+
+def _product_forward(x, w, axis: int):
+    return dot(x, w.astype(x.dtype), -1, axis), (x, w)  # not _product: it would bar a forward pass over its gradient
+
+
+def _product_backward(axis: int, residuals, g):
+    x, w = residuals
+    g = g.astype(x.dtype)
+    dx = dot(g, w.astype(x.dtype), -1, -3 - axis)
+    dw = over_rows(x, g) if axis == -2 else over_rows(g, x)
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def dot(
+    left: Float[Array, "*batch _ _"], right: Float[Array, "*batch _ _"], left_axis: int, right_axis: int
+) -> Float[Array, "*batch M N"]:
+    """Contracts one of the two last axes of each over equal leading axes: x·yᵀ for -1 and -1, x·y for -1 and -2.
+
+    For narrow factors the derivative of a result that is larger than they are is one product over twice as many numbers,
+    rather than the sum of two such results: dx·yᵀ + x·dyᵀ = [dx, x]·[y, dy]ᵀ. It is declared linear, and so can't be mapped over.
+    """
+    return _dot(left, right, left_axis, right_axis)
+
+
+def _dot(left, right, left_axis: int, right_axis: int):
+    leading = tuple(range(left.ndim - 2))
+    contracted = ((left.ndim + left_axis,), (right.ndim + right_axis,))
+    dims = (contracted, (leading, leading))
+    return jax.lax.dot_general(left, right, dims, preferred_element_type=wide(left.dtype))
+
+
+def _dot_jvp(left_axis: int, right_axis: int, primals, tangents):
+    (left, right), (left_t, right_t) = primals, tangents
+    y = dot(left, right, left_axis, right_axis)
+    left_moves, right_moves = (not isinstance(tangent, SymbolicZero) for tangent in tangents)
+    narrow, larger = left.dtype != y.dtype, left.shape[left_axis] * sum(y.shape[-2:]) <= y.shape[-2] * y.shape[-1]
+    if left_moves and right_moves and narrow and larger:
+        both = partial(_joined_dots, left_axis, right_axis), partial(_joined_dots_transpose, left_axis, right_axis)
+        return y, linear_call(*both, primals, tangents)
+    terms = [dot(left_t, right, left_axis, right_axis)] if left_moves else []
+    terms += [dot(left, right_t, left_axis, right_axis)] if right_moves else []
+    return y, sum(terms[1:], terms[0])
+
+
+dot.defjvp(_dot_jvp, symbolic_zeros=True)
+
+
+def _joined_dots(left_axis: int, right_axis: int, residuals, tangents):
+    (left, right), (left_t, right_t) = residuals, tangents
+    left = jnp.concatenate([left_t, left], axis=left_axis)
+    return _dot(left, jnp.concatenate([right, right_t], axis=right_axis), left_axis, right_axis)
+
+
+def _joined_dots_transpose(left_axis: int, right_axis: int, residuals, g):
+    left, right = (array.astype(g.dtype) for array in residuals)
+    left_free, right_free = -3 - left_axis, -3 - right_axis
+    of_left = (g, right, -1, right_free) if left_axis == -1 else (right, g, right_free, -1)
+    of_right = (g, left, -2, left_free) if right_axis == -1 else (left, g, left_free, -2)
+    return tuple(_dot(*of).astype(one.dtype) for of, one in zip((of_left, of_right), residuals, strict=True))
+
+
+def over_rows(x: Float[Array, "*batch M K"], y: Float[Array, "*batch M N"]) -> Float[Array, "*batch K N"]:
+    """xᵀ·y, a sum over rows. One of its two factors has to be turned: the smaller one."""
+    if x.shape[-1] > y.shape[-1]:
+        sums = over_rows(y, x)
+        return turned(sums) if transposes_show(y) else sums.swapaxes(-2, -1)
+    return dot(swapped(x, -2, -1), y, -1, -2) if transposes_show(x) else dot(x, y, -2, -2)

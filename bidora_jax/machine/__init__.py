@@ -1,0 +1,1 @@
+"""Memory, the C library's allocator, caches of compiled programs, facts of the machine."""

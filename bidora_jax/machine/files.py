@@ -1,0 +1,94 @@
+"""Files and folders appear whole or not at all; a missing file is refused with a remedy.
+
+Both are written under a temporary name beside their place and renamed when they are complete. A full disk, an error or
+Ctrl-C leaves nothing behind; a killed process leaves only a hidden `.NAME.tmp-PID`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bidora_jax.errors import InputError
+
+
+@contextmanager
+def staged(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A fresh folder to write into; it becomes `folder` when the block ends, and is removed when the block raises.
+
+    Missing parents are made at the end only. InputError when `folder` is a file, or is not empty and `replace` is off.
+    """
+    folder = Path(folder).absolute()
+    _refuse_occupied(folder, replace)
+    parent = next(parent for parent in folder.parents if parent.exists())
+    if not parent.is_dir():
+        raise InputError(f"cannot write {folder}: {parent} is a file, not a folder; choose another output folder")
+    fresh = parent / f".{folder.name}.tmp-{os.getpid()}"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        yield fresh
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _move_into_place(fresh, folder)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def _refuse_occupied(folder: Path, replace: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"cannot write the folder {folder}: a file has that name; choose another output folder")
+    if folder.is_dir() and not replace and any(folder.iterdir()):
+        raise InputError(f"the output folder {folder} is not empty; empty it or choose another output folder")
+
+
+def _move_into_place(fresh: Path, folder: Path) -> None:
+    """Renames. A folder can't be renamed onto a full one, so the old one steps aside first."""
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    old = fresh.with_suffix(".old")
+    shutil.rmtree(old, ignore_errors=True)  # of a process that was killed between the two lines that follow
+    folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name to write to; the file becomes `path` when the block ends, and is removed when the block raises."""
+    fresh = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        yield fresh
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Writes a file, text as UTF-8, that is there whole or not at all. Its folder must exist."""
+    with whole_file(path) as fresh:
+        fresh.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read_json(path: Path, remedy: str) -> dict:
+    """The object in a JSON file. InputError, ending in `remedy`, when the file is missing or holds anything else."""
+    if not path.parent.is_dir():
+        found = f"{path.parent} is a file" if path.parent.exists() else f"there is no folder {path.parent}"
+        raise InputError(f"{found}; {remedy}")
+    if not path.is_file():
+        raise InputError(f"{path.parent} has no {path.name}; {remedy}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON ({error}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a JSON {type(value).__name__}, expected an object; {remedy}")
+    return value
+
+
+def write_json(path: Path, value: dict, *, sort_keys: bool = False) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""What is trained: settings, targets, start, merging, conversion, approximation, drift."""

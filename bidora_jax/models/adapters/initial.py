@@ -1,0 +1,109 @@
+"""The start of an adapter: what stands beside each weight, and the first direction and magnitude."""
+
+import zlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from bidora_jax.kernels import dora, lora_init, quantized
+from bidora_jax.kernels.precision import wide
+from bidora_jax.models.adapters.adapter import Adapter, get, put
+from bidora_jax.models.adapters.targets import Site
+
+
+def prepare_base(base: PyTree, adapter: Adapter) -> PyTree:
+    """The base with what this adapter keeps beside a weight: 'norm_sq' (L, O), the constant term of the factored norm,
+    'scale' (L,) where it differs between layers, and 'A0' and 'B0' where the factors start away from zero.
+
+    A base is prepared for one adapter: what depends on the weight is not made a second time.
+    """
+    for site in adapter.sites:
+        leaf = get(base["layers"], site.path)
+        beside = {}
+        if adapter.magnitude and "norm_sq" not in leaf:
+            beside["norm_sq"] = _square_norms(leaf["weight"])
+        if site.scale is None:
+            beside["scale"] = jnp.asarray(site.scales, wide(leaf["weight"].dtype))
+        if adapter.subtracts and "A0" not in leaf:
+            beside["A0"], beside["B0"] = _starts(leaf["weight"], site, adapter.init)
+        if beside:
+            base = {**base, "layers": put(base["layers"], site.path, {**leaf, **beside})}
+    return base
+
+
+def init(adapter: Adapter, base: PyTree, key: jax.Array) -> tuple[PyTree, PyTree]:
+    """A direction and a magnitude that leave the prepared base unchanged: A and B as kernels/lora_init.py says, m the row norms.
+
+    The key of a layer is folded from its path, so that adding a target never moves the others' seeds.
+    """
+    direction, magnitude = {}, {}
+    for site in adapter.sites:
+        leaf = get(base["layers"], site.path)
+        if adapter.subtracts:  # copies: a training step may take over what it is given
+            factors = {"A": jnp.copy(leaf["A0"]), "B": jnp.copy(leaf["B0"])}
+        else:
+            factors = _zero_start(
+                adapter, site, leaf["weight"], jax.random.fold_in(key, zlib.crc32(site.path.encode()))
+            )
+        direction = put(direction, site.path, factors)
+        if adapter.magnitude:
+            magnitude = put(magnitude, site.path, {"m": _used_layers(site, jnp.sqrt(leaf["norm_sq"]))})
+    whole = {name: {"weight": _whole(base, name)} for name in adapter.saved}
+    return {"layers": direction} | whole, {"layers": magnitude} if adapter.magnitude else {}
+
+
+def _whole(base: PyTree, name: str) -> jax.Array:
+    """A float32 copy of an embedding; the input one is the output one where there is no other."""
+    weight = quantized.dense(base[name if name in base else "embed_tokens"]["weight"])
+    return jnp.array(weight, wide(weight.dtype))
+
+
+def _zero_start(adapter: Adapter, site: Site, weight, key: jax.Array) -> PyTree:
+    layers, out_features, in_features = weight.shape
+    dtype, shape = wide(weight.dtype), (layers, site.rank, in_features)
+    if adapter.init == "gaussian":
+        a = jax.random.normal(key, shape, dtype) / np.maximum(np.array(site.ranks), 1).astype(dtype)[:, None, None]
+    else:
+        bound = in_features**-0.5
+        a = jax.random.uniform(key, shape, dtype, -bound, bound)
+    return {"A": _used_rows(site, a), "B": jnp.zeros((layers, out_features, site.rank), dtype)}
+
+
+def _used_rows(site: Site, a: jax.Array) -> jax.Array:
+    """A (L, r, I) with zeros beyond the rank of each layer."""
+    if len(set(site.ranks)) == 1:
+        return a
+    used = np.arange(site.rank) < np.array(site.ranks)[:, None]
+    return jnp.where(used[..., None], a, 0.0)
+
+
+def _used_layers(site: Site, m: jax.Array) -> jax.Array:
+    """m (L, O) with zeros where a layer is not adapted."""
+    return m if all(site.ranks) else jnp.where(np.array(site.ranks)[:, None] > 0, m, 0.0)
+
+
+@jax.jit
+def _square_norms(weight):
+    return quantized.over_layers(lambda w0: dora.square_norm(quantized.dense(w0)), weight)
+
+
+@partial(jax.jit, static_argnames=("site", "init"))
+def _starts(weight, site: Site, init: str) -> tuple[jax.Array, jax.Array]:
+    """A0 and B0 of every layer, zero beyond its rank."""
+    path_key = jax.random.fold_in(jax.random.key(0), zlib.crc32(site.path.encode()))  # of a subspace, not of a result
+    safe = jnp.asarray([scale or 1.0 for scale in site.scales], wide(weight.dtype))
+
+    def one(w0, number, scale):
+        w0 = quantized.dense(w0)
+        if init == "olora":
+            return lora_init.olora(w0, rank=site.rank)
+        if init == "pissa":
+            return lora_init.pissa(w0, rank=site.rank, scale=scale)
+        key, iterations = jax.random.fold_in(path_key, number), int(init.removeprefix("pissa_niter_"))
+        return lora_init.randomised_pissa(key, w0, rank=site.rank, scale=scale, iterations=iterations)
+
+    a, b = quantized.over_layers(one, weight, jnp.arange(len(site.ranks)), safe)
+    return _used_rows(site, a), _used_rows(site, b.swapaxes(1, 2)).swapaxes(1, 2)

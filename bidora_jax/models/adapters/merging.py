@@ -1,0 +1,68 @@
+"""Folds an adapter into the weights, and makes quantised weights dense."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from bidora_jax.kernels import dora, quantized
+from bidora_jax.models.adapters.adapter import Adapter, change, get, over_layers, put, with_saved
+from bidora_jax.models.adapters.targets import Site
+
+
+def merge(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree, dtype=None) -> PyTree:
+    """The base with every adapted weight replaced by W', summed in float32 and rounded once to `dtype` (the base's own).
+
+    Quantised weights without an adapter are left as they are.
+    """
+    layers = base["layers"]
+    for site in adapter.sites:
+        leaf = get(layers, site.path)
+        m = get(magnitude["layers"], site.path)["m"] if adapter.magnitude else None
+        to = jnp.dtype(dtype or leaf["weight"].dtype)
+        merged = _merge_stack(leaf["weight"], change(adapter, site, base, direction), m, site, to)
+        kept = {name: value for name, value in leaf.items() if name == "bias"}
+        layers = put(layers, site.path, kept | {"weight": merged})
+    to = jnp.dtype(dtype or base["norm"]["weight"].dtype)
+    rounded = {name: {"weight": direction[name]["weight"].astype(to)} for name in adapter.saved}
+    return {**with_saved(base, rounded), "layers": layers}
+
+
+def placed(adapter: Adapter, base: PyTree, direction: PyTree) -> tuple[PyTree, Adapter, PyTree]:
+    """The base, the adapter and the direction once what is trained whole is in the base, and only layers are adapted."""
+    layers = {"layers": direction["layers"]}
+    return with_saved(base, direction), replace(adapter, saved=()), layers
+
+
+def merged_layer(site: Site, w0: jax.Array, pair: dora.Direction, scale: dora.Scale, m: jax.Array | None) -> jax.Array:
+    """W' (O, I) of one layer of a site, in float32; W0 where the layer is not adapted."""
+    found = dora.merge(w0, pair, m, scale=scale)
+    return found if site.scale is not None else jnp.where(scale == 0, w0, found)
+
+
+def dequantise(base: PyTree, dtype=None) -> PyTree:
+    """The base with every quantised weight dense, in `dtype` or its own, one layer at a time."""
+
+    def dense(weight):
+        if not quantized.is_quantised(weight):
+            return weight
+        to = jnp.dtype(dtype or weight.dtype)
+        return _dense_stack(weight, to) if len(weight.shape) == 3 else quantized.dense(weight).astype(to)
+
+    return jax.tree.map(dense, base, is_leaf=quantized.is_quantised)
+
+
+@partial(jax.jit, static_argnames=("site", "dtype"))
+def _merge_stack(weight, pair, m, site: Site, dtype):
+    # One layer at a time: a whole stack in float32 would be twice a bf16 model's largest leaf.
+    def one(w0, direction, scale, m):
+        return merged_layer(site, quantized.dense(w0), direction, scale, m).astype(dtype)
+
+    return over_layers(one, site, weight, pair, m)
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _dense_stack(weight, dtype):
+    return quantized.over_layers(lambda w0: quantized.dense(w0).astype(dtype), weight)

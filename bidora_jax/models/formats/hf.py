@@ -1,0 +1,349 @@
+"""Hugging Face model folders, read into the stacked tree and written back out of it.
+
+A folder holds config.json, model.safetensors or its shards with model.safetensors.index.json, and the tokenizer.
+Weights keep Hugging Face's names and layout, (out, in); a tensor of layer i is slice i of the leaf of that name. The
+one table that says so, `name_table`, is read in both directions. Weights may lie in the files dense or as bitsandbytes
+quantised them (models/formats/bnb.py), and dense ones can be quantised on the way, tensor by tensor. Nothing is downloaded except
+by `resolve_folder`, and no file is unpickled or executed.
+"""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from bidora_jax.errors import InputError, listing
+from bidora_jax.kernels import quantized
+from bidora_jax.kernels.xla_cpu import weights
+from bidora_jax.kernels.xla_cpu.weights import Bits
+from bidora_jax.machine.files import read_json, staged, write_json
+from bidora_jax.models import quantization
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.decoder import base_shapes
+from bidora_jax.models.formats import bnb, safetensors_file
+from bidora_jax.models.formats.bnb import Packed
+from bidora_jax.models.formats.hf_config import NOT_A_MODEL, read_config, resolve_folder
+from bidora_jax.models.formats.safetensors_file import Entry
+from bidora_jax.models.settings import ModelConfig
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+COPIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+
+__all__ = [
+    "Place",
+    "is_quantised",
+    "load",
+    "load_base",
+    "name_table",
+    "read_config",
+    "read_entries",
+    "resolve_folder",
+    "save_model",
+    "source_dtype",
+    "write_model",
+]
+
+
+class Place(NamedTuple):
+    """Where a checkpoint tensor lives: a leaf of the base tree, and the layer when that leaf is stacked."""
+
+    path: tuple[str, ...]
+    layer: int | None
+
+
+def name_table(config: DecoderConfig) -> dict[str, Place]:
+    """Every tensor of the model by its Hugging Face name, layer after layer."""
+    table = {}
+    for path in _flatten(base_shapes(config, jnp.float32)):
+        if path[0] == "layers":
+            names = (f"model.layers.{layer}.{'.'.join(path[1:])}" for layer in range(config.num_layers))
+            table |= {name: Place(path, layer) for layer, name in enumerate(names)}
+        else:
+            table[".".join(path if path[0] == "lm_head" else ("model", *path))] = Place(path, None)
+    return dict(sorted(table.items(), key=lambda item: -1 if item[1].layer is None else item[1].layer))
+
+
+def source_dtype(folder: Path | str) -> np.dtype:
+    """The dtype that all dense tensors of a folder share; InputError when they are of several, or not floating point."""
+    return _common_dtype(Path(folder), _weights(read_entries(folder)))
+
+
+def is_quantised(folder: Path | str) -> bool:
+    """Whether bitsandbytes quantised the weights of a folder."""
+    return any(isinstance(weight, Packed) for weight in _weights(read_entries(folder)).values())
+
+
+def load_base(
+    folder: Path | str, config: DecoderConfig, dtype=None, to: quantization.Quantization | None = None
+) -> PyTree:
+    """The base tree of a model folder, in `dtype` or, without one, in the dtype of the files.
+
+    Weights that the files hold quantised stay so, bytes and all; with `to` dense ones become so on the way.
+    All names, shapes and dtypes are checked before any weight is read, and all that is wrong is listed in one
+    InputError. Host memory peaks at the model on a CPU, and at one stacked leaf where the weights go to a device.
+    """
+    folder = Path(folder)
+    weights = _weights(read_entries(folder))
+    _check(folder, config, weights)
+    shapes = base_shapes(config, jnp.dtype(dtype) if dtype is not None else _common_dtype(folder, weights))
+    sources: dict[tuple[str, ...], list[Entry | Packed]] = {}
+    for name, place in name_table(config).items():
+        sources.setdefault(place.path, []).append(weights[name])
+    if to is not None and any(isinstance(weight, Packed) for weight in weights.values()):
+        raise InputError(
+            f"{folder} is quantised already: leave model.quantization at none, or point at the model before it was quantised"
+        )
+
+    def load(path, leaf: jax.ShapeDtypeStruct):
+        names = _names(path)
+        stacked, parts = names[0] == "layers", sources[names]
+        forms = {_form(part) for part in parts}
+        if len(forms) > 1:
+            raise InputError(_mixed(folder, names, parts))
+        if forms != {"dense"}:
+            return _stacked(
+                (bnb.read(part, leaf.dtype) for part in parts if isinstance(part, Packed)), len(parts), stacked
+            )
+        dense = [part for part in parts if isinstance(part, Entry)]
+        if to is not None and to.covers(names):
+            packed = (to.quantise(safetensors_file.read(part), leaf.dtype) for part in dense)
+            return _stacked(packed, len(parts), stacked)
+        array = safetensors_file.aligned(leaf.shape, leaf.dtype)
+        slots: Iterable[Any] = array if stacked else [array]
+        for slot, part in zip(slots, dense, strict=True):
+            safetensors_file.read_into(part, slot)
+        if array.ndim == 3 and array.dtype.itemsize == 2 and jax.default_backend() == "cpu":
+            return Bits(jax.device_put(array.view(np.uint16)), array.dtype)
+        return jax.device_put(array)
+
+    return jax.tree_util.tree_map_with_path(load, shapes)
+
+
+def load(settings: ModelConfig, folder: Path | str, config: DecoderConfig) -> PyTree:
+    """The base of a folder as `model.dtype` and `model.quantization` ask for it."""
+    dtype = None if settings.dtype == "auto" else jnp.dtype(settings.dtype)
+    return load_base(folder, config, dtype, quantization.resolve(settings, tied=config.tie_word_embeddings))
+
+
+def _stacked(parts: Iterable[PyTree], count: int, stacked: bool) -> PyTree:
+    """Trees of host arrays, one a layer, copied into stacks as they come; a single one becomes device arrays as it is."""
+    stacks: list[np.ndarray] = []
+    structure = None
+    for index, part in enumerate(parts):
+        leaves, structure = jax.tree.flatten(part)
+        stacks = stacks or [safetensors_file.aligned((count, *leaf.shape), leaf.dtype) for leaf in leaves]
+        for stack, leaf in zip(stacks, leaves, strict=True):
+            stack[index] = leaf
+    return jax.tree.unflatten(structure, [jax.device_put(stack if stacked else stack[0]) for stack in stacks])
+
+
+def _form(part: Entry | Packed) -> str:
+    if isinstance(part, Entry):
+        return "dense"
+    return f"{part.form} with double quantisation" if part.double else part.form
+
+
+def _mixed(folder: Path, names: tuple[str, ...], parts: list) -> str:
+    layers: dict[str, list[int]] = {}
+    for layer, part in enumerate(parts):
+        layers.setdefault(_form(part), []).append(layer)
+    found = "; ".join(f"{form} in layers {', '.join(map(str, where))}" for form, where in layers.items())
+    return (
+        f"{folder}: {'.'.join(names[1:])} is {found}; layers are stacked here and must share one form: take a checkpoint "
+        "that is quantised evenly, or the dense model with model.quantization"
+    )
+
+
+def save_model(
+    folder: Path | str,
+    source_folder: Path | str,
+    config: DecoderConfig,
+    base: PyTree,
+    *,
+    dtype,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes `base` as a Hugging Face folder with the config, tokenizer and tensor names of `source_folder`.
+
+    The folder appears whole or not at all; InputError when it exists and is not empty.
+    """
+    with staged(Path(folder)) as fresh:
+        write_model(fresh, source_folder, config, base, dtype=dtype, max_shard_bytes=max_shard_bytes)
+
+
+def write_model(
+    folder: Path,
+    source_folder: Path | str,
+    config: DecoderConfig,
+    base: PyTree,
+    *,
+    dtype,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """`save_model` into an existing folder, for a caller who still has something to check before it gets its name."""
+    source = Path(source_folder)
+    dtype = jnp.dtype(dtype)
+    apart = config.tie_word_embeddings and "lm_head" in base  # embeddings that were tied before training
+    config = replace(config, tie_word_embeddings=config.tie_word_embeddings and not apart)
+    places = name_table(config)
+    if "lm_head.weight" in read_entries(source):  # some tied checkpoints carry a copy, and their readers may expect it
+        places.setdefault("lm_head.weight", places["model.embed_tokens.weight"])
+    _write_weights(folder, places, base, dtype, max_shard_bytes)
+    settings = read_json(source / "config.json", NOT_A_MODEL)
+    settings.pop("quantization_config", None)
+    settings |= {"tie_word_embeddings": False} if apart else {}
+    if packed := [leaf for leaf in _flatten(base).values() if quantized.is_quantised(leaf)]:
+        settings["quantization_config"] = bnb.settings(packed[0], _dense_linears(config, base))
+    spellings = [key for key in ("dtype", "torch_dtype") if key in settings]
+    write_json(folder / "config.json", settings | dict.fromkeys(spellings or ["torch_dtype"], dtype.name))
+    for name in COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def read_entries(folder: Path | str) -> dict[str, Entry]:
+    """Every tensor of a model folder by name, over all shards, from the headers alone."""
+    folder = Path(folder)
+    if not (folder / INDEX).is_file():
+        return safetensors_file.read_header(_existing(folder / WEIGHTS))
+    where = read_json(folder / INDEX, safetensors_file.DAMAGED).get("weight_map")
+    if not isinstance(where, dict) or not all(Path(str(file)).name == file for file in where.values()):
+        raise InputError(f"{folder / INDEX} has no weight_map of file names; {safetensors_file.DAMAGED}")
+    files = sorted(set(where.values()))
+    absent = [file for file in files if not (folder / file).is_file()]
+    if absent:
+        raise InputError(f"{folder / INDEX} names shards that are not there; fetch them again:\n{listing(absent)}")
+    shards = {file: safetensors_file.read_header(folder / file) for file in files}
+    lost = [f"{name} in {file}" for name, file in where.items() if name not in shards[file]]
+    if lost:
+        raise InputError(f"{folder / INDEX} names tensors that their shards lack:\n{listing(lost)}")
+    # A name that the index leaves out is still seen, so that a stray tensor is refused and not overlooked.
+    return {name: entry for shard in shards.values() for name, entry in shard.items()} | {
+        name: shards[file][name] for name, file in where.items()
+    }
+
+
+def _existing(file: Path) -> Path:
+    if file.is_file():
+        return file
+    pickled = sorted(path.name for path in file.parent.glob("pytorch_model*.bin"))
+    if pickled:
+        raise InputError(
+            f"{file.parent} holds {pickled[0]} and no safetensors; pickled weights are not read: load the model with "
+            "transformers and save it with save_pretrained"
+        )
+    raise InputError(f"{file.parent} has no {file.name} and no {INDEX}; {NOT_A_MODEL}")
+
+
+def _weights(entries: dict[str, Entry]) -> dict[str, Entry | Packed]:
+    """Without the rotary frequencies that old checkpoints carry: they follow from rope_theta."""
+    return {name: weight for name, weight in bnb.grouped(entries).items() if not name.endswith("rotary_emb.inv_freq")}
+
+
+def _check(folder: Path, config: DecoderConfig, entries: dict[str, Entry | Packed]) -> None:
+    table, shapes = name_table(config), _flatten(base_shapes(config, jnp.float32))
+    wrong = [f"missing: {name}" for name in table if name not in entries]
+    known = table.keys() | {"lm_head.weight"}  # a tied model may ship a copy of its head
+    wrong += [f"not part of this model: {name}" for name in entries if name not in known]
+    for name, place in table.items():
+        shape = shapes[place.path].shape[0 if place.layer is None else 1 :]
+        if name in entries and entries[name].shape != shape:
+            wrong.append(f"shape of {name}: expected {shape}, found {entries[name].shape}")
+    if wrong:
+        raise InputError(
+            f"{folder}: {len(wrong)} tensors do not fit config.json:\n{listing(wrong)}\n"
+            "the weights and config.json must come from the same model; fetch the folder again"
+        )
+
+
+def _common_dtype(folder: Path, weights: dict[str, Entry | Packed]) -> np.dtype:
+    found = sorted({weight.dtype for weight in weights.values() if isinstance(weight, Entry)})
+    unknown = [dtype for dtype in found if dtype not in safetensors_file.FLOATS]
+    if unknown:
+        raise InputError(
+            f"{folder}: tensors of dtype {', '.join(unknown)}; expected {', '.join(safetensors_file.FLOATS)}: "
+            "point at the model before it was quantised"
+        )
+    if len(found) != 1:
+        raise InputError(f"{folder} mixes {' and '.join(found)}; say which dtype is meant (float32 keeps all digits)")
+    return safetensors_file.DTYPES[found[0]]
+
+
+def _write_weights(folder: Path, places: dict[str, Place], base: PyTree, dtype: np.dtype, limit: int) -> None:
+    leaves = _flatten(base)
+    weights = {name: _tensors(name, place, leaves[place.path], dtype) for name, place in places.items()}
+    sizes = {name: sum(_size(tensor) for tensor in parts.values()) for name, parts in weights.items()}
+    shards = _split(sizes, limit)
+    files = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    files = files if len(shards) > 1 else [WEIGHTS]
+    weight_map = {}
+    for file, names in zip(files, shards, strict=True):
+        tensors = {name: tensor for weight in names for name, tensor in weights[weight].items()}
+        safetensors_file.write(folder / file, tensors, (tensor.make() for tensor in tensors.values()))
+        weight_map |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
+
+
+def _tensors(name: str, place: Place, leaf: Any, dtype: np.dtype) -> dict[str, bnb.Tensor]:
+    """What one weight is written as; host copies are made one at a time, when their turn comes."""
+    if quantized.is_quantised(leaf):
+        return bnb.tensors(name, leaf, place.layer)
+    leaf = np.asarray(leaf.bits).view(leaf.dtype) if isinstance(leaf, weights.Bits) else leaf
+    shape = leaf.shape if place.layer is None else leaf.shape[1:]
+
+    def make() -> np.ndarray:
+        # A layer is cut out first: of a whole leaf jax would keep the host copy alive.
+        return np.asarray(leaf if place.layer is None else leaf[place.layer]).astype(dtype, copy=False)
+
+    return {name: bnb.Tensor(shape, dtype, make)}
+
+
+def _size(tensor: bnb.Tensor) -> int:
+    return tensor.dtype.itemsize * int(np.prod(tensor.shape))
+
+
+def _dense_linears(config: DecoderConfig, base: PyTree) -> list[str]:
+    """Linear modules that a reader must not quantise, by name; of a stack, the name inside a layer."""
+    named = {path: leaf for path, leaf in _flatten(base).items() if path[-1] == "weight" and len(leaf.shape) >= 2}
+    dense = [path[-2] for path, leaf in named.items() if not quantized.is_quantised(leaf)]
+    dense = [name for name in dense if name.endswith("_proj") or name == "lm_head"]
+    return [*dense, *(["lm_head"] if config.tie_word_embeddings else [])]
+
+
+def _split(sizes: dict[str, int], limit: int) -> list[list[str]]:
+    """Names in order, cut into runs of at most `limit` bytes (a larger tensor stands alone)."""
+    shards, used = [[]], 0
+    for name, size in sizes.items():
+        if shards[-1] and used + size > limit:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    return shards
+
+
+def _flatten(tree: PyTree) -> dict[tuple[str, ...], Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=quantized.is_packed)
+    return {_names(path): leaf for path, leaf in leaves}
+
+
+def _names(path) -> tuple[str, ...]:
+    return tuple(key.key for key in path)

@@ -1,0 +1,94 @@
+"""The proof behind an export: what was written is read back, and its logits are those of the model in memory.
+
+Both sides run in float32 on the same fixed tokens, whatever dtype was written. The stored weights are widened exactly,
+so the difference is the rounding of W' to the stored dtype and nothing else; in bfloat16 arithmetic the noise of the
+activations would hide it. The reference is the model with its adapter unmerged, the function that was trained, and not
+the merged tree that went into the file: an error of the merge shows. Weights are widened, and quantised ones opened, a
+layer at a time, so that a proof needs little more memory than the model.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, PyTree
+
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters.adapter import Adapter
+from bidora_jax.models.adapters.initial import prepare_base
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.formats import hf, hf_config, peft
+
+PROBE_SHAPE = (2, 32)
+
+# Largest difference of a logit allowed, by the dtype written, as a share of the largest |logit|: 2 to 6 times the worst
+# that random models of 2 to 64 layers showed (LoRA and DoRA, CPU, 2026-11-23). Rounding W' to bf16 moved a logit by up
+# to 0.027 = 3.4 eps, to float16 by 0.0027 = 2.8 eps: 8 eps are allowed. In float32 nothing is rounded but the sums,
+# which the adapter takes in another order than the merged weight: up to 3.2e-6.
+TOLERANCE = {
+    jnp.dtype(jnp.float32): 2e-5,
+    jnp.dtype(jnp.bfloat16): 8 * 2.0**-7,
+    jnp.dtype(jnp.float16): 8 * 2.0**-10,
+}
+
+
+class Agreement(NamedTuple):
+    """How far the logits of an export are from the model in memory."""
+
+    largest: float
+    """Largest |difference| of a logit."""
+    scale: float
+    """Largest |logit| of the model in memory."""
+    tolerance: float
+    """Largest difference allowed."""
+
+    @property
+    def holds(self) -> bool:
+        return self.largest <= self.tolerance  # False for NaN
+
+
+def probe_logits(
+    config: DecoderConfig, adapter: Adapter | None, base: PyTree, direction: PyTree, magnitude: PyTree
+) -> Float[np.ndarray, "B T V"]:
+    """Logits of a model on the probe tokens, computed in float32 from a base of any dtype, quantised or prepared or not."""
+    base = base if adapter is None else prepare_base(base, adapter)
+    return np.asarray(_logits(config, adapter, base, direction, magnitude, _probe_tokens(config)))
+
+
+def verify_saved(folder: Path | str, expected: Float[np.ndarray, "B T V"]) -> Agreement:
+    """Reads a merged model folder back and compares its logits with `probe_logits` of the model with its adapter."""
+    config = hf_config.read_config(folder)
+    dtype = hf.source_dtype(folder)
+    found = probe_logits(config, None, hf.load_base(folder, config), {}, {})
+    return compare(found, expected, dtype)
+
+
+def verify_adapter(
+    folder: Path | str, config: DecoderConfig, base: PyTree, expected: Float[np.ndarray, "B T V"]
+) -> Agreement:
+    """Reads an adapter folder back onto its base and compares its logits with `probe_logits` of the model in memory."""
+    found = probe_logits(config, *_on(base, *peft.load_adapter(folder, config)))
+    return compare(found, expected, jnp.dtype(jnp.float32))
+
+
+def _on(base: PyTree, adapter: Adapter, direction: PyTree, magnitude: PyTree):
+    return adapter, base, direction, magnitude
+
+
+def compare(found: np.ndarray, expected: np.ndarray, dtype) -> Agreement:
+    """The largest difference between two sets of logits, and what rounding weights to `dtype` may make of it."""
+    scale = float(np.max(np.abs(expected)))
+    return Agreement(float(np.max(np.abs(found - expected))), scale, TOLERANCE[jnp.dtype(dtype)] * scale)
+
+
+def _probe_tokens(config: DecoderConfig) -> Int[np.ndarray, "B T"]:
+    return np.random.default_rng(0).integers(config.vocab_size, size=PROBE_SHAPE, dtype=np.int32)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _logits(config, adapter, base, direction, magnitude, tokens):
+    with jax.default_matmul_precision("highest"):  # a GPU would multiply float32 in TF32, with 10 bits of mantissa
+        return decoder.logits(config, adapter, base, direction, magnitude, tokens, dtype=jnp.float32)

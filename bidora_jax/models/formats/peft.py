@@ -1,0 +1,177 @@
+"""PEFT adapter folders (adapter_config.json, adapter_model.safetensors), read and written; format of PEFT 0.21.
+
+    base_model.model.model.layers.N.self_attn.q_proj.lora_A.weight          (r, in)
+    base_model.model.model.layers.N.self_attn.q_proj.lora_B.weight          (out, r)
+    base_model.model.model.layers.N.self_attn.q_proj.lora_magnitude_vector  (out,)   DoRA; older files add ".weight"
+    base_model.model.lm_head.weight, base_model.model.model.embed_tokens.weight      modules_to_save
+
+float32, in PEFT's layout, which is ours: nothing is transposed. A file holds of each layer its own rank, and nothing of a
+layer that is not adapted; the stacks here are filled up with zeros. PEFT only warns about tensors it misses and ignores
+magnitudes without use_dora; both give another function than was trained, so reading refuses them.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from bidora_jax.errors import InputError, listing
+from bidora_jax.machine.files import staged
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters.adapter import Adapter, get, put
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.adapters.targets import Site, name_of
+from bidora_jax.models.architectures.decoder import DecoderConfig, linear_shapes
+from bidora_jax.models.formats import peft_config, safetensors_file
+from bidora_jax.models.formats.peft_config import CONFIG, NOT_AN_ADAPTER
+from bidora_jax.models.formats.safetensors_file import Entry
+
+WEIGHTS = "adapter_model.safetensors"
+WHOLE = {"embed_tokens": "base_model.model.model.embed_tokens.weight", "lm_head": "base_model.model.lm_head.weight"}
+SUFFIXES = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
+
+
+def save_adapter(
+    folder: Path | str,
+    adapter: Adapter,
+    settings: AdapterConfig,
+    direction: PyTree,
+    magnitude: PyTree,
+    *,
+    base_model_name: str | None,
+    replace: bool = False,
+) -> None:
+    """Writes an adapter folder that PEFT loads, whole or not at all; InputError when it is full, unless `replace`."""
+    with staged(Path(folder), replace=replace) as fresh:
+        write_adapter(fresh, adapter, settings, direction, magnitude, base_model_name=base_model_name)
+
+
+def write_adapter(
+    folder: Path,
+    adapter: Adapter,
+    settings: AdapterConfig,
+    direction: PyTree,
+    magnitude: PyTree,
+    *,
+    base_model_name: str | None,
+) -> None:
+    """`save_adapter` into an existing folder, for a caller who still has something to check before it gets its name."""
+    peft_config.write(folder, settings, adapter.sites, base_model_name)
+    places = {
+        _name(layer, site, leaf): (site, layer, leaf, stack)
+        for site in adapter.sites
+        for leaf, stack in _stacks(adapter, site, direction, magnitude).items()
+        for layer in site.layers
+    }
+    specs = {
+        name: jax.ShapeDtypeStruct(_used(site.ranks[layer], leaf, stack.shape[1:]), jnp.float32)
+        for name, (site, layer, leaf, stack) in places.items()
+    }
+    whole = {WHOLE[name]: direction[name]["weight"] for name in adapter.saved}
+    specs = dict(
+        sorted((specs | {name: jax.ShapeDtypeStruct(w.shape, jnp.float32) for name, w in whole.items()}).items())
+    )
+
+    def tensor(name: str) -> np.ndarray:
+        if name in whole:
+            return np.asarray(whole[name])
+        _, layer, _, stack = places[name]
+        return np.asarray(stack[layer])[tuple(map(slice, specs[name].shape))]
+
+    safetensors_file.write(folder / WEIGHTS, specs, map(tensor, specs))
+
+
+def load_adapter(folder: Path | str, config: DecoderConfig) -> tuple[Adapter, PyTree, PyTree]:
+    """The adapter, direction and magnitude of a PEFT folder, in float32.
+
+    InputError when the folder means anything but LoRA, rsLoRA or DoRA on the linear layers of `config`, and when it misses
+    a tensor, holds one too many, or holds one of another shape.
+    """
+    folder = Path(folder)
+    settings = peft_config.read(folder)
+    try:
+        adapter = adapters.resolve(settings, config, strict=False)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder} has no {WEIGHTS}; {NOT_AN_ADAPTER} (a pickled adapter_model.bin is not read)")
+    # PEFT once wrote the magnitude of a layer as "...lora_magnitude_vector.weight".
+    magnitude_name = SUFFIXES["m"]
+    entries = {
+        name.removesuffix(".weight") if name.endswith(f"{magnitude_name}.weight") else name: entry
+        for name, entry in safetensors_file.read_header(folder / WEIGHTS).items()
+    }
+    _check(folder, adapter, config, entries)
+    direction, magnitude = {}, {}
+    for site in adapter.sites:
+        stacks = {
+            leaf: _read_stack(site, leaf, shape, entries) for leaf, shape in _shapes(adapter, site, config).items()
+        }
+        direction = put(direction, f"layers.{site.path}", {leaf: stacks[leaf] for leaf in "AB"})
+        if adapter.magnitude:
+            magnitude = put(magnitude, f"layers.{site.path}", {"m": stacks["m"]})
+    for name in adapter.saved:
+        weight = np.empty(entries[WHOLE[name]].shape, np.float32)
+        safetensors_file.read_into(entries[WHOLE[name]], weight)
+        direction = put(direction, f"{name}.weight", jnp.asarray(weight))
+    return adapter, direction, magnitude
+
+
+def _name(layer: int, site: Site, leaf: str) -> str:
+    return f"base_model.model.{name_of(layer, site.path)}.{SUFFIXES[leaf]}"
+
+
+def _stacks(adapter: Adapter, site: Site, direction: PyTree, magnitude: PyTree) -> dict[str, jax.Array]:
+    """A, B and m of a site, by name."""
+    return get(direction["layers"], site.path) | (get(magnitude["layers"], site.path) if adapter.magnitude else {})
+
+
+def _shapes(adapter: Adapter, site: Site, config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of one layer, as it is stacked."""
+    out_features, in_features = linear_shapes(config)[site.path]
+    shapes = {"A": (site.rank, in_features), "B": (out_features, site.rank)}
+    return shapes | ({"m": (out_features,)} if adapter.magnitude else {})
+
+
+def _used(rank: int, leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The part of a stacked tensor that a layer of this rank fills."""
+    return {"A": (rank, *shape[1:]), "B": (*shape[:1], rank), "m": shape}[leaf]
+
+
+def _read_stack(site: Site, leaf: str, shape: tuple[int, ...], entries: dict[str, Entry]) -> jax.Array:
+    stack = np.zeros((len(site.ranks), *shape), np.float32)
+    for layer in site.layers:
+        entry = entries[_name(layer, site, leaf)]
+        part = np.empty(entry.shape, np.float32)
+        safetensors_file.read_into(entry, part)
+        stack[layer][tuple(map(slice, entry.shape))] = part
+    return jnp.asarray(stack)
+
+
+def _check(folder: Path, adapter: Adapter, config: DecoderConfig, entries: dict[str, Entry]) -> None:
+    file = folder / WEIGHTS
+    magnitudes = [name for name in entries if name.endswith(SUFFIXES["m"])]
+    if bool(magnitudes) != adapter.magnitude:
+        found = "magnitudes, but use_dora is false" if magnitudes else "no magnitudes, but use_dora is true"
+        raise InputError(f"{file} holds {found} in {CONFIG}; the two files must come from the same training")
+    expected = {
+        _name(layer, site, leaf): _used(site.ranks[layer], leaf, shape)
+        for site in adapter.sites
+        for leaf, shape in _shapes(adapter, site, config).items()
+        for layer in site.layers
+    }
+    expected |= {WHOLE[name]: (config.vocab_size, config.hidden_size) for name in adapter.saved}
+    wrong = [f"missing: {name}" for name in expected if name not in entries]
+    wrong += [f"not used by {CONFIG}: {name}" for name in entries if name not in expected]
+    for name in expected.keys() & entries.keys():
+        if entries[name].shape != expected[name]:
+            wrong.append(f"shape of {name}: expected {expected[name]}, found {entries[name].shape}")
+        if entries[name].dtype not in safetensors_file.FLOATS:
+            wrong.append(f"dtype of {name}: expected {', '.join(safetensors_file.FLOATS)}, found {entries[name].dtype}")
+    if wrong:
+        raise InputError(
+            f"{file}: {len(wrong)} tensors do not fit:\n{listing(sorted(wrong))}\n"
+            f"{CONFIG}, the tensors and the base model must belong together{peft_config.says_of_its_base(folder)}"
+        )

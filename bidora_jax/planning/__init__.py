@@ -1,0 +1,1 @@
+"""What fits a device, by the compiler's count."""

@@ -1,0 +1,105 @@
+"""What a training step holds in memory, part by part, from the compiler's own analysis: nothing is allocated to know it.
+
+    peak = base + adapter + optimiser + batch + results + loss + activations
+
+The first four are the step's arguments, by the shapes of their trees; `results` is what the step returns without having been
+given it (a donated state is written in place). The compiler counts all temporaries together: `loss` is what it counts for
+the loss's gradient compiled by itself, `activations` are the rest: what the layers keep and recompute, and all gradients.
+XLA's count is that of the platform it compiles for: a CPU's stands in for a GPU's where there is no GPU.
+"""
+
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from bidora_jax.kernels import losses
+from bidora_jax.models import decoder
+from bidora_jax.training.compiled_steps import Meeting, shapes
+from bidora_jax.training.loop import Phase
+from bidora_jax.training.problem import Problem
+
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+class Footprint(NamedTuple):
+    """Bytes of a step's parts."""
+
+    base: int
+    adapter: int
+    """Direction and magnitude."""
+    optimiser: int
+    batch: int
+    results: int
+    loss: int
+    activations: int
+    donated: int
+    """Of adapter and optimiser, what is updated in place; not a part of the peak."""
+
+    @property
+    def temporaries(self) -> int:
+        return self.loss + self.activations
+
+    @property
+    def peak(self) -> int:
+        return sum(self) - self.donated
+
+    def lines(self) -> list[str]:
+        """The parts and their sum, one a line."""
+        names = [name for name in self._fields if name != "donated"]
+        rows = [(name, getattr(self, name)) for name in names] + [("peak of a step", self.peak)]
+        return [f"{name:<16s} {gigabytes(value):>10s}" for name, value in rows]
+
+
+def of(problem: Problem, phase: Phase, state: PyTree, meeting: Meeting, *, quick: bool = False) -> Footprint:
+    """The footprint of one program at one padded length. The base and the state may be arrays or shapes.
+
+    `quick` is for a program that will not be run: its buffers are the same, its machine code is not optimised.
+    """
+    program, length = meeting
+    options = QUICK if quick and jax.default_backend() == "cpu" else None
+    analysis = _analysis(program.compile(state, length, options))
+    batches = program.like(length)
+    adapter = tree_bytes(phase.adapter_of(state))
+    micro_tokens = problem.data.batch_size * (length - 1)
+    loss = min(loss_bytes(problem, micro_tokens), analysis.temp_size_in_bytes)
+    return Footprint(
+        base=tree_bytes(program.frozen),
+        adapter=adapter,
+        optimiser=tree_bytes(state) - adapter,
+        batch=tree_bytes(batches),
+        results=analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        loss=loss,
+        activations=analysis.temp_size_in_bytes - loss,
+        donated=analysis.alias_size_in_bytes,
+    )
+
+
+def loss_bytes(problem: Problem, tokens: int) -> int:
+    """Temporaries of the loss over so many tokens, and of its gradient with respect to the last hidden states."""
+    base = shapes(problem.base)
+    weight = jax.eval_shape(decoder.head, base)
+    x = jax.ShapeDtypeStruct((tokens, problem.config.hidden_size), weight.dtype)
+    targets, weights = (jax.ShapeDtypeStruct((tokens,), dtype) for dtype in (jnp.int32, jnp.float32))
+    loss = partial(losses.cross_entropy_sum, chunk=problem.model.loss_chunk)
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(x, weight, targets, weights).compile()
+    return _analysis(compiled).temp_size_in_bytes
+
+
+def _analysis(compiled: jax.stages.Compiled) -> Any:
+    analysis = compiled.memory_analysis()
+    assert analysis is not None, f"XLA counts no memory for a {jax.default_backend()}"
+    return analysis
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of all arrays of a tree, random keys among them; their shapes will do."""
+    return sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def gigabytes(value: float) -> str:
+    """1.23 GB, or 45.6 MB below a tenth."""
+    return f"{value / 1e9:.2f} GB" if abs(value) >= 1e8 else f"{value / 1e6:.1f} MB"

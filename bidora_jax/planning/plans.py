@@ -1,0 +1,221 @@
+"""Settings that make a step fit a device, found by compiling it from shapes: no weights, no data.
+
+What costs the result nothing is given up first: the micro-batch, whose gradients are summed so that those of an optimiser
+step stay the same, and the fast forms of remat_choice.py; then bits of the frozen weights;
+then length, which cuts or splits records.
+
+    for length in L, L/2, …:   for quantization in none, int8, nf4:   for (batch, remat), the fastest first
+
+How fast is a matter of arithmetic, and of how many tokens share what a micro-batch costs whatever its size. Records of 1,024
+tokens are trained faster one at a time with remat dots than four together with layer, and in less memory (benchmarks/README.md).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import jax
+from jaxtyping import PyTree
+
+from bidora_jax.data.settings import DataConfig
+from bidora_jax.machine.memory import Memory
+from bidora_jax.models import quantization
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures import decoder
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.planning import footprint, remat_choice
+from bidora_jax.planning.footprint import Footprint
+from bidora_jax.planning.remat_choice import Levels
+from bidora_jax.training.phases import first_phase
+from bidora_jax.training.settings import OptimizerConfig, SearchConfig
+
+SHORTEST = 256
+"""Tokens below which a record is not cut or split to make a step fit."""
+FORMS = ("none", "int8", "nf4")
+CPU_TOKENS, GPU_TOKENS = 200, 500
+"""Tokens whose products take as long as all else that a micro-batch costs. On a CPU measured: 4 x 256 tokens one by one take
+a quarter longer than in two. On a GPU not: 16-bit weights are read while the products of 250 tokens are made, opened ones twice."""
+MAY_CHANGE = ("model.quantization", "model.remat", "data.batch_size", "data.accumulation", "data.max_length",
+              "search.hypergradient")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All settings that a step's memory hangs on."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    inner: OptimizerConfig = field(default_factory=OptimizerConfig)
+    outer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    @property
+    def levels(self) -> Levels:
+        return Levels(self.adapter.method, self.search, self.inner, self.outer)
+
+
+def counted(config: DecoderConfig, plan: Plan, dtype) -> Footprint:
+    """The footprint of the plan's largest step at a model of this shape and dtype. Nothing is allocated; the machine code,
+    which is not run, is not optimised."""
+    adapter = adapters.resolve(plan.adapter, config)
+    base = quantization.base_shapes(plan.model, config, dtype)
+    problem = remat_choice.synthetic(config, plan.model, adapter, base, plan.data, plan.data.max_length)
+    search = replace(plan.search, steps=1, epochs=0.0)
+    phase, standing = first_phase(plan.adapter.method, problem, search, plan.inner, plan.outer)
+    return footprint.of(problem, phase, standing.state, remat_choice.largest(phase), quick=True)
+
+
+def base_bytes(config: DecoderConfig, plan: Plan, dtype) -> int:
+    """Bytes of the frozen weights alone: what does not fit by them needs no compiling."""
+    return footprint.tree_bytes(quantization.base_shapes(plan.model, config, dtype))
+
+
+def search(
+    config: DecoderConfig, plan: Plan, dtype, memory: Memory, fixed: frozenset[str] = frozenset()
+) -> tuple[Plan, Footprint]:
+    """The first plan that fits, or, where none does, the leanest of all. What is in `fixed` (names of MAY_CHANGE) is kept."""
+    leanest: tuple[Plan, Footprint] | None = None
+    *rest, smallest = _levels(plan, fixed)
+    for level in [*rest, smallest]:
+        if level is not smallest and base_bytes(config, level, dtype) > remat_choice.FITS * memory.bytes:
+            continue
+        choices = _within(config, level, fixed)
+        least = min(choices, key=_size)
+        parts = counted(config, least, dtype)
+        if leanest is None or parts.peak < leanest[1].peak:
+            leanest = least, parts
+        if remat_choice.fits(parts, memory):
+            return _fastest(config, choices, (least, parts), dtype, memory, by_speed="model.remat" not in fixed)
+    assert leanest is not None
+    return leanest
+
+
+def _fastest(
+    config: DecoderConfig, choices: list[Plan], least: tuple[Plan, Footprint], dtype, memory: Memory, *, by_speed: bool
+) -> tuple[Plan, Footprint]:
+    """The first choice that fits, as the `least` one does. A remat policy of which not even the smallest micro-batch fits costs
+    two compilations, however many sizes there are."""
+    counts = {_size(least[0]): least[1]}
+
+    def fits(one: Plan) -> bool:
+        size = _size(one)
+        if size not in counts:
+            counts[size] = counted(config, one, dtype)
+        part = remat_choice.share(one.model.remat) if by_speed and one != least[0] else remat_choice.FITS
+        return remat_choice.needed(counts[size]) <= part * memory.bytes
+
+    hopeless: set[str] = set()
+    for one in choices:
+        if one.model.remat in hopeless:
+            continue
+        if fits(one):
+            return one, counts[_size(one)]
+        if not fits(min((other for other in choices if other.model.remat == one.model.remat), key=_size)):
+            hopeless.add(one.model.remat)
+    return least
+
+
+def _levels(plan: Plan, fixed: frozenset[str]) -> Iterator[Plan]:
+    """What changes the result: the length, and inside of it the quantisation."""
+    lengths = [plan.data.max_length]
+    while "data.max_length" not in fixed and lengths[-1] // 2 >= SHORTEST:
+        lengths.append(lengths[-1] // 2)
+    forms = FORMS[FORMS.index(plan.model.quantization) :]
+    for length in lengths:
+        for form in forms[:1] if "model.quantization" in fixed else forms:
+            yield replace(
+                plan, data=replace(plan.data, max_length=length), model=replace(plan.model, quantization=form)
+            )
+
+
+def _within(config: DecoderConfig, plan: Plan, fixed: frozenset[str]) -> list[Plan]:
+    """What does not change it, the fastest first: the micro-batch, remat, and the form of the hypergradient."""
+    effective = plan.data.batch_size * plan.data.accumulation
+    free = not fixed & {"data.batch_size", "data.accumulation"}
+    sizes = [n for n in range(effective, 0, -1) if effective % n == 0] if free else [plan.data.batch_size]
+    model = plan.model if "model.remat" in fixed else replace(plan.model, remat=remat_choice.AUTO)
+    free_form = plan.search.hypergradient == "exact" and "search.hypergradient" not in fixed
+    levels = plan.levels._replace(
+        search=replace(plan.search, hypergradient=remat_choice.AUTO) if free_form else plan.search
+    )
+    choices = []
+    for size in sizes:
+        data = replace(plan.data, batch_size=size, accumulation=effective // size)
+        for remat, form in remat_choice.candidates(model, levels):
+            choices.append(
+                replace(
+                    plan,
+                    data=data,
+                    model=replace(model, remat=remat),
+                    search=replace(plan.search, hypergradient=form),
+                )
+            )
+    return sorted(choices, key=lambda one: _slowness(config, one))
+
+
+def _slowness(config: DecoderConfig, plan: Plan) -> tuple[bool, float]:
+    """By what choices are ordered. What goes through the host's memory comes last; how long that takes is not counted."""
+    shared = CPU_TOKENS if jax.default_backend() == "cpu" else GPU_TOKENS
+    micro_batch = plan.data.batch_size * plan.data.max_length
+    return plan.model.remat == "offload", arithmetic(config, plan) * (1 + shared / micro_batch)
+
+
+def _size(plan: Plan) -> tuple[int, int]:
+    """By what a step grows: the micro-batch, and what remat keeps of it."""
+    return plan.data.batch_size, -("none", "dots", "layer", "offload").index(plan.model.remat)
+
+
+def arithmetic(config: DecoderConfig, plan: Plan) -> float:
+    """Floating-point operations of one optimiser step's products with frozen weights, on all levels.
+
+    2·N·tokens for a pass; a gradient is two passes (no weight gradient), and one more over the layers where they are computed
+    again. BiDoRA's step is two gradients and a mixed product: two more gradients as a finite difference, a gradient with its
+    tangent forward over reverse, tangents alone over the record of the train gradient: of the head in one micro-batch, which takes
+    one product more for the logits, of layers with remat dots, which make one cotangent again, that of the MLP's product. Each is
+    the count of the products in the compiled step.
+    """
+    shapes = decoder.linear_shapes(config)
+    linears = config.num_layers * sum(o * i for o, i in shapes.values())
+    tokens = plan.data.batch_size * plan.data.accumulation * plan.data.max_length
+    head = config.vocab_size * config.hidden_size
+    again = 1 if plan.model.remat == "layer" else 0
+    if plan.adapter.method != "bidora":
+        return 2 * tokens * ((2 + again) * linears + 2 * head)
+    recorded = plan.data.accumulation == 1
+    layers_recorded = recorded and plan.model.remat == "dots"
+    mixed, logits = {
+        "reverse": ({"none": 2, "layer": 4}.get(plan.model.remat, 3), 3),
+        "exact": (2 if layers_recorded else 4 + 2 * again, 3 if recorded else 4),
+        "finite-difference": (4 + 2 * again, 4),
+        "direct": (0, 0),
+    }[plan.search.hypergradient]
+    products = (4 + 2 * again + mixed) * linears + (4 + logits) * head
+    if layers_recorded and plan.search.hypergradient == "exact":
+        products += config.num_layers * prod(shapes["mlp.down_proj"])
+    return 2 * tokens * products
+
+
+def dot_rate(dtype, seconds: float = 0.3) -> float:
+    """Floating-point operations a second of this device in a product of activations and weights, measured for a moment."""
+    import time
+
+    import jax.numpy as jnp
+
+    x, w = jnp.ones((512, 1024), dtype), jnp.ones((2048, 1024), dtype)
+    product = jax.jit(
+        lambda x, w: jax.lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    )
+    jax.block_until_ready(product(x, w))
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        jax.block_until_ready(product(x, w))
+        count += 1
+    return count * 2 * 512 * 1024 * 2048 / (time.perf_counter() - began)
+
+
+def as_values(plan: Plan) -> dict[str, PyTree]:
+    """The settings of MAY_CHANGE by name."""
+    return {name: getattr(getattr(plan, section), leaf) for name in MAY_CHANGE for section, leaf in [name.split(".")]}

@@ -1,0 +1,171 @@
+"""Which form of a step fits the device: the compiler is asked, the fastest form first.
+
+                        a CPU             a GPU
+    remat               dots, layer       dots, layer, offload
+    hypergradient       exact             exact
+
+On a CPU dots was never slower than layer where it was measured: up to a third faster for one gradient, 1.4 times as fast in a
+bilevel step, for two to four times the temporaries; none is slower than either (benchmarks/README.md). On a GPU nothing has been
+measured; by what XLA compiles for one, none has as many products with frozen weights as dots, takes 1.2 to 1.6 times as long for
+the bytes of all else and keeps four to five times as much. In a bilevel step the record of the sums that dots keeps
+(models/layer_scan.py) spares more products than none does, and with it exact takes no more than reverse. So none and reverse are
+never chosen.
+
+Attention is settled before (attention_backend.py), so the count is of a form with it.
+A form fits if the peak that the compiler counts
+for it is at most FITS of the memory there is; the rest is for what it does not count: the interpreter, fragments, checkpoints on
+their way out. A CPU's memory is also that of all other programs, so there a form that is taken for speed alone may have SPARED of
+it. What is set is kept; `auto` is what is chosen here.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from bidora_jax.data.encoding import Example
+from bidora_jax.data.settings import DataConfig
+from bidora_jax.errors import InputError
+from bidora_jax.machine.memory import Memory
+from bidora_jax.models.adapters import initial
+from bidora_jax.models.adapters.adapter import Adapter
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.planning import attention_backend, footprint
+from bidora_jax.planning.footprint import Footprint, gigabytes
+from bidora_jax.training.compiled_steps import Meeting
+from bidora_jax.training.loop import Phase, Standing
+from bidora_jax.training.phases import first_phase
+from bidora_jax.training.problem import Problem, made
+from bidora_jax.training.progress import Progress
+from bidora_jax.training.settings import OptimizerConfig, SearchConfig
+
+FITS = 0.85
+SPARED = 0.5
+AUTO = "auto"
+
+
+class Levels(NamedTuple):
+    """A method with the settings of its optimisers and of its first phase."""
+
+    method: str
+    search: SearchConfig
+    inner: OptimizerConfig
+    outer: OptimizerConfig
+
+
+class Settled(NamedTuple):
+    """The first phase in the form that was chosen, its largest program compiled."""
+
+    problem: Problem
+    search: SearchConfig
+    phase: Phase
+    standing: Standing
+    footprint: Footprint | None
+    """None where nothing was to be chosen, and nothing was compiled."""
+    said: str
+    """What was chosen and why, a line for attention and one for the rest; empty where nothing was."""
+
+
+def settle(problem: Problem, levels: Levels, memory: Memory) -> Settled:
+    """The fastest form of the first phase that fits; where none does, the one that takes least, and `said` says so."""
+    dtype = problem.base["norm"]["weight"].dtype
+    model, said = attention_backend.settle(problem.model, problem.config, problem.data, dtype, problem.buckets)
+    settled = _settled(replace(problem, model=model), levels, memory)
+    return settled._replace(said="\n".join(filter(None, (said, settled.said))))
+
+
+def _settled(problem: Problem, levels: Levels, memory: Memory) -> Settled:
+    tried: list[Settled] = []
+    pairs = candidates(problem.model, levels)
+    for remat, form in pairs:
+        chosen = replace(problem, model=replace(problem.model, remat=remat))
+        search = replace(levels.search, hypergradient=form)
+        phase, standing = first_phase(levels.method, chosen, search, levels.inner, levels.outer)
+        if len(pairs) == 1:
+            return Settled(chosen, search, phase, standing, None, "")
+        name = f"remat {remat}" + (f", hypergradient {form}" if levels.method == "bidora" else "")
+        with Progress("fit", len(pairs)) as progress, progress.doing(f"{name}: compiling the largest step"):
+            parts = footprint.of(chosen, phase, standing.state, largest(phase))
+        tried.append(Settled(chosen, search, phase, standing, parts, name))
+        if needed(parts) <= share(remat) * memory.bytes:
+            break
+    return _chosen(tried, memory)
+
+
+def fits(parts: Footprint, memory: Memory) -> bool:
+    """Whether a run whose largest step is this one fits; the best adapter so far is kept beside the state."""
+    return needed(parts) <= FITS * memory.bytes
+
+
+def share(remat: str) -> float:
+    """How much of the memory there is a run in this form may take to be chosen for its speed."""
+    return SPARED if remat == "dots" and jax.default_backend() == "cpu" else FITS
+
+
+def needed(parts: Footprint) -> int:
+    """Bytes of a run at its peak: of a step, and the best adapter so far."""
+    return parts.peak + parts.adapter
+
+
+def largest(phase: Phase) -> Meeting:
+    """The last program of a step at the largest padded length: the one that takes most memory."""
+    program = [program for program, _ in phase.meetings(0)][-1]
+    return program, program.lengths[-1]
+
+
+def remats() -> tuple[str, ...]:
+    """The remat policies to choose from on this platform, the fastest first."""
+    return ("dots", "layer") if jax.default_backend() == "cpu" else ("dots", "layer", "offload")
+
+
+def check(model: ModelConfig) -> None:
+    """Refuses a policy that this platform can't give what it is for."""
+    if model.remat == "offload" and jax.default_backend() == "cpu":
+        raise InputError(
+            "model.remat offload moves activations from a GPU's memory to the host's, and a CPU has one memory only; choose "
+            "auto, none, dots or layer"
+        )
+
+
+def synthetic(
+    config: DecoderConfig, model: ModelConfig, adapter: Adapter, base: PyTree, data: DataConfig, length: int
+) -> Problem:
+    """A problem over one record of `length` tokens on each level, for steps whose data do not matter. The base, as it was
+    loaded, may be shapes."""
+    example = Example(np.zeros(length, np.int32), np.arange(length) > 0, False)
+    base = made(lambda base: initial.prepare_base(base, adapter), base)
+    return Problem(config, model, adapter, base, [example], [example], data, 0, 0, ("a record",))
+
+
+def candidates(model: ModelConfig, levels: Levels) -> list[tuple[str, str]]:
+    """(remat, hypergradient), the fastest first; what is set is kept."""
+    form = levels.search.hypergradient
+    policies = remats() if model.remat == AUTO else (model.remat,)
+    return [(policy, "exact" if form == AUTO else form) for policy in policies]
+
+
+def _chosen(tried: list[Settled], memory: Memory) -> Settled:
+    """The last one tried where it fits, else the leanest, with the reason."""
+
+    def peak(one: Settled) -> int:
+        assert one.footprint is not None
+        return needed(one.footprint)
+
+    def allowed(one: Settled) -> str:
+        part = share(one.problem.model.remat)
+        return f"{gigabytes(part * memory.bytes)} ({part:.0%} of {gigabytes(memory.bytes)}, {memory.said})"
+
+    *passed, last = tried
+    if peak(last) <= share(last.problem.model.remat) * memory.bytes:
+        refused = "".join(f"; {one.said} takes {gigabytes(peak(one))} of {allowed(one)}" for one in passed)
+        return last._replace(
+            said=f"{last.said}: the fastest that fits, {gigabytes(peak(last))} of {allowed(last)}{refused}"
+        )
+    leanest = min(tried, key=peak)
+    return leanest._replace(
+        said=f"{leanest.said}: takes least, {gigabytes(peak(leanest))}, and not even that fits in {allowed(leanest)}; expect "
+        "to run out of memory: try --auto, a smaller data.batch_size or data.max_length, or model.quantization nf4"
+    )

@@ -1,0 +1,1 @@
+"""One run: checks, assembly, execution, folder, logs, dry run, report, analysis."""

@@ -1,0 +1,108 @@
+"""How far every layer of a run has moved, at each checkpoint, in magnitude and direction."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bidora_jax.config import Config
+from bidora_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from bidora_jax.models.adapters.drift import Change
+    from bidora_jax.training.saved_adapters import Point
+
+
+FINAL = "adapter"
+
+
+def analyze(run: Path) -> dict[str, Any]:
+    """{'points': a dictionary for each checkpoint, module and layer, 'fits': slope, intercept and correlation by module}."""
+    from bidora_jax.models.adapters import initial
+    from bidora_jax.models.adapters.drift import changes
+    from bidora_jax.models.formats import hf, hf_config
+    from bidora_jax.runs.folder import run_config
+
+    config = run_config(str(run))
+    _require_something(run)
+    folder = hf_config.resolve_folder(config.model.path)
+    decoder_config = hf_config.read_config(folder)
+    base = hf.load(config.model, folder, decoder_config)
+    found: list[dict[str, Any]] = []
+    before: list[Change] = []
+    prepared: dict[Any, Any] = {}
+    for name, adapter, point in _points(run, config, decoder_config):
+        if adapter not in prepared:  # the final adapter of a start that is not zero has twice the rank
+            prepared = {adapter: initial.prepare_base(base, adapter)}
+        now = changes(adapter, prepared[adapter], point.direction, point.magnitude)
+        if name == FINAL and _same(now, before):  # it is the last checkpoint's
+            continue
+        before = now
+        for change in now:
+            found.append(
+                {"checkpoint": name, "phase": point.phase, "step": point.step, "module": change.module, "layer": change.layer,
+                 "magnitude": change.magnitude, "direction": change.direction, "relative": change.relative}
+            )  # fmt: skip
+    modules = dict.fromkeys(point["module"] for point in found)
+    fits = {module: fit([point for point in found if point["module"] == module]) for module in modules}
+    return {"points": found, "fits": fits}
+
+
+def _same(now: "Sequence[Change]", before: "Sequence[Change]") -> bool:
+    """Whether two lists hold the same changes, but for rounding."""
+    pairs = list(zip(now, before, strict=False))
+    close = [
+        math.isclose(getattr(a, kind), getattr(b, kind), rel_tol=1e-4)
+        for a, b in pairs
+        for kind in ("magnitude", "direction")
+    ]
+    return len(now) == len(before) and all(close)
+
+
+def fit(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Slope and intercept of ΔM over ΔD by least squares, and their correlation (Pearson), over layers and checkpoints.
+
+    None where they are not defined: fewer than two points, or no spread.
+    """
+    import numpy as np
+
+    x, y = (np.array([point[kind] for point in points], np.float64) for kind in ("direction", "magnitude"))
+    dx, dy = x - x.mean(), y - y.mean()
+    if not dx.any():
+        return {"slope": None, "intercept": None, "correlation": None, "points": len(points)}
+    slope = float(dx @ dy / (dx @ dx))
+    correlation = float(dx @ dy / np.sqrt((dx @ dx) * (dy @ dy))) if dy.any() else None
+    return {
+        "slope": slope,
+        "intercept": float(y.mean() - slope * x.mean()),
+        "correlation": correlation,
+        "points": len(points),
+    }
+
+
+def _require_something(run: Path) -> None:
+    checkpoints = run / "checkpoints"
+    if not (run / "adapter").is_dir() and not (checkpoints.is_dir() and any(checkpoints.iterdir())):
+        raise InputError(
+            f"{run} has neither checkpoints nor adapter/ yet: nothing has been saved; wait for the first one (save_every) "
+            f"or go on with train --config {run / 'config.json'} --resume"
+        )
+
+
+def _points(run: Path, config: Config, decoder_config: Any) -> "Iterator[tuple[str, Any, Point]]":
+    """(name, adapter, point) of each checkpoint that is kept, and of the final adapter."""
+    from bidora_jax.models.adapters import adapter as adapters
+    from bidora_jax.models.formats import peft
+    from bidora_jax.training.checkpoint import Checkpoints
+    from bidora_jax.training.saved_adapters import Point, points
+
+    adapter = adapters.resolve(config.adapter, decoder_config, strict=not config.adapter.path)
+    ended: tuple[str, int | None] = ("", None)
+    with Checkpoints(run / "checkpoints", None) as checkpoints:
+        for point in points(checkpoints):
+            chose = point.phase == "search" and point.best_step
+            ended = (point.phase, point.best_step if chose else point.step)
+            yield f"{point.phase} {point.step}", adapter, point
+    if (run / "adapter").is_dir():
+        adapter, direction, magnitude = peft.load_adapter(run / "adapter", decoder_config)
+        yield FINAL, adapter, Point(*ended, None, direction, magnitude)

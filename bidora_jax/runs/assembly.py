@@ -1,0 +1,119 @@
+"""Reads the data, then the model: all that a run needs, checked."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from bidora_jax.config import Config
+from bidora_jax.errors import InputError, listing
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
+    from bidora_jax.data.records import Record
+    from bidora_jax.data.tokenizer import Tokenizer
+    from bidora_jax.machine.memory import Memory
+    from bidora_jax.models.adapters.adapter import Adapter
+    from bidora_jax.models.architectures.decoder import DecoderConfig
+    from bidora_jax.planning.remat_choice import Settled
+    from bidora_jax.training.problem import Problem
+    from bidora_jax.training.watchers.samples import Prompt
+
+
+class Assembled(NamedTuple):
+    """All that a run needs, read and checked."""
+
+    problem: "Problem"
+    tokenizer: "Tokenizer"
+    test: "list[Record]"
+    model_folder: Path
+    prompts: "list[Prompt]"
+    """What samples are written for."""
+
+
+def settle(config: Config, parts: Assembled, memory: "Memory") -> "tuple[Config, Settled]":
+    """The first phase, and the configuration with what `auto` stands for."""
+    from bidora_jax.planning import remat_choice
+
+    levels = remat_choice.Levels(config.adapter.method, config.search, config.inner, config.outer)
+    first = remat_choice.settle(parts.problem, levels, memory)
+    if first.said:
+        print(first.said)
+    return replace(config, model=first.problem.model, search=first.search), first
+
+
+def assemble(config: Config) -> Assembled:
+    """Reads the data, then the model. The order puts the cheap refusals first."""
+    from bidora_jax.data import preparation, splits
+    from bidora_jax.data.tokenizer import load_tokenizer, pad_id
+    from bidora_jax.models.adapters import initial
+    from bidora_jax.models.formats import hf, hf_config
+    from bidora_jax.planning import attention_backend, remat_choice
+    from bidora_jax.training.problem import Problem
+    from bidora_jax.training.watchers import samples
+
+    remat_choice.check(config.model)
+    attention_backend.check(config.model, config.data)
+    data = splits.load(config.data, config.seed)
+    model_folder = hf_config.resolve_folder(config.model.path)
+    decoder_config = hf_config.read_config(model_folder)
+    adapter, start = _adapter(config, decoder_config)
+    tokenizer = load_tokenizer(model_folder)
+    asked = (data.test.records, data.val.records, data.train.records)
+    prompts = samples.prompts(config.samples, asked, tokenizer, decoder_config.max_position_embeddings)
+    ready = preparation.prepare(config.data, data, tokenizer, decoder_config.max_position_embeddings, config.seed)
+    print("\n".join(ready.said))
+    if adapter.subtracts:  # a minute and more for a large model
+        print(f"adapter.init {adapter.init}: decomposing the weights")
+    base = initial.prepare_base(hf.load(config.model, model_folder, decoder_config), adapter)
+    problem = Problem(
+        decoder_config, config.model, adapter, base, ready.rows["train"], ready.rows.get("val", []), config.data,
+        pad_id(tokenizer), config.seed, ready.places, start,
+    )  # fmt: skip
+    test = data.test.records[: config.data.test_limit or None]
+    return Assembled(problem, tokenizer, test, Path(model_folder), prompts)
+
+
+def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter, tuple[PyTree, PyTree] | None]":
+    """The adapter, and the factors that adapter.path gives it to start with."""
+    from bidora_jax.models.adapters import adapter as adapters
+    from bidora_jax.models.adapters import targets
+    from bidora_jax.models.formats import peft
+
+    adapter = adapters.resolve(config.adapter, decoder_config, strict=not config.adapter.path)
+    if not config.adapter.path:
+        return adapter, None
+    loaded, *start = peft.load_adapter(config.adapter.path, decoder_config)
+    wrong = targets.differences(adapter.sites, loaded.sites)
+    if adapter.magnitude != loaded.magnitude:
+        has = "a magnitude" if loaded.magnitude else "no magnitude"
+        wrong.append(f"adapter.method is {config.adapter.method}, and the folder has {has}")
+    if adapter.saved != loaded.saved:
+        wrong.append(f"adapter.modules_to_save: {list(adapter.saved)}, found {list(loaded.saved)}")
+    if adapter.subtracts:
+        wrong.append(f"adapter.init {adapter.init} makes factors of its own, and the folder holds some already")
+    if wrong:
+        raise InputError(
+            f"adapter.path {config.adapter.path} does not fit the settings of this run:\n{listing(wrong)}\n"
+            "leave those settings out, and the folder gives its own"
+        )
+    return adapter, (start[0], start[1])
+
+
+def describe(config: Config, parts: Assembled) -> None:
+    from bidora_jax.models import quantization
+    from bidora_jax.models.adapters.adapter import count, trainable
+    from bidora_jax.models.decoder import base_shapes
+
+    problem = parts.problem
+    groups = trainable(problem.adapter, problem.config)
+    frozen, trained = count(base_shapes(problem.config, "float32")), sum(groups.values())
+    print(f"model {config.model.path}: {frozen:,} frozen parameters in {problem.base['norm']['weight'].dtype}")
+    for line in quantization.describe(problem.base):
+        print(line)
+    ranks = sorted({rank for site in problem.adapter.sites for rank in site.ranks if rank})
+    print(f"{config.adapter.method}, rank {' and '.join(map(str, ranks)) if len(ranks) < 4 else f'{ranks[0]} to {ranks[-1]}'}: "
+          + ", ".join(f"{name} {number:,} ({number / (frozen + trained):.4%})" for name, number in groups.items())
+          + f"; padded to {', '.join(map(str, problem.buckets))}")  # fmt: skip
+    print(f"trainable params: {trained:,} || all params: {frozen + trained:,} || "
+          f"trainable%: {100 * trained / (frozen + trained):.4f}")  # fmt: skip

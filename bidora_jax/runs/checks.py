@@ -1,0 +1,93 @@
+"""What is refused before a run starts: values, pairs of settings, a folder that holds another run."""
+
+from pathlib import Path
+from typing import Any
+
+from bidora_jax.config import Config, differences, read, resolve, settled
+from bidora_jax.errors import InputError, listing
+
+MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
+                        "compilation_cache", "data.token_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
+                        "samples.prompts", "samples.count", "samples.max_new_tokens", "samples.temperature")  # fmt: skip
+SETTLED = ("model.remat", "model.attention", "search.hypergradient")
+"""What `auto` stands for is chosen at the start of a run; a resumed one keeps the choice."""
+
+
+def check(config: Config) -> None:
+    """Refuses values and pairs that can't be meant."""
+    from bidora_jax.data import splits
+    from bidora_jax.training import optim
+    from bidora_jax.training.watchers import tracking
+
+    optim.check("inner", config.inner)
+    optim.check("outer", config.outer)
+    wrong = tracking.missing([name for name in ("tensorboard", "wandb") if getattr(config, name)])
+    least_one = {"data.batch_size", "data.accumulation", "data.buckets", "search.lower_steps", "keep", "max_new_tokens",
+                 "model.attention_chunk", "model.loss_chunk", "samples.count", "samples.max_new_tokens"}  # fmt: skip
+    least_zero = {"seed", "log_every", "eval_every", "save_every", "data.test_limit", "search.epochs", "search.steps",
+                  "search.gram_penalty", "search.patience", "retrain.epochs", "retrain.steps", "retrain.learning_rate",
+                  "outer.multiplier", "samples.every", "samples.temperature"}  # fmt: skip
+    for name, value in _leaves(config).items():
+        if (name in least_one and value < 1) or (name in least_zero and value < 0):
+            wrong.append(f"{name} must be at least {1 if name in least_one else 0}, found {value}")
+    if config.data.max_length < 2:
+        wrong.append(f"data.max_length must be at least 2, found {config.data.max_length}")
+    if not 0 <= config.data.val_fraction < 1:
+        wrong.append(f"data.val_fraction must be in [0, 1), found {config.data.val_fraction}")
+    if not config.model.path:
+        wrong.append("model.path is not set: give a model folder or the name of a model on the Hugging Face hub")
+    if not config.data.train_file:
+        wrong.append("data.train_file is not set: give a file of records, such as JSONL or CSV")
+    wrong += splits.check(config.data)
+    if config.data.val_file and config.data.val_fraction:
+        wrong.append("data.val_file and data.val_fraction are both set: keep one of them")
+    validated = config.data.val_file or config.data.val_fraction
+    if config.adapter.method == "bidora" and not validated:
+        wrong.append("method bidora trains the magnitude on a validation split, and there is none: "
+                     "set data.val_file, or data.val_fraction (0.2 in the paper), or choose method dora")  # fmt: skip
+    if config.search.patience and not validated:
+        wrong.append("search.patience needs a validation split: set data.val_file or data.val_fraction")
+    if config.search.gram_penalty and config.adapter.method == "lora":
+        wrong.append("search.gram_penalty is on the normalised direction, which method lora does not have")
+    if config.search.lower_steps > 1 and config.adapter.method != "bidora":
+        wrong.append(f"search.lower_steps needs two levels, and method {config.adapter.method} has one")
+    if not config.search.epochs and not config.search.steps:
+        wrong.append("search.epochs and search.steps are both 0: there is nothing to train")
+    if wrong:
+        raise InputError("the configuration can't be run:\n" + listing(wrong))
+
+
+def as_begun(config: Config) -> Config:
+    """A resumed run's configuration with the choices that it began with where it says auto."""
+    saved = Path(config.output_dir) / "config.json"
+    return settled(config, resolve(read(str(saved))), SETTLED) if saved.is_file() else config
+
+
+def check_folder(config: Config, resume: bool) -> None:
+    """A new run wants a new folder; a resumed one wants its own, with the configuration it began with."""
+    folder = Path(config.output_dir)
+    saved = folder / "config.json"
+    if not resume:
+        if folder.is_dir() and any(folder.iterdir()):
+            what = "holds another run" if saved.is_file() else "is not empty"
+            raise InputError(
+                f"output_dir {folder} {what}: choose another one with --output-dir, or go on with --resume"
+            )
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise InputError(f"output_dir {folder} can't be: {nearest} is a file; choose another one with --output-dir")
+        return
+    if not saved.is_file():
+        raise InputError(f"nothing to resume: {saved} does not exist; start without --resume, or name its --output-dir")
+    changed = differences(resolve(read(str(saved))), config, MAY_CHANGE_ON_RESUME)
+    if changed:
+        raise InputError(
+            f"the configuration differs from the one that {folder} was started with:\n{listing(changed)}\n"
+            f"resume with --config {saved}, or start a new run with another --output-dir"
+        )
+
+
+def _leaves(config: Config) -> dict[str, Any]:
+    from bidora_jax.config import leaves
+
+    return dict(leaves(config))

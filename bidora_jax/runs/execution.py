@@ -1,0 +1,159 @@
+"""Trains phase by phase, and leaves the adapter, the merged model when asked, and answers before and after."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bidora_jax.config import Config
+from bidora_jax.runs.assembly import Assembled, describe
+from bidora_jax.runs.folder import start_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import PyTree
+
+    from bidora_jax.data.batches import Batch
+    from bidora_jax.data.records import Record
+    from bidora_jax.planning.remat_choice import Settled
+    from bidora_jax.tasks.evaluation import Answers
+    from bidora_jax.training.checkpoint import Checkpoints
+    from bidora_jax.training.loop import Loop, Phase, Standing
+    from bidora_jax.training.problem import Problem
+
+    Losses = Callable[[PyTree, PyTree], float]
+    """(direction, magnitude) to the validation loss."""
+
+
+def run(
+    config: Config,
+    parts: Assembled,
+    first: "Settled",
+    *,
+    losses: "Losses | None" = None,
+    make_loop: "Callable[..., Loop] | None" = None,
+) -> None:
+    """Trains, and writes the run folder. A rehearsal brings a shorter validation and a loop of its own (runs/dry_run.py)."""
+    from bidora_jax.runs import logs
+    from bidora_jax.training.checkpoint import Checkpoints
+    from bidora_jax.training.loop import Loop, Rhythm
+
+    problem, folder, began = parts.problem, Path(config.output_dir), time.monotonic()
+    if losses is None and problem.val:
+        losses = validator(problem, validation_batches(problem))
+    describe(config, parts)
+    before = answers(config, parts, problem.base)
+    start_folder(config)
+    with logs.begin(config, parts) as log, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
+        rhythm = Rhythm(config.eval_every, config.save_every, config.log_every)
+        loop = (make_loop or Loop)(losses, log, checkpoints, rhythm, logs.watchers(config, parts))
+        direction, magnitude = _train(config, problem, loop, checkpoints, first)
+    _finish(config, parts, direction, magnitude, before, losses)
+    logs.end(config)
+    seconds = time.monotonic() - began
+    print(f"finished in {seconds:.0f} s; {loop.waited / seconds:.1%} of it the device waited for data")
+
+
+def validation_batches(problem: "Problem") -> "list[Batch]":
+    """The validation split, padded as it is evaluated; none where there is no such split."""
+    from bidora_jax.data.batches import full_pass
+
+    return list(full_pass(problem.val, problem.buckets, problem.data.batch_size, problem.pad_id)) if problem.val else []
+
+
+def validator(problem: "Problem", batches: "list[Batch]") -> "Losses":
+    """The loss over these batches of an adapter: (direction, magnitude) to a number."""
+    from bidora_jax.tasks import evaluation
+
+    evaluate = evaluation.evaluator(problem.config, replace(problem.adapter, dropout=0.0), problem.model)
+    return lambda direction, magnitude: evaluate(problem.base, direction, magnitude, batches).loss
+
+
+def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Checkpoints", first: "Settled"):
+    """All phases from wherever the checkpoints stand; returns the (direction, magnitude) found."""
+    from bidora_jax.training import phases
+
+    search, standing = first.phase, first.standing
+    latest = checkpoints.latest()
+    in_search = latest is None or latest <= search.steps
+    if in_search:
+        standing = loop.run(search, _resumed(loop, checkpoints, search, standing))
+        _say(search, standing)
+    if config.adapter.method != "bidora" or not (config.retrain.epochs or config.retrain.steps):
+        return standing.best
+    begin = (config.retrain, config.inner)
+    phase, fresh = phases.retrain(problem, *begin, standing.best, search.steps)
+    if not in_search:
+        resumed = _resumed(loop, checkpoints, phase, fresh)
+        # The magnitude is the one the checkpoint holds, not the one this process started with.
+        phase, _ = phases.retrain(problem, *begin, resumed.best, search.steps)
+        fresh = resumed
+    standing = loop.run(phase, fresh)
+    _say(phase, standing)
+    return standing.best
+
+
+def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "Standing") -> "Standing":
+    from bidora_jax.training.loop import restored
+
+    latest = checkpoints.latest()
+    if latest is None:
+        loop.truncate(phase.name, 0)
+        return fresh
+    tree, info = checkpoints.restore(latest, {"state": fresh.state, "best": fresh.best})
+    standing = restored(tree, info)
+    loop.truncate(phase.name, standing.step + 1)
+    print(f"resumed {phase.name} after step {standing.step} of {phase.steps}")
+    return standing
+
+
+def _finish(
+    config: Config, parts: Assembled, direction, magnitude, before: "Answers | None", losses: "Losses | None"
+) -> None:
+    from bidora_jax.models.adapters import merging
+    from bidora_jax.models.formats import export, hf
+    from bidora_jax.runs import logs
+
+    problem, folder = parts.problem, Path(config.output_dir)
+    if losses is not None:
+        loss = losses(direction, magnitude)
+        logs.note(config, result_loss=loss)
+        print(f"validation loss of the result {loss:.4f}")
+    trained = (problem.config, problem.adapter, problem.base, direction, magnitude)
+    export.write_adapter(folder / "adapter", config.adapter, config.model.path, *trained, replace=True)
+    if config.merged:
+        dtype = hf.source_dtype(parts.model_folder).name
+        export.write_merged(folder / "merged", parts.model_folder, *trained, dtype=dtype, replace=True)
+    if before is not None:
+        after = answers(config, parts, merging.merge(problem.adapter, problem.base, direction, magnitude))
+        assert after is not None
+        logs.note(config, exact_matches={"before": before.right, "after": after.right, "of": len(parts.test)})
+        _compare_answers(parts.test, before, after)
+
+
+def answers(config: Config, parts: Assembled, base: "PyTree") -> "Answers | None":
+    """What a model without adapter answers to the test records; None where there are none."""
+    from bidora_jax.generation import conversation
+    from bidora_jax.tasks import evaluation
+
+    if not parts.test:
+        return None
+    return evaluation.answer(
+        parts.problem.config, base, parts.tokenizer, parts.test, max_new_tokens=config.max_new_tokens,
+        ends=conversation.ends(parts.model_folder, parts.tokenizer),
+    )  # fmt: skip
+
+
+def _compare_answers(test: "list[Record]", before: "Answers", after: "Answers") -> None:
+    from bidora_jax.data.prompts import question_text
+
+    total = len(test)
+    print(f"exact match on {total} test records: before {before.right} ({before.right / total:.0%}), "
+          f"after {after.right} ({after.right / total:.0%})")  # fmt: skip
+    print(f"\nfor example: {question_text(test[0])}\n--- before\n{before.texts[0]}\n--- after\n{after.texts[0]}\n---")
+
+
+def _say(phase: "Phase", standing: "Standing") -> None:
+    chosen = f", best validation loss {standing.best_loss:.4f} at step {standing.best_step}" if phase.selects else ""
+    print(f"{phase.name}: {standing.step} of {phase.steps} steps{chosen}")

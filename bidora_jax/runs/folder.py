@@ -1,0 +1,50 @@
+"""A run folder: its configuration, and run.json, which tells what metrics.jsonl can't.
+
+config.json                                           written before anything else
+run.json   started, device, versions, parameters, records        at the start
+           peak_memory, result_loss, exact_matches, finished     at the end
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bidora_jax.config import Config, read, resolve, to_json
+from bidora_jax.errors import InputError
+from bidora_jax.machine.files import write_whole
+
+
+def run_config(run: str) -> Config:
+    """The configuration that a run folder was made with."""
+    saved = Path(run) / "config.json"
+    if not saved.is_file():
+        raise InputError(f"{run} is not a run folder: {saved} does not exist; name the output_dir of a training run")
+    return resolve(read(str(saved)))
+
+
+def start_folder(config: Config) -> None:
+    """Makes the run folder with its config.json; leaves one that has it as it is."""
+    folder = Path(config.output_dir)
+    target = folder / "config.json"
+    if target.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        write_whole(target, to_json(config))
+    except OSError:  # a folder that is not empty would be refused by the next try
+        folder.rmdir()
+        raise
+
+
+FACTS_FILE = "run.json"
+
+
+def write_facts(folder: Path, **facts: Any) -> None:
+    """Sets these facts and keeps the others."""
+    write_whole(folder / FACTS_FILE, json.dumps(read_facts(folder) | facts, indent=2) + "\n")
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The facts known so far; none of a run that never wrote any."""
+    file = folder / FACTS_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

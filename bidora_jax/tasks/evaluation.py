@@ -1,0 +1,98 @@
+"""What a model knows (its mean loss over a file) and what it answers (greedy text to test prompts)."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PyTree
+
+from bidora_jax.data import records
+from bidora_jax.data.batches import Batch
+from bidora_jax.data.prompts import prompt_ids, response_text
+from bidora_jax.generation import answers, decoding, ensembles
+from bidora_jax.models.adapters.adapter import Adapter
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.tasks import language_modeling
+
+
+class Evaluation(NamedTuple):
+    """Σ −log p over all trained tokens of a file, divided by their number."""
+
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))  # e^710 overflows a double
+
+
+Evaluator = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], Evaluation]
+
+
+def evaluator(
+    config: DecoderConfig, adapter: Adapter | None, model: ModelConfig, combine: ensembles.Combine | None = None
+) -> Evaluator:
+    """A function (base, direction, magnitude, batches) to the token-weighted mean loss; sums on the host are float64.
+
+    With `combine` the two trees are stacks of an ensemble's members.
+    """
+
+    @jax.jit
+    def sums(base, direction, magnitude, tokens, mask, segments):
+        if adapter is not None and combine is not None:
+            return language_modeling.combined_token_loss_sum(
+                config, ensembles.Member(adapter, direction, magnitude), base, tokens, mask, combine=combine,
+                attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk, segments=segments,
+            )  # fmt: skip
+        return language_modeling.token_loss_sum(
+            config, adapter, base, direction, magnitude, tokens, mask,
+            remat="none", attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk, segments=segments,
+        )  # fmt: skip
+
+    def evaluate(base, direction, magnitude, batches):
+        total = count = 0.0
+        for batch in batches:
+            micro = {name: part[0] for name, part in batch.items()}
+            loss, trained = sums(base, direction, magnitude, micro["tokens"], micro["loss_mask"], micro.get("segments"))
+            total, count = total + float(loss), count + float(trained)
+        return Evaluation(total / max(count, 1.0), round(count))
+
+    return evaluate
+
+
+class Answers(NamedTuple):
+    """Greedy answers to test records and how many of them are the expected text, blanks at the ends aside."""
+
+    texts: list[str]
+    expected: list[str]
+
+    @property
+    def right(self) -> int:
+        return sum(text.strip() == wanted.strip() for text, wanted in zip(self.texts, self.expected, strict=True))
+
+
+ANSWERED = 64
+"""At most so many test records are answered at a time: each holds keys and values of its own."""
+
+
+def rows(records: int) -> int:
+    """Test records answered at a time: as even batches as their number allows."""
+    return -(-records // -(-records // ANSWERED))
+
+
+def answer(
+    config: DecoderConfig, base: PyTree, tokenizer: Any, test: Sequence[records.Record], *, max_new_tokens: int,
+    ends: Sequence[int],
+) -> Answers:  # fmt: skip
+    """Greedy answers of a model without adapter (merge it first), cut at the first of `ends` or at the model's context."""
+    prompts = [prompt_ids(record, tokenizer) for record in test]
+    left = config.max_position_embeddings - max(map(len, prompts))
+    model, size, written = decoding.assemble(config, base), rows(len(prompts)), []
+    for first in range(0, len(prompts), size):
+        written += answers.complete(
+            model, prompts[first : first + size], max_new_tokens=min(max_new_tokens, max(left, 1)), ends=ends, rows=size
+        )
+    texts = tokenizer.batch_decode([piece.tokens for piece in written], skip_special_tokens=True)
+    return Answers(texts, [response_text(record) for record in test])

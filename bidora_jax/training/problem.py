@@ -1,0 +1,92 @@
+"""What every phase of a run is made of, and which batch a step takes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from bidora_jax.data import batches as batching
+from bidora_jax.data.packing import records_in
+from bidora_jax.data.settings import DataConfig
+from bidora_jax.models.adapters import initial
+from bidora_jax.models.adapters.adapter import Adapter
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.settings import ModelConfig
+
+TRAIN, VAL, BOTH = range(3)  # streams of the data order
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every phase of a run is made of."""
+
+    config: DecoderConfig
+    model: ModelConfig
+    adapter: Adapter
+    base: PyTree
+    train: batching.Examples
+    val: batching.Examples
+    data: DataConfig
+    pad_id: int
+    seed: int
+    places: tuple[str, ...]
+    """Where the records of train and then of val come from, for messages."""
+    start: tuple[PyTree, PyTree] | None = None
+    """The (direction, magnitude) that training starts from; None makes new ones."""
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        lengths = [len(example.tokens) for example in [*self.train, *self.val]]
+        return batching.bucket_lengths(lengths, self.data.buckets)
+
+    def key(self, use: int) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(self.seed), use)
+
+    def fresh_adapter(self, use: int = 0) -> tuple[PyTree, PyTree]:
+        if self.start is not None:
+            return jax.tree.map(jnp.copy, self.start)  # a step takes over what it is given
+        return made(lambda base: initial.init(self.adapter, base, self.key(use)), self.base)
+
+    def blank(self, length: int) -> batching.Batch:
+        """A batch of padding alone: what is compiled for has its shapes."""
+        return batching.collate([], length, *_sizes(self))
+
+    def stream(self, examples: batching.Examples, number: int) -> batching.Stream:
+        size = self.data.batch_size * self.data.accumulation
+        return batching.Stream([len(example.tokens) for example in examples], size, seed=self.seed, stream=number)
+
+
+def made(make: Callable[..., PyTree], *trees: PyTree) -> PyTree:
+    """What `make` makes of the trees; the shapes of it where they hold shapes, so that a phase can be compiled from them."""
+    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(trees))
+    return jax.eval_shape(make, *trees) if abstract else make(*trees)
+
+
+def _sizes(problem: Problem) -> tuple[int, int, int, bool]:
+    return problem.data.accumulation, problem.data.batch_size, problem.pad_id, problem.data.packing
+
+
+def _batch(problem: Problem, buckets, examples: batching.Examples) -> batching.Batch:
+    return batching.collate(examples, batching.length_for(examples, buckets), *_sizes(problem))
+
+
+def _length(examples: batching.Examples, buckets, rows: list[int]) -> int:
+    return batching.length_for(_pick(examples, rows), buckets)
+
+
+def _pick(examples: Sequence[Any], rows: list[int]) -> list[Any]:
+    return [examples[row] for row in rows]
+
+
+def _places(problem: Problem, examples: batching.Examples, rows: list[int]) -> list[str]:
+    """Where the records come from that stand in some rows, each once."""
+    numbers = [number for item in _pick(examples, rows) for number in records_in(item)]
+    return list(dict.fromkeys(problem.places[number] for number in numbers))
+
+
+def _tokens(examples: batching.Examples, *rows: list[int]) -> int:
+    return int(np.sum([len(examples[row].tokens) for step_rows in rows for row in step_rows]))

@@ -1,0 +1,129 @@
+"""What a run says to people while it trains: a bar on a terminal, lines elsewhere."""
+
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self, TextIO
+
+
+class Speed:
+    """Tokens and steps a second over the last steps, the first one left out: it compiles."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, window: int = 50) -> None:
+        self._clock = clock
+        self._marks: deque[tuple[float, int]] = deque(maxlen=window + 1)  # (time, tokens so far) after each step
+
+    def step(self, tokens: int) -> None:
+        so_far = self._marks[-1][1] if self._marks else 0
+        self._marks.append((self._clock(), so_far + tokens))
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """None before the second step."""
+        return self._rate(self._marks[-1][1] - self._marks[0][1]) if self._marks else None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        rate = self._rate(len(self._marks) - 1)
+        return 1 / rate if rate else None
+
+    def _rate(self, amount: int) -> float | None:
+        elapsed = self._marks[-1][0] - self._marks[0][0] if self._marks else 0.0
+        return amount / elapsed if elapsed > 0 else None
+
+
+class Progress:
+    """A bar with loss, tokens/s and time left on a terminal; elsewhere a plain line at most every `every` seconds.
+
+    Used as a context; `done` of `total` steps were done before, in a run that is resumed.
+    """
+
+    def __init__(
+        self,
+        phase: str,
+        total: int,
+        *,
+        done: int = 0,
+        every: float = 10.0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.phase, self.total, self.done = phase, total, done
+        self.speed = Speed(clock)
+        self._clock, self._every, self._next_line = clock, every, -math.inf
+        self._stream = sys.stderr if stream is None else stream
+        self._bar = _bar(self._stream) if self._stream.isatty() else None
+        self._task = self._bar.add_task(phase, total=total, completed=done, said="") if self._bar else None
+
+    def step(self, loss: float, tokens: int) -> None:
+        """One step is done: its training loss, and the tokens it went through."""
+        self.done += 1
+        self.speed.step(tokens)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, said=self._said(loss))
+        elif self._clock() >= self._next_line or self.done == self.total:
+            self._next_line = self._clock() + self._every
+            self.note(f"{self.phase} {self.done}/{self.total}  {self._said(loss)}")
+
+    def note(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    @contextmanager
+    def doing(self, text: str) -> Iterator[None]:
+        """Says what is being done while it is, and afterwards how long it took."""
+        began = self._clock()
+        if self._bar is not None:
+            self._bar.update(self._task, said=text)
+        else:
+            print(f"{text} … ", end="", file=self._stream, flush=True)
+        try:
+            yield
+        except BaseException:
+            self.note("")  # what is said of it begins a line of its own
+            raise
+        took = f"{self._clock() - began:.1f} s"
+        self.note(took if self._bar is None else f"{text} … {took}")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _said(self, loss: float) -> str:
+        rate, seconds = self.speed.tokens_per_second, self.speed.seconds_per_step
+        parts = [f"loss {loss:.4f}"]
+        parts += [f"{rate:,.0f} tokens/s"] if rate is not None else []
+        parts += [f"{_duration(seconds * (self.total - self.done))} left"] if seconds is not None else []
+        return "  ".join(parts)
+
+
+def _bar(stream: TextIO) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[said]}", markup=False),
+    )
+    return Bar(*columns, console=Console(file=stream))
+
+
+def _duration(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

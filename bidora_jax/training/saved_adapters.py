@@ -1,0 +1,48 @@
+"""The adapter at every checkpoint that a run has kept: what a phase had made of it by then, without its optimisers.
+
+Where direction d and magnitude m stand in a checkpoint (training/phases.py):
+
+    search, bidora   state.direction, state.magnitude        retrain   state.params, best.1: m is fixed
+    search, dora     state.params.0,  state.params.1         search, lora   state.params.0
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from bidora_jax.models.adapters.adapter import put
+from bidora_jax.training.checkpoint import Checkpoints
+
+PLACES = (("state.direction", "state.magnitude"), ("state.params.0", "state.params.1"), ("state.params", "best.1"))
+
+
+class Point(NamedTuple):
+    """Where training stood."""
+
+    phase: str
+    step: int | None
+    best_step: int | None
+    """The best step of the phase so far, by validation loss; 0 or None: there is none."""
+    direction: PyTree
+    magnitude: PyTree
+    """{} for a method without one."""
+
+
+def points(checkpoints: Checkpoints) -> Iterator[Point]:
+    """One after the other, so that one adapter is in memory at a time."""
+    for step in checkpoints.steps():
+        arrays, info = checkpoints.part(step, lambda path: path.startswith(("state.direction.", "state.magnitude.",
+                                                                            "state.params.", "best.1.")))  # fmt: skip
+        places = next(pair for pair in PLACES if any(path.startswith(pair[0] + ".") for path in arrays))
+        yield Point(info["phase"], info["step"], info["best_step"], *(_tree(arrays, place) for place in places))
+
+
+def _tree(arrays: dict[str, np.ndarray], place: str) -> PyTree:
+    tree: PyTree = {}
+    for path, array in arrays.items():
+        if path.startswith(place + "."):
+            tree = put(tree, path.removeprefix(place + "."), jnp.asarray(array))
+    return tree

@@ -1,0 +1,77 @@
+"""A folder appears whole or not at all."""
+
+import json
+
+import pytest
+
+from bidora_jax.errors import InputError
+from bidora_jax.machine.files import read_json, staged
+
+
+def _names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_a_folder_gets_its_name_when_it_is_complete(tmp_path):
+    with staged(tmp_path / "a" / "b") as fresh:
+        (fresh / "x").write_text("1")
+        assert not (tmp_path / "a").exists()
+    assert _names(tmp_path) == ["a", "a/b", "a/b/x"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("x")])
+def test_an_error_leaves_nothing_behind(tmp_path, error):
+    def write():
+        with staged(tmp_path / "a" / "b") as fresh:
+            (fresh / "x").write_text("1")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert _names(tmp_path) == []
+
+
+def test_an_empty_folder_may_be_filled_and_a_full_one_replaced_on_request(tmp_path):
+    target = tmp_path / "a"
+    target.mkdir()
+    for content in "12":
+        with staged(target, replace=content == "2") as fresh:
+            (fresh / content).write_text(content)
+    assert _names(tmp_path) == ["a", "a/2"]
+
+
+def test_an_error_keeps_the_folder_that_was_to_be_replaced(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").write_text("1")
+    with pytest.raises(ValueError, match="x"), staged(tmp_path / "a", replace=True):
+        raise ValueError("x")
+    assert _names(tmp_path) == ["a", "a/old"]
+
+
+def test_occupied_places_are_refused(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("1")
+    for target, message in (("full", "not empty"), ("full/x", "a file has that name"), ("full/x/y", "is a file")):
+        with pytest.raises(InputError, match=message), staged(tmp_path / target):
+            pytest.fail("the block must not run")
+    assert _names(tmp_path) == ["full", "full/x"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{", "is not JSON"), (b"\xff\xfe", "is not JSON"), (b"[1]", "a JSON list"), (None, "has no c.json")],
+)
+def test_a_json_file_that_is_none_is_refused_with_the_remedy(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "c.json").write_bytes(content)
+    with pytest.raises(InputError, match=f"{message}.*do this"):
+        read_json(tmp_path / "c.json", "do this")
+
+
+def test_json_in_a_folder_that_does_not_exist(tmp_path):
+    with pytest.raises(InputError, match=r"there is no folder .*nowhere; do this"):
+        read_json(tmp_path / "nowhere" / "c.json", "do this")
+    (tmp_path / "c.json").write_text(json.dumps({"a": 1}))
+    assert read_json(tmp_path / "c.json", "") == {"a": 1}
+    with pytest.raises(InputError, match=r"c\.json is a file; do this"):
+        read_json(tmp_path / "c.json" / "c.json", "do this")
