@@ -138,7 +138,7 @@ def ours(job: dict, prompts: np.ndarray) -> Callable[[], list[list[int]]]:
         adapter = adapters.resolve(AdapterConfig(method="dora", rank=8), config)
         prepared = initial.prepare_base(base, adapter)
         member = ensembles.Member(adapter, *initial.init(adapter, prepared, jax.random.key(0)))
-        model = decoding.with_adapter(model, *ensembles.at_rest(prepared, [member])[0])
+        model = decoding.with_adapter(model, *ensembles.inference_form(prepared, [member])[0])
         del prepared
     del base
 

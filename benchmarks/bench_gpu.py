@@ -306,7 +306,7 @@ def decoder_config(shape: str) -> DecoderConfig:
     return bench_quant.TINY if shape == "tiny" else published.shape(f"Qwen/Qwen3-{shape.upper()}")
 
 
-def chosen(job: dict, memory: Memory) -> tuple[DecoderConfig, plans.Plan, remat_choice.Settled]:
+def chosen(job: dict, memory: Memory) -> tuple[DecoderConfig, plans.Plan, remat_choice.FirstPhase]:
     """The step in the form that `train` would choose in so much memory. Nothing is allocated."""
     config = decoder_config(job["shape"])
     plan = plans.Plan(
@@ -318,10 +318,10 @@ def chosen(job: dict, memory: Memory) -> tuple[DecoderConfig, plans.Plan, remat_
     adapter = adapters.resolve(plan.adapter, config)
     shapes = quantization.base_shapes(plan.model, config, jnp.bfloat16)
     problem = remat_choice.synthetic(config, plan.model, adapter, shapes, plan.data, job["length"])
-    return config, plan, remat_choice.settle(problem, plan.levels, memory)
+    return config, plan, remat_choice.choose_remat(problem, plan.levels, memory)
 
 
-def form_of(settled: remat_choice.Settled, method: str) -> str:
+def form_of(settled: remat_choice.FirstPhase, method: str) -> str:
     said = f"attention {settled.problem.model.attention}, remat {settled.problem.model.remat}"
     return said + f", {settled.search.hypergradient}" * (method == "bidora")
 

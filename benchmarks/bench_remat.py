@@ -93,11 +93,11 @@ def contestant(method: str, remat: str, form: str, micro_batches: int, options) 
     problem = remat_choice.synthetic(config, model, adapter, base, data, options.tokens)
     search = SearchConfig(steps=100, hypergradient=form)
     phase, standing = phases.first_phase(method, problem, search, OptimizerConfig(), OptimizerConfig())
-    (meeting,) = phase.meetings(0)
+    (step_shape,) = phase.step_shapes(0)
     began = time.monotonic()
-    meeting[0].compile(standing.state, meeting[1])
+    step_shape[0].compile(standing.state, step_shape[1])
     seconds = time.monotonic() - began
-    parts = footprint.of(problem, phase, standing.state, meeting)
+    parts = footprint.of(problem, phase, standing.state, step_shape)
     name = f"{method}, {remat}" + (f", {form}" if method == "bidora" else "")
     name += f", in {micro_batches}" if micro_batches > 1 else ""
     held = [standing.state]

@@ -72,7 +72,7 @@ def named(name: str) -> Iterator[Gpu]:
 
     with ExitStack() as stack:
         patched = {
-            "bidora_jax.training.compiled_steps.Program.compile": there(compiled_steps.Program.compile),
+            "bidora_jax.training.compiled_steps.Program.compile": there(compiled_steps.CompiledStep.compile),
             "bidora_jax.planning.footprint.loss_bytes": there(footprint.loss_bytes),
             # cuDNN is asked whether it has a kernel; how far off it is can't be known here.
             "bidora_jax.planning.attention_backend.refusals": there(attention_backend.refusals),

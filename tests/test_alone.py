@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax.kernels.xla_cpu.outline import alone
+from bidora_jax.kernels.xla_cpu.outline import outlined
 
 
 def curve(x, y):
@@ -31,17 +31,17 @@ def test_it_is_one_call_and_its_tangent_another(x64):
         return lambda x, y: jnp.sum(jnp.cos(form(jnp.exp(x), y)))
 
     assert not calls(around(curve), x, y)
-    assert len(calls(around(alone(curve)), x, y)) == 1
-    assert len(calls(lambda *at: jax.jvp(around(alone(curve)), at, (v, w)), x, y)) == 2
+    assert len(calls(around(outlined(curve)), x, y)) == 1
+    assert len(calls(lambda *at: jax.jvp(around(outlined(curve)), at, (v, w)), x, y)) == 2
     # What the tangent is multiplied by, and the product with the cotangent.
-    assert len(calls(jax.grad(around(alone(curve))), x, y)) == 3
+    assert len(calls(jax.grad(around(outlined(curve))), x, y)) == 3
 
 
 def test_its_tangent_is_of_what_moves(x64):
     x, y, v = (numbers(seed) for seed in range(3))
 
     text = (
-        jax.jit(lambda x, y, v: jax.jvp(lambda y: alone(jax.lax.mul)(x, y), (y,), (v,)))
+        jax.jit(lambda x, y, v: jax.jvp(lambda y: outlined(jax.lax.mul)(x, y), (y,), (v,)))
         .lower(x, y, v)
         .compile()
         .as_text()
@@ -67,12 +67,12 @@ def test_it_changes_no_number(x64, order):
             return jax.jvp(jax.grad(total(form), argnums=(0, 1)), (x, y), (v, w))
         return jax.vmap(form, in_axes=1)(x, y)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13), found(alone(curve)), found(curve))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13), found(outlined(curve)), found(curve))
 
 
 def test_on_another_device_it_is_the_function(monkeypatch):
     def steps() -> list[str]:
-        return [step.primitive.name for step in jax.make_jaxpr(alone(jax.lax.neg))(1.0).eqns]
+        return [step.primitive.name for step in jax.make_jaxpr(outlined(jax.lax.neg))(1.0).eqns]
 
     assert steps() == ["custom_jvp_call"]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

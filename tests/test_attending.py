@@ -27,7 +27,7 @@ from bidora_jax.planning import attention_backend, footprint, remat_choice
 from bidora_jax.planning.footprint import Footprint
 from bidora_jax.training import phases, settings
 from bidora_jax.training.bilevel import bilevel_step
-from bidora_jax.training.loop import Standing
+from bidora_jax.training.loop import PhaseState
 from bidora_jax.training.settings import OptimizerConfig, OuterConfig, SearchConfig
 from bidora_jax.training.state import init_state
 
@@ -142,15 +142,15 @@ def test_the_choice_is_made_before_remat_and_both_are_said(monkeypatch):
     monkeypatch.setattr(
         attention_backend, "settle", lambda model, *_: (replace(model, attention="chunked"), "attention: so")
     )
-    monkeypatch.setattr(remat_choice, "first_phase", lambda *_: (None, Standing(None, (None, None))))
+    monkeypatch.setattr(remat_choice, "first_phase", lambda *_: (None, PhaseState(None, (None, None))))
     counts = {"dots": 900, "layer": 300}
     monkeypatch.setattr(remat_choice, "largest", lambda phase: None)
     monkeypatch.setattr(
         footprint, "of", lambda problem, *_: Footprint(0, 0, 0, 0, 0, 0, counts[problem.model.remat], 0)
     )
     problem = search_problem("auto", remat="auto")
-    levels = remat_choice.Levels("bidora", SearchConfig(hypergradient="auto"), OptimizerConfig(), OuterConfig())
-    settled = remat_choice.settle(problem, levels, Memory(1000, "this"))
+    levels = remat_choice.MethodSettings("bidora", SearchConfig(hypergradient="auto"), OptimizerConfig(), OuterConfig())
+    settled = remat_choice.choose_remat(problem, levels, Memory(1000, "this"))
     assert settled.problem.model == replace(problem.model, attention="chunked", remat="layer")
     first, second = settled.said.splitlines()
     assert first == "attention: so" and second.startswith("remat layer, hypergradient exact: the fastest that fits")

@@ -12,7 +12,7 @@ from test_linear import quantised
 from bidora_jax.kernels import dora, quantized
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial
-from bidora_jax.models.adapters.drift import changes
+from bidora_jax.models.adapters.drift import drift
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.adapters.targets import Site
 
@@ -67,7 +67,7 @@ def by_hand(adapter, base, direction, magnitude):
         for layer in site.layers:
             w0 = quantized.dense(jax.tree.map(lambda stack, layer=layer: stack[layer], leaf["weight"]))
             a, b = np.asarray(pair["A"][layer], np.float64), np.asarray(pair["B"][layer], np.float64)
-            if adapter.subtracts:
+            if adapter.starts_nonzero:
                 a = np.concatenate([a, leaf["A0"][layer]])
                 b = np.concatenate([b, -np.asarray(leaf["B0"][layer])], axis=1)
             growth, turn = rows(w0, a, b, site.scales[layer])
@@ -94,7 +94,7 @@ def test_changes_are_those_of_a_loop_in_float64(kind, form):
     if form != "none":
         base = quantised(base, form)
     whole = parts(SETTINGS[kind], base)
-    expected, found = by_hand(*whole), changes(*whole)
+    expected, found = by_hand(*whole), drift(*whole)
     assert [(change.module, change.layer) for change in found] == list(expected)
     for change in found:
         magnitude, turn = expected[change.module, change.layer]
@@ -106,7 +106,7 @@ def test_changes_are_those_of_a_loop_in_float64(kind, form):
 def test_an_untrained_adapter_has_changed_nothing():
     adapter = adapters.resolve(dataclasses.replace(SETTINGS["bidora"], init="olora"), tiny.CONFIG)
     base = initial.prepare_base(tiny.random_base(dtype=jnp.bfloat16), adapter)
-    found = changes(adapter, base, *initial.init(adapter, base, jax.random.key(0)))
+    found = drift(adapter, base, *initial.init(adapter, base, jax.random.key(0)))
     assert all(change.magnitude == change.relative == 0 and change.direction < 1e-9 for change in found)
 
 
@@ -114,7 +114,7 @@ def test_a_magnitude_twice_the_row_norms_is_a_relative_change_of_one():
     adapter, base, direction, _ = parts(SETTINGS["bidora"], tiny.random_base())
     _, magnitude = initial.init(adapter, base, jax.random.key(0))
     doubled = jax.tree.map(lambda m: 2 * m, magnitude)
-    assert [change.relative for change in changes(adapter, base, direction, doubled)] == pytest.approx([1.0] * 4)
+    assert [change.relative for change in drift(adapter, base, direction, doubled)] == pytest.approx([1.0] * 4)
 
 
 def test_a_layer_without_adapter_is_not_listed():
@@ -122,5 +122,5 @@ def test_a_layer_without_adapter_is_not_listed():
         adapters.resolve(SETTINGS["lora"], tiny.CONFIG), sites=(Site("self_attn.q_proj", (0, 3), (0.0, 2.0)),)
     )
     base = initial.prepare_base(tiny.random_base(), adapter)
-    found = changes(adapter, base, *initial.init(adapter, base, jax.random.key(0)))
+    found = drift(adapter, base, *initial.init(adapter, base, jax.random.key(0)))
     assert [(change.module, change.layer) for change in found] == [("self_attn.q_proj", 1)]

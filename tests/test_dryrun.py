@@ -9,7 +9,7 @@ from bidora_jax.machine.memory import Memory
 from bidora_jax.planning.footprint import Footprint
 from bidora_jax.runs import dry_run
 from bidora_jax.runs.dry_run import Clock, Cost, Often, PhaseCost, Timed
-from bidora_jax.training.compiled_steps import Program
+from bidora_jax.training.compiled_steps import CompiledStep
 from bidora_jax.training.loop import Phase
 
 PARTS = Footprint(base=7_000, adapter=50, optimiser=100, batch=3, results=20, loss=11, activations=500, donated=150)
@@ -41,7 +41,7 @@ def test_how_often_something_is_done_in_a_phase(steps, every, times):
 
 def phase(*lengths: int) -> Phase:
     """A phase whose steps run one program at these padded lengths."""
-    program = Program("", lambda *_: None, {}, lambda _: [], lengths)
+    program = CompiledStep("", lambda *_: None, {}, lambda _: [], lengths)
     nothing: Any = None
     return Phase("search", len(lengths), 0, nothing, nothing, nothing, nothing, False, 0,
                  lambda number: [(program, lengths[number])])  # fmt: skip

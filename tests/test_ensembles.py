@@ -75,7 +75,7 @@ def softmax(logits):
 @pytest.mark.parametrize("mix", MIXES)
 def test_adapters_at_rest_are_the_same_functions_in_one_shape(base, mix):
     given = members(base, mix)
-    rested = ensembles.at_rest(base, given)
+    rested = ensembles.inference_form(base, given)
     shapes = {str((member.adapter, jax.tree.map(jnp.shape, member[1:]))) for member in rested}
     assert len(shapes) == 1
     for before, after in zip(given, rested, strict=True):
@@ -87,7 +87,7 @@ def test_adapters_at_rest_are_the_same_functions_in_one_shape(base, mix):
 def test_the_gain_of_a_quantised_base_is_the_layers(base, form):
     packed = quantised(base, form)
     member = members(packed_dense(packed), "doras")[1]
-    rested = ensembles.at_rest(packed, [member])[0]
+    rested = ensembles.inference_form(packed, [member])[0]
     found = np.asarray(FORWARD(CONFIG, *_over(packed, rested), TOKENS))
     np.testing.assert_allclose(found, logits(packed, member), rtol=1e-3, atol=1e-3)
     stack = packed["layers"]["mlp"]["down_proj"]["weight"]
@@ -111,7 +111,7 @@ def test_the_average_is_the_mean_of_the_merged_matrices(base, mix, weights):
     given = members(base, mix)
     shares = np.array([1.0] * len(given) if weights is None else weights[: len(given)])
     shares = shares / shares.sum()
-    averaged = ensembles.average(ensembles.at_rest(base, given), weights and weights[: len(given)])
+    averaged = ensembles.average(ensembles.inference_form(base, given), weights and weights[: len(given)])
     assert averaged.adapter.magnitude == (mix != "loras")
     merged = [merging.merge(m.adapter, initial.prepare_base(base, m.adapter), *m[1:]) for m in given]
     for path in averaged.adapter.targets:
@@ -126,7 +126,7 @@ def test_the_average_is_the_mean_of_the_merged_matrices(base, mix, weights):
 
 def test_the_average_is_not_that_of_the_factors(base):
     """The means of A and of B make another matrix, which the layout of an average must not be mistaken for."""
-    given = ensembles.at_rest(base, members(base, "loras"))
+    given = ensembles.inference_form(base, members(base, "loras"))
     averaged = ensembles.average(given)
     assert averaged.adapter.sites[0].rank == sum(member.adapter.sites[0].rank for member in given)
     factors = [get(member.direction["layers"], "self_attn.q_proj") for member in given]
@@ -144,7 +144,7 @@ def test_an_ensembles_loss_is_that_of_the_mean_computed_outside(base, mix, combi
     picked = np.take_along_axis(p[:, :-1], np.asarray(TOKENS)[:, 1:, None], axis=-1)[..., 0]
     weights = np.asarray(MASK)[:, 1:]
     expected = -(np.log(picked) * weights).sum() / weights.sum()
-    stacked = ensembles.stack(ensembles.at_rest(base, given))
+    stacked = ensembles.stack(ensembles.inference_form(base, given))
     measure = evaluation.evaluator(CONFIG, stacked.adapter, ModelConfig(loss_chunk=6), combine)
     batch = {"tokens": np.asarray(TOKENS)[None], "loss_mask": np.asarray(MASK)[None]}
     found = measure(base, stacked.direction, stacked.magnitude, [batch])
@@ -157,7 +157,7 @@ def test_an_ensembles_loss_is_that_of_the_mean_computed_outside(base, mix, combi
 def test_an_ensemble_writes_the_most_probable_token_of_the_mean(base, form, mix, combine):
     base = quantised(base, form) if form == "nf4" else base
     given = members(merging.dequantise(base), mix)
-    stacked = ensembles.stack(ensembles.at_rest(base, given))
+    stacked = ensembles.stack(ensembles.inference_form(base, given))
     model = decoding.assemble(CONFIG, base, *stacked, combine=combine)
     found = answers.complete(model, PROMPTS, max_new_tokens=6, ends=[10**6])
     texts = [prompt + piece.tokens for prompt, piece in zip(PROMPTS, found, strict=True)]
@@ -171,7 +171,7 @@ def test_an_ensemble_writes_the_most_probable_token_of_the_mean(base, form, mix,
 def test_an_ensemble_of_one_adapter_twice_is_that_adapter(base):
     """On 16-bit weights, whose products are of another kind, members stand where rows do: the sums are the same ones."""
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base)
-    member = ensembles.at_rest(narrow, members(base, "doras"))[1]
+    member = ensembles.inference_form(narrow, members(base, "doras"))[1]
     model = decoding.assemble(CONFIG, narrow)
     both = decoding.with_adapter(model, *ensembles.stack([member, member]), combine="logits")
     alone = decoding.with_adapter(model, *member)
@@ -182,7 +182,7 @@ def test_an_ensemble_of_one_adapter_twice_is_that_adapter(base):
 @pytest.mark.parametrize("mix", ["all", "layers", "starts"])
 def test_switching_compiles_nothing_and_answers_as_each_alone(base, mix):
     given = members(base, mix)
-    rested = ensembles.at_rest(base, given)
+    rested = ensembles.inference_form(base, given)
     model = decoding.assemble(CONFIG, base)
 
     def answers(model):
@@ -199,7 +199,7 @@ def test_switching_compiles_nothing_and_answers_as_each_alone(base, mix):
 
 
 def test_evaluating_another_adapter_compiles_nothing(base):
-    rested = ensembles.at_rest(base, members(base, "doras"))
+    rested = ensembles.inference_form(base, members(base, "doras"))
     traced = []
     measure = evaluation.evaluator(CONFIG, rested[0].adapter, ModelConfig())
     batch = {"tokens": np.asarray(TOKENS)[None], "loss_mask": np.asarray(MASK)[None]}
@@ -226,7 +226,7 @@ def test_what_is_trained_whole_answers_as_the_logits_say(base, saved):
     best = logits(base, member, padded).argmax(-1)
     for row, prompt, piece in zip(best, PROMPTS, found, strict=True):
         assert piece.tokens == row[len(prompt) - 1 :][:6].tolist()
-    run, chosen = ensembles.choose(base, {"mine": member}, None, False, ())
+    run, chosen = ensembles.for_serving(base, {"mine": member}, None, False, ())
     again = decoding.with_adapter(decoding.assemble(CONFIG, run), *chosen["mine"])
     assert answers.complete(again, PROMPTS, max_new_tokens=6, ends=[10**6]) == found
     plain = decoding.with_adapter(decoding.assemble(CONFIG, base), *chosen["mine"])
@@ -242,7 +242,7 @@ def test_what_is_trained_whole_shares_no_base(base):
     with pytest.raises(InputError, match=r"whole .*\n.*mine: embed_tokens and lm_head\n.*use such an adapter alone"):
         ensembles.check({"mine": whole, "other": plain}, None, False, ())
     with pytest.raises(InputError, match="adapter 2: embed_tokens and lm_head"):
-        ensembles.at_rest(base, [plain, whole])
+        ensembles.inference_form(base, [plain, whole])
     with pytest.raises(InputError, match="cannot be switched in a model"):
         decoding.with_adapter(decoding.assemble(CONFIG, base), *whole)
 
@@ -282,4 +282,4 @@ def test_all_that_is_wrong_with_the_folders_is_said(folders, tmp_path):
 )  # fmt: skip
 def test_weights_that_are_no_shares_are_refused(base, weights, words):
     with pytest.raises(InputError, match=words):
-        ensembles.average(ensembles.at_rest(base, members(base, "loras")), weights)
+        ensembles.average(ensembles.inference_form(base, members(base, "loras")), weights)

@@ -124,7 +124,7 @@ def test_answers_to_test_records_stop_at_every_end_that_the_model_has(model_fold
     folder = shutil.copytree(model_folder, tmp_path / "model")
     config, tokenizer = hf_config.read_config(folder), load_tokenizer(folder)
     test = [{"instruction": text, "output": ""} for text in ("repeat 3", "ab")]
-    parts = assembly.Assembled(SimpleNamespace(config=config), tokenizer, test, folder, prompts=[])
+    parts = assembly.RunInputs(SimpleNamespace(config=config), tokenizer, test, folder, prompts=[])
     base = hf.load_base(folder, config)
 
     def answers(end):

@@ -17,13 +17,13 @@ from bidora_jax.models.architectures import decoder
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.planning import footprint, plans, remat_choice
 from bidora_jax.planning.plans import Plan
-from bidora_jax.planning.remat_choice import Levels
+from bidora_jax.planning.remat_choice import MethodSettings
 from bidora_jax.training.phases import first_phase
 from bidora_jax.training.settings import OptimizerConfig, SearchConfig
 
 DEEP = replace(CONFIG, num_layers=7)
 DATA = DataConfig(batch_size=3, buckets=1, max_length=48)
-LEVELS = Levels("lora", SearchConfig(steps=5), OptimizerConfig(), OptimizerConfig())
+LEVELS = MethodSettings("lora", SearchConfig(steps=5), OptimizerConfig(), OptimizerConfig())
 MODEL = ModelConfig(remat="layer", loss_chunk=16)
 
 
@@ -70,7 +70,7 @@ def test_the_parts_are_those_of_the_trees_and_make_up_the_peak(shapes_alone):
 
 def test_the_fastest_form_that_fits_is_chosen_with_the_reason(abstract, shapes_alone, monkeypatch):
     auto = problem(abstract, replace(MODEL, remat="auto"))
-    roomy = remat_choice.settle(auto, LEVELS, Memory(10**12, "a large device"))
+    roomy = remat_choice.choose_remat(auto, LEVELS, Memory(10**12, "a large device"))
     assert roomy.problem.model.remat == "dots" and roomy.search.hypergradient == "exact"
     assert "remat dots: the fastest that fits" in roomy.said and "a large device" in roomy.said
     lean, bold = shapes_alone[0], roomy.footprint
@@ -79,15 +79,15 @@ def test_the_fastest_form_that_fits_is_chosen_with_the_reason(abstract, shapes_a
     # Neither is compiled again.
     counts = {"dots": bold, "layer": lean}
     monkeypatch.setattr(footprint, "of", lambda problem, *_: counts[problem.model.remat])
-    tight = remat_choice.settle(auto, LEVELS, Memory(2 * remat_choice.needed(bold) - 2, "this"))
+    tight = remat_choice.choose_remat(auto, LEVELS, Memory(2 * remat_choice.needed(bold) - 2, "this"))
     assert tight.problem.model.remat == "layer" and tight.footprint == lean
     assert "remat layer: the fastest that fits" in tight.said and "remat dots takes" in tight.said
-    none = remat_choice.settle(auto, LEVELS, Memory(1000, "that"))
+    none = remat_choice.choose_remat(auto, LEVELS, Memory(1000, "that"))
     assert none.footprint == lean and "not even that fits in" in none.said
 
 
 def test_what_is_set_is_kept_and_nothing_is_compiled(abstract):
-    settled = remat_choice.settle(problem(abstract), LEVELS, Memory(1000, "this"))
+    settled = remat_choice.choose_remat(problem(abstract), LEVELS, Memory(1000, "this"))
     assert (settled.problem.model.remat, settled.footprint, settled.said) == ("layer", None, "")
 
 

@@ -14,7 +14,9 @@ def numbers(seed: int, shape):
 
 def through(y, gain):
     """As a linear layer has it."""
-    return row_gain.gained(matmul.by_row(y, row_gain.held(gain)), gain, row_gain.kept(y, y.dtype, "", gain))
+    return row_gain.scaled(
+        matmul.scale_rows(y, row_gain.no_reverse_gradient(gain)), gain, row_gain.save_scaled(y, y.dtype, "", gain)
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 7), (3, 7), (1, 1, 7)])
@@ -24,28 +26,28 @@ def test_derivatives_are_those_of_the_multiplication(x64, shape):
     def gradient(form):
         return jax.grad(lambda y, gain: jnp.sum(jnp.sin(form(jnp.cos(y), gain**2))), argnums=(0, 1))
 
-    found, expected = (gradient(form)(y, gain) for form in (through, matmul.by_row))
+    found, expected = (gradient(form)(y, gain) for form in (through, matmul.scale_rows))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), found, expected)
     # Forward over reverse, in y, in the gain, and in both.
     for moving in ((1, 1), (1, 0), (0, 1)):
         tangents = tuple(scale * direction for scale, direction in zip(moving, directions, strict=True))
-        found, expected = (jax.jvp(gradient(form), (y, gain), tangents)[1] for form in (through, matmul.by_row))
+        found, expected = (jax.jvp(gradient(form), (y, gain), tangents)[1] for form in (through, matmul.scale_rows))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11), found, expected)
 
 
 def test_a_known_product_has_the_derivatives_of_the_one_that_it_is(x64):
     y, gain, y_tangent, gain_tangent = (numbers(seed, shape) for seed, shape in enumerate([(3, 7), (7,), (3, 7), (7,)]))
-    value = matmul.by_row(y, gain)
+    value = matmul.scale_rows(y, gain)
     for point, tangents in (
         ((y, gain), (y_tangent, gain_tangent)),
         ((y, gain), (y_tangent, jnp.zeros_like(gain))),
         ((y, gain), (jnp.zeros_like(y), gain_tangent)),
     ):
         found = jax.jvp(lambda y, gain: row_gain.known(value, y, gain), point, tangents)
-        expected = jax.jvp(matmul.by_row, point, tangents)
+        expected = jax.jvp(matmul.scale_rows, point, tangents)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
     held = jax.jvp(lambda y: row_gain.known(value, y, gain), (y,), (y_tangent,))[1]
-    np.testing.assert_allclose(held, matmul.by_row(y_tangent, gain), rtol=1e-12)
+    np.testing.assert_allclose(held, matmul.scale_rows(y_tangent, gain), rtol=1e-12)
     second = jax.jvp(
         lambda g: jax.jvp(lambda g: row_gain.known(value, y, g), (g,), (gain_tangent,))[1], (gain,), (gain_tangent,)
     )
@@ -65,9 +67,11 @@ def test_a_row_of_gain_zero_keeps_its_derivative(dtype):
     y, gain = numbers(0, (64, 3)).astype(jnp.float32), jnp.asarray([0.0, -0.0, 1.5], jnp.float32)
 
     def row(gain):
-        apart = row_gain.apart_from_zero(gain, dtype)
-        traced = matmul.by_row(y, row_gain.held(apart))
-        return row_gain.gained(traced, apart, row_gain.kept(y, dtype, "", apart).astype(dtype)).astype(jnp.float32)
+        apart = row_gain.away_from_zero(gain, dtype)
+        traced = matmul.scale_rows(y, row_gain.no_reverse_gradient(apart))
+        return row_gain.scaled(traced, apart, row_gain.save_scaled(y, dtype, "", apart).astype(dtype)).astype(
+            jnp.float32
+        )
 
     found = jax.grad(lambda gain: jnp.sum(row(gain)))(gain)
     np.testing.assert_allclose(found, jnp.sum(y, axis=0), rtol=0.02 if dtype == jnp.bfloat16 else 1e-5, atol=0.1)

@@ -91,7 +91,7 @@ def test_adapters_answer_in_turn_and_together(model_folder, adapter_folders, tmp
         argv += ["--adapter", f"{name}={folder}"]
     config = hf_config.read_config(model_folder)
     base = hf.load_base(model_folder, config)
-    rested = ensembles.at_rest(
+    rested = ensembles.inference_form(
         base, [ensembles.Member(*peft.load_adapter(f, config)) for f in adapter_folders.values()]
     )
     each = written(*argv, to=tmp_path / "each.json")

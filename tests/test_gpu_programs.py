@@ -17,7 +17,7 @@ from bidora_jax.models.architectures import decoder
 from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.planning import plans, remat_choice
-from bidora_jax.training.compiled_steps import Program
+from bidora_jax.training.compiled_steps import CompiledStep
 from bidora_jax.training.phases import first_phase
 from bidora_jax.training.settings import OptimizerConfig, SearchConfig
 
@@ -112,7 +112,7 @@ def test_bounds_count_loops_slices_and_products():
 
     x, stack = jax.ShapeDtypeStruct((256, 128), jnp.bfloat16), jax.ShapeDtypeStruct((5, 128, 128), jnp.bfloat16)
     with gpu_target.named("a100"):
-        program = Program("a step", lambda x, stack, *_: step(x, stack), stack, lambda _: (), (1,))
+        program = CompiledStep("a step", lambda x, stack, *_: step(x, stack), stack, lambda _: (), (1,))
         found = kernel_bounds.kernels(program.compile(x, 1).as_text())
     products = [one for one in found if one.kind == "product"]
     assert sum(one.calls * one.operations for one in products) == 5 * 2 * 256 * 128 * 128

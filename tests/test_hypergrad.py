@@ -54,7 +54,7 @@ def test_the_mixed_product_is_of_the_loss_that_is_given_for_it_and_sees_the_reco
     def gradient(d, m):
         return *jax.value_and_grad(inner)(d, m), {"factor": 3.0 * jnp.ones(())}
 
-    recorded = hypergrad.Recorded(gradient, lambda d, m, record: record["factor"] * inner(d, m))
+    recorded = hypergrad.TwoPass(gradient, lambda d, m, record: record["factor"] * inner(d, m))
     out = hypergrad.exact(inner, outer, update, d0, m, recorded=recorded)
     np.testing.assert_allclose(out.hypergradient, m + 3 * (closed["exact"] - m), rtol=1e-10)
     np.testing.assert_allclose(out.direction, updated, rtol=1e-14)

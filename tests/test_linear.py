@@ -21,7 +21,7 @@ from bidora_jax.kernels.xla_cpu import weights
 from bidora_jax.models import decoder
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial, merging
-from bidora_jax.models.adapters.adapter import Adapted
+from bidora_jax.models.adapters.adapter import LayerAdapter
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.linear import Linear, side_by_side
 from bidora_jax.training import objective, optim
@@ -243,13 +243,13 @@ def test_kept_products_are_not_computed_again(deep):
     assert counts["layer"] - counts["dots"] == 4 + 2 * 6
 
 
-ONE_PRODUCT = Adapted(rank=3, scale=0.7, magnitude=True, dropout=0.0, constant_norm=False, subtracts=False)
+ONE_PRODUCT = LayerAdapter(rank=3, scale=0.7, magnitude=True, dropout=0.0, constant_norm=False, starts_nonzero=False)
 
 
 class Pair(nn.Module):
     """Two linear layers of the same x, of which the second may have another adapter, or none."""
 
-    second: Adapted | None
+    second: LayerAdapter | None
     together: bool
 
     @nn.compact
@@ -264,7 +264,7 @@ class Pair(nn.Module):
         (ONE_PRODUCT, True),
         (replace(ONE_PRODUCT, rank=2, magnitude=False, scale=None), True),
         (replace(ONE_PRODUCT, dropout=0.5), False),
-        (replace(ONE_PRODUCT, subtracts=True), False),
+        (replace(ONE_PRODUCT, starts_nonzero=True), False),
         (None, False),
     ],
     ids=["the same", "another rank and scale", "dropout", "a start", "no adapter"],

@@ -55,6 +55,6 @@ def test_since_is_the_difference_of_the_products():
 
     for layers in ((), (2,)):
         now, start = pair(*layers), pair(*layers)
-        a, b = lora_init.since(now, start)
+        a, b = lora_init.change_since(now, start)
         assert (a.shape, b.shape) == ((*layers, 6, 7), (*layers, 13, 6))
         np.testing.assert_allclose(b @ a, now.B @ now.A - start.B @ start.A, atol=1e-5)

@@ -147,7 +147,7 @@ def test_outputs_and_gradients_are_those_of_peft(tmp_path, method):
                     compared.add(name)
                 # What fills the stack up is not trained.
                 assert np.count_nonzero(stack) == np.count_nonzero(stack[used])
-    for name in adapter.saved:
+    for name in adapter.whole_modules:
         _assert_close(gradients[0][name]["weight"], expected[peft.WHOLE[name]], 1e-5)
         compared.add(peft.WHOLE[name])
     assert compared == expected.keys()
@@ -248,7 +248,7 @@ def test_trained_from_the_same_start_the_function_is_that_of_peft(tmp_path, star
                 suffix = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector.weight"}[leaf]
                 tensor = theirs[f"base_model.model.model.layers.{layer}.{site.path}.{suffix}"]
                 stack[layer][tuple(map(slice, tensor.shape))] = tensor
-    if adapter.saved:
+    if adapter.whole_modules:
         trained[0]["lm_head"]["weight"][:] = theirs["base_model.model.lm_head.modules_to_save.weight"]
     trained = [jax.tree.map(jnp.asarray, tree) for tree in trained]
     found = decoder.logits(config, adapter, base, *trained, jnp.asarray(ids.numpy()))

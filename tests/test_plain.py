@@ -65,7 +65,7 @@ def products(found):
 def test_a_lora_is_folded_exactly(init, asked, rank):
     """Of uneven ranks, scales and layers there is one rank left, and s = 1."""
     one = trained(AdapterConfig(**(vars(UNEVEN) | {"init": init})))
-    found = lora_approximation.plain(one[0], CONFIG, *one[1:], rank=asked)
+    found = lora_approximation.approximate(one[0], CONFIG, *one[1:], rank=asked)
     assert (found.errors, found.error, found.rank) == ({}, 0.0, rank)
     assert {(site.ranks, site.scales) for site in found.adapter.sites} == {((rank, rank), (1.0, 1.0))}
     wanted, got = changes(*one), products(found)
@@ -88,7 +88,7 @@ def test_peft_reads_it_as_the_plainest_lora(tmp_path):
     base = hf.load_base(tmp_path / "base", config)
     adapter, *trees = _random_adapter(UNEVEN, config, base)
     base = initial.prepare_base(base, adapter)
-    found = lora_approximation.plain(adapter, config, base, *trees)
+    found = lora_approximation.approximate(adapter, config, base, *trees)
     peft.save_adapter(tmp_path / "a", found.adapter, found.settings, found.direction, {}, base_model_name=None)
     settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"]) == (7, 7)
@@ -116,7 +116,7 @@ def dora():
 @pytest.mark.parametrize("settings", [DORA, UNEVEN])
 def test_a_rank_that_is_too_small_leaves_the_tail_of_the_singular_values(settings):
     one = trained(settings)
-    found = lora_approximation.plain(one[0], CONFIG, *one[1:], rank=2)
+    found = lora_approximation.approximate(one[0], CONFIG, *one[1:], rank=2)
     assert found.rank == 2
     tails, wholes = [], []
     for (path, layer), change in changes(*one).items():
@@ -132,20 +132,22 @@ def test_a_rank_that_is_too_small_leaves_the_tail_of_the_singular_values(setting
 
 def test_the_rank_that_is_chosen_is_the_first_within_the_limit(dora):
     """The smaller sides are 26: 8 and 16 lose something, 32 nothing."""
-    each = {rank: lora_approximation.plain(dora[0], CONFIG, *dora[1:], rank=rank).error for rank in (8, 16, 32)}
+    each = {rank: lora_approximation.approximate(dora[0], CONFIG, *dora[1:], rank=rank).error for rank in (8, 16, 32)}
     assert each[8] > each[16] > 100 * each[32]
     assert each[32] < 1e-5
     for allowed, rank in ((each[8] * 1.001, 8), (each[8] * 0.999, 16), (each[16] * 0.999, 32)):
-        found = lora_approximation.plain(dora[0], CONFIG, *dora[1:], max_error=allowed)
+        found = lora_approximation.approximate(dora[0], CONFIG, *dora[1:], max_error=allowed)
         assert (found.rank, found.error) == (rank, pytest.approx(each[rank], abs=1e-6))
     with pytest.raises(InputError, match=r"(?s)rank 32 or less .* --max-error 0 of.*rank 16 leaves \d+\.\d%.*merged"):
-        lora_approximation.plain(dora[0], CONFIG, *dora[1:], max_error=0.0)
+        lora_approximation.approximate(dora[0], CONFIG, *dora[1:], max_error=0.0)
 
 
 def test_an_adapter_that_changed_nothing_stays_nothing():
     adapter = adapters.resolve(DORA, CONFIG)
     base = initial.prepare_base(tiny.random_base(CONFIG), adapter)
-    found = lora_approximation.plain(adapter, CONFIG, base, *initial.init(adapter, base, jax.random.key(0)), rank=8)
+    found = lora_approximation.approximate(
+        adapter, CONFIG, base, *initial.init(adapter, base, jax.random.key(0)), rank=8
+    )
     # m is the root of a sum and the norm the root of another: W' − W0 is rounding, or nothing.
     assert max(np.abs(product).max() for product in products(found).values()) < 1e-6
 
@@ -168,7 +170,7 @@ def test_large_matrices_are_decomposed_nearly_as_well(monkeypatch):
 def test_modules_trained_whole_are_refused():
     one = trained(AdapterConfig("lora", rank=3, target_modules=("q_proj",), modules_to_save=("lm_head",)))
     with pytest.raises(InputError, match=r"trained whole \(lm_head\).*--format merged"):
-        lora_approximation.plain(one[0], CONFIG, *one[1:])
+        lora_approximation.approximate(one[0], CONFIG, *one[1:])
 
 
 # The command

@@ -10,7 +10,7 @@ import pytest
 
 from bidora_jax.kernels import matmul, precision
 from bidora_jax.kernels.matmul import frozen_dot, frozen_times
-from bidora_jax.kernels.xla_cpu.transpose import swapped
+from bidora_jax.kernels.xla_cpu.transpose import transpose
 
 BATCH, ROWS, INNER = 3, 11, 5
 
@@ -63,7 +63,7 @@ DTYPES = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float3
 @pytest.mark.parametrize("axes", [(1, 2), (-2, -1), (3, 1)])
 def test_swapped_is_swapaxes_with_its_transpose(dtype, last, axes):
     x, g = arrays(dtype, (2, 3, 5, last), np.empty((2, 3, 5, last)).swapaxes(*axes).shape)
-    found, pull = jax.jit(lambda x: jax.vjp(lambda x: swapped(x, *axes), x))(x)
+    found, pull = jax.jit(lambda x: jax.vjp(lambda x: transpose(x, *axes), x))(x)
     np.testing.assert_array_equal(found, x.swapaxes(*axes))
     np.testing.assert_array_equal(pull(g)[0], g.swapaxes(*axes))
 
@@ -85,7 +85,7 @@ def test_a_sum_over_rows_is_einsums_with_its_derivatives(dtype, leading, left, r
         value, tangent = jax.jvp(sums, inputs[:2], inputs[2:])
         return value, tangent, jax.vjp(sums, *inputs[:2])[1](g)
 
-    found = jax.jit(partial(all_of, matmul.over_rows))(x, y, dx, dy)
+    found = jax.jit(partial(all_of, matmul.matmul_transposed_left))(x, y, dx, dy)
     einsum = partial(jnp.einsum, "...mk,...mn->...kn", precision="highest")
     expected = all_of(einsum, *(array.astype(jnp.float32) for array in (x, y, dx, dy)))
     assert found[0].dtype == jnp.float32

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax.training.compiled_steps import Program, ahead, shapes
+from bidora_jax.training.compiled_steps import CompiledStep, shapes, upcoming
 
 
 def blank(length):
@@ -18,7 +18,7 @@ def program(traced, lengths=(16, 48)):
         total = frozen * jnp.sum(train["tokens"]) - jnp.sum(val["tokens"])
         return {"w": state["w"] + total}, {"total": total}
 
-    return Program("", step, jnp.float32(3), lambda length: [blank(length)] * 2, lengths)
+    return CompiledStep("", step, jnp.float32(3), lambda length: [blank(length)] * 2, lengths)
 
 
 def test_a_step_runs_what_was_compiled_from_shapes():
@@ -46,13 +46,13 @@ def test_only_what_a_phase_will_meet_is_compiled():
     plan = [[(lower, 16), (upper, 48)]] * 3 + [[(lower, 16), (upper, 16)]]
     asked = []
 
-    def meetings(number):
+    def step_shapes(number):
         asked.append(number)
         return plan[number]
 
-    assert ahead(meetings, 0, 3) == [(lower, 16), (upper, 48)]
-    assert ahead(meetings, 3, 4) == [(lower, 16), (upper, 16)]
+    assert upcoming(step_shapes, 0, 3) == [(lower, 16), (upper, 48)]
+    assert upcoming(step_shapes, 3, 4) == [(lower, 16), (upper, 16)]
     asked.clear()
-    assert ahead(lambda number: meetings(3 - number), 0, 10**9) == [(lower, 16), (upper, 16), (upper, 48)]
+    assert upcoming(lambda number: step_shapes(3 - number), 0, 10**9) == [(lower, 16), (upper, 16), (upper, 48)]
     assert asked == [3, 2]  # all lengths were met
-    assert ahead(meetings, 4, 4) == []
+    assert upcoming(step_shapes, 4, 4) == []

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax.kernels.xla_cpu.bfloat16 import opened, rounded
+from bidora_jax.kernels.xla_cpu.bfloat16 import to_bfloat16, to_float32
 
 
 def bits(x) -> np.ndarray:
@@ -18,9 +18,9 @@ def every_bfloat16():
 
 def test_every_bfloat16_is_opened_and_rounded_back_to_itself():
     x = every_bfloat16()
-    np.testing.assert_array_equal(bits(jax.jit(opened)(x)), bits(x).astype(np.uint32) << 16)
+    np.testing.assert_array_equal(bits(jax.jit(to_float32)(x)), bits(x).astype(np.uint32) << 16)
     number = ~np.isnan(np.asarray(x, np.float32))
-    back = rounded(opened(x), jnp.bfloat16)
+    back = to_bfloat16(to_float32(x), jnp.bfloat16)
     np.testing.assert_array_equal(bits(back)[number], bits(x)[number])
     assert np.isnan(np.asarray(back, np.float32)[~number]).all()
 
@@ -30,7 +30,7 @@ def test_float32_is_rounded_to_nearest_and_ties_to_even():
     halves = (np.arange(2**16, dtype=np.uint32) << 16) + 0x8000
     x = jnp.asarray(np.concatenate([whole, halves, halves - 1, halves + 1]).view(np.float32))
     number = ~np.isnan(np.asarray(x))
-    found, expected = jax.jit(lambda x: rounded(x, jnp.bfloat16))(x), x.astype(jnp.bfloat16)
+    found, expected = jax.jit(lambda x: to_bfloat16(x, jnp.bfloat16))(x), x.astype(jnp.bfloat16)
     np.testing.assert_array_equal(bits(found)[number], bits(expected)[number])
     assert np.isnan(np.asarray(found, np.float32)[~number]).all()
 
@@ -44,7 +44,7 @@ def test_derivatives_are_those_of_the_casts():
     def casts(x):
         return x.astype(jnp.bfloat16)
 
-    found = squares(lambda x: rounded(x, jnp.bfloat16), opened)
+    found = squares(lambda x: to_bfloat16(x, jnp.bfloat16), to_float32)
     expected = squares(casts, lambda x: x.astype(jnp.float32))
     np.testing.assert_array_equal(jax.grad(found)(x), jax.grad(expected)(x))
     np.testing.assert_array_equal(jax.jvp(jax.grad(found), (x,), (v,))[1], jax.jvp(jax.grad(expected), (x,), (v,))[1])
@@ -53,6 +53,6 @@ def test_derivatives_are_those_of_the_casts():
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32, jnp.float64])
 def test_other_dtypes_are_cast(x64, dtype):
     x = jnp.asarray([1 / 3, 1e-3], dtype)
-    assert opened(x).dtype == jnp.promote_types(dtype, jnp.float32)
-    assert rounded(opened(x), dtype).dtype == dtype
-    np.testing.assert_array_equal(rounded(opened(x), dtype), x)
+    assert to_float32(x).dtype == jnp.promote_types(dtype, jnp.float32)
+    assert to_bfloat16(to_float32(x), dtype).dtype == dtype
+    np.testing.assert_array_equal(to_bfloat16(to_float32(x), dtype), x)

@@ -17,7 +17,7 @@ from data_hub import data_hub
 
 from bidora_jax.data.encoding import read_records
 from bidora_jax.data.sources import json_files, sources, tables, text_files
-from bidora_jax.data.sources.rows import Fault, Row
+from bidora_jax.data.sources.rows import Fault, SourceRow
 from bidora_jax.errors import InputError, command
 from bidora_jax.generate import GenerateArguments
 from bidora_jax.generate import _prompts as prompts_of
@@ -105,7 +105,7 @@ def test_a_json_array_of_anything_is_read_as_json_reads_it(tmp_path, indent, bla
 def test_one_record_over_several_lines_is_one_row_and_its_turns_are_not_rows(tmp_path):
     record = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     (tmp_path / "one.json").write_text(json.dumps(record, indent=2))
-    assert sources.read(tmp_path / "one.json") == [Row(f"{tmp_path}/one.json:1", record)]
+    assert sources.read(tmp_path / "one.json") == [SourceRow(f"{tmp_path}/one.json:1", record)]
 
 
 def test_a_text_file_ends_a_document_at_its_end_or_where_it_says_so(tmp_path):
@@ -116,16 +116,16 @@ def test_a_text_file_ends_a_document_at_its_end_or_where_it_says_so(tmp_path):
     (tmp_path / "b" / "c.txt").write_bytes(b"\xef\xbb\xbffive\r\nsix\r\n")
     (tmp_path / "b" / "d.txt").write_text(" \n")
     assert sources.read(tmp_path) == [
-        Row(f"{tmp_path}/a.txt:3", {"text": "  one\ntwo"}),
-        Row(f"{tmp_path}/a.txt:5", {"text": "three"}),
-        Row(f"{tmp_path}/a.txt:8", {"text": "four"}),
-        Row(f"{tmp_path}/b/c.txt:1", {"text": "five\nsix"}),
+        SourceRow(f"{tmp_path}/a.txt:3", {"text": "  one\ntwo"}),
+        SourceRow(f"{tmp_path}/a.txt:5", {"text": "three"}),
+        SourceRow(f"{tmp_path}/a.txt:8", {"text": "four"}),
+        SourceRow(f"{tmp_path}/b/c.txt:1", {"text": "five\nsix"}),
     ]
 
 
 def test_a_saved_data_set_and_its_splits(tmp_path):
     folder = saved(tmp_path / "plain")
-    assert sources.read(folder) == [Row(f"{folder} row {i + 1}", record) for i, record in enumerate(RECORDS)]
+    assert sources.read(folder) == [SourceRow(f"{folder} row {i + 1}", record) for i, record in enumerate(RECORDS)]
     for splits, asked in ((("only",), ""), (("train", "test"), "@test")):
         folder = saved(tmp_path / "-".join(splits), *splits)
         rows = sources.read(f"{folder}{asked}")
@@ -378,12 +378,12 @@ def test_a_line_that_is_too_long_is_passed_over_and_named(tmp_path, length, monk
     path.write_bytes(GOOD + long + b"\n" + GOOD + long)
     fits = length <= 20
     found = list(json_files.json_lines(path, longest=20))
-    assert [isinstance(item, Row) for item in found] == [True, fits, True, fits]
+    assert [isinstance(item, SourceRow) for item in found] == [True, fits, True, fits]
     assert [item.place[-2:] for item in found] == [":1", ":2", ":3", ":4"]
     assert fits or found[3].why == "longer than 20 bytes, more than a record can be; is the file one record a line?"
     path.write_bytes(b"text\nshort\n" + b"y" * length + b"\nshort\n")
     kinds = [type(item) for item in tables.delimited(path, ",", longest=20)]
-    assert kinds == [Row, Row if fits else Fault, Row]
+    assert kinds == [SourceRow, SourceRow if fits else Fault, SourceRow]
     assert len(list(text_files.documents(path, longest=20))) == (1 if fits else 2)
 
 
@@ -400,8 +400,10 @@ def test_columns_are_renamed_and_what_is_named_already_stays(tmp_path):
 
 
 def test_a_renamed_column_is_not_there_twice():
-    rows = {"a": [Row("a:1", {"body": "x", "id": 1})]}
-    assert sources.rename({"train": rows}, (("text", "body"),))["train"]["a"] == [Row("a:1", {"id": 1, "text": "x"})]
+    rows = {"a": [SourceRow("a:1", {"body": "x", "id": 1})]}
+    assert sources.rename({"train": rows}, (("text", "body"),))["train"]["a"] == [
+        SourceRow("a:1", {"id": 1, "text": "x"})
+    ]
 
 
 def test_columns_change_places_at_once(tmp_path):

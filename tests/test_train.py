@@ -19,7 +19,7 @@ from bidora_jax.config import parse_train, read, resolve, settled, to_json
 from bidora_jax.errors import RunError, command
 from bidora_jax.runs import checks
 from bidora_jax.training.checkpoint import Checkpoints
-from bidora_jax.training.loop import Loop, Phase, Rhythm, Standing, Work
+from bidora_jax.training.loop import Intervals, Loop, Phase, PhaseState, StepInputs
 from bidora_jax.training.metrics_log import MetricsLog
 
 WEIGHTS = Path("adapter", "adapter_model.safetensors")
@@ -261,16 +261,19 @@ def test_a_loss_that_is_no_number_stops_the_run_with_step_batch_and_phase(model_
 
 
 def test_a_validation_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path):
+    def inputs(step: int) -> StepInputs:
+        return StepInputs(None, 5, [f"a:{step}", "b:7"])
+
     phase = Phase(
-        "search", 4, 0, lambda step: Work(None, 5, [f"a:{step}", "b:7"]), lambda state, _: (state, {"train_loss": jnp.ones(())}),
+        "search", 4, 0, inputs, lambda state, _: (state, {"train_loss": jnp.ones(())}),
         lambda state: (state, {}), lambda _: {}, selects=True, patience=0,
     )  # fmt: skip
     losses = iter([3.0, math.nan])
     with MetricsLog(tmp_path / "metrics.jsonl") as log, Checkpoints(tmp_path / "checkpoints", 2) as kept:
-        loop = Loop(lambda *_: next(losses), log, kept, Rhythm(2, 2, 0))
+        loop = Loop(lambda *_: next(losses), log, kept, Intervals(2, 2, 0))
         with pytest.raises(RunError, match=r"^evaluation_loss is nan at step 4 of search, on the batch of training "
                                            r"records a:3, b:7; the last good checkpoint is 2;"):  # fmt: skip
-            loop.run(phase, Standing({"A": jnp.zeros(3)}, ({"A": jnp.zeros(3)}, {})))
+            loop.run(phase, PhaseState({"A": jnp.zeros(3)}, ({"A": jnp.zeros(3)}, {})))
         assert kept.latest() == 2
 
 

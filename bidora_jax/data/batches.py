@@ -18,10 +18,10 @@ from typing import TypeVar
 import numpy as np
 
 from bidora_jax.data.encoding import Example
-from bidora_jax.data.packing import Row
+from bidora_jax.data.packing import PackedRow
 
 Batch = dict[str, np.ndarray]
-Examples = Sequence[Example | Row]
+Examples = Sequence[Example | PackedRow]
 Item = TypeVar("Item")
 
 WINDOW = 32  # steps whose records are sorted by length together: more saves padding, fewer mixes better
@@ -112,7 +112,7 @@ def collate(examples: Examples, length: int, M: int, B: int, pad_id: int, packed
     for row, example in enumerate(examples):
         tokens[row, : len(example.tokens)] = example.tokens
         loss_mask[row, : len(example.trained)] = example.trained
-        if isinstance(example, Row):
+        if isinstance(example, PackedRow):
             segments[row, : len(example.segments)] = example.segments
     batch = {"tokens": tokens, "loss_mask": loss_mask} | ({"segments": segments} if packed else {})
     return {name: part.reshape(M, B, length) for name, part in batch.items()}
@@ -131,7 +131,7 @@ def full_pass(examples: Examples, buckets: Sequence[int], B: int, pad_id: int) -
     by_length = sorted(examples, key=lambda example: len(example.tokens))
     for start in range(0, len(by_length), B):
         rows = by_length[start : start + B]
-        yield collate(rows, length_for(rows, buckets), 1, B, pad_id, packed=isinstance(rows[0], Row))
+        yield collate(rows, length_for(rows, buckets), 1, B, pad_id, packed=isinstance(rows[0], PackedRow))
 
 
 def prefetch(make_batch: Callable[[int], Item], start: int, stop: int, depth: int = 2) -> Generator[Item]:

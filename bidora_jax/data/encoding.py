@@ -38,7 +38,7 @@ from bidora_jax.data import chat_template, records
 from bidora_jax.data.prompts import encode_prompts, question_text, response_text, slot, token_ids
 from bidora_jax.data.records import SHAPES_IN_WORDS, BadRecord, Record, is_conversation, is_text
 from bidora_jax.data.sources import sources
-from bidora_jax.data.sources.rows import Fault, Row
+from bidora_jax.data.sources.rows import Fault, SourceRow
 from bidora_jax.data.sources.sources import Found
 from bidora_jax.data.tokenizer import Tokenizer
 from bidora_jax.errors import InputError, listing
@@ -104,7 +104,7 @@ def records_of(found: Found) -> dict[str, list[Record]]:
     return read
 
 
-def _record(row: Row | Fault) -> Record:
+def _record(row: SourceRow | Fault) -> Record:
     if isinstance(row, Fault):
         raise BadRecord(row.why)
     return records.record(row.value, row.place)

@@ -27,7 +27,7 @@ MULTIPLE = 16
 """Rows hold a multiple of this many tokens, as padded lengths do."""
 
 
-class Row(NamedTuple):
+class PackedRow(NamedTuple):
     tokens: Int32[np.ndarray, " T"]
     trained: Bool[np.ndarray, " T"]
     segments: Int32[np.ndarray, " T"]
@@ -42,7 +42,7 @@ def capacity(splits: Sequence[Sequence[Example]], max_length: int) -> int:
     return -(-min(max_length, most) // MULTIPLE) * MULTIPLE
 
 
-def pack(examples: Sequence[Example], room: int, *, seed: int) -> list[Row]:
+def pack(examples: Sequence[Example], room: int, *, seed: int) -> list[PackedRow]:
     """The examples in rows of at most `room` tokens, which every one of them fits."""
     order = np.random.default_rng(seed).permutation(len(examples))
     lengths = np.array([len(examples[index].tokens) for index in order])
@@ -57,23 +57,23 @@ def pack(examples: Sequence[Example], room: int, *, seed: int) -> list[Row]:
 
 def pack_all(
     splits: Mapping[str, Sequence[Example]], max_length: int, *, seed: int
-) -> tuple[dict[str, list[Row]], int]:
+) -> tuple[dict[str, list[PackedRow]], int]:
     """Every split in rows of the same room, and that room."""
     room = capacity(list(splits.values()), max_length)
     return {name: pack(examples, room, seed=seed) for name, examples in splits.items()}, room
 
 
-def records_in(item: Example | Row) -> tuple[int, ...]:
+def records_in(item: Example | PackedRow) -> tuple[int, ...]:
     """Numbers of the records that an example or a row holds, or holds chunks of."""
-    return item.documents if isinstance(item, Row) else (item.record,)
+    return item.documents if isinstance(item, PackedRow) else (item.record,)
 
 
-def count(examples: Sequence[Example | Row]) -> int:
+def count(examples: Sequence[Example | PackedRow]) -> int:
     """How many records there are in examples or rows; the chunks of one are one."""
     return len({number for item in examples for number in records_in(item)})
 
 
-def describe(rows: Sequence[Row], room: int) -> str:
+def describe(rows: Sequence[PackedRow], room: int) -> str:
     """How full the rows are, in words."""
     records, documents = count(rows), sum(len(row.documents) for row in rows)
     pieces = f" in {documents} pieces" * (documents > records)
@@ -94,13 +94,13 @@ def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
     return rows
 
 
-def unused(rows: Sequence[Row], room: int) -> float:
+def unused(rows: Sequence[PackedRow], room: int) -> float:
     """The share of the rows' room that holds no token."""
     return 1 - sum(len(row.tokens) for row in rows) / (room * len(rows))
 
 
-def _row(parts: list[Example]) -> Row:
-    return Row(
+def _row(parts: list[Example]) -> PackedRow:
+    return PackedRow(
         np.concatenate([part.tokens for part in parts]),
         np.concatenate([part.trained for part in parts]),
         np.repeat(np.arange(1, len(parts) + 1, dtype=np.int32), [len(part.tokens) for part in parts]),

@@ -112,9 +112,9 @@ def with_adapter(
     Nothing is compiled anew where that adapter has the last one's shape. InputError for one that trained modules whole, for
     they belong to the base.
     """
-    if adapter is not None and adapter.saved:
+    if adapter is not None and adapter.whole_modules:
         raise InputError(
-            f"the adapter trained {' and '.join(adapter.saved)} whole (modules_to_save), which cannot be switched in a model; "
+            f"the adapter trained {' and '.join(adapter.whole_modules)} whole (modules_to_save), which cannot be switched in a model; "
             "assemble a model with it"
         )
     named = {"direction": direction, "magnitude": magnitude}
@@ -133,18 +133,18 @@ def prepare(base: PyTree) -> Weights:
     if jax.default_backend() != "cpu" or any(map(quantized.is_quantised, leaves)):
         return Weights(base, None, head)
     turned = jax.tree_util.tree_map_with_path(_turned, base["layers"], is_leaf=quantized.is_packed)
-    return Weights({**base, "layers": turned}, _layers(turned), weights.Turned(_transposed(head)))
+    return Weights({**base, "layers": turned}, _layers(turned), weights.Transposed(_transposed(head)))
 
 
 def _turned(path: Any, leaf: Any) -> Any:
     """A stack of weights (L, O, I) as (L, I, O); what is no matrix stays as it is, and so do an adapter's factors beside one."""
     if isinstance(leaf, weights.Bits):
-        return weights.Turned(weights.Bits(_transposed(leaf.bits), leaf.dtype))
+        return weights.Transposed(weights.Bits(_transposed(leaf.bits), leaf.dtype))
     if leaf.ndim != 3 or path[-1].key != "weight":
         return leaf
     if leaf.dtype.itemsize == 2:
-        return weights.Turned(weights.Bits(_transposed(bits(leaf)), leaf.dtype))
-    return weights.Turned(_transposed(leaf))
+        return weights.Transposed(weights.Bits(_transposed(bits(leaf)), leaf.dtype))
+    return weights.Transposed(_transposed(leaf))
 
 
 @jax.jit

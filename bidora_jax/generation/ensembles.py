@@ -27,7 +27,7 @@ from bidora_jax.kernels import dora
 from bidora_jax.models import linear
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import merging
-from bidora_jax.models.adapters.adapter import Adapted, Adapter, get, put
+from bidora_jax.models.adapters.adapter import Adapter, LayerAdapter, get, put
 from bidora_jax.models.adapters.initial import prepare_base
 from bidora_jax.models.adapters.targets import Site
 from bidora_jax.models.architectures.decoder import PATHS, DecoderConfig
@@ -70,7 +70,7 @@ def _named(text: str) -> tuple[str, str]:
     return (name, folder) if equals and name and folder and "/" not in name else (text, text)
 
 
-def at_rest(base: PyTree, members: Sequence[Member]) -> list[Member]:
+def inference_form(base: PyTree, members: Sequence[Member]) -> list[Member]:
     """The same functions with nothing left to compute that the input has no part in, all of one shape.
 
     InputError for one that trained modules outside the layers whole: those are no change to a layer, and the base's are one.
@@ -85,7 +85,9 @@ def at_rest(base: PyTree, members: Sequence[Member]) -> list[Member]:
 
 
 def _refuse_whole(members: dict[str, Member]) -> None:
-    wrong = [f"{name}: {' and '.join(m.adapter.saved)}" for name, m in members.items() if m.adapter.saved]
+    wrong = [
+        f"{name}: {' and '.join(m.adapter.whole_modules)}" for name, m in members.items() if m.adapter.whole_modules
+    ]
     if wrong:
         raise InputError(
             f"adapters that trained modules whole (modules_to_save) cannot share a base with others:\n{listing(wrong)}\n"
@@ -103,7 +105,7 @@ def _shape(ranks: dict[str, int], base: PyTree, *, magnitude: bool) -> Adapter:
 def _rank(member: Member, path: str) -> int:
     """Rows of what is added at a path: a start that is taken off counts too."""
     found = member.adapter.at(path)
-    return 0 if found is None else found.rank * (2 if found.subtracts else 1)
+    return 0 if found is None else found.rank * (2 if found.starts_nonzero else 1)
 
 
 def _at_rest(base: PyTree, member: Member, shape: Adapter) -> Member:
@@ -116,7 +118,7 @@ def _at_rest(base: PyTree, member: Member, shape: Adapter) -> Member:
         gain = jnp.ones((layers, out_features))
         adapted = member.adapter.at(path)
         if adapted is not None:
-            pair = adapters.change(member.adapter, own[path], base, member.direction)
+            pair = adapters.update_factors(member.adapter, own[path], base, member.direction)
             a, b = pair.A, jnp.asarray(own[path].scales, pair.B.dtype)[:, None, None] * pair.B
             if adapted.magnitude:
                 m = get(member.magnitude["layers"], path)["m"]
@@ -129,7 +131,7 @@ def _at_rest(base: PyTree, member: Member, shape: Adapter) -> Member:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _gains(adapted: Adapted, site: Site, weight, pair: dora.Direction, m, norm_sq):
+def _gains(adapted: LayerAdapter, site: Site, weight, pair: dora.Direction, m, norm_sq):
     return adapters.over_layers(partial(linear.row_gain, adapted), site, weight, pair, m, norm_sq)
 
 
@@ -201,7 +203,7 @@ def check(members: dict[str, Member], ensemble: Combine | None, averaged: bool, 
         _refuse_whole(members)
 
 
-def choose(
+def for_serving(
     base: PyTree, members: dict[str, Member], ensemble: Combine | None, averaged: bool, weights: Sequence[float]
 ) -> tuple[PyTree, dict[str, Member]]:
     """The base a command runs, with what an only adapter trained whole, and what runs over it, by name: each adapter at
@@ -212,7 +214,7 @@ def choose(
         ((name, (adapter, direction, magnitude)),) = members.items()
         base, adapter, direction = merging.placed(adapter, base, direction)
         members = {name: Member(adapter, direction, magnitude)}
-    rested = dict(zip(members, at_rest(base, list(members.values())), strict=True))
+    rested = dict(zip(members, inference_form(base, list(members.values())), strict=True))
     if averaged:
         return base, {f"average of {', '.join(members)}": average(list(rested.values()), weights or None)}
     if ensemble:

@@ -78,5 +78,5 @@ def load_weights(served: Served, opened: Opened) -> "tuple[PyTree, dict[str, Mem
     from bidora_jax.models.formats import hf
 
     base = hf.load(served.settings, opened.folder, opened.config)
-    base, chosen = ensembles.choose(base, opened.members, served.combine, served.average, served.weight)
+    base, chosen = ensembles.for_serving(base, opened.members, served.combine, served.average, served.weight)
     return base, dict(chosen) or {"": None}

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bidora_jax.kernels.matmul import dot, over_rows
-from bidora_jax.kernels.xla_cpu.outline import alone
+from bidora_jax.kernels.matmul import dot, matmul_transposed_left
+from bidora_jax.kernels.xla_cpu.outline import outlined
 from bidora_jax.kernels.xla_cpu.reductions import row_dots, row_sums
-from bidora_jax.kernels.xla_cpu.transpose import swapped
+from bidora_jax.kernels.xla_cpu.transpose import transpose
 
 
 def visible(
@@ -58,7 +58,7 @@ def _attend_rows(
     batch, kv_heads, count, dim = rows.shape
     queries = visible.shape[1]
     seen = jnp.repeat(visible, count // queries, axis=1)[:, None]
-    out = _weighted(rows, swapped(k, 1, 2), swapped(v, 1, 2), seen)
+    out = _weighted(rows, transpose(k, 1, 2), transpose(v, 1, 2), seen)
     # It goes into no product before it is joined: turned as it is, which a CPU does faster than in pairs of 16 bits.
     out = out.reshape(batch, kv_heads, queries, -1, dim).swapaxes(1, 2)
     return out.reshape(batch, queries, -1, dim).astype(rows.dtype)
@@ -84,13 +84,13 @@ def _cut_forward(q, groups: int, edges: tuple[int, ...]):
     batch, _, heads, dim = q.shape
     shape = batch, heads // groups, -1, dim
     runs = [q[:, first:stop].reshape(batch, -1, heads // groups, groups, dim) for first, stop in pairwise(edges)]
-    return tuple(swapped(run, 1, 2).reshape(shape) for run in runs), None
+    return tuple(transpose(run, 1, 2).reshape(shape) for run in runs), None
 
 
 def _cut_backward(groups: int, edges: tuple[int, ...], _, rows):
     batch, kv_heads, _, dim = rows[0].shape
 
-    @alone
+    @outlined
     def joined(*rows):
         turned = [run.reshape(batch, kv_heads, -1, groups, dim).swapaxes(1, 2) for run in rows]
         return jnp.concatenate(turned, axis=1).reshape(batch, edges[-1], kv_heads * groups, dim)
@@ -136,7 +136,7 @@ def _weighted_backward(residuals, g):
     scale = rows.shape[-1] ** -0.5
     dscores = (weights * (dot(g, v, -1, -1) - shift)).astype(rows.dtype)
     drows = dot(dscores, k, -1, -2) * scale
-    dk, dv = over_rows(dscores, rows) * scale, over_rows(weights, g)
+    dk, dv = matmul_transposed_left(dscores, rows) * scale, matmul_transposed_left(weights, g)
     return drows.astype(rows.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 

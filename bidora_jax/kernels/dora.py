@@ -26,12 +26,12 @@ from bidora_jax.kernels.matmul import frozen_dot, frozen_times, product
 from bidora_jax.kernels.precision import wide
 from bidora_jax.kernels.row_gain import (
     Keep,
-    apart_from_zero,
-    gained,
+    away_from_zero,
     gained_dot,
-    held,
-    kept,
     meets_weights,
+    no_reverse_gradient,
+    save_scaled,
+    scaled,
 )
 
 Scale: TypeAlias = float | Float[Array, ""]
@@ -138,7 +138,10 @@ def gain(magnitude: Float[Array, " O"], norm: Float[Array, " O"]) -> Float[Array
 
 
 def low_rank(
-    x: Float[Array, "*batch I"], direction: Direction, keep: Keep = kept, projected: Float[Array, "M r"] | None = None
+    x: Float[Array, "*batch I"],
+    direction: Direction,
+    keep: Keep = save_scaled,
+    projected: Float[Array, "M r"] | None = None,
 ) -> Float[Array, "*batch O"]:
     """(x·Aᵀ)·Bᵀ in the dtype of x, its last accumulator returned as it is. `projected` is x·Aᵀ, if it is there.
 
@@ -171,7 +174,7 @@ def apply(
     x_low_rank: Float[Array, "*batch I"] | None = None,
     projected: Float[Array, "M r"] | None = None,
     row_scale: Float[Array, " O"] | None = None,
-    keep: Keep = kept,
+    keep: Keep = save_scaled,
 ) -> Float[Array, "*batch O"]:
     """x·W'ᵀ = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ) in the dtype of x, from which its derivatives are read (kernels/row_gain.py).
 
@@ -185,19 +188,19 @@ def apply(
     if row_gain is None:
         total = _rescaled(frozen_dot(x, w0), row_scale) + low_rank(given, direction, keep, projected)
         return keep(total, x.dtype, "sum").astype(x.dtype)
-    row_gain = apart_from_zero(row_gain, x.dtype)
+    row_gain = away_from_zero(row_gain, x.dtype)
     if meets_weights(row_gain, x.dtype):
         lowered = _lowered(given, direction.A, keep, projected)
-        gain_b = held(row_gain)[:, None] * direction.B
+        gain_b = no_reverse_gradient(row_gain)[:, None] * direction.B
         rows = row_gain if row_scale is None else row_gain * row_scale
         traced = gained_dot(x, w0, rows) + _raised(lowered, gain_b, x.shape)
         # Under jax.checkpoint z hands back zeros, and XLA drops no product of them with W0 unless nothing takes it.
-        x, lowered, b = held((x, lowered, direction.B))
+        x, lowered, b = no_reverse_gradient((x, lowered, direction.B))
         total = _rescaled(frozen_dot(x, w0), row_scale) + _raised(lowered, b, x.shape)
     else:
         total = _rescaled(frozen_dot(x, w0), row_scale) + low_rank(given, direction, keep, projected)
-        traced = matmul.by_row(total, held(row_gain))
-    return gained(traced, row_gain, keep(total, x.dtype, "sum", row_gain).astype(x.dtype))
+        traced = matmul.scale_rows(total, no_reverse_gradient(row_gain))
+    return scaled(traced, row_gain, keep(total, x.dtype, "sum", row_gain).astype(x.dtype))
 
 
 def linear(
@@ -205,14 +208,14 @@ def linear(
     w0: Float[Array, "O I"],
     *,
     row_scale: Float[Array, " O"] | None = None,
-    keep: Keep = kept,
+    keep: Keep = save_scaled,
 ) -> Float[Array, "*batch O"]:
     """x·W0ᵀ without an adapter, rounded once to the dtype of x."""
     return keep(_rescaled(frozen_dot(x, w0), row_scale), x.dtype, "sum").astype(x.dtype)
 
 
 def _rescaled(y: Float[Array, "*batch O"], row_scale: Float[Array, " O"] | None) -> Float[Array, "*batch O"]:
-    return y if row_scale is None else matmul.by_row(y, row_scale)
+    return y if row_scale is None else matmul.scale_rows(y, row_scale)
 
 
 def merge(

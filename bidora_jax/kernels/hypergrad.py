@@ -39,7 +39,7 @@ class Unrolled(NamedTuple):
     outer_loss: Float[Array, ""]
 
 
-class Recorded(NamedTuple):
+class TwoPass(NamedTuple):
     """The inner loss in two passes, of which the second may take values from the first, and have other kernels.
 
     The two are functions of (direction, magnitude), as a bilevel step's are of (direction, magnitude, base, batch, key).
@@ -52,7 +52,7 @@ class Recorded(NamedTuple):
 
 
 def exact(
-    inner: Loss, outer: Loss, update: Update, direction: PyTree, magnitude: PyTree, *, recorded: Recorded | None = None
+    inner: Loss, outer: Loss, update: Update, direction: PyTree, magnitude: PyTree, *, recorded: TwoPass | None = None
 ) -> Unrolled:
     """h through the unrolled update; the mixed product forward over reverse.
 
@@ -64,7 +64,7 @@ def exact(
         def gradient(d, m):
             return *jax.value_and_grad(inner)(d, m), None
 
-        recorded = Recorded(gradient, lambda d, m, record: inner(d, m))
+        recorded = TwoPass(gradient, lambda d, m, record: inner(d, m))
     return _unrolled(_forward_over_reverse(recorded, direction), outer, update, direction, magnitude)
 
 
@@ -108,7 +108,7 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
-def _forward_over_reverse(recorded: Recorded, direction: PyTree):
+def _forward_over_reverse(recorded: TwoPass, direction: PyTree):
     """m ↦ (loss, ∇_d loss), whose cotangent v on the gradient is pulled back by ∂_m∂_v = jvp of ∂_m along v of the second pass.
 
     The loss itself is returned as a metric: it has no cotangent here.

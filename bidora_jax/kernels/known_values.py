@@ -13,52 +13,52 @@ from jaxtyping import Array, Float
 
 
 @jax.custom_jvp
-def known(value: Float[Array, "*n"], y: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def with_value(value: Float[Array, "*n"], y: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """`value`, a constant, with all derivatives of y, which it is equal to."""
     del y
     return value
 
 
-@known.defjvp
-def _known_jvp(primals, tangents):
-    return known(*primals), tangents[1]
+@with_value.defjvp
+def _with_value_jvp(primals, tangents):
+    return with_value(*primals), tangents[1]
 
 
 @jax.custom_jvp
-def restored(value: Float[Array, "*n"], y: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def with_value_first_order(value: Float[Array, "*n"], y: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """`value` with the first derivative of y, which it is equal to. How `value` itself was made to vary stays its own."""
     del y
     return value
 
 
-@restored.defjvp
-def _restored_jvp(primals, tangents):
+@with_value_first_order.defjvp
+def _with_value_first_order_jvp(primals, tangents):
     return primals[0], tangents[1]
 
 
 @jax.custom_vjp
-def tapped(x: Float[Array, "*n"], tap: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def expose_cotangent(x: Float[Array, "*n"], tap: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """x. The cotangent of `tap`, whose values play no part, is that of x."""
     del tap
     return x
 
 
-def _tapped_backward(tap, g):
+def _expose_cotangent_backward(tap, g):
     return g, g.astype(tap.dtype)
 
 
-tapped.defvjp(lambda x, tap: (x, tap), _tapped_backward)
+expose_cotangent.defvjp(lambda x, tap: (x, tap), _expose_cotangent_backward)
 
 
 @jax.custom_vjp
-def foretold(x: Float[Array, "*n"], cotangent: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def with_cotangent(x: Float[Array, "*n"], cotangent: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """x, whose cotangent is known to be `cotangent`."""
     del cotangent
     return x
 
 
-def _foretold_backward(cotangent, g):
-    return known(cotangent.astype(g.dtype), g), None
+def _with_cotangent_backward(cotangent, g):
+    return with_value(cotangent.astype(g.dtype), g), None
 
 
-foretold.defvjp(lambda x, cotangent: (x, cotangent), _foretold_backward)
+with_cotangent.defvjp(lambda x, cotangent: (x, cotangent), _with_cotangent_backward)

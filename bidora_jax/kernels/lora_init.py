@@ -54,7 +54,7 @@ def olora(w0: Float[Array, "O I"], *, rank: int) -> Direction:
     return Direction(r[:rank], q[:, :rank])
 
 
-def since(direction: Direction, start: Direction) -> Direction:
+def change_since(direction: Direction, start: Direction) -> Direction:
     """B·A − B0·A0 as one product; of one layer or of a stack of them."""
     a = jnp.concatenate([direction.A, start.A], axis=-2)
     return Direction(a, jnp.concatenate([direction.B, -start.B], axis=-1))

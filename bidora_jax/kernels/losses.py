@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from bidora_jax.kernels.matmul import dot, frozen_dot
 from bidora_jax.kernels.precision import wide
-from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats, some_rows
+from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats, slice_rows
 
 BLOCK, GPU_BLOCK = 2048, 8192
 """Rows of E in a block, at most. On a CPU 1,024 to 4,096 are equally fast. On a GPU each block has the sums (N, D) read and written
@@ -145,7 +145,7 @@ def _loss_and_slope(
     def step(carried, number):
         top, total, sums = carried
         first = jnp.minimum(number * block, vocabulary - block)
-        rows = some_rows(embedding, first, block)
+        rows = slice_rows(embedding, first, block)
         logits = frozen_dot(x, rows)
         if vocabulary % block:  # the last block begins among the rows of the one before it
             logits = jnp.where(first + jnp.arange(block) >= number * block, logits, -jnp.inf)

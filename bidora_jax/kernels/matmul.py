@@ -18,10 +18,10 @@ from jax.custom_derivatives import SymbolicZero, linear_call
 from jaxtyping import Array, Float
 
 from bidora_jax.kernels.precision import wide
-from bidora_jax.kernels.xla_cpu.transpose import swapped, transposes_show, turned
+from bidora_jax.kernels.xla_cpu.transpose import transpose, transposed, transposes_show
 
 
-def by_row(y: Float[Array, "*batch O"], gain: Float[Array, "*N O"]) -> Float[Array, "*batch O"]:
+def scale_rows(y: Float[Array, "*batch O"], gain: Float[Array, "*N O"]) -> Float[Array, "*batch O"]:
     """gain ⊙ y in the wider dtype of the two. Leading axes of `gain`, those of several adapters, are the first of y."""
     *members, rows = gain.shape
     if not members:
@@ -69,7 +69,7 @@ def _narrow_times(residuals, a):
 
 def _narrow_times_transpose(residuals, g):
     (w0,) = residuals
-    return over_rows(g.astype(w0.dtype), w0).astype(w0.dtype)
+    return matmul_transposed_left(g.astype(w0.dtype), w0).astype(w0.dtype)
 
 
 def product(x: Float[Array, "*batch M K"], w: Float[Array, "*batch N K"]) -> Float[Array, "*batch M N"]:
@@ -100,7 +100,7 @@ def _product_backward(axis: int, residuals, g):
     x, w = residuals
     g = g.astype(x.dtype)
     dx = dot(g, w.astype(x.dtype), -1, -3 - axis)
-    dw = over_rows(x, g) if axis == -2 else over_rows(g, x)
+    dw = matmul_transposed_left(x, g) if axis == -2 else matmul_transposed_left(g, x)
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
@@ -156,9 +156,9 @@ def _joined_dots_transpose(left_axis: int, right_axis: int, residuals, g):
     return tuple(_dot(*of).astype(one.dtype) for of, one in zip((of_left, of_right), residuals, strict=True))
 
 
-def over_rows(x: Float[Array, "*batch M K"], y: Float[Array, "*batch M N"]) -> Float[Array, "*batch K N"]:
+def matmul_transposed_left(x: Float[Array, "*batch M K"], y: Float[Array, "*batch M N"]) -> Float[Array, "*batch K N"]:
     """xᵀ·y, a sum over rows. One of its two factors has to be turned: the smaller one."""
     if x.shape[-1] > y.shape[-1]:
-        sums = over_rows(y, x)
-        return turned(sums) if transposes_show(y) else sums.swapaxes(-2, -1)
-    return dot(swapped(x, -2, -1), y, -1, -2) if transposes_show(x) else dot(x, y, -2, -2)
+        sums = matmul_transposed_left(y, x)
+        return transposed(sums) if transposes_show(y) else sums.swapaxes(-2, -1)
+    return dot(transpose(x, -2, -1), y, -1, -2) if transposes_show(x) else dot(x, y, -2, -2)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bidora_jax.kernels.xla_cpu.outline import alone
+from bidora_jax.kernels.xla_cpu.outline import outlined
 from bidora_jax.kernels.xla_cpu.reductions import row_dots
 
 
@@ -43,7 +43,7 @@ def _cotangent(x, g, scale, slope):
 
 
 # Head by head, and not in the flat shape of the products that take it, in which it takes three times as long.
-_cotangent_of_heads = alone(_cotangent)
+_cotangent_of_heads = outlined(_cotangent)
 
 
 _normed.defvjp(_normed_forward, _normed_backward)

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from bidora_jax.kernels.cuda import ops
 from bidora_jax.kernels.dynamic_8bit import dynamic_map
-from bidora_jax.kernels.xla_cpu.weights import Bits, Turned
+from bidora_jax.kernels.xla_cpu.weights import Bits, Transposed
 
 BLOCK = 64
 """Weights that share an absmax."""
@@ -102,7 +102,7 @@ class Layer(NamedTuple):
     number: Int[Array, ""]
 
 
-Weight: TypeAlias = Array | Int8 | NF4 | Bits | Turned | Layer
+Weight: TypeAlias = Array | Int8 | NF4 | Bits | Transposed | Layer
 
 
 def is_quantised(leaf: Any) -> TypeGuard[Int8 | NF4]:
@@ -125,7 +125,7 @@ def opened(weight: Weight) -> tuple[Float[Array, "O I"], Float[Array, " O"] | No
 
     Open a weight once for all that is made of it: every call is a pass over its codes.
     """
-    if isinstance(weight, Turned):
+    if isinstance(weight, Transposed):
         return opened(weight.weight)[0].T, None
     if not isinstance(weight, Int8 | NF4 | Bits | Layer):
         return weight, None
@@ -140,7 +140,7 @@ def opened(weight: Weight) -> tuple[Float[Array, "O I"], Float[Array, " O"] | No
 
 def dense(weight: Weight) -> Float[Array, "O I"]:
     """W0 itself: the weight as it is, and float32 for a quantised one, whose values are the ones products are made with."""
-    if isinstance(weight, Turned):
+    if isinstance(weight, Transposed):
         return dense(weight.weight).T
     if not isinstance(weight, Int8 | NF4 | Bits | Layer):
         return weight

@@ -7,17 +7,17 @@ from jaxtyping import Array
 
 from bidora_jax.kernels.precision import wide
 
-KEPT = "kept"
+SAVED = "kept"
 """The sums of the linear layers: behind them is nearly all of a model's arithmetic, what is worth keeping, if anything is."""
 
 
-def kept(y: Array, dtype, name: str = "") -> Array:
+def save_for_backward(y: Array, dtype, name: str = "") -> Array:
     """y as `kept_dtype` has it, under the name KEPT: what a policy of `jax.checkpoint` keeps rather than makes the products
     before it again."""
-    return checkpoint_name(y.astype(kept_dtype(dtype)), KEPT)
+    return checkpoint_name(y.astype(saved_dtype(dtype)), SAVED)
 
 
-def kept_dtype(dtype) -> jnp.dtype:
+def saved_dtype(dtype) -> jnp.dtype:
     """In which dtype a scan over layers keeps activations of `dtype`: that one, but the wide one on a CPU.
 
     XLA's CPU backend has no 16-bit float update of an array in place: it would widen and narrow all layers at every one.

@@ -9,8 +9,8 @@ In float32, rounded to the dtype of the activations after silu and after each pr
 import jax
 from jaxtyping import Array, Float
 
-from bidora_jax.kernels.xla_cpu.bfloat16 import opened, rounded
-from bidora_jax.kernels.xla_cpu.outline import alone
+from bidora_jax.kernels.xla_cpu.bfloat16 import to_bfloat16, to_float32
+from bidora_jax.kernels.xla_cpu.outline import outlined
 
 
 @jax.custom_vjp
@@ -27,15 +27,15 @@ def _backward(residuals, g):
 swiglu.defvjp(lambda gate, up: (_silu_times(gate, up), (gate, up)), _backward)
 
 
-@alone
+@outlined
 def _silu_times(gate, other):
-    x = opened(gate)
-    silu = rounded(x * jax.nn.sigmoid(x), gate.dtype)
-    return rounded(opened(silu) * opened(other), gate.dtype)
+    x = to_float32(gate)
+    silu = to_bfloat16(x * jax.nn.sigmoid(x), gate.dtype)
+    return to_bfloat16(to_float32(silu) * to_float32(other), gate.dtype)
 
 
-@alone
+@outlined
 def _gate_cotangent(gate, up, g):
-    x, g = opened(gate), opened(rounded(opened(g) * opened(up), g.dtype))
+    x, g = to_float32(gate), to_float32(to_bfloat16(to_float32(g) * to_float32(up), g.dtype))
     open_by = jax.nn.sigmoid(x)
-    return rounded(g * (open_by + x * open_by * (1 - open_by)), gate.dtype)
+    return to_bfloat16(g * (open_by + x * open_by * (1 - open_by)), gate.dtype)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from bidora_jax.kernels import attention, norms, quantized, rope
 from bidora_jax.kernels.matmul import frozen_dot
 from bidora_jax.kernels.precision import wide
-from bidora_jax.kernels.save_for_backward import kept_dtype
+from bidora_jax.kernels.save_for_backward import saved_dtype
 from bidora_jax.kernels.swiglu import swiglu
 from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats
 from bidora_jax.models.adapters.adapter import Adapter, with_saved
@@ -213,7 +213,7 @@ def _stacked(layer: DecoderLayer, base, direction, magnitude, tokens, key=None, 
     trained = {"direction": direction, "magnitude": magnitude}
     variables = {name: tree["layers"] for name, tree in trained.items() if tree}
     shared = base["layers"], cos, sin, starts, key
-    return one, variables, frozen, shared, x.astype(kept_dtype(x.dtype))
+    return one, variables, frozen, shared, x.astype(saved_dtype(x.dtype))
 
 
 def logits(

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from bidora_jax.kernels import known_values, quantized
 from bidora_jax.kernels.precision import wide
-from bidora_jax.kernels.save_for_backward import KEPT, kept_dtype
+from bidora_jax.kernels.save_for_backward import SAVED, saved_dtype
 from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats
 from bidora_jax.kernels.xla_cpu.scan import scan
 from bidora_jax.models.tape import COTANGENTS, NORMS, ROUNDED, SUMS, TAPS
@@ -26,14 +26,14 @@ Remat = Literal["auto", "none", "dots", "layer", "offload"]
 
 
 def _by_bits(reversible: bool, dtype) -> bool:
-    return not reversible and dtype == jnp.bfloat16 and kept_dtype(dtype) != dtype
+    return not reversible and dtype == jnp.bfloat16 and saved_dtype(dtype) != dtype
 
 
 def _rematerialised(body, remat: Remat, base: PyTree):
     """The body of the scan over layers, recomputed in the backward pass as far as `remat` asks for."""
     if remat == "offload":
         moved = jax.checkpoint_policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[], names_which_can_be_offloaded=[KEPT], offload_src="device",
+            names_which_can_be_saved=[], names_which_can_be_offloaded=[SAVED], offload_src="device",
             offload_dst="pinned_host",
         )  # fmt: skip
         return jax.checkpoint(body, policy=moved, prevent_cse=False)
@@ -58,7 +58,7 @@ def _packed(stacks: PyTree) -> PyTree:
     def pack(leaf):
         if quantized.is_packed(leaf):
             return None
-        return bits(leaf) if leaf.ndim > 2 else leaf.astype(kept_dtype(leaf.dtype))
+        return bits(leaf) if leaf.ndim > 2 else leaf.astype(saved_dtype(leaf.dtype))
 
     return {**stacks, "base": jax.tree.map(pack, stacks["base"], is_leaf=quantized.is_packed)}
 
@@ -146,7 +146,7 @@ def scan_layers(
             variables, frozen, values = slices
             if values is not None:
                 inputs, sums = values
-                x, variables = known_values.known(inputs, x), {**variables, **sums}
+                x, variables = known_values.with_value(inputs, x), {**variables, **sums}
             # As a part of a gradient: products have a forward derivative there, and none outside of one.
             out, _, sums = jax.vjp(lambda *at: layer(at[0], frozen, shared, at[1], written), variables, x, has_aux=True)
             sums = {name: tree if name == NORMS else narrowed(tree) for name, tree in sums.items()}
@@ -157,7 +157,7 @@ def scan_layers(
         if values is not None:
             # The values are those of the record: what the scan stacks of them is dropped, its derivatives are not.
             inputs, sums = kept
-            kept = known_values.known(values[0], inputs), _replaced(values[1], sums)
+            kept = known_values.with_value(values[0], inputs), _replaced(values[1], sums)
         return last, (variables, *kept, blank, frozen, shared, earlier)
 
     def backward(residuals, g):
@@ -187,7 +187,7 @@ def scan_layers(
 def _replaced(values: PyTree, sums: PyTree) -> PyTree:
     """The sums with the values of a record, which may have fewer: cuDNN's attention writes nothing down."""
     if not isinstance(sums, dict):
-        return known_values.known(values, sums)
+        return known_values.with_value(values, sums)
     return {name: _replaced(values[name], part) if name in values else part for name, part in sums.items()}
 
 

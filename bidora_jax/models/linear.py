@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 
 from bidora_jax.kernels import dora, lora_init, matmul, quantized
 from bidora_jax.kernels.precision import wide
-from bidora_jax.kernels.save_for_backward import KEPT
-from bidora_jax.models.adapters.adapter import Adapted
+from bidora_jax.kernels.save_for_backward import SAVED
+from bidora_jax.models.adapters.adapter import LayerAdapter
 from bidora_jax.models.tape import norm_written_down, written_down
 
 
@@ -30,7 +30,7 @@ class Linear(nn.Module):
     in_features: int
     out_features: int
     use_bias: bool = False
-    adapter: Adapted | None = None
+    adapter: LayerAdapter | None = None
     reopen: bool = False
     """Open a packed weight anew in the backward pass rather than keep it. A layer that is itself recomputed does so anyway."""
 
@@ -51,7 +51,7 @@ class Linear(nn.Module):
         product = partial(_product, adapter, partial(written_down, self), partial(norm_written_down, self))
         if self.reopen and isinstance(weight, quantized.Layer):
             # What is kept for the backward pass is the sums, not the matrix.
-            kept = jax.checkpoint_policies.save_only_these_names(KEPT)
+            kept = jax.checkpoint_policies.save_only_these_names(SAVED)
             product = jax.checkpoint(product, policy=kept, prevent_cse=False)
         y = product(x, weight, *trained, projected=projected)
         if self.use_bias:
@@ -68,13 +68,13 @@ class Linear(nn.Module):
     def shared_factor(self) -> Float[Array, "r I"] | None:
         """A where it meets x itself, with nothing to do before: with dropout, a start or several adapters there is."""
         a = self.get_variable("direction", "A") if self.has_variable("direction", "A") else None
-        if a is None or a.ndim > 2 or self.adapter is None or self.adapter.subtracts:
+        if a is None or a.ndim > 2 or self.adapter is None or self.adapter.starts_nonzero:
             return None
         return None if self.adapter.dropout and self.has_rng("dropout") else a
 
     def _start(self, dtype) -> dora.Direction | None:
         """The factors that are taken off, for starts away from zero."""
-        if self.adapter is None or not self.adapter.subtracts:
+        if self.adapter is None or not self.adapter.starts_nonzero:
             return None
         dtype, rank = wide(dtype), self.adapter.rank
         shapes = {"A0": (rank, self.in_features), "B0": (self.out_features, rank)}
@@ -113,7 +113,7 @@ def side_by_side(layers: Sequence[Linear], x: Float[Array, "*batch I"]) -> list[
 
 
 def _product(
-    adapter: Adapted | None, keep, keep_norm, x, weight: quantized.Weight, direction: dora.Direction | None = None,
+    adapter: LayerAdapter | None, keep, keep_norm, x, weight: quantized.Weight, direction: dora.Direction | None = None,
     magnitude=None, dropped=None, own_scale: Any = None, start: dora.Direction | None = None, projected=None,
 ):  # fmt: skip
     w0, row_scale = quantized.opened(weight)
@@ -121,7 +121,7 @@ def _product(
     if adapter is None or direction is None:
         return dora.linear(x, w0, row_scale=row_scale, keep=keep)
     scale = own_scale if adapter.scale is None else adapter.scale
-    direction = direction if start is None else lora_init.since(direction, start)
+    direction = direction if start is None else lora_init.change_since(direction, start)
     gain = magnitude
     if isinstance(magnitude, tuple):
         gain = _gain(adapter, w0, row_scale, direction, scale, *magnitude, keep_norm=keep_norm)
@@ -131,7 +131,15 @@ def _product(
 
 
 def _gain(
-    adapter: Adapted, w0, row_scale, direction: dora.Direction, scale: dora.Scale, m, norm_sq, *, keep_norm=jnp.asarray
+    adapter: LayerAdapter,
+    w0,
+    row_scale,
+    direction: dora.Direction,
+    scale: dora.Scale,
+    m,
+    norm_sq,
+    *,
+    keep_norm=jnp.asarray,
 ):
     norm = dora.row_norm(w0, norm_sq, direction, scale=scale, row_scale=row_scale)
     if adapter.constant_norm:
@@ -142,7 +150,7 @@ def _gain(
 
 
 def row_gain(
-    adapter: Adapted,
+    adapter: LayerAdapter,
     weight: quantized.Weight,
     direction: dora.Direction,
     scale: dora.Scale,

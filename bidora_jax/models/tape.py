@@ -18,17 +18,17 @@ ROUNDED = "rounded"
 def tapped(module: nn.Module, name: str, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """x, the input of linear layers: the sum of their cotangents is what they hand back."""
     if module.has_variable(COTANGENTS, name):
-        return known_values.foretold(x, module.get_variable(COTANGENTS, name))
+        return known_values.with_cotangent(x, module.get_variable(COTANGENTS, name))
     if module.is_mutable_collection(TAPS) and not module.is_initializing():
         module.put_variable(TAPS, name, x)
-    return known_values.tapped(x, module.get_variable(TAPS, name)) if module.has_variable(TAPS, name) else x
+    return known_values.expose_cotangent(x, module.get_variable(TAPS, name)) if module.has_variable(TAPS, name) else x
 
 
 def written_down(
     module: nn.Module, y: Float[Array, "*n"], dtype, name: str, gain: Float[Array, "*N O"] | None = None
 ) -> Float[Array, "*n"]:
     """y, or gain ⊙ y, as `gains.kept` has it: written down in a pass that asks for SUMS, taken from them in one given them."""
-    z = row_gain.kept(y, dtype, name, gain)
+    z = row_gain.save_scaled(y, dtype, name, gain)
     if module.is_initializing():
         return z
     if module.is_mutable_collection(ROUNDED):
@@ -41,9 +41,9 @@ def written_down(
         value = module.get_variable(SUMS, name)
         if not written:
             # The derivative in reverse of gain ⊙ y is not this one's, but that of `gains.gained`.
-            z = known_values.restored(value, z) if gain is None else value
+            z = known_values.with_value_first_order(value, z) if gain is None else value
         else:
-            z = known_values.known(value, z) if gain is None else row_gain.known(value, y, gain)
+            z = known_values.with_value(value, z) if gain is None else row_gain.known(value, y, gain)
     if written:
         module.put_variable(SUMS, name, z)
     return z

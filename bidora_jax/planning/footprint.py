@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from bidora_jax.kernels import losses
 from bidora_jax.models import decoder
-from bidora_jax.training.compiled_steps import Meeting, shapes
+from bidora_jax.training.compiled_steps import StepShape, shapes
 from bidora_jax.training.loop import Phase
 from bidora_jax.training.problem import Problem
 
@@ -54,12 +54,12 @@ class Footprint(NamedTuple):
         return [f"{name:<16s} {gigabytes(value):>10s}" for name, value in rows]
 
 
-def of(problem: Problem, phase: Phase, state: PyTree, meeting: Meeting, *, quick: bool = False) -> Footprint:
+def of(problem: Problem, phase: Phase, state: PyTree, step_shape: StepShape, *, quick: bool = False) -> Footprint:
     """The footprint of one program at one padded length. The base and the state may be arrays or shapes.
 
     `quick` is for a program that will not be run: its buffers are the same, its machine code is not optimised.
     """
-    program, length = meeting
+    program, length = step_shape
     options = QUICK if quick and jax.default_backend() == "cpu" else None
     analysis = _analysis(program.compile(state, length, options))
     batches = program.like(length)

@@ -27,7 +27,7 @@ from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.planning import footprint, remat_choice
 from bidora_jax.planning.footprint import Footprint
-from bidora_jax.planning.remat_choice import Levels
+from bidora_jax.planning.remat_choice import MethodSettings
 from bidora_jax.training.phases import first_phase
 from bidora_jax.training.settings import OptimizerConfig, SearchConfig
 
@@ -53,8 +53,8 @@ class Plan:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     @property
-    def levels(self) -> Levels:
-        return Levels(self.adapter.method, self.search, self.inner, self.outer)
+    def levels(self) -> MethodSettings:
+        return MethodSettings(self.adapter.method, self.search, self.inner, self.outer)
 
 
 def counted(config: DecoderConfig, plan: Plan, dtype) -> Footprint:

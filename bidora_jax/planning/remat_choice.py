@@ -35,8 +35,8 @@ from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.planning import attention_backend, footprint
 from bidora_jax.planning.footprint import Footprint, gigabytes
-from bidora_jax.training.compiled_steps import Meeting
-from bidora_jax.training.loop import Phase, Standing
+from bidora_jax.training.compiled_steps import StepShape
+from bidora_jax.training.loop import Phase, PhaseState
 from bidora_jax.training.phases import first_phase
 from bidora_jax.training.problem import Problem, made
 from bidora_jax.training.progress import Progress
@@ -47,7 +47,7 @@ SPARED = 0.5
 AUTO = "auto"
 
 
-class Levels(NamedTuple):
+class MethodSettings(NamedTuple):
     """A method with the settings of its optimisers and of its first phase."""
 
     method: str
@@ -56,20 +56,20 @@ class Levels(NamedTuple):
     outer: OptimizerConfig
 
 
-class Settled(NamedTuple):
+class FirstPhase(NamedTuple):
     """The first phase in the form that was chosen, its largest program compiled."""
 
     problem: Problem
     search: SearchConfig
     phase: Phase
-    standing: Standing
+    standing: PhaseState
     footprint: Footprint | None
     """None where nothing was to be chosen, and nothing was compiled."""
     said: str
     """What was chosen and why, a line for attention and one for the rest; empty where nothing was."""
 
 
-def settle(problem: Problem, levels: Levels, memory: Memory) -> Settled:
+def choose_remat(problem: Problem, levels: MethodSettings, memory: Memory) -> FirstPhase:
     """The fastest form of the first phase that fits; where none does, the one that takes least, and `said` says so."""
     dtype = problem.base["norm"]["weight"].dtype
     model, said = attention_backend.settle(problem.model, problem.config, problem.data, dtype, problem.buckets)
@@ -77,19 +77,19 @@ def settle(problem: Problem, levels: Levels, memory: Memory) -> Settled:
     return settled._replace(said="\n".join(filter(None, (said, settled.said))))
 
 
-def _settled(problem: Problem, levels: Levels, memory: Memory) -> Settled:
-    tried: list[Settled] = []
+def _settled(problem: Problem, levels: MethodSettings, memory: Memory) -> FirstPhase:
+    tried: list[FirstPhase] = []
     pairs = candidates(problem.model, levels)
     for remat, form in pairs:
         chosen = replace(problem, model=replace(problem.model, remat=remat))
         search = replace(levels.search, hypergradient=form)
         phase, standing = first_phase(levels.method, chosen, search, levels.inner, levels.outer)
         if len(pairs) == 1:
-            return Settled(chosen, search, phase, standing, None, "")
+            return FirstPhase(chosen, search, phase, standing, None, "")
         name = f"remat {remat}" + (f", hypergradient {form}" if levels.method == "bidora" else "")
         with Progress("fit", len(pairs)) as progress, progress.doing(f"{name}: compiling the largest step"):
             parts = footprint.of(chosen, phase, standing.state, largest(phase))
-        tried.append(Settled(chosen, search, phase, standing, parts, name))
+        tried.append(FirstPhase(chosen, search, phase, standing, parts, name))
         if needed(parts) <= share(remat) * memory.bytes:
             break
     return _chosen(tried, memory)
@@ -110,9 +110,9 @@ def needed(parts: Footprint) -> int:
     return parts.peak + parts.adapter
 
 
-def largest(phase: Phase) -> Meeting:
+def largest(phase: Phase) -> StepShape:
     """The last program of a step at the largest padded length: the one that takes most memory."""
-    program = [program for program, _ in phase.meetings(0)][-1]
+    program = [program for program, _ in phase.step_shapes(0)][-1]
     return program, program.lengths[-1]
 
 
@@ -140,21 +140,21 @@ def synthetic(
     return Problem(config, model, adapter, base, [example], [example], data, 0, 0, ("a record",))
 
 
-def candidates(model: ModelConfig, levels: Levels) -> list[tuple[str, str]]:
+def candidates(model: ModelConfig, levels: MethodSettings) -> list[tuple[str, str]]:
     """(remat, hypergradient), the fastest first; what is set is kept."""
     form = levels.search.hypergradient
     policies = remats() if model.remat == AUTO else (model.remat,)
     return [(policy, "exact" if form == AUTO else form) for policy in policies]
 
 
-def _chosen(tried: list[Settled], memory: Memory) -> Settled:
+def _chosen(tried: list[FirstPhase], memory: Memory) -> FirstPhase:
     """The last one tried where it fits, else the leanest, with the reason."""
 
-    def peak(one: Settled) -> int:
+    def peak(one: FirstPhase) -> int:
         assert one.footprint is not None
         return needed(one.footprint)
 
-    def allowed(one: Settled) -> str:
+    def allowed(one: FirstPhase) -> str:
         part = share(one.problem.model.remat)
         return f"{gigabytes(part * memory.bytes)} ({part:.0%} of {gigabytes(memory.bytes)}, {memory.said})"
 

@@ -9,7 +9,7 @@ from bidora_jax.config import Config
 from bidora_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from bidora_jax.models.adapters.drift import Change
+    from bidora_jax.models.adapters.drift import Drift
     from bidora_jax.training.saved_adapters import Point
 
 
@@ -19,7 +19,7 @@ FINAL = "adapter"
 def analyze(run: Path) -> dict[str, Any]:
     """{'points': a dictionary for each checkpoint, module and layer, 'fits': slope, intercept and correlation by module}."""
     from bidora_jax.models.adapters import initial
-    from bidora_jax.models.adapters.drift import changes
+    from bidora_jax.models.adapters.drift import drift
     from bidora_jax.models.formats import hf, hf_config
     from bidora_jax.runs.folder import run_config
 
@@ -29,12 +29,12 @@ def analyze(run: Path) -> dict[str, Any]:
     decoder_config = hf_config.read_config(folder)
     base = hf.load(config.model, folder, decoder_config)
     found: list[dict[str, Any]] = []
-    before: list[Change] = []
+    before: list[Drift] = []
     prepared: dict[Any, Any] = {}
     for name, adapter, point in _points(run, config, decoder_config):
         if adapter not in prepared:  # the final adapter of a start that is not zero has twice the rank
             prepared = {adapter: initial.prepare_base(base, adapter)}
-        now = changes(adapter, prepared[adapter], point.direction, point.magnitude)
+        now = drift(adapter, prepared[adapter], point.direction, point.magnitude)
         if name == FINAL and _same(now, before):  # it is the last checkpoint's
             continue
         before = now
@@ -48,7 +48,7 @@ def analyze(run: Path) -> dict[str, Any]:
     return {"points": found, "fits": fits}
 
 
-def _same(now: "Sequence[Change]", before: "Sequence[Change]") -> bool:
+def _same(now: "Sequence[Drift]", before: "Sequence[Drift]") -> bool:
     """Whether two lists hold the same changes, but for rounding."""
     pairs = list(zip(now, before, strict=False))
     close = [

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from bidora_jax.machine.memory import Memory
     from bidora_jax.models.adapters.adapter import Adapter
     from bidora_jax.models.architectures.decoder import DecoderConfig
-    from bidora_jax.planning.remat_choice import Settled
+    from bidora_jax.planning.remat_choice import FirstPhase
     from bidora_jax.training.problem import Problem
     from bidora_jax.training.watchers.samples import Prompt
 
 
-class Assembled(NamedTuple):
+class RunInputs(NamedTuple):
     """All that a run needs, read and checked."""
 
     problem: "Problem"
@@ -31,18 +31,18 @@ class Assembled(NamedTuple):
     """What samples are written for."""
 
 
-def settle(config: Config, parts: Assembled, memory: "Memory") -> "tuple[Config, Settled]":
+def settle(config: Config, parts: RunInputs, memory: "Memory") -> "tuple[Config, FirstPhase]":
     """The first phase, and the configuration with what `auto` stands for."""
     from bidora_jax.planning import remat_choice
 
-    levels = remat_choice.Levels(config.adapter.method, config.search, config.inner, config.outer)
-    first = remat_choice.settle(parts.problem, levels, memory)
+    levels = remat_choice.MethodSettings(config.adapter.method, config.search, config.inner, config.outer)
+    first = remat_choice.choose_remat(parts.problem, levels, memory)
     if first.said:
         print(first.said)
     return replace(config, model=first.problem.model, search=first.search), first
 
 
-def assemble(config: Config) -> Assembled:
+def assemble(config: Config) -> RunInputs:
     """Reads the data, then the model. The order puts the cheap refusals first."""
     from bidora_jax.data import preparation, splits
     from bidora_jax.data.tokenizer import load_tokenizer, pad_id
@@ -63,7 +63,7 @@ def assemble(config: Config) -> Assembled:
     prompts = samples.prompts(config.samples, asked, tokenizer, decoder_config.max_position_embeddings)
     ready = preparation.prepare(config.data, data, tokenizer, decoder_config.max_position_embeddings, config.seed)
     print("\n".join(ready.said))
-    if adapter.subtracts:  # a minute and more for a large model
+    if adapter.starts_nonzero:  # a minute and more for a large model
         print(f"adapter.init {adapter.init}: decomposing the weights")
     base = initial.prepare_base(hf.load(config.model, model_folder, decoder_config), adapter)
     problem = Problem(
@@ -71,7 +71,7 @@ def assemble(config: Config) -> Assembled:
         pad_id(tokenizer), config.seed, ready.places, start,
     )  # fmt: skip
     test = data.test.records[: config.data.test_limit or None]
-    return Assembled(problem, tokenizer, test, Path(model_folder), prompts)
+    return RunInputs(problem, tokenizer, test, Path(model_folder), prompts)
 
 
 def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter, tuple[PyTree, PyTree] | None]":
@@ -88,9 +88,9 @@ def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter,
     if adapter.magnitude != loaded.magnitude:
         has = "a magnitude" if loaded.magnitude else "no magnitude"
         wrong.append(f"adapter.method is {config.adapter.method}, and the folder has {has}")
-    if adapter.saved != loaded.saved:
-        wrong.append(f"adapter.modules_to_save: {list(adapter.saved)}, found {list(loaded.saved)}")
-    if adapter.subtracts:
+    if adapter.whole_modules != loaded.whole_modules:
+        wrong.append(f"adapter.modules_to_save: {list(adapter.whole_modules)}, found {list(loaded.whole_modules)}")
+    if adapter.starts_nonzero:
         wrong.append(f"adapter.init {adapter.init} makes factors of its own, and the folder holds some already")
     if wrong:
         raise InputError(
@@ -100,7 +100,7 @@ def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter,
     return adapter, (start[0], start[1])
 
 
-def describe(config: Config, parts: Assembled) -> None:
+def describe(config: Config, parts: RunInputs) -> None:
     from bidora_jax.models import quantization
     from bidora_jax.models.adapters.adapter import count, trainable
     from bidora_jax.models.decoder import base_shapes

@@ -31,14 +31,14 @@ from bidora_jax.machine.allocator import release_freed_memory
 from bidora_jax.machine.memory import Memory, process_seconds, resident
 from bidora_jax.planning import footprint
 from bidora_jax.planning.footprint import Footprint, gigabytes
-from bidora_jax.planning.remat_choice import Settled, largest
-from bidora_jax.training.compiled_steps import Meeting, ahead, shapes
-from bidora_jax.training.loop import Loop, Phase, Standing, Watcher
+from bidora_jax.planning.remat_choice import FirstPhase, largest
+from bidora_jax.training.compiled_steps import StepShape, shapes, upcoming
+from bidora_jax.training.loop import Loop, Phase, PhaseState, Watcher
 from bidora_jax.training.problem import Problem
 from bidora_jax.training.progress import Progress
 
 if TYPE_CHECKING:
-    from bidora_jax.runs.assembly import Assembled
+    from bidora_jax.runs.assembly import RunInputs
 
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -134,7 +134,7 @@ class Clock:
             self.compiling += duration_secs
 
 
-def main(config: Config, parts: "Assembled", first: Settled, memory: Memory, clock: Clock, *, kept: bool) -> None:
+def main(config: Config, parts: "RunInputs", first: FirstPhase, memory: Memory, clock: Clock, *, kept: bool) -> None:
     """Rehearses the run and prints what it takes. `clock` was made before anything was compiled; `kept` says whether
     programs are."""
     print("rehearsing the first steps of each phase, in a temporary folder", flush=True)
@@ -142,7 +142,7 @@ def main(config: Config, parts: "Assembled", first: Settled, memory: Memory, clo
     print("\n".join(["", *report(cost, memory, merged=config.merged)]))
 
 
-def rehearsed(config: Config, parts: "Assembled", first: Settled, clock: Clock, *, kept: bool) -> Cost:
+def rehearsed(config: Config, parts: "RunInputs", first: FirstPhase, clock: Clock, *, kept: bool) -> Cost:
     """The cost of the run, by doing a little of all its parts."""
     from bidora_jax.runs import execution
 
@@ -190,7 +190,7 @@ class Rehearsal(Loop):
     def __init__(self, problem: Problem, *services: Any) -> None:
         super().__init__(*services)
         self.whole: list[Phase] = []
-        self.met: list[tuple[Meeting, Any]] = []
+        self.met: list[tuple[StepShape, Any]] = []
         """Programs at their lengths, with the shapes of their states."""
         self.apart = 0.0
         """Seconds of what only a dry run does."""
@@ -200,26 +200,26 @@ class Rehearsal(Loop):
         self._save_timed = Timed(super()._save)
         self._looks = {watcher: Timed(watcher.look) for watcher in self.watchers}
 
-    def run(self, phase: Phase, standing: Standing) -> Standing:
+    def run(self, phase: Phase, standing: PhaseState) -> PhaseState:
         self.whole.append(phase)
         self._advances.append(Timed(phase.advance))
         return super().run(replace(phase, steps=_enough(phase), advance=self._advances[-1]), standing)
 
-    def _compile(self, phase: Phase, standing: Standing, progress: Progress) -> None:
+    def _compile(self, phase: Phase, standing: PhaseState, progress: Progress) -> None:
         whole = self.whole[-1]
         super()._compile(whole, standing, progress)
         began = time.monotonic()
-        meetings = ahead(whole.meetings, standing.step, whole.steps)
-        self.met += [(meeting, shapes(standing.state)) for meeting in meetings]
+        step_shapes = upcoming(whole.step_shapes, standing.step, whole.steps)
+        self.met += [(step_shape, shapes(standing.state)) for step_shape in step_shapes]
         parts = footprint.of(self._problem, whole, standing.state, largest(whole))
         release_freed_memory()
-        self._counts.append((parts, resident(), tuple(sorted({length for _, length in meetings}))))
+        self._counts.append((parts, resident(), tuple(sorted({length for _, length in step_shapes}))))
         self.apart += time.monotonic() - began
 
-    def _save(self, phase: Phase, standing: Standing) -> None:
+    def _save(self, phase: Phase, standing: PhaseState) -> None:
         self._save_timed(phase, standing)
 
-    def _watch(self, watchers: Sequence[Watcher], phase: Phase, standing: Standing, progress: Progress) -> None:
+    def _watch(self, watchers: Sequence[Watcher], phase: Phase, standing: PhaseState, progress: Progress) -> None:
         for watcher in watchers:
             self._looks[watcher](phase.name, standing.step, *phase.adapter_of(standing.state))
 
@@ -245,12 +245,12 @@ class Rehearsal(Loop):
 
 def _enough(phase: Phase) -> int:
     """Steps up to the second at least, and to one whose programs have all run before: the first run of one takes longer."""
-    met: set[Meeting] = set()
+    met: set[StepShape] = set()
     for number in range(phase.steps):
-        meetings = set(phase.meetings(number))
-        if number and meetings <= met:
+        step_shapes = set(phase.step_shapes(number))
+        if number and step_shapes <= met:
             return number + 1
-        met |= meetings
+        met |= step_shapes
     return phase.steps
 
 
@@ -259,7 +259,7 @@ def _due(steps: int, every: int) -> int:
     return steps // every + bool(steps % every) if every else 1
 
 
-def _answers(config: Config, parts: "Assembled") -> Often:
+def _answers(config: Config, parts: "RunInputs") -> Often:
     """The test records are answered before and after training, a batch at a time; one is answered here."""
     from bidora_jax.runs import execution
     from bidora_jax.tasks import evaluation
@@ -271,7 +271,7 @@ def _answers(config: Config, parts: "Assembled") -> Often:
     return Often(2 * math.ceil(len(parts.test) / rows), answer.last, 2 * answer.last)
 
 
-def _read_back(met: Sequence[tuple[Meeting, Any]], clock: Clock) -> float:
+def _read_back(met: Sequence[tuple[StepShape, Any]], clock: Clock) -> float:
     """Seconds to get the steps, which were compiled, from the persistent cache."""
     jax.clear_caches()
     before = clock.compiling
@@ -310,7 +310,7 @@ def _length(batch: Batch) -> int:
 
 def _padded(phase: Phase, number: int) -> int:
     """What the time of a step follows: its padded lengths, those of its lower steps too."""
-    return sum(length for _, length in phase.meetings(number))
+    return sum(length for _, length in phase.step_shapes(number))
 
 
 def _spoken(seconds: float) -> str:

@@ -3,10 +3,10 @@
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from bidora_jax.config import Config
-from bidora_jax.runs.assembly import Assembled, describe
+from bidora_jax.runs.assembly import RunInputs, describe
 from bidora_jax.runs.folder import start_folder
 
 if TYPE_CHECKING:
@@ -16,20 +16,21 @@ if TYPE_CHECKING:
 
     from bidora_jax.data.batches import Batch
     from bidora_jax.data.records import Record
-    from bidora_jax.planning.remat_choice import Settled
+    from bidora_jax.planning.remat_choice import FirstPhase
     from bidora_jax.tasks.evaluation import Answers
     from bidora_jax.training.checkpoint import Checkpoints
-    from bidora_jax.training.loop import Loop, Phase, Standing
+    from bidora_jax.training.loop import Loop, Phase, PhaseState
     from bidora_jax.training.problem import Problem
 
-    Losses = Callable[[PyTree, PyTree], float]
-    """(direction, magnitude) to the validation loss."""
+
+Losses: TypeAlias = "Callable[[PyTree, PyTree], float]"
+"""(direction, magnitude) to the validation loss."""
 
 
 def run(
     config: Config,
-    parts: Assembled,
-    first: "Settled",
+    parts: RunInputs,
+    first: "FirstPhase",
     *,
     losses: "Losses | None" = None,
     make_loop: "Callable[..., Loop] | None" = None,
@@ -37,7 +38,7 @@ def run(
     """Trains, and writes the run folder. A rehearsal brings a shorter validation and a loop of its own (runs/dry_run.py)."""
     from bidora_jax.runs import logs
     from bidora_jax.training.checkpoint import Checkpoints
-    from bidora_jax.training.loop import Loop, Rhythm
+    from bidora_jax.training.loop import Intervals, Loop
 
     problem, folder, began = parts.problem, Path(config.output_dir), time.monotonic()
     if losses is None and problem.val:
@@ -46,7 +47,7 @@ def run(
     before = answers(config, parts, problem.base)
     start_folder(config)
     with logs.begin(config, parts) as log, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
-        rhythm = Rhythm(config.eval_every, config.save_every, config.log_every)
+        rhythm = Intervals(config.eval_every, config.save_every, config.log_every)
         loop = (make_loop or Loop)(losses, log, checkpoints, rhythm, logs.watchers(config, parts))
         direction, magnitude = _train(config, problem, loop, checkpoints, first)
     _finish(config, parts, direction, magnitude, before, losses)
@@ -70,7 +71,7 @@ def validator(problem: "Problem", batches: "list[Batch]") -> "Losses":
     return lambda direction, magnitude: evaluate(problem.base, direction, magnitude, batches).loss
 
 
-def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Checkpoints", first: "Settled"):
+def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Checkpoints", first: "FirstPhase"):
     """All phases from wherever the checkpoints stand; returns the (direction, magnitude) found."""
     from bidora_jax.training import phases
 
@@ -94,7 +95,7 @@ def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Check
     return standing.best
 
 
-def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "Standing") -> "Standing":
+def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "PhaseState") -> "PhaseState":
     from bidora_jax.training.loop import restored
 
     latest = checkpoints.latest()
@@ -109,7 +110,7 @@ def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "S
 
 
 def _finish(
-    config: Config, parts: Assembled, direction, magnitude, before: "Answers | None", losses: "Losses | None"
+    config: Config, parts: RunInputs, direction, magnitude, before: "Answers | None", losses: "Losses | None"
 ) -> None:
     from bidora_jax.models.adapters import merging
     from bidora_jax.models.formats import export, hf
@@ -132,7 +133,7 @@ def _finish(
         _compare_answers(parts.test, before, after)
 
 
-def answers(config: Config, parts: Assembled, base: "PyTree") -> "Answers | None":
+def answers(config: Config, parts: RunInputs, base: "PyTree") -> "Answers | None":
     """What a model without adapter answers to the test records; None where there are none."""
     from bidora_jax.generation import conversation
     from bidora_jax.tasks import evaluation
@@ -154,6 +155,6 @@ def _compare_answers(test: "list[Record]", before: "Answers", after: "Answers") 
     print(f"\nfor example: {question_text(test[0])}\n--- before\n{before.texts[0]}\n--- after\n{after.texts[0]}\n---")
 
 
-def _say(phase: "Phase", standing: "Standing") -> None:
+def _say(phase: "Phase", standing: "PhaseState") -> None:
     chosen = f", best validation loss {standing.best_loss:.4f} at step {standing.best_step}" if phase.selects else ""
     print(f"{phase.name}: {standing.step} of {phase.steps} steps{chosen}")

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from bidora_jax.config import Config
 
 if TYPE_CHECKING:
-    from bidora_jax.runs.assembly import Assembled
+    from bidora_jax.runs.assembly import RunInputs
     from bidora_jax.training.loop import Watcher
     from bidora_jax.training.metrics_log import MetricsLog
 
 
-def begin(config: Config, parts: "Assembled") -> "MetricsLog":
+def begin(config: Config, parts: "RunInputs") -> "MetricsLog":
     """Writes the facts of the start, of a resumed run once more, and opens metrics.jsonl for those who follow it."""
     from bidora_jax.data import packing
     from bidora_jax.machine import facts
@@ -42,18 +42,18 @@ def begin(config: Config, parts: "Assembled") -> "MetricsLog":
     return MetricsLog(folder / "metrics.jsonl", followers=following)
 
 
-def watchers(config: Config, parts: "Assembled") -> "list[Watcher]":
+def watchers(config: Config, parts: "RunInputs") -> "list[Watcher]":
     """What looks at the adapter while it is trained."""
-    from bidora_jax.models.adapters.drift import changes
-    from bidora_jax.training.watchers.drift import Changes
+    from bidora_jax.models.adapters.drift import drift
+    from bidora_jax.training.watchers.drift import DriftLog
     from bidora_jax.training.watchers.samples import Samples, answerer
 
     problem, folder = parts.problem, Path(config.output_dir)
 
     def measure(direction, magnitude):
-        return changes(problem.adapter, problem.base, direction, magnitude)
+        return drift(problem.adapter, problem.base, direction, magnitude)
 
-    found: list[Watcher] = [Changes(folder, config.eval_every, measure)]
+    found: list[Watcher] = [DriftLog(folder, config.eval_every, measure)]
     if config.samples.every:
         answer = answerer(
             config.samples, problem.config, problem.adapter, problem.base, parts.tokenizer, parts.prompts, config.seed

@@ -49,7 +49,7 @@ def token_loss_sum(
     vocabulary = head(with_saved(base, direction))
     # Only a trained head gets a gradient. It is float32, and so is its product.
     loss = losses.trained_cross_entropy_sum
-    if adapter is None or "lm_head" not in adapter.saved:
+    if adapter is None or "lm_head" not in adapter.whole_modules:
         given = {} if record is None else {"blank" if isinstance(record, Blank) else "means": record.means}
         loss = partial(losses.cross_entropy_sum, **given)
     return loss(x.astype(vocabulary.dtype), vocabulary, targets, weights, chunk=loss_chunk), jnp.sum(weights)

@@ -36,7 +36,7 @@ def bilevel_step(
     inner_tx: optax.GradientTransformation,
     outer_tx: optax.GradientTransformation,
     hypergradient: Callable[..., hypergrad.Unrolled] = hypergrad.exact,
-    recorded: hypergrad.Recorded | None = None,
+    recorded: hypergrad.TwoPass | None = None,
 ) -> tuple[BilevelState, Metrics]:
     """One step of both levels: the direction on the train batch, then the magnitude on the val batch.
 
@@ -59,7 +59,7 @@ def bilevel_step(
 
     if recorded is not None:
         gradient, loss = recorded
-        passes = hypergrad.Recorded(
+        passes = hypergrad.TwoPass(
             lambda d, m: gradient(d, m, base, train_batch, train_key),
             lambda d, m, record: loss(d, m, base, train_batch, train_key, record),
         )

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from bidora_jax.data.batches import Batch
 
 
-class Program:
+class CompiledStep:
     """One step and its compiled forms."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Program:
         return self.compile(state, batches[0]["tokens"].shape[-1])(state, self.frozen, *batches)
 
 
-Meeting = tuple[Program, int]
+StepShape = tuple[CompiledStep, int]
 """A program and the padded length it runs at."""
 
 
@@ -58,11 +58,11 @@ def shapes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-def ahead(meetings: Callable[[int], Iterable[Meeting]], first: int, steps: int) -> list[Meeting]:
-    """What the steps from `first` on will run, each meeting once, in the order in which it comes up."""
-    met: dict[Meeting, None] = {}
+def upcoming(step_shapes: Callable[[int], Iterable[StepShape]], first: int, steps: int) -> list[StepShape]:
+    """What the steps from `first` on will run, each step_shape once, in the order in which it comes up."""
+    met: dict[StepShape, None] = {}
     for number in range(first, steps):
-        met |= dict.fromkeys(meetings(number))
+        met |= dict.fromkeys(step_shapes(number))
         if met and len(met) == sum(len(program.lengths) for program in {program for program, _ in met}):
             break
     return list(met)

@@ -19,12 +19,12 @@ from bidora_jax.data.batches import prefetch
 from bidora_jax.errors import RunError
 from bidora_jax.machine.allocator import release_freed_memory
 from bidora_jax.training.checkpoint import Checkpoints
-from bidora_jax.training.compiled_steps import Meeting, ahead
+from bidora_jax.training.compiled_steps import StepShape, upcoming
 from bidora_jax.training.metrics_log import MetricsLog
 from bidora_jax.training.progress import Progress
 
 
-class Work(NamedTuple):
+class StepInputs(NamedTuple):
     """What one step trains on, made on the host ahead of time."""
 
     batches: Any
@@ -42,7 +42,7 @@ class Phase:
     steps: int
     first_checkpoint: int
     """Number of the checkpoint before step 0; numbers grow over all phases."""
-    work: Callable[[int], Work]
+    work: Callable[[int], StepInputs]
     advance: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
     """(state, batches) to (state, metrics); may donate the state."""
     adapter_of: Callable[[Any], tuple[PyTree, PyTree]]
@@ -53,11 +53,11 @@ class Phase:
     """Whether the best step by validation loss is kept, rather than the last."""
     patience: int
     """Evaluations without a better one before the phase ends early; 0 never ends it."""
-    meetings: Callable[[int], Iterable[Meeting]] = lambda number: ()
+    step_shapes: Callable[[int], Iterable[StepShape]] = lambda number: ()
     """The programs that a step runs, each with the padded length it runs at."""
 
 
-class Standing(NamedTuple):
+class PhaseState(NamedTuple):
     """Where a phase stands."""
 
     state: Any
@@ -71,7 +71,7 @@ class Standing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rhythm:
+class Intervals:
     """How often things happen, in steps; 0 means at the end of the phase only."""
 
     evaluate: int
@@ -102,7 +102,7 @@ class Loop:
         evaluate: Callable[[PyTree, PyTree], float] | None,
         log: MetricsLog,
         checkpoints: Checkpoints,
-        rhythm: Rhythm,
+        rhythm: Intervals,
         watchers: Sequence[Watcher] = (),
     ) -> None:
         """`evaluate` maps (direction, magnitude) to the validation loss; None where there is no validation split."""
@@ -123,7 +123,7 @@ class Loop:
             watcher.truncate(phase, step)
         self._began = time.monotonic() - (kept[-1].get("seconds", 0.0) if kept else 0.0)
 
-    def run(self, phase: Phase, standing: Standing) -> Standing:
+    def run(self, phase: Phase, standing: PhaseState) -> PhaseState:
         """From where the phase stands to its end, early or not."""
         if self._over(phase, standing):
             return standing
@@ -139,16 +139,16 @@ class Loop:
                     break
         return standing
 
-    def _compile(self, phase: Phase, standing: Standing, progress: Progress) -> None:
+    def _compile(self, phase: Phase, standing: PhaseState, progress: Progress) -> None:
         """Compiles all that the phase will run, from shapes, before its first step."""
-        meetings = ahead(phase.meetings, standing.step, phase.steps)
-        for number, (program, length) in enumerate(meetings, 1):
+        step_shapes = upcoming(phase.step_shapes, standing.step, phase.steps)
+        for number, (program, length) in enumerate(step_shapes, 1):
             which = ", ".join(filter(None, (program.name, f"T = {length}")))
-            with progress.doing(f"{phase.name}: compiling {number} of {len(meetings)} shapes ({which})"):
+            with progress.doing(f"{phase.name}: compiling {number} of {len(step_shapes)} shapes ({which})"):
                 program.compile(standing.state, length)
         release_freed_memory()  # what LLVM left is in pieces, and of no use to the steps
 
-    def _steps(self, phase: Phase, standing: Standing, batches: Iterator[Work], progress: Progress):
+    def _steps(self, phase: Phase, standing: PhaseState, batches: Iterator[StepInputs], progress: Progress):
         reporter = _Reporter(phase, progress, self.log, self.checkpoints, lambda: self.seconds)
         for work in self._timed(batches):
             step = standing.step
@@ -172,7 +172,7 @@ class Loop:
                     self._save(phase, standing)
             yield standing
 
-    def _timed(self, batches: Iterator[Work]) -> Iterator[Work]:
+    def _timed(self, batches: Iterator[StepInputs]) -> Iterator[StepInputs]:
         """The batches, with the time that is spent waiting for them kept."""
         while True:
             began = time.monotonic()
@@ -182,10 +182,10 @@ class Loop:
                 return
             yield work
 
-    def _over(self, phase: Phase, standing: Standing) -> bool:
+    def _over(self, phase: Phase, standing: PhaseState) -> bool:
         return standing.step >= phase.steps or bool(phase.patience and standing.stale >= phase.patience)
 
-    def _evaluated(self, phase: Phase, standing: Standing, progress: Progress) -> tuple[Standing, dict[str, float]]:
+    def _evaluated(self, phase: Phase, standing: PhaseState, progress: Progress) -> tuple[PhaseState, dict[str, float]]:
         adapter = phase.adapter_of(standing.state)
         if self.evaluate is None:
             return standing._replace(best=_copy(adapter)), {}
@@ -201,22 +201,22 @@ class Loop:
         progress.note(f"{phase.name} {standing.step}/{phase.steps}  validation loss {loss:.4f}{chosen}")
         return standing, {"evaluation_loss": loss}
 
-    def _watch(self, watchers: Sequence[Watcher], phase: Phase, standing: Standing, progress: Progress) -> None:
+    def _watch(self, watchers: Sequence[Watcher], phase: Phase, standing: PhaseState, progress: Progress) -> None:
         for watcher in watchers:
             if said := watcher.look(phase.name, standing.step, *phase.adapter_of(standing.state)):
                 progress.note(said)
 
-    def _save(self, phase: Phase, standing: Standing) -> None:
+    def _save(self, phase: Phase, standing: PhaseState) -> None:
         info = {"phase": phase.name} | {k: v for k, v in standing._asdict().items() if k not in ("state", "best")}
         info["best_loss"] = None if math.isinf(standing.best_loss) else standing.best_loss
         tree = {"state": standing.state, "best": standing.best}
         self.checkpoints.save(phase.first_checkpoint + standing.step, tree, info)
 
 
-def restored(tree: PyTree, info: dict[str, Any]) -> Standing:
+def restored(tree: PyTree, info: dict[str, Any]) -> PhaseState:
     """The standing that a checkpoint holds."""
     best_loss = math.inf if info["best_loss"] is None else info["best_loss"]
-    return Standing(tree["state"], tree["best"], info["step"], best_loss, info["best_step"], info["stale"])
+    return PhaseState(tree["state"], tree["best"], info["step"], best_loss, info["best_step"], info["stale"])
 
 
 class _Reporter:
@@ -226,9 +226,9 @@ class _Reporter:
         self, phase: Phase, progress: Progress, log: MetricsLog, checkpoints: Checkpoints, seconds: Callable[[], float]
     ) -> None:
         self.phase, self.progress, self.log, self.checkpoints, self.seconds = phase, progress, log, checkpoints, seconds
-        self.pending: tuple[int, Work, dict[str, jax.Array]] | None = None
+        self.pending: tuple[int, StepInputs, dict[str, jax.Array]] | None = None
 
-    def add(self, step: int, work: Work, metrics: dict[str, jax.Array]) -> None:
+    def add(self, step: int, work: StepInputs, metrics: dict[str, jax.Array]) -> None:
         self.flush({})
         self.pending = (step, work, metrics)
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree
 
 from bidora_jax.kernels import dora, hypergrad, losses, quantized
 from bidora_jax.models import decoder
-from bidora_jax.models.adapters.adapter import Adapter, change, get, over_layers
+from bidora_jax.models.adapters.adapter import Adapter, get, over_layers, update_factors
 from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.layer_scan import Record
 from bidora_jax.models.settings import ModelConfig
@@ -49,7 +49,7 @@ def inner_loss(
 
 def inner_recorded(
     config: DecoderConfig, adapter: Adapter, once: ModelConfig, twice: ModelConfig, *, gram_weight: float = 0.0
-) -> hypergrad.Recorded:
+) -> hypergrad.TwoPass:
     """The lower level's loss in the two passes of an exact hypergradient, of which the second has the settings `twice`.
 
     The first hands on what it made of the head and, where it keeps the sums of its products, remat `dots`, of the layers; of
@@ -73,7 +73,7 @@ def inner_recorded(
         value, (g, record) = jax.value_and_grad(loss, argnums=(0, 1))(direction, blank)
         return value, g, Record(*record)
 
-    return hypergrad.Recorded(gradient, second)
+    return hypergrad.TwoPass(gradient, second)
 
 
 def outer_loss(config: DecoderConfig, adapter: Adapter, model: ModelConfig) -> LevelLoss:
@@ -102,7 +102,9 @@ def mean_gram_penalty(adapter: Adapter, base: PyTree, direction: PyTree) -> Floa
             unit = dora.gain(jnp.ones_like(norm), norm)[:, None] * dora.merge(w0, pair, scale=scale)
             return losses.gram_penalty(unit)
 
-        penalties = over_layers(penalty, site, leaf["weight"], change(adapter, site, base, direction), leaf["norm_sq"])
+        penalties = over_layers(
+            penalty, site, leaf["weight"], update_factors(adapter, site, base, direction), leaf["norm_sq"]
+        )
         total = total + jnp.sum(penalties[np.array(site.layers)] if len(site.layers) < len(site.ranks) else penalties)
         count += len(site.layers)
     return jnp.asarray(total / count)

@@ -18,8 +18,8 @@ from bidora_jax.data import batches as batching
 from bidora_jax.kernels import hypergrad
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import bilevel, objective, optim, state, step
-from bidora_jax.training.compiled_steps import Meeting, Program
-from bidora_jax.training.loop import Phase, Standing, Work
+from bidora_jax.training.compiled_steps import CompiledStep, StepShape
+from bidora_jax.training.loop import Phase, PhaseState, StepInputs
 from bidora_jax.training.problem import (
     BOTH,
     TRAIN,
@@ -51,14 +51,14 @@ HYPERGRADIENTS = {
 
 def first_phase(
     method: str, problem: Problem, search: SearchConfig, inner: OptimizerConfig, outer: OptimizerConfig
-) -> tuple[Phase, Standing]:
+) -> tuple[Phase, PhaseState]:
     """The phase that a method begins with."""
     return bidora_search(problem, search, inner, outer) if method == "bidora" else one_level(problem, search, inner)
 
 
 def bidora_search(
     problem: Problem, search: SearchConfig, inner: OptimizerConfig, outer: OptimizerConfig
-) -> tuple[Phase, Standing]:
+) -> tuple[Phase, PhaseState]:
     """Direction on train, magnitude on val."""
     train, val = problem.stream(problem.train, TRAIN), problem.stream(problem.val, VAL)
     steps = search.steps or _steps(search.epochs, train.steps_per_epoch, search.lower_steps)
@@ -68,10 +68,10 @@ def bidora_search(
         bilevel.bilevel_step, **level_losses(problem, search), inner_tx=inner_tx, outer_tx=outer_tx,
         hypergradient=HYPERGRADIENTS[search.hypergradient],
     )  # fmt: skip
-    upper = Program("", upper_step, problem.base, lambda length: [blank(length)] * 2, buckets)
+    upper = CompiledStep("", upper_step, problem.base, lambda length: [blank(length)] * 2, buckets)
     inner_loss = _once(problem, search.gram_penalty)
     lower_step = partial(bilevel.lower_step, inner_loss=inner_loss, inner_tx=inner_tx)
-    lower = Program("lower steps", lower_step, problem.base, lambda length: [blank(length)], buckets)
+    lower = CompiledStep("lower steps", lower_step, problem.base, lambda length: [blank(length)], buckets)
 
     def advance(current, batches):
         lower_batches, train_batch, val_batch = batches
@@ -84,7 +84,7 @@ def bidora_search(
         *lower_rows, train_rows = (train.indices(first + i) for i in range(search.lower_steps))
         return lower_rows, train_rows, val.indices(number)
 
-    def meetings(number: int) -> list[Meeting]:
+    def step_shapes(number: int) -> list[StepShape]:
         lower_rows, train_rows, val_rows = rows(number)
         alone = [(lower, _length(problem.train, buckets, some)) for some in lower_rows]
         return [
@@ -92,13 +92,13 @@ def bidora_search(
             (upper, max(_length(problem.train, buckets, train_rows), _length(problem.val, buckets, val_rows))),
         ]
 
-    def work(number: int) -> Work:
+    def work(number: int) -> StepInputs:
         lower_rows, train_rows, val_rows = rows(number)
         lower_batches = [_batch(problem, buckets, _pick(problem.train, rows)) for rows in lower_rows]
         train_examples, val_examples = _pick(problem.train, train_rows), _pick(problem.val, val_rows)
         joint = batching.joint(train_examples, val_examples, buckets, *_sizes(problem))
         tokens = _tokens(problem.train, *lower_rows, train_rows) + _tokens(problem.val, val_rows)
-        return Work((lower_batches, *joint), tokens, _places(problem, problem.train, train_rows))
+        return StepInputs((lower_batches, *joint), tokens, _places(problem, problem.train, train_rows))
 
     rates = {
         "inner_learning_rate": lambda number: optim.schedule(inner, steps * search.lower_steps)(
@@ -110,9 +110,9 @@ def bidora_search(
     start = made(lambda d, m: state.init_state(d, m, inner_tx, outer_tx, problem.key(1)), direction, magnitude)
     phase = Phase(
         "search", steps, 0, work, advance, lambda s: (s.direction, s.magnitude), _rates(rates), True, search.patience,
-        meetings,
+        step_shapes,
     )  # fmt: skip
-    return phase, Standing(start, problem.fresh_adapter())
+    return phase, PhaseState(start, problem.fresh_adapter())
 
 
 def level_losses(problem: Problem, search: SearchConfig) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _once(problem: Problem, gram_weight: float = 0.0) -> objective.LevelLoss:
     return objective.inner_loss(*sizes, gram_weight=gram_weight, reversible=False)
 
 
-def one_level(problem: Problem, search: SearchConfig, inner: OptimizerConfig) -> tuple[Phase, Standing]:
+def one_level(problem: Problem, search: SearchConfig, inner: OptimizerConfig) -> tuple[Phase, PhaseState]:
     """LoRA and DoRA: the direction, and the magnitude if there is one, on train."""
     level = _once(problem, search.gram_penalty)
 
@@ -148,7 +148,7 @@ def one_level(problem: Problem, search: SearchConfig, inner: OptimizerConfig) ->
         problem, "search", problem.train, stream, steps, 0, loss, problem.base, problem.fresh_adapter(), inner
     )
     phase = replace(phase, adapter_of=lambda s: s.params, selects=bool(problem.val), patience=search.patience)
-    return phase, Standing(start, problem.fresh_adapter())
+    return phase, PhaseState(start, problem.fresh_adapter())
 
 
 def retrain(
@@ -157,7 +157,7 @@ def retrain(
     inner: OptimizerConfig,
     found: tuple[PyTree, PyTree],
     first_checkpoint: int,
-) -> tuple[Phase, Standing]:
+) -> tuple[Phase, PhaseState]:
     """The direction on train and val together, at the magnitude that the search found.
 
     The validation split is trained on here, so its loss chooses nothing: the last step is kept.
@@ -180,7 +180,7 @@ def retrain(
         jax.tree.map(jnp.copy, direction), optimizer,
     )  # fmt: skip
     phase = replace(phase, adapter_of=lambda s: (s.params, magnitude))
-    return phase, Standing(start, found)
+    return phase, PhaseState(start, found)
 
 
 def _train_phase(
@@ -189,12 +189,12 @@ def _train_phase(
     tx = optim.transformation(optimizer, steps)
     buckets = problem.buckets
     train_step = partial(step.train_step, loss=loss, tx=tx)
-    program = Program("", train_step, frozen, lambda length: [problem.blank(length)], buckets)
+    program = CompiledStep("", train_step, frozen, lambda length: [problem.blank(length)], buckets)
 
-    def work(number: int) -> Work:
+    def work(number: int) -> StepInputs:
         rows = stream.indices(number)
         batch = _batch(problem, buckets, _pick(examples, rows))
-        return Work(batch, _tokens(examples, rows), _places(problem, examples, rows))
+        return StepInputs(batch, _tokens(examples, rows), _places(problem, examples, rows))
 
     phase = Phase(
         name, steps, first_checkpoint, work,
@@ -203,7 +203,7 @@ def _train_phase(
         rates=_rates({"inner_learning_rate": optim.schedule(optimizer, steps)}),
         selects=False,
         patience=0,
-        meetings=lambda number: [(program, _length(examples, buckets, stream.indices(number)))],
+        step_shapes=lambda number: [(program, _length(examples, buckets, stream.indices(number)))],
     )  # fmt: skip
     return phase, made(lambda params: state.init_train_state(params, tx, problem.key(3)), params)
 

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bidora_jax.data.sources.rows import Fault, Row, kind
+from bidora_jax.data.sources.rows import Fault, SourceRow, kind
 from bidora_jax.data.sources.text_files import (
     BOM,
     LONGEST_LINE,
@@ -28,7 +28,7 @@ RECORD_LISTS = {"messages", "conversations", "segments", "history", "tools"}  # 
 # JSON lines
 
 
-def json_lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[Row | Fault]:
+def json_lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[SourceRow | Fault]:
     """One object a line; blank lines are skipped."""
     for number, line in numbered_lines(path, longest):
         if line is None:
@@ -42,7 +42,7 @@ def json_lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[Row | Fault]
             yield _row(f"{path}:{number}", line)
 
 
-def _row(place: str, line: bytes) -> Row | Fault:
+def _row(place: str, line: bytes) -> SourceRow | Fault:
     text, wrong = decoded(line)
     if wrong:
         return Fault(place, wrong)
@@ -55,9 +55,9 @@ def _row(place: str, line: bytes) -> Row | Fault:
     return _object(place, value)
 
 
-def _object(place: str, value: Any) -> Row | Fault:
+def _object(place: str, value: Any) -> SourceRow | Fault:
     if isinstance(value, dict):
-        return Row(place, value)
+        return SourceRow(place, value)
     hint = "; write the elements of the array one a line" if isinstance(value, list) else ""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         hint = " that holds an object itself: it was written as JSON twice"
@@ -79,10 +79,10 @@ DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 # JSON
 
 
-def json_document(path: Path, longest: int = LONGEST_LINE) -> Iterator[Row | Fault]:
+def json_document(path: Path, longest: int = LONGEST_LINE) -> Iterator[SourceRow | Fault]:
     """The elements of an array of objects, or of the one list of objects in an object; JSON lines are taken as such."""
     opening = list(islice((line for _, line in numbered_lines(path, longest) if line is None or line.strip()), 2))
-    if len(opening) == 2 and opening[0] and isinstance(_row("", opening[0]), Row):
+    if len(opening) == 2 and opening[0] and isinstance(_row("", opening[0]), SourceRow):
         yield from json_lines(path, longest)
         return
     text, fault = _whole(path)

@@ -4,7 +4,7 @@ import json
 from typing import Any, NamedTuple
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     place: str
     value: dict[str, Any]
 

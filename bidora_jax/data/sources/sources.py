@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from bidora_jax.data.sources import json_files, tables, text_files
-from bidora_jax.data.sources.rows import Fault, Row
+from bidora_jax.data.sources.rows import Fault, SourceRow
 from bidora_jax.errors import InputError, did_you_mean, listing
 
-Scan = Callable[[Path], Iterator[Row | Fault]]
-Found = dict[str, list[Row | Fault]]  # by source
+Scan = Callable[[Path], Iterator[SourceRow | Fault]]
+Found = dict[str, list[SourceRow | Fault]]  # by source
 Columns = tuple[tuple[str, str], ...]  # (key of a record, name of the column that holds it)
 READERS: dict[str, Scan] = {  # by ending; a file without one is taken for JSON lines
     "": json_files.json_lines,
@@ -37,17 +37,17 @@ READERS: dict[str, Scan] = {  # by ending; a file without one is taken for JSON 
 ON_THE_HUB = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@(.+))?")
 
 
-def read(source: str | os.PathLike[str]) -> list[Row]:
+def read(source: str | os.PathLike[str]) -> list[SourceRow]:
     """The rows of a source. Raises InputError for one that is missing, and one that lists every row that can't be read."""
     found = list(scan(source))
     faults = [item for item in found if isinstance(item, Fault)]
     if faults:
         problems = [f"{place}: {why}" for place, why in faults]
         raise InputError(unusable([os.fspath(source)], problems, len(found), "an object"))
-    return [item for item in found if isinstance(item, Row)]
+    return [item for item in found if isinstance(item, SourceRow)]
 
 
-def scan(source: str | os.PathLike[str]) -> Iterator[Row | Fault]:
+def scan(source: str | os.PathLike[str]) -> Iterator[SourceRow | Fault]:
     """Every row of a source, or the fault in its place, in order.
 
     Raises InputError for a source that is not there, or no part of which can be read.
@@ -106,7 +106,7 @@ def _ending(path: Path) -> str:
     return Path(path.stem).suffix.lower() if suffix in text_files.PACKED else suffix
 
 
-def _file(path: Path) -> Iterator[Row | Fault]:
+def _file(path: Path) -> Iterator[SourceRow | Fault]:
     ending = _ending(path)
     if ending not in READERS:
         text_files.check_file(path)
@@ -119,7 +119,7 @@ def _file(path: Path) -> Iterator[Row | Fault]:
     return READERS[ending](path)
 
 
-def _folder(folder: Path, split: str) -> Iterator[Row | Fault]:
+def _folder(folder: Path, split: str) -> Iterator[SourceRow | Fault]:
     """A saved data set, or every .txt file below."""
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return tables.saved(folder, split)
@@ -152,7 +152,7 @@ def rename(found: dict[str, Found], columns: Columns) -> dict[str, Found]:
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         raise InputError(f"the column mapping gives {', '.join(map(repr, twice))} twice; give each key one column")
-    rows = [row for part in found.values() for items in part.values() for row in items if isinstance(row, Row)]
+    rows = [row for part in found.values() for items in part.values() for row in items if isinstance(row, SourceRow)]
     there = {name for row in rows for name in row.value}
     lost = [f"{column!r} for {key!r}{did_you_mean(column, there)}" for key, column in columns if column not in there]
     if lost and there:
@@ -160,14 +160,14 @@ def rename(found: dict[str, Found], columns: Columns) -> dict[str, Found]:
         raise InputError(f"the column mapping names columns that no row has; the rows have {names}:\n{listing(lost)}")
     return {
         use: {
-            name: [_renamed(row, columns) if isinstance(row, Row) else row for row in items]
+            name: [_renamed(row, columns) if isinstance(row, SourceRow) else row for row in items]
             for name, items in part.items()
         }
         for use, part in found.items()
     }
 
 
-def _renamed(row: Row, columns: Columns) -> Row | Fault:
+def _renamed(row: SourceRow, columns: Columns) -> SourceRow | Fault:
     value: dict[str, Any] = row.value
     missing = [column for key, column in columns if column not in value and key not in value]
     if missing:
@@ -175,4 +175,4 @@ def _renamed(row: Row, columns: Columns) -> Row | Fault:
                                 f"{', '.join(map(repr, list(value)[:6])) or 'nothing'}")  # fmt: skip
     moved = {key: value[column] for key, column in columns if column in value}
     gone = {column for _, column in columns} | moved.keys()
-    return Row(row.place, {name: item for name, item in value.items() if name not in gone} | moved)
+    return SourceRow(row.place, {name: item for name, item in value.items() if name not in gone} | moved)

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bidora_jax.data.sources.rows import Fault, Row
+from bidora_jax.data.sources.rows import Fault, SourceRow
 from bidora_jax.data.sources.text_files import (
     LONGEST_LINE,
     check_file,
@@ -33,7 +33,7 @@ CSV_FAULTS = {  # by what the csv module says
 # CSV
 
 
-def delimited(path: Path, delimiters: str, longest: int = LONGEST_LINE) -> Iterator[Row | Fault]:
+def delimited(path: Path, delimiters: str, longest: int = LONGEST_LINE) -> Iterator[SourceRow | Fault]:
     """CSV with a header, as RFC 4180 has it: quotes are doubled within quotes. All values are texts.
 
     The delimiter is the one of `delimiters` that splits the header into most columns. A file in which the header is wrong is
@@ -62,7 +62,7 @@ def delimited(path: Path, delimiters: str, longest: int = LONGEST_LINE) -> Itera
         if why:
             yield Fault(place, why)
         elif fields:
-            yield Row(place, dict(zip(header, fields, strict=True)))
+            yield SourceRow(place, dict(zip(header, fields, strict=True)))
 
 
 def _text_lines(path: Path, longest: int, spoilt: dict[int, str]) -> Iterator[str]:
@@ -102,7 +102,7 @@ def _header_problem(header: list[str]) -> str:
 # Parquet
 
 
-def parquet(path: Path) -> Iterator[Row | Fault]:
+def parquet(path: Path) -> Iterator[SourceRow | Fault]:
     """The rows of a Parquet file, a batch at a time. Raises InputError for a file that is missing or damaged."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
@@ -121,7 +121,7 @@ def parquet(path: Path) -> Iterator[Row | Fault]:
         raise InputError(f"cannot read {path} as Parquet after row {count}: {_brief(error)}; make it anew") from None
 
 
-def _batch_rows(name: str, batch: Any, before: int) -> Iterator[Row | Fault]:
+def _batch_rows(name: str, batch: Any, before: int) -> Iterator[SourceRow | Fault]:
     """Rows of an Arrow table or batch; `before` of them came earlier."""
     try:
         values = batch.to_pylist()
@@ -130,7 +130,7 @@ def _batch_rows(name: str, batch: Any, before: int) -> Iterator[Row | Fault]:
     for at in range(batch.num_rows):
         place = f"{name} row {before + at + 1}"
         try:
-            yield Row(place, values[at] if values is not None else batch.slice(at, 1).to_pylist()[0])
+            yield SourceRow(place, values[at] if values is not None else batch.slice(at, 1).to_pylist()[0])
         except UnicodeDecodeError as error:
             yield Fault(place, f"holds a text that is not UTF-8 (byte 0x{error.object[error.start]:02x})")
 
@@ -138,7 +138,7 @@ def _batch_rows(name: str, batch: Any, before: int) -> Iterator[Row | Fault]:
 # Data sets
 
 
-def saved(folder: Path, split: str) -> Iterator[Row | Fault]:
+def saved(folder: Path, split: str) -> Iterator[SourceRow | Fault]:
     """The rows of a folder that `save_to_disk` of `datasets` wrote, of one of its splits where it has several."""
     import datasets
 
@@ -156,7 +156,7 @@ def saved(folder: Path, split: str) -> Iterator[Row | Fault]:
         yield from _data_set_rows(str(folder), found)
 
 
-def hub(name: str, config: str, split: str) -> Iterator[Row | Fault]:
+def hub(name: str, config: str, split: str) -> Iterator[SourceRow | Fault]:
     """The rows of a data set on the hub, through the cache of `datasets`. Without a split, its only one."""
     import datasets
 
@@ -186,7 +186,7 @@ def _chosen(name: Any, splits: list[str], split: str) -> str:
     raise InputError(f"{name} {asked}; name one of {', '.join(f'{name}@{one}' for one in splits)}")
 
 
-def _data_set_rows(name: str, found: Any) -> Iterator[Row | Fault]:
+def _data_set_rows(name: str, found: Any) -> Iterator[SourceRow | Fault]:
     count = 0
     for batch in found.with_format("arrow").iter(BATCH):
         yield from _batch_rows(name, batch, count)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bidora_jax.data.sources.rows import Fault, Row
+from bidora_jax.data.sources.rows import Fault, SourceRow
 from bidora_jax.errors import InputError
 
 LONGEST_LINE = 64 * 2**20  # bytes: the text of 40 novels, and beyond any model's positions
@@ -112,7 +112,7 @@ def decoded(line: bytes) -> tuple[str, str]:
 # Plain text
 
 
-def documents(path: Path, longest: int = LONGEST_LINE) -> Iterator[Row | Fault]:
+def documents(path: Path, longest: int = LONGEST_LINE) -> Iterator[SourceRow | Fault]:
     """{text} for each document of a text file: it ends with the file, or where the file says <|endoftext|>."""
     held: list[str] = []
     start = 1
@@ -131,7 +131,7 @@ def documents(path: Path, longest: int = LONGEST_LINE) -> Iterator[Row | Fault]:
     yield from _document(f"{path}:{start}", held)
 
 
-def _document(place: str, lines: list[str]) -> Iterator[Row]:
+def _document(place: str, lines: list[str]) -> Iterator[SourceRow]:
     text = "".join(lines)
     if text.strip():
-        yield Row(place, {"text": text.replace("\r\n", "\n").strip("\n")})
+        yield SourceRow(place, {"text": text.replace("\r\n", "\n").strip("\n")})

@@ -29,7 +29,7 @@ def floats(leaf: Array, like: Array) -> Array:
     return jax.lax.bitcast_convert_type(leaf, like.dtype) if leaf.dtype == jnp.uint16 else leaf
 
 
-def some_rows(w: Float[Array, "V D"], first: Int[Array, ""], count: int) -> Float[Array, "C D"]:
+def slice_rows(w: Float[Array, "V D"], first: Int[Array, ""], count: int) -> Float[Array, "C D"]:
     """`count` rows of w from `first` on, for a loop over them.
 
     In a loop the cast of all of w to bits would be made before it, a copy of w. Bound to `first` it stays where it is, and
@@ -39,14 +39,14 @@ def some_rows(w: Float[Array, "V D"], first: Int[Array, ""], count: int) -> Floa
     return floats(jax.lax.dynamic_slice_in_dim(bits(w), first, count), w)
 
 
-def opened(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def to_float32(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """x in float32 (float64 for float64)."""
     if not by_shifts(x.dtype):
         return x.astype(wide(x.dtype))
     return linear_call(lambda _, x: with_upper_bits(bits(x)), lambda _, g: _rounded(g), (), x)
 
 
-def rounded(x: Float[Array, "*n"], dtype) -> Float[Array, "*n"]:
+def to_bfloat16(x: Float[Array, "*n"], dtype) -> Float[Array, "*n"]:
     """x, which is float32 (float64 for float64), in `dtype`."""
     if not by_shifts(dtype):
         return x.astype(dtype)

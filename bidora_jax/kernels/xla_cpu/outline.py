@@ -17,7 +17,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def alone(function: Callable[P, T]) -> Callable[P, T]:
+def outlined(function: Callable[P, T]) -> Callable[P, T]:
     """The function as a call that XLA does not inline on a CPU, and its derivative as another; elsewhere it is itself. It takes
     arrays alone."""
     plain: Callable = function

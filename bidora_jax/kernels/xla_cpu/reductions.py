@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from bidora_jax.kernels.matmul import dot
 from bidora_jax.kernels.precision import wide
-from bidora_jax.kernels.xla_cpu.outline import alone
+from bidora_jax.kernels.xla_cpu.outline import outlined
 
 PARTS = (8, 4, 2)
 """Into how many parts an axis may be cut. With 16 a loop reads so many arrays at a time that LLVM does not vectorise it."""
@@ -62,7 +62,7 @@ def token_dots(a: Float[Array, "*batch O"], b: Float[Array, "*batch O"], members
     return dot(jnp.ones((1, part.shape[0]), part.dtype), part, -1, -2)[0]
 
 
-@alone
+@outlined
 def _token_parts(a: Float[Array, "M O"], b: Float[Array, "M O"]) -> Float[Array, "P O"]:
     """In loops of its own: in that of a bits' reader, or in the shape of heads, it takes three to five times as long."""
     return _added(jnp.multiply, [[a[piece], b[piece]] for piece in _pieces(a.shape[0], _parts(a.shape[0]))])

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, PyTree
 
-from bidora_jax.kernels.save_for_backward import KEPT
+from bidora_jax.kernels.save_for_backward import SAVED
 from bidora_jax.kernels.xla_cpu.bfloat16 import bits, with_upper_bits
 
 Body = Callable[[Any, PyTree, PyTree], tuple[Any, PyTree]]
@@ -41,7 +41,7 @@ def scan(
     """
     if by_bits:
         return _scan_by_bits(body, reverse, first, slices, shared, after)
-    body = jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(KEPT), prevent_cse=False)
+    body = jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(SAVED), prevent_cse=False)
     return _stacked(lambda carry, one: body(carry, one, shared), first, slices, _late(first, after), reverse)
 
 

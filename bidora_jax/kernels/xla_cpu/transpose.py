@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.custom_derivatives import linear_call
 from jaxtyping import Array
 
-from bidora_jax.kernels.xla_cpu.outline import alone
+from bidora_jax.kernels.xla_cpu.outline import outlined
 
 
-def swapped(x: Array, first: int, second: int) -> Array:
+def transpose(x: Array, first: int, second: int) -> Array:
     """x with two of its axes swapped, as an operand of a product.
 
     On a CPU XLA computes a 16-bit product in float32 if it can see that an operand was transposed: at half the speed, and
@@ -41,8 +41,8 @@ def _swapped_pairs(x: Array, first: int, second: int) -> Array:
     return bits(jnp.concatenate(halves, axis={first: second, second: first}.get(last, last)), x.dtype)
 
 
-@alone
-def turned(sums: Array) -> Array:
+@outlined
+def transposed(sums: Array) -> Array:
     """The last two axes swapped. Fused to what follows this took six times as long, and of a swap that it sees beside the
     product XLA would make a product of transposed operands."""
     return sums.swapaxes(-2, -1)

@@ -27,7 +27,7 @@ class Bits:
         return self.bits.shape
 
 
-class Turned(NamedTuple):
+class Transposed(NamedTuple):
     """A dense weight kept as its transpose, the order in which a CPU multiplies it with few rows.
 
     Of a weight in the usual order XLA makes a turned copy before it does so, a whole model's in a loop over tokens.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Adapted:
+class LayerAdapter:
     """What one linear layer has to know of its adapter."""
 
     rank: int
@@ -41,7 +41,7 @@ class Adapted:
     magnitude: bool
     dropout: float
     constant_norm: bool
-    subtracts: bool
+    starts_nonzero: bool
     """The base holds the start of the factors, and what counts is the change since then."""
 
 
@@ -55,11 +55,11 @@ class Adapter:
     constant_norm: bool = False
     init: str = "kaiming"
     """See kernels/lora_init.py."""
-    saved: tuple[str, ...] = ()
+    whole_modules: tuple[str, ...] = ()
     """Modules outside the layers that are trained whole."""
 
     @property
-    def subtracts(self) -> bool:
+    def starts_nonzero(self) -> bool:
         """Whether the factors start away from zero, so that their start is taken off."""
         return self.init not in ("kaiming", "gaussian")
 
@@ -68,10 +68,10 @@ class Adapter:
         """Paths inside a layer, such as 'self_attn.q_proj'."""
         return tuple(site.path for site in self.sites)
 
-    def at(self, path: str) -> Adapted | None:
+    def at(self, path: str) -> LayerAdapter | None:
         """The part of the linear layer of this path; None where no layer of it is adapted."""
         found = [
-            Adapted(site.rank, site.scale, self.magnitude, self.dropout, self.constant_norm, self.subtracts)
+            LayerAdapter(site.rank, site.scale, self.magnitude, self.dropout, self.constant_norm, self.starts_nonzero)
             for site in self.sites
             if site.path == path
         ]
@@ -99,7 +99,7 @@ def resolve(settings: AdapterConfig, config: "DecoderConfig", *, strict: bool = 
         dropout=settings.dropout,
         constant_norm=constant,
         init=settings.init,
-        saved=targets.saved(settings),
+        whole_modules=targets.whole_modules(settings),
     )
 
 
@@ -121,7 +121,7 @@ def trainable(adapter: Adapter, config: "DecoderConfig") -> dict[str, int]:
     direction = sum(sum(site.ranks) * sum(shapes[site.path]) for site in adapter.sites)
     magnitude = sum(len(site.layers) * shapes[site.path][0] for site in adapter.sites)
     groups = {"direction": direction} | ({"magnitude": magnitude} if adapter.magnitude else {})
-    return groups | dict.fromkeys(adapter.saved, config.vocab_size * config.hidden_size)
+    return groups | dict.fromkeys(adapter.whole_modules, config.vocab_size * config.hidden_size)
 
 
 def with_saved(base: PyTree, direction: PyTree) -> PyTree:
@@ -130,11 +130,11 @@ def with_saved(base: PyTree, direction: PyTree) -> PyTree:
     return {**base, "lm_head": base.get("lm_head", base["embed_tokens"]), **whole} if whole else base
 
 
-def change(adapter: Adapter, site: Site, base: PyTree, direction: PyTree) -> dora.Direction:
+def update_factors(adapter: Adapter, site: Site, base: PyTree, direction: PyTree) -> dora.Direction:
     """The stacked factors of what is added to a site's weight, a start that is taken off included."""
     factors, leaf = (get(tree["layers"], site.path) for tree in (direction, base))
     pair = dora.Direction(factors["A"], factors["B"])
-    return lora_init.since(pair, dora.Direction(leaf["A0"], leaf["B0"])) if adapter.subtracts else pair
+    return lora_init.change_since(pair, dora.Direction(leaf["A0"], leaf["B0"])) if adapter.starts_nonzero else pair
 
 
 def over_layers(function: Callable[..., Any], site: Site, weight: Any, pair: dora.Direction, *stacks: PyTree) -> Any:

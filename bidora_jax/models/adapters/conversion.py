@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from bidora_jax.models.adapters.adapter import Adapter, change, put
+from bidora_jax.models.adapters.adapter import Adapter, put, update_factors
 from bidora_jax.models.adapters.settings import AdapterConfig
 
 
@@ -20,7 +20,7 @@ def converted(
     adapter: Adapter, settings: AdapterConfig, base: PyTree, direction: PyTree
 ) -> tuple[Adapter, AdapterConfig, PyTree]:
     """The same function as an adapter whose factors fit the original base; what fits it already comes back as it is."""
-    if not adapter.subtracts:
+    if not adapter.starts_nonzero:
         return adapter, settings, direction
     twice = 2**0.5 if settings.rslora else 2.0  # s stays as it was
     settings = replace(
@@ -30,7 +30,7 @@ def converted(
     )  # fmt: skip
     layers, sites = {}, []
     for site in adapter.sites:
-        a, b = change(adapter, site, base, direction)
+        a, b = update_factors(adapter, site, base, direction)
         # Each layer's own rows come first, what fills the stack up last.
         unused = [np.arange(2 * site.rank) % site.rank >= rank for rank in site.ranks]
         order = np.argsort(np.array(unused), axis=1, kind="stable")

@@ -21,7 +21,7 @@ from bidora_jax.models.adapters.adapter import Adapter, get
 from bidora_jax.models.adapters.targets import Site
 
 
-class Change(NamedTuple):
+class Drift(NamedTuple):
     """Of one module in one layer."""
 
     module: str
@@ -35,17 +35,17 @@ class Change(NamedTuple):
     """ΔM over the mean row norm of W0."""
 
 
-def changes(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree) -> list[Change]:
+def drift(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree) -> list[Drift]:
     """ΔM and ΔD of every adapted layer, module by module. The base must be prepared for the adapter."""
     found = []
     for site in adapter.sites:
         leaf = get(base["layers"], site.path)
         m = get(magnitude["layers"], site.path)["m"] if adapter.magnitude else None
-        pair = adapters.change(adapter, site, base, direction)
+        pair = adapters.update_factors(adapter, site, base, direction)
         values = _of_stack(leaf["weight"], leaf.get("norm_sq"), pair, m, site)
         moved, turned, before = (np.asarray(value, np.float64) for value in values)
         found += [
-            Change(site.path, layer, float(moved[layer]), float(turned[layer]), float(moved[layer] / before[layer]))
+            Drift(site.path, layer, float(moved[layer]), float(turned[layer]), float(moved[layer] / before[layer]))
             for layer in site.layers
         ]
     return found

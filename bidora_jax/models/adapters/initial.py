@@ -27,7 +27,7 @@ def prepare_base(base: PyTree, adapter: Adapter) -> PyTree:
             beside["norm_sq"] = _square_norms(leaf["weight"])
         if site.scale is None:
             beside["scale"] = jnp.asarray(site.scales, wide(leaf["weight"].dtype))
-        if adapter.subtracts and "A0" not in leaf:
+        if adapter.starts_nonzero and "A0" not in leaf:
             beside["A0"], beside["B0"] = _starts(leaf["weight"], site, adapter.init)
         if beside:
             base = {**base, "layers": put(base["layers"], site.path, {**leaf, **beside})}
@@ -42,7 +42,7 @@ def init(adapter: Adapter, base: PyTree, key: jax.Array) -> tuple[PyTree, PyTree
     direction, magnitude = {}, {}
     for site in adapter.sites:
         leaf = get(base["layers"], site.path)
-        if adapter.subtracts:  # copies: a training step may take over what it is given
+        if adapter.starts_nonzero:  # copies: a training step may take over what it is given
             factors = {"A": jnp.copy(leaf["A0"]), "B": jnp.copy(leaf["B0"])}
         else:
             factors = _zero_start(
@@ -51,7 +51,7 @@ def init(adapter: Adapter, base: PyTree, key: jax.Array) -> tuple[PyTree, PyTree
         direction = put(direction, site.path, factors)
         if adapter.magnitude:
             magnitude = put(magnitude, site.path, {"m": _used_layers(site, jnp.sqrt(leaf["norm_sq"]))})
-    whole = {name: {"weight": _whole(base, name)} for name in adapter.saved}
+    whole = {name: {"weight": _whole(base, name)} for name in adapter.whole_modules}
     return {"layers": direction} | whole, {"layers": magnitude} if adapter.magnitude else {}
 
 

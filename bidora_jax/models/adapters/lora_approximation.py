@@ -31,7 +31,7 @@ from bidora_jax.kernels import lora_init, quantized
 from bidora_jax.kernels.dora import Direction
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import merging
-from bidora_jax.models.adapters.adapter import Adapter, change, get, put
+from bidora_jax.models.adapters.adapter import Adapter, get, put, update_factors
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.adapters.targets import Site, name_of
 from bidora_jax.models.architectures.decoder import DecoderConfig, linear_shapes
@@ -46,7 +46,7 @@ OVERSAMPLED, ITERATIONS = 16, 4
 """Of the randomised decomposition: columns beyond the rank, and power iterations."""
 
 
-class Plain(NamedTuple):
+class LoraApproximation(NamedTuple):
     """A plain LoRA, and how far it is from the adapter it stands for."""
 
     adapter: Adapter
@@ -62,18 +62,18 @@ class Plain(NamedTuple):
         return self.settings.rank
 
 
-def plain(
+def approximate(
     adapter: Adapter, config: DecoderConfig, base: PyTree, direction: PyTree, magnitude: PyTree, *, rank: int = 0,
     max_error: float = 0.1,
-) -> Plain:  # fmt: skip
+) -> LoraApproximation:  # fmt: skip
     """The plain LoRA of this rank, or without one of the adapter's own rank, where that is exact, and elsewhere of the
     first of RANKS whose error is at most `max_error`.
 
     The base is prepared for the adapter. InputError for modules trained whole, and where no rank comes near enough.
     """
-    if adapter.saved:
+    if adapter.whole_modules:
         raise InputError(
-            f"a plain LoRA can't hold modules that were trained whole ({', '.join(adapter.saved)}): engines take A and B "
+            f"a plain LoRA can't hold modules that were trained whole ({', '.join(adapter.whole_modules)}): engines take A and B "
             "of linear layers alone; use --format merged"
         )
     needed = max(_factors(adapter, site) for site in adapter.sites)
@@ -93,7 +93,7 @@ def plain(
 
 def _factors(adapter: Adapter, site: Site) -> int:
     """Rows of A that the change of a site's weight takes."""
-    return site.rank * (2 if adapter.subtracts else 1)
+    return site.rank * (2 if adapter.starts_nonzero else 1)
 
 
 def _relative(squares: np.ndarray) -> np.ndarray:
@@ -110,7 +110,9 @@ def _too_far(tried: Sequence[int], errors: np.ndarray, allowed: float) -> str:
     )
 
 
-def _assembled(adapter: Adapter, pairs: dict[str, Pair], rank: int, errors: dict[str, float], error: float) -> Plain:
+def _assembled(
+    adapter: Adapter, pairs: dict[str, Pair], rank: int, errors: dict[str, float], error: float
+) -> LoraApproximation:
     layers, sites = {}, []
     for site in adapter.sites:
         a, b = pairs[site.path]
@@ -123,14 +125,14 @@ def _assembled(adapter: Adapter, pairs: dict[str, Pair], rank: int, errors: dict
     modules = tuple(site.path.split(".")[-1] for site in sites)
     settings = AdapterConfig(method="lora", rank=rank, alpha=float(rank), target_modules=modules)
     layers = jax.tree.map(jnp.asarray, layers)
-    return Plain(Adapter(sites=tuple(sites), magnitude=False), settings, {"layers": layers}, errors, error)
+    return LoraApproximation(Adapter(sites=tuple(sites), magnitude=False), settings, {"layers": layers}, errors, error)
 
 
 def _folded(adapter: Adapter, base: PyTree, direction: PyTree) -> dict[str, Pair]:
     """Factors with their scale in B, on the host."""
     pairs = {}
     for site in adapter.sites:
-        a, b = change(adapter, site, base, direction)
+        a, b = update_factors(adapter, site, base, direction)
         scales = np.asarray(site.scales, np.float32)[:, None, None]
         pairs[site.path] = (np.asarray(a), np.asarray(b) * scales)
     return pairs
@@ -144,7 +146,7 @@ def _nearest(
     for site in adapter.sites:
         leaf = get(base["layers"], site.path)
         m = get(magnitude["layers"], site.path)["m"] if adapter.magnitude else None
-        pair, squares = _nearest_stack(leaf["weight"], change(adapter, site, base, direction), m, site, ranks)
+        pair, squares = _nearest_stack(leaf["weight"], update_factors(adapter, site, base, direction), m, site, ranks)
         pairs[site.path] = (np.asarray(pair.A), np.asarray(pair.B))
         left |= {name_of(layer, site.path): np.asarray(squares[layer], np.float64) for layer in site.layers}
     return pairs, left

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from bidora_jax.kernels import dora, quantized
-from bidora_jax.models.adapters.adapter import Adapter, change, get, over_layers, put, with_saved
+from bidora_jax.models.adapters.adapter import (
+    Adapter,
+    get,
+    over_layers,
+    put,
+    update_factors,
+    with_saved,
+)
 from bidora_jax.models.adapters.targets import Site
 
 
@@ -22,18 +29,18 @@ def merge(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree, 
         leaf = get(layers, site.path)
         m = get(magnitude["layers"], site.path)["m"] if adapter.magnitude else None
         to = jnp.dtype(dtype or leaf["weight"].dtype)
-        merged = _merge_stack(leaf["weight"], change(adapter, site, base, direction), m, site, to)
+        merged = _merge_stack(leaf["weight"], update_factors(adapter, site, base, direction), m, site, to)
         kept = {name: value for name, value in leaf.items() if name == "bias"}
         layers = put(layers, site.path, kept | {"weight": merged})
     to = jnp.dtype(dtype or base["norm"]["weight"].dtype)
-    rounded = {name: {"weight": direction[name]["weight"].astype(to)} for name in adapter.saved}
+    rounded = {name: {"weight": direction[name]["weight"].astype(to)} for name in adapter.whole_modules}
     return {**with_saved(base, rounded), "layers": layers}
 
 
 def placed(adapter: Adapter, base: PyTree, direction: PyTree) -> tuple[PyTree, Adapter, PyTree]:
     """The base, the adapter and the direction once what is trained whole is in the base, and only layers are adapted."""
     layers = {"layers": direction["layers"]}
-    return with_saved(base, direction), replace(adapter, saved=()), layers
+    return with_saved(base, direction), replace(adapter, whole_modules=()), layers
 
 
 def merged_layer(site: Site, w0: jax.Array, pair: dora.Direction, scale: dora.Scale, m: jax.Array | None) -> jax.Array:

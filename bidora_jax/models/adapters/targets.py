@@ -80,7 +80,7 @@ def sites(
     return tuple(found)
 
 
-def saved(settings: AdapterConfig) -> tuple[str, ...]:
+def whole_modules(settings: AdapterConfig) -> tuple[str, ...]:
     """The modules that are trained whole; InputError for one that can't be."""
     names = [name.removeprefix("model.") for name in settings.modules_to_save]
     if unknown := [name for name in names if name not in WHOLE]:

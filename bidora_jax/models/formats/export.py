@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from jaxtyping import PyTree
 
     from bidora_jax.models.adapters.adapter import Adapter
-    from bidora_jax.models.adapters.lora_approximation import Plain
+    from bidora_jax.models.adapters.lora_approximation import LoraApproximation
     from bidora_jax.models.architectures.decoder import DecoderConfig
     from bidora_jax.models.formats.parity import Agreement
 
@@ -66,11 +66,11 @@ def write_lora(
     """The adapter as a plain LoRA, proved to be in the file what it is in memory. Says, and returns, how far that is from
     the adapter, where it isn't the same."""
     from bidora_jax.machine.files import staged
-    from bidora_jax.models.adapters.lora_approximation import plain
+    from bidora_jax.models.adapters.lora_approximation import approximate
     from bidora_jax.models.formats import parity, peft
 
     with staged(folder) as fresh:
-        found = plain(adapter, config, base, direction, magnitude, rank=rank, max_error=max_error)
+        found = approximate(adapter, config, base, direction, magnitude, rank=rank, max_error=max_error)
         trained = parity.probe_logits(config, adapter, base, direction, magnitude)
         expected, to, said = trained, "trained model", ""
         if found.errors:
@@ -87,7 +87,7 @@ def write_lora(
     return said
 
 
-def _how_far(found: "Plain", logits: "Agreement") -> str:
+def _how_far(found: "LoraApproximation", logits: "Agreement") -> str:
     worst = max(found.errors, key=lambda name: found.errors[name])
     return (
         f"rank {found.rank}: relative Frobenius error of W' − W0 {found.error:.1%} over {len(found.errors)} modules, the worst "

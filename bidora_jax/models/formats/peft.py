@@ -69,7 +69,7 @@ def write_adapter(
         name: jax.ShapeDtypeStruct(_used(site.ranks[layer], leaf, stack.shape[1:]), jnp.float32)
         for name, (site, layer, leaf, stack) in places.items()
     }
-    whole = {WHOLE[name]: direction[name]["weight"] for name in adapter.saved}
+    whole = {WHOLE[name]: direction[name]["weight"] for name in adapter.whole_modules}
     specs = dict(
         sorted((specs | {name: jax.ShapeDtypeStruct(w.shape, jnp.float32) for name, w in whole.items()}).items())
     )
@@ -112,7 +112,7 @@ def load_adapter(folder: Path | str, config: DecoderConfig) -> tuple[Adapter, Py
         direction = put(direction, f"layers.{site.path}", {leaf: stacks[leaf] for leaf in "AB"})
         if adapter.magnitude:
             magnitude = put(magnitude, f"layers.{site.path}", {"m": stacks["m"]})
-    for name in adapter.saved:
+    for name in adapter.whole_modules:
         weight = np.empty(entries[WHOLE[name]].shape, np.float32)
         safetensors_file.read_into(entries[WHOLE[name]], weight)
         direction = put(direction, f"{name}.weight", jnp.asarray(weight))
@@ -162,7 +162,7 @@ def _check(folder: Path, adapter: Adapter, config: DecoderConfig, entries: dict[
         for leaf, shape in _shapes(adapter, site, config).items()
         for layer in site.layers
     }
-    expected |= {WHOLE[name]: (config.vocab_size, config.hidden_size) for name in adapter.saved}
+    expected |= {WHOLE[name]: (config.vocab_size, config.hidden_size) for name in adapter.whole_modules}
     wrong = [f"missing: {name}" for name in expected if name not in entries]
     wrong += [f"not used by {CONFIG}: {name}" for name in entries if name not in expected]
     for name in expected.keys() & entries.keys():

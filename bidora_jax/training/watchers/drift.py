@@ -12,16 +12,16 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from bidora_jax.models.adapters.drift import Change
+from bidora_jax.models.adapters.drift import Drift
 from bidora_jax.training.metrics_log import MetricsLog
 
 FILE = "changes.jsonl"
 
 
-class Changes:
+class DriftLog:
     """A watcher of the loop; `measure` maps (direction, magnitude) to the changes of all layers."""
 
-    def __init__(self, folder: Path, every: int, measure: Callable[[PyTree, PyTree], Sequence[Change]]) -> None:
+    def __init__(self, folder: Path, every: int, measure: Callable[[PyTree, PyTree], Sequence[Drift]]) -> None:
         self.every = every
         self._measure, self._log = measure, MetricsLog(folder / FILE)
 
@@ -34,7 +34,7 @@ class Changes:
         self._log.truncate(phase, step)
 
 
-def by_module(changes: Sequence[Change]) -> dict[str, dict[str, list[float | None]]]:
+def by_module(changes: Sequence[Drift]) -> dict[str, dict[str, list[float | None]]]:
     """The changes as a line of the file holds them: {'magnitude' and 'direction': {module: one number a layer}}."""
     layers = 1 + max(change.layer for change in changes)
     table: dict[str, Any] = {kind: {} for kind in ("magnitude", "direction")}

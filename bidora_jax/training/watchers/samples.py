@@ -106,8 +106,8 @@ def answerer(
 
     def answer(direction: PyTree, magnitude: PyTree) -> list[str]:
         members = {"": Member(adapter, direction, magnitude)}
-        placed, chosen = ensembles.choose(base, members, None, False, ())
-        if adapter.saved or not prepared:  # modules trained whole take the place of the base's
+        placed, chosen = ensembles.for_serving(base, members, None, False, ())
+        if adapter.whole_modules or not prepared:  # modules trained whole take the place of the base's
             prepared[:] = [decoding.assemble(config, placed)]
         model = decoding.with_adapter(prepared[0], *chosen[""])
         pieces = answers.complete(
