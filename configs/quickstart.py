@@ -1,6 +1,12 @@
 """BiDoRA on the model and the data that ship with the package: nothing is downloaded.
 
-    python -m bidora_jax.train --config configs/quickstart.py
+    command       python -m bidora_jax.train --config configs/quickstart.py
+    hardware      2 cores of an AMD EPYC without AVX-512, busy with other work (load average 3.8); no GPU
+    versions      Python 3.11.7, JAX 0.10.2, nothing in the compilation cache
+    wall time     2 min 59 s, of it 2 min 3 s of training
+    peak memory   1.54 GB resident
+    reached       94 of 96 test records answered exactly, 0 before; validation loss 0.0040 (retrain trains on that split too)
+    date          2026-11-29
 
 A Qwen3 of under a million parameters, which has seen OpenSCAD code and never an instruction to write it in this house
 style, learns to. bidora_jax/quickstart/README.md is its model card.

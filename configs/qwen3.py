@@ -4,9 +4,9 @@
 
 The argument is SIZE-MEMORY, as in the table below. Rank 8 on all linear layers, four records of at most 1,024 tokens in an
 optimiser step on each level, layers recomputed. What differs is how many of them are in the device at a time, and the bits of
-the frozen weights, so that a step fits in 85 % of the memory. `python benchmarks/fit_configs.py --gpu h100` compiles each record
-and prints its peak; benchmarks/README.md has the table. It is XLA's count for an H100, which need not be there; none of these runs
-has been made.
+the frozen weights, so that a step fits in 85 % of the memory. `python benchmarks/memory/fit_configs.py --gpu h100` compiles each
+record and prints its peak; benchmarks/README.md has the table. It is XLA's count for an H100, which need not be there; none of
+these runs has been made.
 """
 
 from ml_collections import ConfigDict

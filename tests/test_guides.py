@@ -1,65 +1,135 @@
-"""What the guides name is there: settings, flags of commands, choices, links."""
+"""What the documents name is there: settings, flags of commands and of benchmarks, choices, files, links, modules."""
 
 import dataclasses
+import importlib.util
 import re
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 import bidora_jax
+from bidora_jax import cli
 from bidora_jax.config import Config, TrainArguments, leaves
-from bidora_jax.evaluate import EvaluateArguments
-from bidora_jax.export import ExportArguments
-from bidora_jax.generate import GenerateArguments
-from bidora_jax.report import ReportArguments
 
-FOLDER = Path(bidora_jax.__file__).parent / "guides"
-GUIDES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.md"))}
+PACKAGE = Path(bidora_jax.__file__).parent
+ROOT = PACKAGE.parent
+FOLDER = PACKAGE / "guides"
+GUIDES = [
+    "adapters", "deployment", "fitting", "generation", "methods", "quantized_bases", "records", "sources", "troubleshooting",
+    "watching",
+]  # fmt: skip
+DOCUMENTS = [
+    "README.md",
+    "benchmarks/README.md",
+    "benchmarks/LOG.md",
+    *(f"bidora_jax/guides/{name}.md" for name in GUIDES),
+]
 SETTINGS = dict(leaves(Config()))
-COMMANDS = {
-    "evaluate": EvaluateArguments, "export": ExportArguments, "generate": GenerateArguments, "report": ReportArguments,
-}  # fmt: skip
 SECTIONS = {name.partition(".")[0] for name in SETTINGS if "." in name}
+ROOMS = (
+    "machine|kernels|models|data|generation|tasks|training|planning|reporting|runs|"
+    "speed|memory|gpu|formats|quality|tests|configs"
+)
+NO_SETTINGS = {"data.jsonl", "model.safetensors"}
+OTHERS = {  # flags of other programs, and of pytest
+    "--max-lora-rank", "--enable-lora", "--lora-modules", "--model-id", "--lora", "--outfile", "--base",
+    "--xla_backend_optimization_level", "--xla_cpu_enable_concurrency_optimized_scheduler",
+    "--xla_gpu_dot_merger_threshold_mb",
+}  # fmt: skip
 
 
-def test_there_are_three():
-    assert list(GUIDES) == ["deployment", "methods", "troubleshooting"]
+def read(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("guide", GUIDES)
-def test_settings_are_called_what_they_are_called(guide):
-    text = GUIDES[guide]
-    named = set(re.findall(rf"(?<![\w./-])(?:{'|'.join(SECTIONS)})\.[a-z][a-z0-9_-]*\b", text))
-    named |= set(re.findall(r"`--([a-z]+\.[a-z0-9-]+)", text))
-    found = {name.replace("-", "_") for name in named} - {"data.jsonl", "model.safetensors"}
+def fields(command: str) -> set[str]:
+    """Names of a command's flags, as its dataclass has them."""
+    module, _, name = cli.COMMANDS[command].arguments.partition(":")
+    schema = getattr(importlib.import_module(module), name)
+    nested = SETTINGS.keys() if issubclass(schema, Config) else set()
+    return nested | {field.name for field in dataclasses.fields(schema)}
+
+
+def script_flags(path: str) -> set[str]:
+    """Flags that a benchmark's source adds to its parser."""
+    return set(re.findall(r'"(--[a-z][\w-]*)"', (ROOT / path).read_text(encoding="utf-8")))
+
+
+def slugs(text: str) -> set[str]:
+    """Anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_list_of_guides_is_complete():
+    assert [path.stem for path in sorted(FOLDER.glob("*.md"))] == GUIDES
+    for guide in GUIDES:
+        assert f"(bidora_jax/guides/{guide}.md)" in read("README.md"), guide
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_settings_are_called_what_they_are_called(document):
+    text = read(document)
+    named = set(re.findall(rf"`(?:--)?((?:{'|'.join(sorted(SECTIONS))})\.[a-z][a-z0-9_-]*)\b(?!\()", text))
+    named |= set(re.findall(r"--([a-z]+\.[a-z0-9-]+)", text))
+    found = {name.replace("-", "_") for name in named} - NO_SETTINGS
     assert sorted(found - SETTINGS.keys()) == []
 
 
-@pytest.mark.parametrize("guide", GUIDES)
-def test_choices_are_ones_that_there_are(guide):
-    for name, value in re.findall(r"--([a-z]+\.[a-z0-9-]+) ([a-z_0-9]+)", GUIDES[guide]):
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_choices_are_ones_that_there_are(document):
+    for name, value in re.findall(r"--([a-z]+\.[a-z0-9-]+) ([a-z_0-9]+)", read(document)):
         section, _, leaf = name.replace("-", "_").partition(".")
         part = type(getattr(Config(), section))
-        options = get_args(get_type_hints(part)[leaf])
-        assert not options or value in options or str in options, (name, value)
+        kind = get_type_hints(part)[leaf]
+        assert get_origin(kind) is not Literal or value in get_args(kind), (name, value)
 
 
-@pytest.mark.parametrize("guide", GUIDES)
-def test_commands_and_their_flags_are_there(guide):
-    calls = re.findall(r"python -m bidora_jax\.([\w.]+)((?: (?!python)[^\s`]+)*)", GUIDES[guide].replace("\\\n", " "))
-    assert calls or guide == "none"
-    for command, rest in calls:
-        assert (FOLDER.parent / f"{command.replace('.', '/')}.py").is_file()
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_and_their_flags_are_there(document):
+    for module, rest in re.findall(r"python -m bidora_jax\.([\w.]+)((?: (?!python)[^\s`]+)*)", read(document)):
+        path = PACKAGE / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
         flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][\w.-]*)", rest)}
-        if command == "train":
-            known = SETTINGS.keys() | {field.name for field in dataclasses.fields(TrainArguments)}
-        else:
-            known = {field.name for field in dataclasses.fields(COMMANDS[command])} if command in COMMANDS else set()
-        assert sorted(flags - known) == [], command
+        assert sorted(flags - (fields(module) if module in cli.COMMANDS else set())) == [], module
 
 
-@pytest.mark.parametrize("guide", GUIDES)
-def test_links_lead_somewhere(guide):
-    for target in re.findall(r"\]\(([^)#]+)\)", GUIDES[guide]):
-        assert target.startswith("https://") or (FOLDER / target).is_file(), target
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_benchmarks_and_their_flags_are_there(document):
+    for path, rest in re.findall(r"python (benchmarks/[\w/]+\.py)([^\n`;]*)", read(document)):
+        assert (ROOT / path).is_file(), path
+        assert sorted(set(re.findall(r"--[a-z][\w-]*", rest)) - script_flags(path)) == [], path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_other_flag_is_that_of_a_command(document):
+    scripts = {
+        flag for path in (ROOT / "benchmarks").rglob("*.py") for flag in script_flags(str(path.relative_to(ROOT)))
+    }
+    known = {f"--{name.replace('_', '-')}" for command in cli.COMMANDS for name in fields(command)} | scripts | OTHERS
+    known |= {"--help", *(f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainArguments))}
+    assert sorted(set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", read(document))) - known) == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    text, here = read(document), (ROOT / document).parent
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", text):
+        if target.startswith("https://"):
+            continue
+        file = here / target if target else ROOT / document
+        assert file.is_file(), target
+        assert not anchor or anchor in slugs(file.read_text(encoding="utf-8")), (target, anchor)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_modules_that_are_imported_or_named_are_there(document):
+    text = read(document)
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        for module, names in re.findall(r"^from (bidora_jax[\w.]*) import ([\w, ]+)$", block, re.M):
+            owner = importlib.import_module(module)
+            for name in names.split(", "):
+                assert hasattr(owner, name) or importlib.util.find_spec(f"{module}.{name}"), (module, name)
+    for path in re.findall(rf"`((?:{ROOMS})/[\w/]+\.py)`", text):
+        assert any((place / path).is_file() for place in (PACKAGE, ROOT / "benchmarks", ROOT)), path

@@ -114,8 +114,8 @@ def with_adapter(
     """
     if adapter is not None and adapter.whole_modules:
         raise InputError(
-            f"the adapter trained {' and '.join(adapter.whole_modules)} whole (modules_to_save), which cannot be switched in a model; "
-            "assemble a model with it"
+            f"the adapter trained {' and '.join(adapter.whole_modules)} whole (modules_to_save), which cannot be switched in a "
+            "model; assemble a model with it"
         )
     named = {"direction": direction, "magnitude": magnitude}
     trained = {name: tree["layers"] for name, tree in named.items() if tree}
