@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from test_changes import rows
+from test_drift import rows
 
 from bidora_jax import analyze
 from bidora_jax.errors import command

@@ -6,7 +6,7 @@ from dataclasses import replace
 import jax
 import pytest
 import tiny
-from test_changes import SETTINGS, parts
+from test_drift import SETTINGS, parts
 
 from bidora_jax.data import prompts
 from bidora_jax.data.tokenizer import load_tokenizer

@@ -90,7 +90,7 @@ def test_the_adapter_of_a_run_is_pefts_dora(finished_run):
 DIE_AT = """
 import json, os, signal, sys
 from bidora_jax import errors, train
-from bidora_jax.training import metrics
+from bidora_jax.training import metrics_log as metrics
 
 point, argv = sys.argv[1], sys.argv[2:]
 rename, append = os.rename, metrics.MetricsLog.append

@@ -321,7 +321,7 @@ def test_a_data_set_on_the_hub_without_a_network(capfd, monkeypatch):
 READ_EACH = """
 import sys
 from bidora_jax.errors import InputError
-from bidora_jax.training.sources import read
+from bidora_jax.data.sources.sources import read
 for source in sys.argv[1:]:
     try:
         print([(row.place, row.value["text"]) for row in read(source)])
@@ -428,14 +428,14 @@ def test_columns_that_are_not_there_are_refused(tmp_path, columns, said):
 def test_prompts_come_from_any_source_and_text_has_one_a_line(tmp_path):
     (tmp_path / "a.csv").write_text('question,output\n"one\ntwo",left out\nthree,\n')
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
-    asked = GenerateArguments("", prompt_file=str(tmp_path / "a.csv"), columns=(("instruction", "question"),))
+    asked = GenerateArguments(model="", prompt_file=str(tmp_path / "a.csv"), columns=(("instruction", "question"),))
     assert [record["instruction"] for record in prompts_of(asked)] == ["one\ntwo", "three"]
     assert prompts_of(asked)[1].place == f"{tmp_path}/a.csv:4"
-    asked = GenerateArguments("", prompt_file=str(tmp_path / "a.txt"))
+    asked = GenerateArguments(model="", prompt_file=str(tmp_path / "a.txt"))
     assert prompts_of(asked) == [{"prompt": "one"}, {"prompt": "two"}]
     (tmp_path / "b.csv").write_text("question\n")
     with pytest.raises(InputError, match=r"b\.csv holds no prompt"):
-        prompts_of(GenerateArguments("", prompt_file=str(tmp_path / "b.csv")))
+        prompts_of(GenerateArguments(model="", prompt_file=str(tmp_path / "b.csv")))
 
 
 def test_a_row_without_a_column_that_others_have_is_named(tmp_path):

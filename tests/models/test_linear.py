@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from test_bilevel import MODEL, OPTIMIZERS, batch, dot
-from test_quant import FORMS
+from test_quantized import FORMS
 from tiny import CONFIG, random_base
 
 from bidora_jax.generation import answers, decoding

@@ -92,7 +92,7 @@ def test_a_stack_goes_through_jit_and_back_as_it_is(form):
 
 SHARDED = """
 import jax, numpy as np
-from test_quant import FORMS, quant, weights
+from test_quantized import FORMS, quantized, weights
 
 mesh = jax.make_mesh((2,), ("layers",), axis_types=(jax.sharding.AxisType.Auto,))
 sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("layers"))
@@ -101,14 +101,17 @@ for form in FORMS:
     sharded = jax.device_put(stack, sharding)
     assert all(len(leaf.addressable_shards) == 2 and leaf.addressable_shards[0].data.shape[0] == 2
                for leaf in jax.tree.leaves(sharded))
-    every = jax.jit(lambda s: quant.over_layers(quant.dense, s))
+    every = jax.jit(lambda s: quantized.over_layers(quantized.dense, s))
     np.testing.assert_array_equal(every(sharded), every(stack))
 """
 
 
 def test_a_stack_is_sharded_over_its_layers():
     """Two devices hold two layers each of every leaf and compute the same weights."""
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(Path(__file__).parent)}
+    devices = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1] / 'support'}",
+    }
     done = subprocess.run(
         [sys.executable, "-c", SHARDED], env=os.environ | devices, capture_output=True, text=True, check=False
     )

@@ -11,7 +11,7 @@ from bidora_jax.machine import memory
 
 PROGRAM = """
 import ctypes, sys
-from bidora_jax.training.memory import keep_freed_memory
+from bidora_jax.machine.allocator import keep_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
@@ -37,7 +37,7 @@ def test_a_large_block_stays_only_when_asked(mode, kept):
 
 STEPS = """
 import resource
-from bidora_jax.training.memory import keep_freed_memory
+from bidora_jax.machine.allocator import keep_freed_memory
 
 keep_freed_memory()
 import jax, jax.numpy as jnp

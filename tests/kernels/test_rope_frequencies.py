@@ -1,4 +1,4 @@
-"""kernels/rope_frequencies.py: its formulas at the points where they are known by hand; transformers is the oracle in test_rope."""
+"""kernels/rope_frequencies.py: its formulas at the points where they are known by hand; transformers is the oracle in models/architectures/test_rope.py."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""models/decoder.py and the adapters over it: laws that hold whatever the weights are. Oracles stand in test_hf.py."""
+"""models/decoder.py and the adapters over it: laws that hold whatever the weights are. Oracles stand in formats/test_hf.py."""
 
 from dataclasses import replace
 
