@@ -7,7 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import contents
+from runs import contents, refused_export
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -25,16 +25,6 @@ pytestmark = pytest.mark.slow  # they need the finished run
 @pytest.fixture
 def run(finished_run):
     return finished_run / "run"
-
-
-def refused(argv: list[str], capfd, status: int = 2) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        command(export.main, argv)
-    said = capfd.readouterr().err
-    assert stopped.value.code == status
-    assert said.count("error: " if status == 2 else "stopped: ") == 1
-    assert "Traceback" not in said
-    return said
 
 
 def trained_logits(run: Path, tokens) -> np.ndarray:
@@ -81,11 +71,11 @@ def test_the_merged_weights_can_be_rounded_to_bfloat16(run, tmp_path, capfd):
 
 def test_a_folder_that_is_no_run_or_not_finished_is_refused(run, tmp_path, capfd):
     output = ["--output", str(tmp_path / "out")]
-    assert "is not a run folder" in refused(["--run", str(tmp_path / "none"), *output], capfd)
+    assert "is not a run folder" in refused_export(["--run", str(tmp_path / "none"), *output], capfd)
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "config.json").write_text(to_json(parse_train([])[0]))
-    said = refused(["--run", str(unfinished), *output], capfd)
+    said = refused_export(["--run", str(unfinished), *output], capfd)
     assert f"the run is not finished; go on with train --config {unfinished}/config.json --resume" in said
     assert not (tmp_path / "out").exists()
 
@@ -94,14 +84,14 @@ def test_a_full_output_folder_is_left_alone(run, tmp_path, capfd):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x").write_text("1")
     for kind in ("merged", "adapter"):
-        said = refused(["--run", str(run), "--format", kind, "--output", str(tmp_path / "out")], capfd)
+        said = refused_export(["--run", str(run), "--format", kind, "--output", str(tmp_path / "out")], capfd)
         assert "is not empty; empty it or choose another output folder" in said
     assert contents(tmp_path) == {"out": None, "out/x": b"1"}
 
 
 def test_a_dtype_for_an_adapter_is_refused(run, tmp_path, capfd):
     argv = ["--run", str(run), "--format", "adapter", "--dtype", "bfloat16", "--output", str(tmp_path / "out")]
-    assert "--dtype is for --format merged" in refused(argv, capfd)
+    assert "--dtype is for --format merged" in refused_export(argv, capfd)
     assert contents(tmp_path) == {}
 
 
@@ -111,13 +101,13 @@ def test_a_base_that_is_gone_is_named(run, tmp_path, capfd):
     settings = json.loads((moved / "config.json").read_text())
     settings["model"]["path"] = str(tmp_path / "gone")
     (moved / "config.json").write_text(json.dumps(settings))
-    assert "there is no folder" in refused(["--run", str(moved), "--output", str(tmp_path / "out")], capfd)
+    assert "there is no folder" in refused_export(["--run", str(moved), "--output", str(tmp_path / "out")], capfd)
 
 
 @pytest.mark.parametrize("kind", ["merged", "adapter"])
 def test_an_export_that_fails_its_proof_is_removed(run, tmp_path, capfd, monkeypatch, kind):
     monkeypatch.setattr(parity, "TOLERANCE", {jnp.dtype(jnp.float32): -1.0})
-    said = refused(["--run", str(run), "--format", kind, "--output", str(tmp_path / "out")], capfd, status=1)
+    said = refused_export(["--run", str(run), "--format", kind, "--output", str(tmp_path / "out")], capfd, status=1)
     assert "is not the trained model: largest logit difference" in said
     assert "it was removed" in said
     assert contents(tmp_path) == {}
@@ -129,7 +119,7 @@ def test_a_disk_that_fills_up_leaves_nothing(run, tmp_path, capfd, monkeypatch, 
         raise OSError(28, "No space left on device", "somewhere")
 
     monkeypatch.setattr("bidora_jax.models.formats.safetensors_file.np.ascontiguousarray", full)
-    said = refused(["--run", str(run), "--format", kind, "--output", str(tmp_path / "out")], capfd)
+    said = refused_export(["--run", str(run), "--format", kind, "--output", str(tmp_path / "out")], capfd)
     assert "cannot write at somewhere: No space left on device; free some space" in said
     assert contents(tmp_path) == {}
 

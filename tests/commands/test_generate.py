@@ -6,8 +6,7 @@ import sys
 
 import pytest
 import tiny
-from test_ensembles import KINDS
-from test_peft import _random_adapter
+from random_adapters import KINDS, random_adapter
 
 from bidora_jax import evaluate, generate
 from bidora_jax.data import prompts
@@ -25,7 +24,7 @@ def adapter_folders(tmp_path_factory):
     """Two adapters of the tiny model by name."""
     root = tmp_path_factory.mktemp("adapters")
     for name in ("lora", "dora"):
-        adapter, *trained = _random_adapter(KINDS[name])
+        adapter, *trained = random_adapter(KINDS[name])
         peft.save_adapter(root / name, adapter, KINDS[name], *trained, base_model_name="x")
     return {name: root / name for name in ("lora", "dora")}
 
@@ -221,7 +220,7 @@ def test_bad_input_is_refused_with_one_message(model_folder, tmp_path, capfd, mo
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\nnot JSON\n')
     if "other" in flags:
         config = tiny.DecoderConfig(**{**vars(tiny.CONFIG), "hidden_size": 30})
-        adapter, *trained = _random_adapter(KINDS["lora"], config)
+        adapter, *trained = random_adapter(KINDS["lora"], config)
         peft.save_adapter(tmp_path / "other", adapter, KINDS["lora"], *trained, base_model_name="x")
     argv = ["--max-new-tokens", "7", *([] if "--model" in flags else ["--model", str(model_folder)]), *flags]
     with pytest.raises(SystemExit) as stopped:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from event_files import curves, without_clock
 from runs import BIDORA, SMALL, contents, inputs, metrics, process
 from safetensors.numpy import load_file
-from test_tracking import curves, without_clock
 
 from bidora_jax import train
 from bidora_jax.config import parse_train, read, resolve, settled, to_json

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_decoder import adapted
+from forms import as_bits, quantised
+from random_adapters import adapted
 from tiny import CONFIG, random_base
 
 from bidora_jax.errors import InputError
@@ -145,8 +146,6 @@ def test_sixteen_bit_weights_in_every_form(held):
     """One row goes twice; a plain stack and one held as integers are the same weights."""
     base = random_base(dtype=jnp.bfloat16)
     if held:
-        from test_linear import as_bits
-
         base = as_bits(base)
     model = decoding.assemble(CONFIG, base)
     state = decoding.prefill(model, *_request(PROMPTS[:2]), room=32)
@@ -165,8 +164,6 @@ def _request(prompts):
 @pytest.mark.parametrize("method", ["lora", "dora"])
 @pytest.mark.parametrize("form", ["dense", "int8", "nf4"])
 def test_an_adapter_applied_answers_as_its_merged_model(method, form):
-    from test_linear import quantised
-
     adapter, base, direction, magnitude = adapted(method, target_modules=("q_proj", "down_proj"))
     if form != "dense":
         base = initial.prepare_base(quantised(random_base(), form), adapter)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_linear import quantised
-from test_peft import _random_adapter
+from forms import quantised
+from random_adapters import KINDS, random_adapter
 from tiny import CONFIG, random_base
 
 from bidora_jax.errors import InputError
@@ -23,17 +23,6 @@ from bidora_jax.models.formats import peft
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.tasks import evaluation
 
-KINDS = {
-    "lora": AdapterConfig(method="lora", rank=5, alpha=7.0),
-    "narrow": AdapterConfig(method="lora", rank=2, alpha=3.0, rslora=True, target_modules=("q_proj", "down_proj")),
-    "dora": AdapterConfig(method="dora", rank=3, alpha=7.0, target_modules=("v_proj", "down_proj")),
-    "bidora": AdapterConfig(method="bidora", rank=4, alpha=2.5),
-    "uneven": AdapterConfig(method="bidora", rank=3, alpha=5.0, rank_pattern=(("0.self_attn.q_proj", 7), ("1.*down_proj", 0)),
-                            alpha_pattern=(("1.*v_proj", 2.0),)),
-    "one layer": AdapterConfig(method="lora", rank=2, alpha=3.0, layers_to_transform=(1,)),
-    "pissa": AdapterConfig(method="dora", rank=3, alpha=7.0, init="pissa", rank_pattern=(("1.*up_proj", 2),)),
-    "olora": AdapterConfig(method="lora", rank=4, alpha=5.0, init="olora", target_modules=("k_proj", "down_proj")),
-}  # fmt: skip
 MIXES = {
     "loras": ("lora", "narrow"), "doras": ("dora", "bidora"), "all": ("lora", "narrow", "dora", "bidora"),
     "layers": ("uneven", "one layer"), "starts": ("pissa", "olora", "uneven"),
@@ -52,7 +41,7 @@ def base():
 def members(base, mix) -> list[Member]:
     found = []
     for number, name in enumerate(MIXES[mix]):
-        adapter, direction, magnitude = _random_adapter(KINDS[name], base=base)
+        adapter, direction, magnitude = random_adapter(KINDS[name], base=base)
         turned = jax.tree.map(lambda leaf, number=number: jnp.roll(leaf, number, axis=1), direction)
         found.append(Member(adapter, turned, magnitude))
     return found
@@ -219,7 +208,7 @@ WHOLE = AdapterConfig(
 
 @pytest.mark.parametrize("saved", [("lm_head",), ("embed_tokens",), ("lm_head", "embed_tokens")])
 def test_what_is_trained_whole_answers_as_the_logits_say(base, saved):
-    member = Member(*_random_adapter(replace(WHOLE, modules_to_save=saved), base=base))
+    member = Member(*random_adapter(replace(WHOLE, modules_to_save=saved), base=base))
     prepared = initial.prepare_base(base, member.adapter)
     found = answers.complete(decoding.assemble(CONFIG, prepared, *member), PROMPTS, max_new_tokens=6, ends=[10**6])
     padded = np.array([text + [0] * (17 - len(text)) for text in _texts(found)])
@@ -238,7 +227,7 @@ def _texts(found):
 
 
 def test_what_is_trained_whole_shares_no_base(base):
-    whole, plain = Member(*_random_adapter(WHOLE, base=base)), members(base, "loras")[0]
+    whole, plain = Member(*random_adapter(WHOLE, base=base)), members(base, "loras")[0]
     with pytest.raises(InputError, match=r"whole .*\n.*mine: embed_tokens and lm_head\n.*use such an adapter alone"):
         ensembles.check({"mine": whole, "other": plain}, None, False, ())
     with pytest.raises(InputError, match="adapter 2: embed_tokens and lm_head"):
@@ -254,7 +243,7 @@ def test_what_is_trained_whole_shares_no_base(base):
 def folders(tmp_path_factory, base):
     root = tmp_path_factory.mktemp("adapters")
     for name in ("lora", "dora"):
-        adapter, *trained = _random_adapter(KINDS[name], base=base)
+        adapter, *trained = random_adapter(KINDS[name], base=base)
         peft.save_adapter(root / name, adapter, KINDS[name], *trained, base_model_name="x")
     return root
 

@@ -3,29 +3,16 @@
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
+import forms
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forms import FORMS, SHAPE, weights
 
-from bidora_jax.kernels import quantized, quantizers
-
-SHAPE = (13, 11)  # 143 weights: an odd number, in two blocks and a part of one
-FORMS = {
-    "int8": quantizers.int8,
-    "nf4": partial(quantizers.nf4, double=False),
-    "nf4 nested": partial(quantizers.nf4, double=True),
-}
-
-
-def weights(form, count=3, dtype=jnp.float32, shape=SHAPE):
-    """(one quantised weight each, their stack)."""
-    random = np.random.default_rng(0)
-    each = [FORMS[form](random.normal(size=shape).astype(dtype), dtype) for _ in range(count)]
-    return each, jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *each)
+from bidora_jax.kernels import quantized
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -92,7 +79,9 @@ def test_a_stack_goes_through_jit_and_back_as_it_is(form):
 
 SHARDED = """
 import jax, numpy as np
-from test_quantized import FORMS, quantized, weights
+from forms import FORMS, weights
+
+from bidora_jax.kernels import quantized
 
 mesh = jax.make_mesh((2,), ("layers",), axis_types=(jax.sharding.AxisType.Auto,))
 sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("layers"))
@@ -108,10 +97,7 @@ for form in FORMS:
 
 def test_a_stack_is_sharded_over_its_layers():
     """Two devices hold two layers each of every leaf and compute the same weights."""
-    devices = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1] / 'support'}",
-    }
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(Path(forms.__file__).parent)}
     done = subprocess.run(
         [sys.executable, "-c", SHARDED], env=os.environ | devices, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""kernels/rope_frequencies.py: its formulas at the points where they are known by hand; transformers is the oracle in models/architectures/test_rope.py."""
+"""kernels/rope_frequencies.py: its formulas where they are known by hand; oracle: models/architectures/test_rope.py."""
 
 import math
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_adapters import adapted
 from tiny import CONFIG, random_base
 
 from bidora_jax.errors import InputError
@@ -17,17 +18,6 @@ from bidora_jax.tasks import language_modeling
 
 TOKENS = jnp.asarray(np.random.default_rng(3).integers(CONFIG.vocab_size, size=(2, 11), dtype=np.int32))
 MASK = jnp.asarray(np.random.default_rng(4).random((2, 11)) < 0.7, jnp.float32)
-
-
-def adapted(method: str = "bidora", dtype=jnp.float32, **settings):
-    """A base with a random, not neutral, adapter on it."""
-    adapter = adapters.resolve(AdapterConfig(method=method, rank=3, **settings), CONFIG)
-    base = initial.prepare_base(random_base(dtype=dtype), adapter)
-    direction, magnitude = initial.init(adapter, base, jax.random.key(0))
-    random = np.random.default_rng(5)
-    direction = jax.tree.map(lambda leaf: leaf + 0.1 * random.normal(size=leaf.shape).astype(np.float32), direction)
-    magnitude = jax.tree.map(lambda leaf: leaf * random.uniform(0.8, 1.2, leaf.shape).astype(np.float32), magnitude)
-    return adapter, base, direction, magnitude
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "bidora"])

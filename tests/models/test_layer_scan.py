@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_linear import quantised
+from forms import quantised
 from tiny import CONFIG, noisy, random_base
 
 from bidora_jax.kernels import hypergrad, known_values

@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_bilevel import MODEL, OPTIMIZERS, batch, dot
-from test_quantized import FORMS
+from bilevel_problem import MODEL, OPTIMIZERS, batch, dot
+from forms import FORMS, as_bits, quantised
 from tiny import CONFIG, random_base
 
 from bidora_jax.generation import answers, decoding
 from bidora_jax.kernels import hypergrad, quantized
 from bidora_jax.kernels.cuda import ops
-from bidora_jax.kernels.xla_cpu import weights
 from bidora_jax.models import decoder
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial, merging
@@ -30,18 +29,6 @@ from bidora_jax.training.state import init_state
 
 # Every side its own, and weights that outweigh the activations of eight tokens.
 DEEP = replace(CONFIG, num_layers=28, hidden_size=192, intermediate_size=448, head_dim=34)
-
-
-def quantised(base, form):
-    """The base with its linear layers in the form."""
-
-    def leaf(path, weight):
-        if path[0].key != "layers" or weight.ndim != 3:
-            return weight
-        each = [FORMS[form](np.asarray(layer), weight.dtype) for layer in weight]
-        return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(part) for part in leaves]), *each)
-
-    return jax.tree_util.tree_map_with_path(leaf, base)
 
 
 def adapted(base, method, config=CONFIG, **settings):
@@ -192,17 +179,6 @@ def test_embedding_and_head_can_be_quantised_too(form, tied):
     tokens = jnp.arange(22).reshape(2, 11) % 97
     found, expected = (decoder.logits(config, None, b, {}, {}, tokens) for b in (base, twin))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def as_bits(base):
-    """The 16-bit stacks of a base as they are loaded on a CPU."""
-
-    def leaf(weight):
-        return (
-            weights.Bits(jax.lax.bitcast_convert_type(weight, jnp.uint16), weight.dtype) if weight.ndim == 3 else weight
-        )
-
-    return {**base, "layers": jax.tree.map(leaf, base["layers"])}
 
 
 @pytest.mark.parametrize("remat", ["layer", "dots", "none"])

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import SMALL, contents, inputs
-from test_export import refused
+from runs import SMALL, contents, inputs, refused_export
 
 from bidora_jax import evaluate, export, train
 from bidora_jax.errors import InputError, command
@@ -189,19 +188,19 @@ def test_quantised_evaluation_is_that_of_the_quantised_folder(model_folder, data
     [(["--quantization", "nf4"], "--quantization is for --model"), (["--model", "x"], "give either --run")],
 )
 def test_flags_that_contradict_a_run_are_refused(run, tmp_path, capfd, flags, said):
-    assert said in refused(["--run", str(run), "--output", str(tmp_path / "out"), *flags], capfd)
+    assert said in refused_export(["--run", str(run), "--output", str(tmp_path / "out"), *flags], capfd)
     assert contents(tmp_path) == {}
 
 
 @pytest.mark.slow
 def test_a_dense_run_has_no_other_base(finished_run, tmp_path, capfd):
     argv = ["--run", str(finished_run / "run"), "--output", str(tmp_path / "out"), "--merge-base", "original"]
-    assert "this one was trained on the weights as they are" in refused(argv, capfd)
+    assert "this one was trained on the weights as they are" in refused_export(argv, capfd)
 
 
 def test_a_model_without_a_run_has_no_adapter_to_write(model_folder, tmp_path, capfd):
     argv = ["--model", str(model_folder), "--format", "adapter", "--output", str(tmp_path / "out")]
-    assert "--format and --merge-base are for --run" in refused(argv, capfd)
+    assert "--format and --merge-base are for --run" in refused_export(argv, capfd)
 
 
 def test_a_quantised_folder_is_not_quantised_again(model_folder, data_files, tmp_path, capfd):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drift_by_hand import rows
 from safetensors.numpy import load_file
-from test_drift import rows
 
 from bidora_jax import analyze
 from bidora_jax.errors import command

@@ -8,8 +8,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from random_adapters import random_adapter
+
 import bidora_jax
+from bidora_jax import export
 from bidora_jax.config import parse_train, to_json
+from bidora_jax.errors import command
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.formats import peft
 
@@ -40,12 +45,10 @@ def process(argv: list[str], compiled: Path) -> subprocess.CompletedProcess[str]
 
 def trained_run(folder: Path, model_folder: Path, settings: AdapterConfig, *flags: str) -> Path:
     """A run folder as `train` leaves it, its adapter random and not trained."""
-    from test_peft import _random_adapter
-
     config, _ = parse_train(["--model.path", str(model_folder), "--adapter.method", settings.method, *flags])
     folder.mkdir()
     (folder / "config.json").write_text(to_json(config))
-    adapter, *trees = _random_adapter(settings)
+    adapter, *trees = random_adapter(settings)
     peft.save_adapter(folder / "adapter", adapter, settings, *trees, base_model_name=None)
     return folder
 
@@ -60,6 +63,17 @@ def metrics(run: Path) -> list[dict]:
 def contents(folder: Path) -> dict[str, bytes | None]:
     """Every file and folder below `folder`, with what is in the files."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def refused_export(argv: list[str], capfd, status: int = 2) -> str:
+    """What `export` says when it refuses or stops: one message and no traceback."""
+    with pytest.raises(SystemExit) as stopped:
+        command(export.main, argv)
+    said = capfd.readouterr().err
+    assert stopped.value.code == status
+    assert said.count("error: " if status == 2 else "stopped: ") == 1
+    assert "Traceback" not in said
+    return said
 
 
 def once(folder: Path, make: Callable[[Path], None], patience: float = 600.0) -> Path:

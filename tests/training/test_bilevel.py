@@ -10,30 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bilevel_problem import MODEL, OPTIMIZERS, batch, dot
 from tiny import CONFIG, random_base
 
 from bidora_jax.kernels import hypergrad
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.settings import AdapterConfig
-from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import objective, optim
 from bidora_jax.training.bilevel import bilevel_step, lower_step
-from bidora_jax.training.settings import OptimizerConfig
 from bidora_jax.training.state import init_state
-
-MODEL = ModelConfig(remat="layer", attention_chunk=5, loss_chunk=7)
-OPTIMIZERS = {
-    "sgd": OptimizerConfig("sgd", 0.1, "constant", warmup=0.0, b1=0.0, clip=0.0),
-    "momentum": OptimizerConfig("sgd", 0.1, "linear", b1=0.9, clip=0.0),
-    "adamw": OptimizerConfig("adamw", 1e-3, "cosine", weight_decay=0.1, clip=0.1),
-}
-
-
-def batch(seed: int, micro: int, dtype=np.float64):
-    random = np.random.default_rng(seed)
-    tokens = random.integers(CONFIG.vocab_size, size=(micro, 2, 11), dtype=np.int32)
-    return {"tokens": jnp.asarray(tokens), "loss_mask": jnp.asarray(random.random(tokens.shape) < 0.6, dtype)}
 
 
 def problem(dtype=jnp.float64, targets=("q_proj", "down_proj"), **settings):
@@ -45,10 +31,6 @@ def problem(dtype=jnp.float64, targets=("q_proj", "down_proj"), **settings):
         "outer_loss": objective.outer_loss(CONFIG, adapter, MODEL),
     }
     return base, direction, magnitude, losses
-
-
-def dot(a, b):
-    return float(sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))
 
 
 @pytest.mark.parametrize("micro", [1, 3])

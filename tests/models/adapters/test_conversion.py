@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_linear import quantised
+from forms import quantised
 from tiny import CONFIG, noisy, random_base
 
 from bidora_jax.models import decoder

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_linear import quantised
+from drift_by_hand import rows
+from forms import quantised
+from random_adapters import prepared
 
 from bidora_jax.kernels import dora, quantized
 from bidora_jax.models.adapters import adapter as adapters
@@ -17,17 +19,6 @@ from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.adapters.targets import Site
 
 TARGETS = ("q_proj", "down_proj")
-
-
-def rows(w0, a, b, scale):
-    """(‖V‖ − ‖W0‖, 1 − cos(V, W0)) of each row, as the paper writes them, in the widest float there is."""
-    w0, a, b = (np.asarray(x, np.longdouble) for x in (w0, a, b))
-    found = []
-    for before, after in zip(w0, w0 + scale * (b @ a), strict=True):
-        lengths = np.sqrt((before**2).sum()), np.sqrt((after**2).sum())
-        cosine = (before * after).sum() / (lengths[0] * lengths[1])
-        found.append((lengths[1] - lengths[0], 1 - cosine))
-    return np.array(found, np.float64).T
 
 
 @pytest.mark.parametrize("size", [1e-4, 1e-2, 1.0, 30.0])
@@ -51,12 +42,6 @@ def test_a_row_that_turns_round_has_turned_by_two_and_a_zero_row_not_at_all():
     growth, turn = dora.drift(w0, dora.square_norm(w0), pair, scale=1.0)
     np.testing.assert_allclose(growth, [3, 3, -3], rtol=1e-6)
     np.testing.assert_allclose(turn, [2, 0, 0], rtol=1e-6)
-
-
-def parts(settings: AdapterConfig, base):
-    adapter = adapters.resolve(settings, tiny.CONFIG)
-    base = initial.prepare_base(base, adapter)
-    return adapter, base, *tiny.noisy(adapter, *initial.init(adapter, base, jax.random.key(2)))
 
 
 def by_hand(adapter, base, direction, magnitude):
@@ -93,7 +78,7 @@ def test_changes_are_those_of_a_loop_in_float64(kind, form):
     base = tiny.random_base()
     if form != "none":
         base = quantised(base, form)
-    whole = parts(SETTINGS[kind], base)
+    whole = prepared(SETTINGS[kind], base)
     expected, found = by_hand(*whole), drift(*whole)
     assert [(change.module, change.layer) for change in found] == list(expected)
     for change in found:
@@ -111,7 +96,7 @@ def test_an_untrained_adapter_has_changed_nothing():
 
 
 def test_a_magnitude_twice_the_row_norms_is_a_relative_change_of_one():
-    adapter, base, direction, _ = parts(SETTINGS["bidora"], tiny.random_base())
+    adapter, base, direction, _ = prepared(SETTINGS["bidora"], tiny.random_base())
     _, magnitude = initial.init(adapter, base, jax.random.key(0))
     doubled = jax.tree.map(lambda m: 2 * m, magnitude)
     assert [change.relative for change in drift(adapter, base, direction, doubled)] == pytest.approx([1.0] * 4)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from peft_oracle import DEPRECATED
+from random_adapters import random_adapter
 from runs import trained_run
 from safetensors.numpy import load_file
-from test_peft import DEPRECATED, _random_adapter
 
 from bidora_jax import export
 from bidora_jax.errors import InputError, command
@@ -33,7 +34,7 @@ DORA = AdapterConfig(
 def trained(settings, base=None):
     """(adapter, prepared base, direction, magnitude), random."""
     base = tiny.random_base(CONFIG) if base is None else base
-    adapter, *trees = _random_adapter(settings, CONFIG, base)
+    adapter, *trees = random_adapter(settings, CONFIG, base)
     return adapter, initial.prepare_base(base, adapter), *trees
 
 
@@ -86,7 +87,7 @@ def test_peft_reads_it_as_the_plainest_lora(tmp_path):
     oracle.qwen3().save_pretrained(tmp_path / "base")
     config = hf_config.read_config(tmp_path / "base")
     base = hf.load_base(tmp_path / "base", config)
-    adapter, *trees = _random_adapter(UNEVEN, config, base)
+    adapter, *trees = random_adapter(UNEVEN, config, base)
     base = initial.prepare_base(base, adapter)
     found = lora_approximation.approximate(adapter, config, base, *trees)
     peft.save_adapter(tmp_path / "a", found.adapter, found.settings, found.direction, {}, base_model_name=None)

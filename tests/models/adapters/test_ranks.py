@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_bilevel import MODEL, batch
-from test_linear import quantised
+from bilevel_problem import MODEL, batch
+from forms import quantised
 from tiny import CONFIG, noisy, random_base
 
 from bidora_jax.kernels import losses, norms, quantized

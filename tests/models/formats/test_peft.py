@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from peft_oracle import DEPRECATED, TIED, peft_model
+from random_adapters import random_adapter
 from safetensors.numpy import load_file, save_file
 
 from bidora_jax.errors import InputError
@@ -21,11 +23,8 @@ from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.formats import hf, hf_config, peft
 
-# PEFT 0.21 asks transformers 5 for a name it deprecates; every other warning of theirs stays an error.
-DEPRECATED = "`is_gradient_checkpointing` is deprecated"
 pytestmark = pytest.mark.filterwarnings(f"ignore:{DEPRECATED}:FutureWarning")
 
-TIED = "ignore:Model has `tie_word_embeddings=True` and a tied layer is part of the adapter:UserWarning"
 
 METHODS = {
     "lora": AdapterConfig(method="lora", rank=5, alpha=7.0),
@@ -47,50 +46,16 @@ METHODS = {
 }  # fmt: skip
 
 
-def _random_adapter(settings, config=tiny.CONFIG, base=None):
-    """(adapter, direction, magnitude) of which nothing is zero."""
-    adapter = adapters.resolve(settings, config)
-    base = initial.prepare_base(tiny.random_base(config) if base is None else base, adapter)
-    direction, magnitude = initial.init(adapter, base, jax.random.key(0))
-    return adapter, *tiny.noisy(adapter, direction, magnitude)
-
-
 def _logits(folder, ids, adapter, direction, magnitude):
     config = hf_config.read_config(folder)
     base = initial.prepare_base(hf.load_base(folder, config), adapter)
     return np.asarray(decoder.logits(config, adapter, base, direction, magnitude, jnp.asarray(ids)))
 
 
-def _peft_model(model, settings, save_start=None):
-    """PEFT's adapter on a transformers model, with everything that is trained made random."""
-    import peft as oracle_peft
-    import torch
-
-    wanted = oracle_peft.LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, use_rslora=settings.rslora, lora_dropout=settings.dropout,
-        use_dora=settings.method == "dora", target_modules=list(settings.target_modules), task_type="CAUSAL_LM",
-        exclude_modules=list(settings.exclude_modules) or None, rank_pattern=dict(settings.rank_pattern),
-        layers_to_transform=list(settings.layers_to_transform) or None, alpha_pattern=dict(settings.alpha_pattern),
-        init_lora_weights=True if settings.init == "kaiming" else settings.init,
-        modules_to_save=list(settings.modules_to_save) or None,
-    )  # fmt: skip
-    adapted = oracle_peft.get_peft_model(model, wanted).eval()
-    if save_start is not None:
-        adapted.peft_config["default"].init_lora_weights = True  # as PEFT's guide to the conversion has it
-        adapted.save_pretrained(save_start)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if parameter.requires_grad:
-                assert "lora_" in name or "modules_to_save" in name
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return adapted
-
-
 @pytest.fixture
 def adapter_folder(tmp_path):
     """A DoRA adapter for the tiny model, which a test may damage."""
-    adapter, *trained = _random_adapter(METHODS["dora"])
+    adapter, *trained = random_adapter(METHODS["dora"])
     peft.save_adapter(tmp_path / "a", adapter, METHODS["dora"], *trained, base_model_name="x")
     return tmp_path / "a"
 
@@ -106,7 +71,7 @@ def test_outputs_and_gradients_are_those_of_peft(tmp_path, method):
 
     settings = METHODS[method]
     oracle.qwen3(attention_bias=True).save_pretrained(tmp_path / "base")
-    adapted = _peft_model(oracle.qwen3(attention_bias=True), settings)
+    adapted = peft_model(oracle.qwen3(attention_bias=True), settings)
     adapted.save_pretrained(tmp_path / "adapter")
     adapted.double()
     ids = oracle.tokens()
@@ -168,7 +133,7 @@ def test_the_trained_parameters_are_counted_as_peft_counts_them(tmp_path, method
         model.save_pretrained(tmp_path / str(tied))
         config = hf_config.read_config(tmp_path / str(tied))
         groups = adapters.trainable(adapters.resolve(METHODS[method], config), config)
-        trained, everything = _peft_model(model, METHODS[method]).get_nb_trainable_parameters()
+        trained, everything = peft_model(model, METHODS[method]).get_nb_trainable_parameters()
         assert sum(groups.values()) == trained
         assert adapters.count(decoder.base_shapes(config, jnp.float32)) + trained == everything
 
@@ -183,7 +148,7 @@ def test_tied_embeddings_come_apart_as_in_peft(tmp_path, saved):
     model = oracle.qwen3(tie_word_embeddings=True)
     model.save_pretrained(tmp_path / "base")
     settings = AdapterConfig("lora", rank=3, target_modules=("q_proj",), modules_to_save=saved)
-    adapted, ids = _peft_model(model, settings), oracle.tokens()
+    adapted, ids = peft_model(model, settings), oracle.tokens()
     adapted.save_pretrained(tmp_path / "adapter")
     expected = oracle.logits(adapted, ids)
     config = hf_config.read_config(tmp_path / "base")
@@ -234,7 +199,7 @@ def test_trained_from_the_same_start_the_function_is_that_of_peft(tmp_path, star
     at_start = decoder.logits(config, adapter, base, *fresh, jnp.asarray(ids.numpy()))
     np.testing.assert_allclose(at_start, expected, atol=1e-4)
 
-    adapted = _peft_model(oracle.qwen3(), settings)
+    adapted = peft_model(oracle.qwen3(), settings)
     expected = oracle.logits(adapted, ids)
     theirs = {name.replace(".default", ""): tensor.numpy() for name, tensor in adapted.state_dict().items()}
     trained = [jax.tree.map(np.array, tree) for tree in fresh]
@@ -297,7 +262,7 @@ def test_what_peft_converts_loads_here(tmp_path, start):
 
     oracle.qwen3().save_pretrained(tmp_path / "base")
     settings = replace(STARTS[start], alpha_pattern=())
-    adapted = _peft_model(oracle.qwen3(), settings, save_start=tmp_path / "start")
+    adapted = peft_model(oracle.qwen3(), settings, save_start=tmp_path / "start")
     adapted.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
     ids = oracle.tokens()
     loaded = peft.load_adapter(tmp_path / "converted", hf_config.read_config(tmp_path / "base"))
@@ -323,7 +288,7 @@ def test_peft_files_load_here(tmp_path, method):
     import oracle
 
     oracle.qwen3().save_pretrained(tmp_path / "base")
-    adapted = _peft_model(oracle.qwen3(), METHODS[method])
+    adapted = peft_model(oracle.qwen3(), METHODS[method])
     adapted.save_pretrained(tmp_path / "adapter")
     ids = oracle.tokens()
     loaded = peft.load_adapter(tmp_path / "adapter", hf_config.read_config(tmp_path / "base"))
@@ -342,7 +307,7 @@ def test_peft_loads_what_is_written_without_a_warning(tmp_path, method):
 
     oracle.qwen3().save_pretrained(tmp_path / "base")
     settings, config = METHODS[method], hf_config.read_config(tmp_path / "base")
-    trained = _random_adapter(settings, config, hf.load_base(tmp_path / "base", config))
+    trained = random_adapter(settings, config, hf.load_base(tmp_path / "base", config))
     peft.save_adapter(tmp_path / "adapter", trained[0], settings, *trained[1:], base_model_name="base")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -368,7 +333,7 @@ def test_what_peft_has_no_setting_for_is_written_by_name(tmp_path, settings):
 
     oracle.qwen3().save_pretrained(tmp_path / "base")
     config = hf_config.read_config(tmp_path / "base")
-    trained = _random_adapter(settings, config, hf.load_base(tmp_path / "base", config))
+    trained = random_adapter(settings, config, hf.load_base(tmp_path / "base", config))
     peft.save_adapter(tmp_path / "a", trained[0], settings, *trained[1:], base_model_name=None)
     adapted = oracle_peft.PeftModel.from_pretrained(oracle.qwen3(), tmp_path / "a").eval()
     ids = oracle.tokens()
@@ -386,7 +351,7 @@ def test_the_files_are_those_that_peft_writes(tmp_path, method):
 
     oracle.qwen3().save_pretrained(tmp_path / "base")
     settings = METHODS[method]
-    _peft_model(oracle.qwen3(), settings).save_pretrained(tmp_path / "theirs")
+    peft_model(oracle.qwen3(), settings).save_pretrained(tmp_path / "theirs")
     adapter, *trained = peft.load_adapter(tmp_path / "theirs", hf_config.read_config(tmp_path / "base"))
     peft.save_adapter(tmp_path / "ours", adapter, settings, *trained, base_model_name=None)
     theirs, ours = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("theirs", "ours"))
@@ -419,7 +384,7 @@ def test_targets_match_as_in_peft(tmp_path, targets):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_save_then_load_is_the_identity(tmp_path, method):
-    adapter, *trained = _random_adapter(METHODS[method])
+    adapter, *trained = random_adapter(METHODS[method])
     peft.save_adapter(tmp_path / "a", adapter, METHODS[method], *trained, base_model_name=None)
     again, *loaded = peft.load_adapter(tmp_path / "a", tiny.CONFIG)
     assert again == adapter
@@ -437,7 +402,7 @@ def test_the_magnitude_of_older_files_has_a_suffix(adapter_folder):
 
 
 def test_a_folder_is_replaced_only_on_request(adapter_folder):
-    adapter, *trained = _random_adapter(METHODS["lora"])
+    adapter, *trained = random_adapter(METHODS["lora"])
     with pytest.raises(InputError, match="not empty"):
         peft.save_adapter(adapter_folder, adapter, METHODS["lora"], *trained, base_model_name=None)
     assert peft.load_adapter(adapter_folder, tiny.CONFIG)[0].magnitude

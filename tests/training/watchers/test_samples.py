@@ -6,13 +6,14 @@ from dataclasses import replace
 import jax
 import pytest
 import tiny
-from test_drift import SETTINGS, parts
+from random_adapters import prepared
 
 from bidora_jax.data import prompts
 from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import InputError
 from bidora_jax.generation import answers, decoding
 from bidora_jax.models.adapters import initial, merging
+from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.training.settings import SamplesConfig
 from bidora_jax.training.watchers import samples
 
@@ -50,7 +51,8 @@ def test_what_cannot_be_answered_is_refused(tokenizer):
 
 
 def test_answers_are_those_of_the_merged_model_and_are_written_down(tokenizer, tmp_path):
-    adapter, base, direction, magnitude = parts(SETTINGS["bidora"], tiny.random_base())
+    settings = AdapterConfig("bidora", rank=3, target_modules=("q_proj", "down_proj"))
+    adapter, base, direction, magnitude = prepared(settings, tiny.random_base())
     asked = samples.prompts(ON, ([], [], ASKING), tokenizer, 256)
     answer = samples.answerer(ON, tiny.CONFIG, adapter, base, tokenizer, asked, seed=0)
     watcher = samples.Samples(tmp_path, 2, asked, answer)
