@@ -1,4 +1,4 @@
-"""What the benchmarks of a GPU ask of a device: what it is, how fast a call is on it, what its memory held; and their tables."""
+"""What the GPU benchmarks ask of a device: its facts, the time of a call, its peak memory; and the tables they print."""
 
 import datetime
 import json

@@ -1,9 +1,9 @@
 """Random bases of a given shape, dense or quantised, and training steps over them. Codes and scales are drawn as such, on the
-device and a layer at a time: a quantised base is never dense on the way, and nothing as large as a stack is needed to make it.
+device, a layer at a time: a quantised base has no dense copy at any time, and drawing needs no memory as large as a stack.
 
     form         none | int8 | nf4 | nf4-nested          nf4-nested has its absmax in 8 bits: `model.double_quant`, the default
 
-Weights have a deviation of 0.02 to 0.03, norms are 1. The values hang on the key, the shapes and the form alone.
+Weights have a standard deviation of 0.02 to 0.03, norms are 1. The values depend on the key, the shapes and the form only.
 """
 
 from collections.abc import Callable

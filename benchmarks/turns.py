@@ -1,5 +1,5 @@
-"""Processes that step in turn: each holds a contestant, and does one step whenever it is told to over a pipe, while all
-others wait. What else the machine does falls on all alike, and ratios are taken within a round.
+"""Processes that step in turn. Each holds one contestant and does one step when the parent asks over a pipe, while all others
+wait. Other load on the machine then slows all alike, and a ratio compares two steps of the same round.
 """
 
 import datetime

@@ -7,7 +7,7 @@ then length, which cuts or splits records.
     for length in L, L/2, …:   for quantization in none, int8, nf4:   for (batch, remat), the fastest first
 
 How fast is a matter of arithmetic, and of how many tokens share what a micro-batch costs whatever its size. Records of 1,024
-tokens are trained faster one at a time with remat dots than four together with layer, and in less memory (benchmarks/README.md).
+tokens are trained faster one at a time with remat dots than four together with layer, and in less memory (benchmarks/LOG.md).
 """
 
 from collections.abc import Iterator

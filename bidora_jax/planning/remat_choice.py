@@ -5,7 +5,7 @@
     hypergradient       exact             exact
 
 On a CPU dots was never slower than layer where it was measured: up to a third faster for one gradient, 1.4 times as fast in a
-bilevel step, for two to four times the temporaries; none is slower than either (benchmarks/README.md). On a GPU nothing has been
+bilevel step, for two to four times the temporaries; none is slower than either (benchmarks/LOG.md). On a GPU nothing has been
 measured; by what XLA compiles for one, none has as many products with frozen weights as dots, takes 1.2 to 1.6 times as long for
 the bytes of all else and keeps four to five times as much. In a bilevel step the record of the sums that dots keeps
 (models/layer_scan.py) spares more products than none does, and with it exact takes no more than reverse. So none and reverse are

@@ -1,4 +1,4 @@
-"""Steps as XLA compiles them for a GPU, which need not be there: benchmarks/gpu_target.py and what its programs are made of."""
+"""Steps as XLA compiles them for a GPU, which need not be there: benchmarks/gpu/gpu_target.py and what its programs are made of."""
 
 import re
 import sys
@@ -24,7 +24,7 @@ from bidora_jax.training.settings import OptimizerConfig, SearchConfig
 pytest.importorskip(
     "jax_cuda13_plugin", reason="XLA's compiler for GPUs is not installed: pip install -e '.[gpu-compiler]'"
 )
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "benchmarks" / "gpu"))
 import gpu_target
 import kernel_bounds
 

@@ -1,22 +1,22 @@
-"""Quantised bases on a GPU: right to the bit, at the bandwidth of a copy, at the speed of bf16, and in how much memory.
+"""Quantised bases on a GPU: equal bits, bandwidth beside a copy's, speed beside bf16's, and memory.
 
-    python benchmarks/bench_quant.py [--out FILE.json] [--quick]
+    python benchmarks/gpu/quant.py [--out FILE.json] [--quick]
 
-One command for an NVIDIA GPU; the CUDA ops are built first where nvcc is found. Five tables:
+One command for an NVIDIA GPU. It builds the CUDA ops first if it finds nvcc. It prints five tables:
 
-    1  device        bandwidth of a copy and rate of a bf16 product, the yardsticks of what follows
+    1  device        bandwidth of a copy and rate of a bf16 product, to compare the others with
     2  correctness   CUDA op = XLA form = NumPy, compared bit by bit
     3  dequantise    one layer of a stack, GB/s of codes and scales read and matrix written            goal: 80 % of a copy
     4  linear        forward and gradient with respect to x at 4,096 tokens, times that of bf16        goal: 1.08
     5  steps         Qwen3-8B's shape, 1 x 1,024 tokens on each level: time and memory                 goal: QBiDoRA in 24 GB
 
-Contestants take turns, starting one further down the list every round; a figure is the median of the rounds, with the
-smallest and largest beside it. Sections 1 to 4 run in one process and every step in one of its own, because the peak of a
-device's memory counts from the start of a process. Steps that --minutes leaves no time for are named, not run.
+Contestants take turns, and each round starts one further down the list. A figure is the median of the rounds, with the smallest
+and the largest in brackets. Sections 1 to 4 run in one process. Every step of section 5 runs in a process of its own, because a
+device counts its peak memory from the start of the process. Steps that --minutes leaves no time for are listed, not run.
 
-Without a GPU everything runs at small sizes: correctness is then real (the ops are the CPU twin's, where g++ is found),
-times are good for nothing, and memory is the compiler's for the real shape, as a CPU would need it.
-Ends with 1 if two results differ in a bit, or if a part failed.
+Without a GPU everything runs at small sizes. Correctness is then still tested, with the CPU twin of the ops if g++ is there.
+Times mean nothing, and memory is the compiler's count for the real shape on a CPU. The exit status is 1 if two results differ in
+a bit or a part failed.
 """
 
 import argparse
@@ -33,12 +33,14 @@ from statistics import median
 
 import jax
 import numpy as np
-import random_models
-from measuring import has_cuda, op_calls, peak_bytes, save, side_by_side, sizes, spread, table
-from quant_kernels import OP, kernel_sections
 
 from bidora_jax.errors import RunError
 from bidora_jax.models.architectures.decoder import DecoderConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # measuring.py, random_models.py
+import random_models
+from measuring import has_cuda, op_calls, peak_bytes, save, side_by_side, sizes, spread, table
+from quant_kernels import OP, kernel_sections
 
 QWEN3_8B = DecoderConfig(
     vocab_size=151_936, hidden_size=4096, intermediate_size=12_288, num_layers=36, num_heads=32, num_kv_heads=8,

@@ -1,10 +1,10 @@
-"""The steps of bench_gpu.py as XLA compiles them for a GPU that is not there: their memory, kernels, bytes and products.
+"""Compiles the steps of bench_gpu.py for a GPU that need not be there: their memory, kernels, bytes and products.
 
-    JAX_PLATFORMS=cpu python benchmarks/gpu_programs.py --gpu h100 [--shapes 8b 0.6b] [--methods lora dora bidora] [--json OUT]
+    JAX_PLATFORMS=cpu python benchmarks/gpu/gpu_programs.py --gpu h100 [--shapes 8b 0.6b] [--methods lora dora bidora] [--json OUT]
 
-A row is the step of `train` in the form that it would choose on that card, or in those of --remat, compiled from shapes by
-gpu_target.py. Nothing is run. `bound` is the least time of its kernels at the card's rates by kernel_bounds.py, `of the rate` what
-bench_gpu.py would call so if a step took no longer: what to compare two programs by, and no measurement.
+A row is the step of `train` in the form that `train` would choose on that card, or with a remat setting of --remat. gpu_target.py
+compiles it from shapes, and nothing runs. `bound` is the least time of its kernels at the card's rates (kernel_bounds.py). `of
+the rate` is what bench_gpu.py would print if a step took no longer than its bound. Both compare programs; neither is a measurement.
 """
 
 import argparse

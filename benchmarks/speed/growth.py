@@ -1,28 +1,27 @@
-"""How the cost of a DoRA step and of a bilevel step grows with each dimension of the problem, the others held still.
+"""How the cost of a DoRA step and of a bilevel step grows with one dimension of the problem while the others stay fixed.
 
-    python benchmarks/bench_growth.py [--sweep tokens layers rank vocabulary] [--picture growth.png] [--json OUT]
+    python benchmarks/speed/growth.py [--sweep tokens layers rank vocabulary] [--picture growth.png] [--json OUT]
 
-A model of 8 layers x 512 with a vocabulary of 32,000 and rank 8, a batch of 4,096 tokens on each level, bf16, layer remat; one
-sweep each over
+The model has 8 layers x 512, a vocabulary of 32,000 and rank 8. A batch has 4,096 tokens on each level, in bf16, with layer
+remat. The sweeps:
 
-    tokens        in a sequence, 256 to 4,096, with fewer sequences in proportion: what grows is the attention
+    tokens        in a sequence, 256 to 4,096; the batch has fewer sequences in proportion, so that only attention grows
     layers        4 to 28
     rank          4 to 64
     vocabulary    4,000 to 152,000
 
-Prints seconds a step (median [min, max]), the compiler's temporaries, the seconds of compiling, and the growth from the
-first row of a sweep; `share` is the part of the growth of the swept dimension that the time followed: log(time ratio) /
-log(dimension ratio), 1 for a cost in proportion, 0 for none. The steps are those of training: AdamW, and for the bilevel step
-the exact hypergradient.
+Each row prints seconds a step (median [min, max]), the compiler's temporaries, the seconds of compiling, and the growth since
+the first row of the sweep. `share` is log(time ratio) / log(dimension ratio): 1 if time grows in proportion, 0 if it does not
+grow. The steps are those of training, with AdamW; the bilevel step has the exact hypergradient.
 
---picture needs matplotlib, which only this file uses and no extra of the package installs: pip install matplotlib.
-To scale it down: --shrink 16 divides the tokens of a batch and of the sequences, --largest 2 keeps the first two rows of
-each sweep, --hidden sets the width.
+--shrink 16 divides the tokens of a batch and of a sequence by 16, --largest 2 runs only the first two rows of each sweep, and
+--hidden sets the width.
 """
 
 import argparse
 import json
 import math
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,6 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 import numpy as np
-from random_models import base_shapes, random_like
 
 from bidora_jax.machine.allocator import keep_freed_memory
 from bidora_jax.models.adapters import adapter as adapters
@@ -44,6 +42,9 @@ from bidora_jax.training.bilevel import bilevel_step
 from bidora_jax.training.settings import OptimizerConfig
 from bidora_jax.training.state import init_state, init_train_state
 from bidora_jax.training.step import train_step
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # random_models.py
+from random_models import base_shapes, random_like
 
 SWEEPS = {
     "tokens": (256, 512, 1024, 2048, 4096),

@@ -1,13 +1,13 @@
-"""An NVIDIA GPU to compile for where there is none: XLA's own compiler for it needs no device.
+"""Compiles steps for an NVIDIA GPU on a machine that has none: XLA's compiler needs no device.
 
     with gpu_target.named("h100"):
-        compiled = program.compile(state, length)       of a training.programs.Program; its memory and its text are the GPU's
+        compiled = step.compile(state, length)       step: a training.compiled_steps.CompiledStep
 
-Inside, this package takes the decisions that it takes on such a GPU: `jax.default_backend()` says gpu, cuDNN is asked for its
-plan of attention, and the CUDA ops are called where they are built. What else is computed is computed on the CPU. No step can be
-run, and kernels are not timed against each other: of several ways to make a product the compiler takes its first choice.
-It needs jax-cuda13-plugin and nvidia-cuda-nvcc, with nvidia-cudnn-cu13 for cuDNN's attention, as jax[cuda13] installs them, and
-JAX_PLATFORMS=cpu, which keeps JAX from looking for a device.
+`compiled` is a GPU's program, and so are its memory analysis and its text. Inside the block the package decides as on that GPU:
+`jax.default_backend()` returns "gpu", the package asks cuDNN for its plan of attention, and it calls the CUDA ops if they are
+built. All other computation stays on the CPU. A compiled step cannot run, and the compiler times no kernels: where a product has
+several kernels, it takes its first choice. This needs jax-cuda13-plugin and nvidia-cuda-nvcc, nvidia-cudnn-cu13 for cuDNN's
+attention (jax[cuda13] installs all three), and JAX_PLATFORMS=cpu, so that JAX looks for no device.
 """
 
 import importlib.metadata
@@ -72,7 +72,7 @@ def named(name: str) -> Iterator[Gpu]:
 
     with ExitStack() as stack:
         patched = {
-            "bidora_jax.training.compiled_steps.Program.compile": there(compiled_steps.CompiledStep.compile),
+            "bidora_jax.training.compiled_steps.CompiledStep.compile": there(compiled_steps.CompiledStep.compile),
             "bidora_jax.planning.footprint.loss_bytes": there(footprint.loss_bytes),
             # cuDNN is asked whether it has a kernel; how far off it is can't be known here.
             "bidora_jax.planning.attention_backend.refusals": there(attention_backend.refusals),

@@ -1,14 +1,14 @@
-"""LoRA, DoRA and BiDoRA on one model and one text, each over the same number of trained-on tokens.
+"""LoRA, DoRA and BiDoRA on one model and one text, each over the same number of training tokens.
 
-    python benchmarks/curves.py --folder FOLDER [--tokens 76800] [--picture curves.png] [--json OUT]
+    python benchmarks/quality/curves.py --folder FOLDER [--tokens 76800] [--picture curves.png] [--json OUT]
 
-FOLDER is a Hugging Face folder of a real model, SmolLM2-135M for instance; the text is Python's language reference, which
-comes with Python, cut into records of `--length` tokens: 70 % train, 15 % val, 15 % test. Every method sees the same split,
-rank, learning rate and seed, in a `python -m bidora_jax.train` of its own.
+FOLDER is a Hugging Face folder of a real model, SmolLM2-135M for instance. The text is Python's language reference, which comes
+with Python, cut into records of `--length` tokens: 70 % train, 15 % val, 15 % test. Every method has the same split, rank, learning
+rate and seed, and runs in a `python -m bidora_jax.train` of its own.
 
-The budget counts every token that a gradient was taken on. A search step of BiDoRA takes two batches (train and val), so it
-has half as many steps there, and spends half of the budget on the search and half on retraining. LoRA and DoRA train on train
-and val together, as BiDoRA does over its two levels, and use val for nothing else: the table's figure is the loss on test.
+The budget counts every token of every gradient. A search step of BiDoRA takes two batches (train and val). BiDoRA spends half of
+the budget on the search, in half as many steps, and half on the retraining. LoRA and DoRA train on train and val together, as
+BiDoRA does over its two levels, and use val for nothing else. The table compares losses on test.
 """
 
 import argparse

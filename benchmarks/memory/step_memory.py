@@ -1,9 +1,10 @@
-"""Peak memory of one training step for Qwen3-0.6B's shape, from the compiler: nothing is allocated.
+"""Peak memory of one training step for Qwen3-0.6B's shape, by the compiler's count: nothing is allocated.
 
-    python benchmarks/step_memory.py [--batch 2] [--tokens 512]
+    python benchmarks/memory/step_memory.py [--batch 2] [--tokens 512] [--forms exact reverse]
 
-bf16 base, layer remat, rank 8 on all seven projections. Prints the compiler's analysis for LoRA, DoRA and each form
-of the BiDoRA step, and looks for buffers that must not exist: [tokens, vocabulary] and a float32 copy or gradient of a base matrix.
+The base is bf16, remat is layer, and all seven projections have rank 8. Prints the compiler's memory analysis for LoRA, DoRA and
+each form of the BiDoRA step. It also lists buffers that must not exist: [tokens, vocabulary], and a float32 copy or gradient of
+a base matrix.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What --auto picks for Qwen3-0.6B's shape on devices of several sizes, confirmed by the compiler.
+"""What --auto picks for Qwen3-0.6B's shape on devices of several sizes, and the peak of each pick.
 
-    python benchmarks/bench_auto.py [--limits 2 4 8 16] [--size 0.6B] [--method bidora] [--batch 4] [--tokens 1024]
+    python benchmarks/memory/auto.py [--limits 2 4 8 16] [--model Qwen/Qwen3-0.6B] [--method bidora] [--batch 4] [--tokens 1024]
 
-Abstract weights: nothing is allocated. The limit is a simulated one (`--memory-limit`). Each pick is compiled once more as it
-would be for a run, with all optimisations, and its peak compared with the limit.
+The weights are shapes: nothing is allocated. The memory of the device is simulated, as `--memory-limit` does. The script compiles
+each pick once more as a run would, with all optimisations, and compares its peak with the limit.
 """
 
 import argparse

@@ -1,15 +1,15 @@
 """Every kind of adapter to PEFT and back: the largest difference of a logit, both ways, on random tiny models.
 
-    python benchmarks/roundtrip.py [--families qwen3 llama qwen2] [--save FILE.json]     one family takes minutes
-    python benchmarks/roundtrip.py --table FILE.json …                                   what was saved, as one table
+    python benchmarks/formats/roundtrip.py [--families qwen3 llama qwen2] [--save FILE.json]     one family takes minutes
+    python benchmarks/formats/roundtrip.py --table FILE.json …                                   one table of saved results
 
-    ours to PEFT     an adapter with random factors is written here; PEFT loads it onto the original model
-    PEFT to ours     PEFT's adapter, from PEFT's own start, with noise on all that is trained; loaded here
+    ours to PEFT     we write an adapter with random factors; PEFT loads it onto the original model
+    PEFT to ours     PEFT initialises an adapter, adds noise to all trained tensors and writes it; we load it
 
-The grid is method × init × rank_pattern × rslora × modules_to_save. BiDoRA's files are DoRA's: PEFT knows one of the two.
-After a start away from zero PEFT's file is converted to fit the original model. Its conversion refuses rsLoRA with patterns,
-and drops a DoRA's magnitude and modules_to_save; in those cells, with a *, the file goes with the model that PEFT's start
-left, saved as another folder. Goal: 1e-4 in every cell.
+The grid is method × init × rank_pattern × rslora × modules_to_save. A BiDoRA file is a DoRA file: PEFT knows only DoRA. With an
+initialisation that changes the base (pissa, olora) PEFT converts its file to fit the original model. That conversion refuses
+rsLoRA with patterns, and it drops DoRA's magnitude and modules_to_save. In those cells, marked *, we load the file onto the base
+that PEFT changed, saved as another folder. Goal: 1e-4 in every cell.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Peak host memory of loading a model of Qwen3-0.6B's shape (1.2 GB in bf16), dense and quantised on the way.
+"""Peak host memory of loading a model of Qwen3-0.6B's shape (1.2 GB in bf16), dense and quantised while loading.
 
-    python benchmarks/load_memory.py --folder FOLDER
+    python benchmarks/formats/load_memory.py --folder FOLDER
 
-Makes a random checkpoint in FOLDER (kept, for the next time), loads it once per form in a process of its own and compares
-the peak with what was promised: the model in the form asked for, the largest tensor in float32, and 200 MB. The peak is
-that of the process less what it held before, interpreter and libraries loaded.
+Writes a random checkpoint to FOLDER unless it exists, and loads it once per form, each in a process of its own. It compares the
+peak with the promise: the model in the form asked for, the largest tensor in float32, and 200 MB. The peak is the process's
+VmHWM less what the process held before loading, with interpreter and libraries.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""What `train --dry-run` foretells, beside what the run then takes: peak resident memory and time.
+"""Compares what `train --dry-run` predicts with what the run then takes: peak resident memory and time.
 
-    python benchmarks/dry_run.py --folder FOLDER [--layers 12] [--steps 12] [--only lora …]
+    python benchmarks/memory/dry_run.py --folder FOLDER [--layers 12] [--steps 12] [--only lora …]
 
-Makes a random bf16 checkpoint of SmolLM2-135M's width as a Qwen3 in FOLDER (kept), with the quickstart's tokenizer, and for each
-of four configurations calls the dry run and then the run itself, each as a process of its own, on the quickstart's data. The
-peak is the run's VmHWM, interpreter and libraries included; the time that of the whole process. Compiled programs are kept in
-FOLDER/compiled, as `train` keeps them: the run finds what the dry run compiled, and the estimate reckons with that.
+Writes a random bf16 checkpoint of SmolLM2-135M's width as a Qwen3 to FOLDER, with the quickstart's tokenizer, and keeps it. For
+each of four configurations it calls the dry run and then the run, each in a process of its own, on the quickstart's data. The peak
+is the VmHWM of the run's process, with interpreter and libraries; the time is that of the whole process. Compiled programs are
+cached in FOLDER/compiled, as `train` caches them: the run finds what the dry run compiled, and the prediction counts on that.
 """
 
 import argparse
@@ -17,6 +17,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))  # load_memory.py
+import load_memory
 
 SIZES = {"vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
          "num_key_value_heads": 3, "head_dim": 64}  # fmt: skip
@@ -30,7 +33,7 @@ WATCH = """
 import sys
 from bidora_jax import train
 from bidora_jax.errors import command
-from bidora_jax.training.memory import resident
+from bidora_jax.machine.memory import resident
 command(train.main, sys.argv[1:])
 print("peak", resident("VmHWM"))
 """
@@ -59,8 +62,6 @@ def main() -> None:
 
 def make(folder: Path, layers: int) -> None:
     """A random checkpoint with the quickstart's tokenizer."""
-    import load_memory
-
     from bidora_jax.quickstart import MODEL
 
     load_memory.SIZES.update(SIZES, num_hidden_layers=layers)

@@ -1,11 +1,11 @@
-"""What the kernels of a program that XLA compiled for a GPU compute and move, read from its text.
+"""What the kernels of a compiled GPU program compute and move, read from XLA's text of the program.
 
     least time of a kernel = calls · max(bytes / bandwidth, operations / rate)
 
-Bytes are those of its operands and results, each once; of a stack that it cuts a slice from, or writes one into, those of the
-slice. Operations are those of its products; of cuDNN's attention, of the half of the scores that a causal mask leaves. A kernel
-in a loop is called as often as the loop turns. Launches, caches and what a kernel falls short of the card's rates are not in it:
-it is a bound to compare programs by, not a time.
+Bytes count each operand and each result once; where a kernel reads or writes one slice of a stack, they count the slice.
+Operations are those of its products; cuDNN's attention counts the half of the scores that a causal mask leaves. A kernel in a loop
+counts once for each turn of the loop. Launches and caches do not count, and every kernel is assumed to reach the card's rates: this
+is a bound to compare programs by, not a time.
 """
 
 import re

@@ -1,19 +1,20 @@
-"""Greedy text of bidora_jax and of transformers side by side, in one run, taking turns.
+"""Times greedy decoding of bidora_jax and of transformers in one run, answer by answer in turn.
 
-    python benchmarks/bench_generate.py [--batches 1 8] [--ours bfloat16 float32 scan dora int8 nf4]
+    python benchmarks/speed/generate.py [--batches 1 8] [--ours bfloat16 float32 scan dora int8 nf4]
                                         [--theirs bfloat16 float32 dora] [--json OUT]
 
-Needs torch, transformers and, for dora, PEFT. Every contestant is a process of its own: it loads the model, answers once to
-warm up (which compiles, for ours), and then once whenever it is told to, while all others wait. A round is one answer of
-each, starting one further down the list every time; ratios are taken within a round. All load the same random weights
-(SmolLM2-135M's shape as a Qwen3) and the same prompts; in float32 the two sides must write the same tokens.
+Needs torch, transformers and, for dora, PEFT. Every contestant is a process of its own. It loads the model and answers once to
+warm up, which compiles our program. Then it answers each time the parent asks, while all other processes wait. A round is one
+answer of each contestant, and each round starts one further down the list. A ratio compares two answers of the same round. All
+contestants load the same random weights (SmolLM2-135M's shape as a Qwen3) and the same prompts, and the script stops if the two
+sides write different tokens in float32.
 
-    ours            bfloat16, float32; scan: bfloat16 with the layers scanned over their stack; int8, nf4: quantised
+    ours            bfloat16, float32; scan: bfloat16, the layers scanned over their stack; int8, nf4: quantised
     transformers    bfloat16, float32: `generate` with its default cache
-    dora            of either: bfloat16 with a DoRA adapter of rank 8 on all seven projections, applied and not merged
+    dora            of either side: bfloat16 with a DoRA adapter of rank 8 on all seven projections, applied, not merged
 
-A figure is new tokens of all rows a second, from the prompt to the last token. Memory is the peak resident memory of the
-process (VmHWM) with loading and compiling.
+A rate counts the new tokens of all rows per second, from the prompt to the last token. Memory is the peak resident memory of the
+process (VmHWM), with loading and compiling.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # turns.py
 from turns import Worker, in_turn, peak_gb, serve, this_machine
 
 SHAPE = {
@@ -48,7 +51,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         shape = json.dumps({**SHAPE, "num_hidden_layers": options.layers})
-        subprocess.run([sys.executable, Path(__file__).with_name("opponents.py"), folder, shape], check=True)
+        opponents = Path(__file__).parents[1] / "opponents.py"
+        subprocess.run([sys.executable, opponents, folder, shape], check=True)
         prompts = np.random.default_rng(0).integers(SHAPE["vocab_size"], size=(max(options.batches), options.prompt))
         np.save(folder / "prompts.npy", prompts)
         for batch in options.batches:

@@ -1,10 +1,10 @@
-"""A real model here and in transformers, both in float32 on this machine's CPU: perplexity on real text, and greedy text.
+"""Perplexity on real text and greedy answers of a real model, here and in transformers, both in float32 on this machine's CPU.
 
-    python benchmarks/families.py --folder FOLDER [--text FILE] [--tokens 4000]
+    python benchmarks/formats/families.py --folder FOLDER [--text FILE] [--tokens 4000]
 
-FOLDER is any Hugging Face folder of a supported family; without --text the text is Python's language reference, which
-comes with Python. The tokens are one sequence, so that positions and chunked attention go as far as they do. Goals:
-perplexities that differ by at most 1e-4 of themselves, and the same 64 tokens in answer to a question.
+FOLDER is a Hugging Face folder of a supported family. Without --text the text is Python's language reference, which comes with
+Python. The tokens form one sequence, so that positions and chunked attention cover its whole length. Goals: perplexities that
+differ by at most 1e-4 of themselves, and the same 64 tokens in answer to a question.
 """
 
 import argparse

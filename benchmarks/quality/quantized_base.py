@@ -1,9 +1,9 @@
-"""What a quantised base costs in quality: the quickstart's run on each form of the base, several seeds.
+"""What a quantised base costs in quality: the quickstart's run on each form of the base, with several seeds.
 
-    python benchmarks/quality.py [--seeds 3] [--forms none int8 nf4] [--folder FOLDER]
+    python benchmarks/quality/quantized_base.py [--seeds 3] [--forms none int8 nf4] [--folder FOLDER]
 
-Each cell is the quickstart as it ships, with another `model.quantization` and `seed`: test loss of base + adapter from
-`evaluate`, and exact matches of the greedy answers on the 96 test records, before and after.
+Each cell is the quickstart with another `model.quantization` and `seed`. It reports the test loss of base + adapter by `evaluate`,
+and exact matches of the greedy answers on the 96 test records, before and after training.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def call(module: str, *argv: str, cache: Path) -> str:

@@ -1,12 +1,11 @@
-"""Compiles every record of configs/qwen3.py from shapes and compares its peak with the memory it is for.
+"""Compiles every record of configs/qwen3.py from shapes and compares its peak with the memory it is meant for.
 
-    JAX_PLATFORMS=cpu python benchmarks/fit_configs.py --gpu h100 [--sizes 0.6b 8b] [--pick]
+    JAX_PLATFORMS=cpu python benchmarks/memory/fit_configs.py --gpu h100 [--sizes 0.6b 8b] [--pick]
 
-No weights, no data, nothing allocated: the count is that of planning/footprint.py, for the platform it runs on or for a GPU of
-gpu_target.py, which need not be there. --pick looks
-for the records instead: for each size and memory bidora dense if it fits, else in int8, else in nf4, else dora, else lora,
-each with the most records in the device at a time (4, 2 or 1). Counts are kept beside the compiled programs, so that a
-second call takes seconds.
+It needs no weights and no data, and allocates nothing. planning/footprint.py counts for the platform it runs on, or with --gpu
+for a GPU of gpu_target.py, which need not be there. --pick searches for the records instead. For each size and memory it tries
+bidora, then dora, then lora, each dense, in int8 and in nf4, and prints the first that fits, with the most records in the device
+at a time (4, 2 or 1). Counts are cached beside the compiled programs, so that a second call takes seconds.
 """
 
 import argparse
@@ -15,7 +14,6 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-import gpu_target
 import jax
 
 from bidora_jax import config
@@ -25,7 +23,10 @@ from bidora_jax.planning import footprint, plans, published_steps, remat_choice
 from bidora_jax.planning.plans import Plan
 from bidora_jax.runs.auto import plan_of
 
-FILE = Path(__file__).parents[1] / "configs" / "qwen3.py"
+sys.path.insert(0, str(Path(__file__).parents[1] / "gpu"))  # gpu_target.py
+import gpu_target
+
+FILE = Path(__file__).parents[2] / "configs" / "qwen3.py"
 SIZES = ("0.6b", "1.7b", "4b", "8b", "14b", "32b")
 MEMORIES = (8, 16, 24, 40, 80)
 

@@ -1,23 +1,24 @@
 """Time and memory of a training step under every remat policy and exact hypergradient form.
 
-    python benchmarks/bench_remat.py [--method lora dora bidora] [--remat none dots layer] [--form exact reverse]
+    python benchmarks/speed/remat.py [--method lora dora bidora] [--remat none dots layer] [--form exact reverse]
         [--micro-batches 1 4]
 
-SmolLM2-135M's shape as a Qwen3 (30 layers x 576, vocabulary 49,152), random weights, bf16, rank 8 on all seven projections,
-batch 4 x 256 tokens on each level, whole or in micro-batches. The steps are those of `train`, compiled ahead of time; they take
-turns, one step of each a round, so that what else the machine does falls on all alike. The parts are the compiler's count, see
-planning/footprint.py. Ratios are to the first row, round by round. --layers, --hidden, --batch, --tokens, --rounds and --dtype
-scale it; --shapes counts the memory and runs nothing, for instance at --layers 28 --hidden 1024.
+The model has SmolLM2-135M's shape as a Qwen3 (30 layers x 576, vocabulary 49,152), random bf16 weights, and rank 8 on all seven
+projections. The batch is 4 x 256 tokens on each level, whole or in micro-batches. The steps are those of `train`, compiled ahead
+of time. A round is one step of each, in turn, and a ratio compares a step with the first row's step of the same round. The
+memory is the compiler's count (planning/footprint.py). --layers, --hidden, --batch, --tokens, --rounds and --dtype change the
+size. --shapes counts the memory and runs nothing, for instance at --layers 28 --hidden 1024.
 """
 
 import argparse
 import itertools
+import sys
 import time
+from pathlib import Path
 from statistics import median
 
 import jax
 import jax.numpy as jnp
-from random_models import random_like
 
 from bidora_jax.data.settings import DataConfig
 from bidora_jax.machine.allocator import keep_freed_memory
@@ -29,6 +30,9 @@ from bidora_jax.models.settings import ModelConfig
 from bidora_jax.planning import footprint, remat_choice
 from bidora_jax.training import phases
 from bidora_jax.training.settings import OptimizerConfig, SearchConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # random_models.py
+from random_models import random_like
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""Sections 1 to 4 of bench_quant.py: the device, and the ops that dequantise, alone and inside of a linear layer."""
+"""Sections 1 to 4 of quant.py: the device, and the dequantisation ops alone and in a linear layer."""
 
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,12 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from bidora_jax.kernels import dora, quantized
+from bidora_jax.kernels.cuda import ops
+from bidora_jax.kernels.dynamic_8bit import dynamic_map
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # measuring.py, random_models.py
 import random_models
 from measuring import (
     Sizes,
@@ -26,10 +33,6 @@ from measuring import (
     table,
     xla_form,
 )
-
-from bidora_jax.kernels import dora, quantized
-from bidora_jax.kernels.cuda import ops
-from bidora_jax.kernels.dynamic_8bit import dynamic_map
 
 # An odd number of weights, with blocks that cross rows; bytes that end between two words; three nested blocks, the last
 # short; and one of the real shapes.
@@ -138,7 +141,7 @@ def _opened(stack, layer):
 
 
 def _by_op(stack, layer):
-    """The library's op by name: on a CPU, where `quant.opened` never takes it, this is the twin."""
+    """The library's op by name: on a CPU, where `quantized.opened` never takes it, this is the twin."""
     if isinstance(stack, quantized.Int8):
         return ops.int8(stack.codes, layer, dtype=stack.dtype)
     settings = {"shape": stack.matrix_shape, "dtype": stack.dtype}

@@ -1,22 +1,23 @@
-"""Tokens a second of training with one record a row and with packed rows, on records of very unlike lengths.
+"""Tokens a second of training with one record a row and with packed rows, on records of very unequal lengths.
 
-    python benchmarks/packing.py [--method bidora lora] [--records 192] [--room 512] [--rounds 3]
+    python benchmarks/data/packing.py [--method bidora lora] [--records 192] [--room 512] [--rounds 3]
 
-Lengths are lognormal (most are short, few are long) up to the room of a row; tokens and weights are random. The steps are those
-of `train`; a step of every contestant has about the same number of real tokens. Whole epochs take turns, so that what else the
-machine does falls on all alike; compiling is left out. Real tokens are counted, of both levels. Ratios are to the first row of
-a method, round by round.
+Lengths are lognormal (most are short, few are long), up to the room of a row. Tokens and weights are random. The steps are those of
+`train`, and a step of every contestant has about the same number of real tokens. Contestants run whole epochs in turn; compiling
+is not timed. The rate counts real tokens of both levels. A ratio compares an epoch with that of the method's first row in the same
+round.
 """
 
 import argparse
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from random_models import random_like
 
 from bidora_jax.data import packing, statistics
 from bidora_jax.data.batches import Examples
@@ -32,6 +33,9 @@ from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import phases, problem
 from bidora_jax.training.problem import Problem
 from bidora_jax.training.settings import OptimizerConfig, SearchConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # random_models.py
+from random_models import random_like
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""Qwen3-0.6B's exact shape on a CPU: random weights saved by transformers in two shards, loaded, trained, exported.
+"""Qwen3-0.6B's exact shape on a CPU: transformers saves random weights in two shards, and we load, train and export them.
 
-    python benchmarks/real_size.py --folder FOLDER          needs torch and transformers for the first and the last part
+    python benchmarks/memory/real_size.py --folder FOLDER          the first and the last part need torch and transformers
 
-Prints the peak resident memory of each part, each in a process of its own.
+Each part is a process of its own. Prints the peak resident memory of each.
 """
 
 import argparse

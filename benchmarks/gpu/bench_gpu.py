@@ -1,11 +1,11 @@
-"""Training steps on one NVIDIA GPU: their speed, how much of the card's matmul rate they reach, their memory, beside PEFT's.
+"""Training steps on one NVIDIA GPU beside PEFT's: speed, share of the card's matmul rate, memory.
 
-    python benchmarks/bench_gpu.py --peft [--shapes 8b 0.6b] [--methods lora dora bidora] [--json OUT]
+    python benchmarks/gpu/bench_gpu.py --peft [--shapes 8b 0.6b] [--methods lora dora bidora] [--json OUT]
 
-Qwen3's shapes (bidora_jax/list_models.py), random weights made on the device, bf16 and NF4 with double quantisation, rank 8 on all
-linear layers, AdamW; a step is --tokens tokens on each level, as records of each of --lengths. Ours is the step of `train` in
-the form that it would choose here: attention, remat and hypergradient auto, compiled from shapes first. A form whose peak, by
-the compiler, is more than the card has is named and not run.
+The shapes are Qwen3's. Random weights are made on the device, in bf16 or in NF4 with double quantisation. All linear layers have
+rank 8, and the optimiser is AdamW. A step has --tokens tokens on each level, in records of each of --lengths. Ours is the step of
+`train` in the form that `train` would choose here: attention, remat and hypergradient are auto, compiled from shapes first. If
+the compiler's peak exceeds the card's memory, the step is named and not run.
 
     of the rate = F / seconds / R          R: the fastest of large bf16 products, jnp.dot of square matrices, in this very run
     F = 4·N·tokens                         lora, dora: N frozen matmul parameters, all linear layers and the head once; forward
@@ -16,12 +16,12 @@ the compiler, is more than the card has is named and not run.
     with attention: F + 6·T·H·h·L·tokens   per gradient: q·k and p·v forward and their four products backward over the half of
                                            the scores that the mask leaves; of bidora's two gradients, not of its mixed product
 
-PEFT (--peft, with variants of opponents.py or without) is transformers' model on the same card, NF4 by bitsandbytes. Each
-contestant is a process of its own. Those of a row stay alive and step in turn, a ratio is taken within a round; what does not
-fit beside the others runs alone after them, and is marked. XLA does not preallocate, so that both fit on one card; no other
-program may run on it. Rows come in the order of the arguments, the most telling first, and each is printed and written as soon
-as it is there; what --seconds leaves no time for is named. Goals: half of the rate for LoRA at 8B; 1.5 times PEFT's DoRA and
-1.2 times its LoRA.
+PEFT (--peft, with or without variants of opponents.py) is transformers' model on the same card, with bitsandbytes' NF4. Each
+contestant is a process of its own. The contestants of a row stay alive and step in turn; a ratio compares two steps of the same
+round. A contestant that does not fit beside the others runs alone after them, and its row says so. XLA does not preallocate, so
+that both sides fit on one card; no other program may run on it. Rows come in the order of the arguments, and each is printed and
+written when it is done. What --seconds leaves no time for is listed. Goals: half of the rate for LoRA at 8B; 1.5 times the speed
+of PEFT's DoRA and 1.2 times that of its LoRA.
 
 Without a GPU, `--shapes tiny --lengths 64 --tokens 128` shows that it runs; its figures mean nothing.
 """
@@ -37,12 +37,8 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-import bench_quant
 import jax
 import jax.numpy as jnp
-import measuring
-import random_models
-from turns import Stopped, Worker, serve, spread
 
 from bidora_jax.data.settings import DataConfig
 from bidora_jax.machine.memory import Memory, device_memory
@@ -56,6 +52,12 @@ from bidora_jax.models.settings import ModelConfig
 from bidora_jax.planning import footprint, plans, remat_choice
 from bidora_jax.training import phases
 from bidora_jax.training.settings import OptimizerConfig, OuterConfig, SearchConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # measuring.py, opponents.py, random_models.py, turns.py
+import measuring
+import quant
+import random_models
+from turns import Stopped, Worker, serve, spread
 
 SHAPES = ("tiny", "0.6b", "1.7b", "4b", "8b", "14b")
 VARIANTS = ("plain", "checkpoint")
@@ -232,11 +234,8 @@ def line(found: dict) -> str:
     )
     if not found["seconds"]:
         return f"{name}: {found.get('too_large', 'stopped')}"
-    parts = [
-        f"{spread(found['tokens_per_s'], '.0f')} tokens/s",
-        f"peak {gigabytes(found)}",
-        f"loss {found['first']:.2f}",
-    ]
+    rate, loss = spread(found["tokens_per_s"], ".0f"), found["first"]
+    parts = [f"{rate} tokens/s", f"peak {gigabytes(found)}", f"loss {loss:.2f}"]
     if found["part"] == "ours":
         shares = [found[f"flops{which}_of_rate"] for which in ("", "_with_attention")]
         parts[1:1] = ["{:.1%} of the rate, {:.1%} with attention".format(*shares)]
@@ -303,7 +302,7 @@ def missing(cuda: bool) -> dict[str, str]:
 
 
 def decoder_config(shape: str) -> DecoderConfig:
-    return bench_quant.TINY if shape == "tiny" else published.shape(f"Qwen/Qwen3-{shape.upper()}")
+    return quant.TINY if shape == "tiny" else published.shape(f"Qwen/Qwen3-{shape.upper()}")
 
 
 def chosen(job: dict, memory: Memory) -> tuple[DecoderConfig, plans.Plan, remat_choice.FirstPhase]:
@@ -331,12 +330,8 @@ def ours(job: dict):
     config, plan, settled = chosen(job, memory)
     program, length = remat_choice.largest(settled.phase)
     parts = settled.footprint or footprint.of(settled.problem, settled.phase, settled.standing.state, (program, length))
-    facts = {
-        "form": form_of(settled, job["method"]),
-        "said": settled.said,
-        "counted_bytes": parts.peak,
-        **flops(config, plan, settled),
-    }
+    facts = {"form": form_of(settled, job["method"]), "said": settled.said, "counted_bytes": parts.peak}
+    facts |= flops(config, plan, settled)
     if parts.peak > memory.bytes:
         large = f"too large: {parts.peak / 1e9:.1f} GB by the compiler, of {memory.bytes / 1e9:.1f}, {memory.said}"
         return None, facts | {"too_large": large}

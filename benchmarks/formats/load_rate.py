@@ -1,10 +1,10 @@
-"""How fast a dense checkpoint of 2.1 GB gets onto the device, against reading its bytes and doing nothing with them.
+"""The rate of loading a dense checkpoint of 2.1 GB onto the device, against the rate of reading its bytes.
 
-    python benchmarks/load_rate.py --folder FOLDER [--rounds 5]
+    python benchmarks/formats/load_rate.py --folder FOLDER [--rounds 5]
 
-Makes a random checkpoint in FOLDER (kept, for the next time): Qwen3-0.6B's shape with 56 layers, bf16. Each round reads the
-file into fresh memory (`numpy.fromfile`) and loads the model, each in a process of its own, taking turns; the file is in the
-page cache. Goal: 80 % of the read rate.
+Writes a random checkpoint to FOLDER unless it exists: Qwen3-0.6B's shape with 56 layers, bf16. Each round reads the file into
+fresh memory (`numpy.fromfile`) and then loads the model, each in a process of its own. The file is in the page cache. Goal: 80 %
+of the read rate.
 """
 
 import argparse
