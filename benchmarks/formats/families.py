@@ -62,14 +62,16 @@ def ours(folder: Path, ids: list[int], prompt: list[int]) -> tuple[float, list[i
     import jax.numpy as jnp
 
     from bidora_jax.generation import answers, decoding
+    from bidora_jax.models.compute import Compute
     from bidora_jax.models.formats import hf, hf_config
     from bidora_jax.tasks import language_modeling
 
     config = hf_config.read_config(folder)
     base = hf.load_base(folder, config, jnp.float32)
     tokens = jnp.asarray([ids], jnp.int32)
-    loss = jax.jit(language_modeling.token_loss_sum, static_argnums=(0, 1))
-    total, count = loss(config, None, base, {}, {}, tokens, jnp.ones(tokens.shape))
+    loss = jax.jit(language_modeling.token_loss_sum, static_argnums=(0, 1, 2))
+    batch = {"tokens": tokens, "loss_mask": jnp.ones(tokens.shape)}
+    total, count = loss(config, None, Compute(), base, ({}, {}), batch)
     model = decoding.assemble(config, base)
     written = answers.complete(model, [prompt], max_new_tokens=WRITTEN, ends=[])
     return math.exp(float(total / count)), written[0].tokens

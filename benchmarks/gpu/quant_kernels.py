@@ -296,7 +296,7 @@ def _two_passes(x, g, weight: quantized.Weight) -> list[Callable]:
 
     def forward(x, weight):
         matrix, row_scale = quantized.opened(weight)
-        return dora.linear(x, matrix, row_scale=row_scale)
+        return dora.frozen(x, matrix, row_scale)
 
     def backward(x, g, weight):
         return jax.vjp(lambda x: forward(x, weight), x)[1](g)[0]

@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from bidora_jax.kernels.xla_cpu import weights
+from bidora_jax.kernels.xla_cpu.weights import held_as_bits
 from bidora_jax.models import decoder
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.architectures.decoder import DecoderConfig, linear_shapes
-from bidora_jax.models.settings import ModelConfig
+from bidora_jax.models.compute import Compute
 from bidora_jax.training import objective, optim
 from bidora_jax.training.bilevel import bilevel_step
 from bidora_jax.training.phases import HYPERGRADIENTS
@@ -52,7 +53,7 @@ def as_loaded(base):
     """16-bit stacks as models/formats/hf.py holds them on a CPU."""
 
     def leaf(shape):
-        packed = len(shape.shape) == 3 and jax.default_backend() == "cpu"
+        packed = held_as_bits(shape.shape, shape.dtype)
         return weights.Bits(jax.ShapeDtypeStruct(shape.shape, jnp.uint16), shape.dtype) if packed else shape
 
     return {**base, "layers": jax.tree.map(leaf, base["layers"])}
@@ -92,17 +93,18 @@ def main() -> None:
     )
     for method in ("lora", "dora"):
         adapter, base, *params = shapes(method)
-        level = objective.inner_loss(CONFIG, adapter, ModelConfig(remat="layer"), reversible=False)
+        level = objective.inner_loss(CONFIG, adapter, Compute(reverse_differentiable=False))
         state = jax.eval_shape(lambda p, k: init_train_state(p, tx, k), tuple(params), jax.random.key(0))
         step = partial(train_step, loss=lambda p, b, x, k, level=level: level(*p, b, x, k), tx=tx)
         report(method, step, state, base, batch, **size)
     adapter, base, direction, magnitude = shapes("bidora")
-    sizes = CONFIG, adapter, ModelConfig(remat="layer")
+    sizes = CONFIG, adapter
     state = jax.eval_shape(lambda d, m, k: init_state(d, m, tx, tx, k), direction, magnitude, jax.random.key(0))
     for form in options.forms:
-        inner = objective.inner_loss(*sizes, reversible=form == "reverse")
-        recorded = objective.inner_recorded(*sizes, sizes[-1]) if form == "exact" else None
-        losses = {"inner_loss": inner, "outer_loss": objective.outer_loss(*sizes), "recorded": recorded}
+        compute = Compute(reverse_differentiable=form == "reverse")
+        two_pass = partial(objective.inner_two_pass, first=compute, second=compute)
+        inner = two_pass(*sizes) if form == "exact" else objective.inner_loss(*sizes, compute)
+        losses = {"inner_loss": inner, "outer_loss": objective.outer_loss(*sizes, compute)}
         step = partial(bilevel_step, **losses, inner_tx=tx, outer_tx=tx, hypergradient=HYPERGRADIENTS[form])
         report(f"bidora, {form}", step, state, base, batch, batch, **size)
 

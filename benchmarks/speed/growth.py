@@ -36,7 +36,6 @@ from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.architectures.decoder import DecoderConfig
-from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import objective, optim
 from bidora_jax.training.bilevel import bilevel_step
 from bidora_jax.training.settings import OptimizerConfig
@@ -45,6 +44,8 @@ from bidora_jax.training.step import train_step
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # random_models.py
 from random_models import base_shapes, random_like
+
+from bidora_jax.models.compute import Compute
 
 SWEEPS = {
     "tokens": (256, 512, 1024, 2048, 4096),
@@ -126,14 +127,14 @@ def measured(method: str, at: dict, options) -> dict:
 
 def problem(method: str, at: dict, options):
     """(step, state, base, batch or batches) with random weights."""
-    config, model = shape(at, options.hidden), ModelConfig(remat=options.remat)
+    config, compute = shape(at, options.hidden), Compute(remat=options.remat, reverse_differentiable=False)
     adapter = adapters.resolve(AdapterConfig(method=method, rank=at["rank"]), config)
     base = random_like(base_shapes(config, "none", jnp.dtype(options.dtype)), jax.random.key(0))
     base = initial.prepare_base(base, adapter)
     params = initial.init(adapter, base, jax.random.key(0))
     tx = optim.transformation(OptimizerConfig(), 100)
-    inner = objective.inner_loss(config, adapter, model, reversible=False)
-    outer = objective.outer_loss(config, adapter, model)
+    inner = objective.inner_loss(config, adapter, compute)
+    outer = objective.outer_loss(config, adapter, compute)
     train, val = (batch(at, options, seed) for seed in range(2))
     if method == "dora":
         step = partial(train_step, loss=lambda p, *rest: inner(*p, *rest), tx=tx)

@@ -12,6 +12,7 @@ import numpy as np
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.compute import Compute
 from bidora_jax.models.formats import hf, hf_config
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import objective, optim
@@ -39,14 +40,15 @@ def contestant(
         return {"tokens": tokens, "loss_mask": jnp.ones(tokens.shape, jnp.float32)}
 
     train, val = map(micro_batches, ("train", "val"))
-    inner = objective.inner_loss(config, adapter, model, reversible=form == "reverse")
-    outer = objective.outer_loss(config, adapter, model)
+    compute = Compute.of(model, reverse_differentiable=form == "reverse")
+    inner, outer = (make(config, adapter, compute) for make in (objective.inner_loss, objective.outer_loss))
     if method != "bidora":
         return compiled(*one_level(inner, params), base, train)
     if form not in HYPERGRADIENTS:
         return compiled(*two_gradients(inner, outer, params), base, train, val)
-    recorded = objective.inner_recorded(config, adapter, model, model) if form == "exact" else None
-    losses = {"inner_loss": inner, "outer_loss": outer, "recorded": recorded}
+    if form == "exact":
+        inner = objective.inner_two_pass(config, adapter, compute, compute)
+    losses = {"inner_loss": inner, "outer_loss": outer}
     return compiled(*two_levels(losses, params, form), base, train, val)
 
 

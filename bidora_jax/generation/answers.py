@@ -13,6 +13,7 @@ import numpy as np
 
 from bidora_jax.errors import InputError, listing
 from bidora_jax.generation.decoding import Model, Prompts, assemble, decode, prefill, with_adapter
+from bidora_jax.kernels import xla_cpu
 from bidora_jax.kernels.precision import wide
 from bidora_jax.kernels.sampling import Sampling
 from bidora_jax.models.architectures.decoder import DecoderConfig
@@ -111,7 +112,7 @@ def bucket(length: int, least: int = 32) -> int:
 def _fewest_rows(model: Model) -> int:
     """XLA's CPU backend multiplies one row of 16-bit numbers as slowly as ten, so one row goes twice."""
     dtype = model.weights.base["norm"]["weight"].dtype
-    return 2 if dtype != wide(dtype) and jax.default_backend() == "cpu" else 1
+    return 2 if dtype != wide(dtype) and xla_cpu.active() else 1
 
 
 def _padded(prompts: Sequence[Sequence[int]], rows: int) -> Prompts:

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bidora_jax.errors import InputError
 from bidora_jax.generation.ensembles import Combine, combined
-from bidora_jax.kernels import cached_attention, norms, quantized, sampling
+from bidora_jax.kernels import cached_attention, norms, quantized, sampling, xla_cpu
 from bidora_jax.kernels.matmul import frozen_dot
 from bidora_jax.kernels.sampling import Sampling
 from bidora_jax.kernels.xla_cpu import weights
@@ -130,7 +130,7 @@ def prepare(base: PyTree) -> Weights:
     """
     head = decoder.head(base).astype(base["norm"]["weight"].dtype)  # one that was trained is float32
     leaves = jax.tree.leaves(base["layers"], is_leaf=quantized.is_packed)
-    if jax.default_backend() != "cpu" or any(map(quantized.is_quantised, leaves)):
+    if not xla_cpu.active() or any(map(quantized.is_quantised, leaves)):
         return Weights(base, None, head)
     turned = jax.tree_util.tree_map_with_path(_turned, base["layers"], is_leaf=quantized.is_packed)
     return Weights({**base, "layers": turned}, _layers(turned), weights.Transposed(_transposed(head)))
@@ -222,7 +222,7 @@ def _read(config, adapter, combine: Combine | None, weights: Weights, trained, p
 def _read_one(config, adapter, weights: Weights, prompts: Prompts, room: int, trained):
     """(B, D), and keys and values (L, B, K, S, h), of one member."""
     x = _embedded(weights, prompts.tokens)
-    cos, sin = decoder._angles(config, jnp.arange(x.shape[1]), x.dtype)
+    cos, sin = decoder.angles(config, jnp.arange(x.shape[1]), x.dtype)
     layer = DecoderLayer(config, adapter)
 
     def keep(causal, q, k, v):
@@ -231,9 +231,9 @@ def _read_one(config, adapter, weights: Weights, prompts: Prompts, room: int, tr
 
     def body(x, slices):
         variables, index = slices
-        return layer.apply(layer_scan._unpacked(variables, weights.base, index), x, cos, sin, keep)
+        return layer.apply(layer_scan.unpacked(variables, weights.base["layers"], index), x, cos, sin, keep)
 
-    packed = layer_scan._packed({"base": weights.base["layers"], **trained})
+    packed = layer_scan.packed({"base": weights.base["layers"], **trained})
     x, kept = jax.lax.scan(body, x, (packed, jnp.arange(config.num_layers)))
     return jnp.take_along_axis(x, prompts.lengths[:, None, None] - 1, axis=1)[:, 0], kept
 
@@ -250,7 +250,7 @@ def _step(config, adapter, weights: Weights, trained, prompts: Prompts, state: S
     visible = jnp.tile(visible, (members, 1))
     # Rows stand where a text's tokens do, and members where its rows do: outside attention a layer does not tell them apart.
     x = jnp.tile(_embedded(weights, state.last), (members, 1, 1))
-    cos, sin = decoder._angles(config, position, x.dtype)
+    cos, sin = decoder.angles(config, position, x.dtype)
     layer = DecoderLayer(config, adapter)
 
     def attend(cache, number, _, q, k, v):
@@ -269,17 +269,17 @@ def _step(config, adapter, weights: Weights, trained, prompts: Prompts, state: S
 
     def body(carry, slices):
         (x, cache), (variables, index) = carry, slices
-        variables = layer_scan._unpacked(variables, weights.base, index)
+        variables = layer_scan.unpacked(variables, weights.base["layers"], index)
         return layer.apply(variables, x, cos, sin, partial(attend, cache, index)), None
 
-    packed = layer_scan._packed({"base": weights.base["layers"], **trained})
+    packed = layer_scan.packed({"base": weights.base["layers"], **trained})
     (x, pair), _ = jax.lax.scan(body, (x, state.cache[0]), (packed, jnp.arange(config.num_layers)))
     return x, (pair,)
 
 
 def _embedded(weights: Weights, tokens: Array) -> Array:
     """The tokens' embeddings in the base's dtype; those that were trained are float32."""
-    return decoder._embedded(weights.base, tokens).astype(weights.base["norm"]["weight"].dtype)
+    return decoder.embedded(weights.base, tokens).astype(weights.base["norm"]["weight"].dtype)
 
 
 def _logits(config, combine: Combine | None, weights: Weights, x: Float[Array, "N B D"]) -> Float[Array, "B V"]:

@@ -9,10 +9,14 @@ The norm is factored, so that neither B·A nor V exists outside `merge`:
 
     ‖V‖² = ‖W0‖² + 2s·rowsum(B ∘ (W0·Aᵀ)) + s²·rowsum((B·(A·Aᵀ)) ∘ B)
 
-Whether the norm is held constant in a backward pass (DoRA section 4.3) is the caller's business: `apply` takes the norm
-as data. Norms, scales and sums are float32 (float64 when the weights are); products have the dtype of x and accumulate in
-float32. The frozen W0 gets no gradient where its dtype is narrow, see `frozen_dot`. Where W0 = diag(σ)·C (int8), C takes
-its place and σ is `row_scale`. Bias and dropout are the layer's business.
+A layer composes these functions (models/linear.py), so that it can save what it wants of what lies between them:
+
+    y = frozen(x, W0) + raised(lower(x, A), s·B, x.shape)          z = gain(m, ‖V‖) ⊙ y     (row_gain.py)
+
+s multiplies B rather than the product: in a backward pass that would be one more array of the product's size. Whether the norm is
+held constant in a backward pass (DoRA section 4.3) is the layer's choice. Norms, scales and sums are float32 (float64 when the
+weights are); products have the dtype of x and accumulate in float32. The frozen W0 gets no gradient where its dtype is
+narrow, see `frozen_dot`. Where W0 = diag(σ)·C (int8), C takes its place and σ is `row_scale`. Bias and dropout are not here.
 """
 
 from typing import NamedTuple, TypeAlias
@@ -21,18 +25,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
 
-from bidora_jax.kernels import matmul
-from bidora_jax.kernels.matmul import frozen_dot, frozen_times, product
+from bidora_jax.kernels.matmul import frozen_dot, frozen_times, product, scale_rows
 from bidora_jax.kernels.precision import wide
-from bidora_jax.kernels.row_gain import (
-    Keep,
-    away_from_zero,
-    gained_dot,
-    meets_weights,
-    no_reverse_gradient,
-    save_scaled,
-    scaled,
-)
 
 Scale: TypeAlias = float | Float[Array, ""]
 """s; an array where it is another one in each layer of a stack."""
@@ -137,91 +131,36 @@ def gain(magnitude: Float[Array, " O"], norm: Float[Array, " O"]) -> Float[Array
     return jnp.where(positive, magnitude / jnp.where(positive, norm, 1.0), 1.0)
 
 
-def low_rank(
-    x: Float[Array, "*batch I"],
-    direction: Direction,
-    keep: Keep = save_scaled,
-    projected: Float[Array, "M r"] | None = None,
-) -> Float[Array, "*batch O"]:
-    """(x·Aᵀ)·Bᵀ in the dtype of x, its last accumulator returned as it is. `projected` is x·Aᵀ, if it is there.
-
-    Factors with a leading axis are those of several adapters side by side: each meets its own part of x's leading axis.
-    """
-    if direction.A.ndim > 2:
-        return jax.vmap(lambda x, a, b: low_rank(x, Direction(a, b)))(x, *direction)
-    return _raised(_lowered(x, direction.A, keep, projected), direction.B, x.shape)
+def lower(x: Float[Array, "*batch I"], a: Float[Array, "r I"]) -> Float[Array, "M r"]:
+    """x·Aᵀ over flat rows, with the accumulator returned as it is."""
+    return product(x.reshape(-1, x.shape[-1]), a)
 
 
-def _lowered(x, a, keep: Keep, projected) -> Float[Array, "M r"]:
-    """x·Aᵀ over flat rows, in the dtype of x."""
-    projected = product(x.reshape(-1, x.shape[-1]), a) if projected is None else projected
-    return keep(projected, x.dtype, "low_rank").astype(x.dtype)
-
-
-def _raised(lowered: Float[Array, "M r"], b, shape) -> Float[Array, "*batch O"]:
-    """Its product with Bᵀ, for an x of `shape`."""
+def raised(lowered: Float[Array, "M r"], b: Float[Array, "O r"], shape: tuple[int, ...]) -> Float[Array, "*batch O"]:
+    """(x·Aᵀ)·Bᵀ of `lowered` = x·Aᵀ, for an x of this shape, with the accumulator returned as it is."""
     y = product(lowered, b)
     return y.reshape(*shape[:-1], y.shape[-1])
 
 
-def apply(
-    x: Float[Array, "*batch I"],
-    w0: Float[Array, "O I"],
-    direction: Direction,
-    row_gain: Float[Array, "*N O"] | None = None,
-    *,
-    scale: Scale,
-    x_low_rank: Float[Array, "*batch I"] | None = None,
-    projected: Float[Array, "M r"] | None = None,
-    row_scale: Float[Array, " O"] | None = None,
-    keep: Keep = save_scaled,
+def raised_by_member(
+    x: Float[Array, "N *batch I"], a: Float[Array, "N r I"], b: Float[Array, "N O r"]
+) -> Float[Array, "N *batch O"]:
+    """(x·Aᵀ)·Bᵀ of N adapters side by side: each meets its own part of the leading axis of x."""
+    return jax.vmap(lambda x, a, b: raised(lower(x, a).astype(x.dtype), b, x.shape))(x, a, b)
+
+
+def frozen(
+    x: Float[Array, "*batch I"], w0: Float[Array, "O I"], row_scale: Float[Array, " O"] | None = None
 ) -> Float[Array, "*batch O"]:
-    """x·W'ᵀ = gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ) in the dtype of x, from which its derivatives are read (kernels/row_gain.py).
-
-    Without a `row_gain` this is LoRA. `x_low_rank` is the input of A where it differs from x (dropout), `projected` its product
-    with A if it has been computed. Factors and gain may have a leading axis of several adapters, which is then x's first; the
-    product with W0 is one for all.
-    """
-    # s multiplies a factor rather than the product: in a backward pass that would be one more array of that size.
-    direction = Direction(direction.A, scale * direction.B)
-    given = x if x_low_rank is None else x_low_rank
-    if row_gain is None:
-        total = _rescaled(frozen_dot(x, w0), row_scale) + low_rank(given, direction, keep, projected)
-        return keep(total, x.dtype, "sum").astype(x.dtype)
-    row_gain = away_from_zero(row_gain, x.dtype)
-    if meets_weights(row_gain, x.dtype):
-        lowered = _lowered(given, direction.A, keep, projected)
-        gain_b = no_reverse_gradient(row_gain)[:, None] * direction.B
-        rows = row_gain if row_scale is None else row_gain * row_scale
-        traced = gained_dot(x, w0, rows) + _raised(lowered, gain_b, x.shape)
-        # Under jax.checkpoint z hands back zeros, and XLA drops no product of them with W0 unless nothing takes it.
-        x, lowered, b = no_reverse_gradient((x, lowered, direction.B))
-        total = _rescaled(frozen_dot(x, w0), row_scale) + _raised(lowered, b, x.shape)
-    else:
-        total = _rescaled(frozen_dot(x, w0), row_scale) + low_rank(given, direction, keep, projected)
-        traced = matmul.scale_rows(total, no_reverse_gradient(row_gain))
-    return scaled(traced, row_gain, keep(total, x.dtype, "sum", row_gain).astype(x.dtype))
-
-
-def linear(
-    x: Float[Array, "*batch I"],
-    w0: Float[Array, "O I"],
-    *,
-    row_scale: Float[Array, " O"] | None = None,
-    keep: Keep = save_scaled,
-) -> Float[Array, "*batch O"]:
-    """x·W0ᵀ without an adapter, rounded once to the dtype of x."""
-    return keep(_rescaled(frozen_dot(x, w0), row_scale), x.dtype, "sum").astype(x.dtype)
-
-
-def _rescaled(y: Float[Array, "*batch O"], row_scale: Float[Array, " O"] | None) -> Float[Array, "*batch O"]:
-    return y if row_scale is None else matmul.scale_rows(y, row_scale)
+    """x·W0ᵀ with the accumulator returned as it is, each row times its `row_scale`."""
+    y = frozen_dot(x, w0)
+    return y if row_scale is None else scale_rows(y, row_scale)
 
 
 def merge(
     w0: Float[Array, "O I"], direction: Direction, magnitude: Float[Array, " O"] | None = None, *, scale: Scale
 ) -> Float[Array, "O I"]:
-    """The one matrix W' with the effect of `apply`, in float32 (float64 for float64)."""
+    """The one matrix W' with the effect of the layer, in float32 (float64 for float64)."""
     a, b = direction
     v = w0.astype(wide(w0.dtype)) + scale * (b @ a)
     if magnitude is None:

@@ -6,7 +6,7 @@
 `exact` and `reverse` are this quantity. They differ in the mixed product (∂g/∂m)ᵀ·v = ∂_m ⟨g, v⟩:
 `exact` takes it forward over reverse (one `jvp` of a gradient along v, Kemaev et al., arXiv:2505.00793), which keeps about
 the memory of a gradient; `reverse` lets `jax.grad` pass through the gradient, the slow twin. The gradient that `exact`
-differentiates has just been taken at the same point: what it made on the way, recorded, is not made again.
+differentiates has just been taken at the same point. A `TwoPass` loss hands values from the first pass to the second.
 
 The other two are different quantities, kept for experiments:
 `finite_difference` is what the released BiDoRA code computes (Betty's "darts"): ∂_m L_outer − (∂_m L_inner(d' + εv) −
@@ -32,7 +32,8 @@ class Unrolled(NamedTuple):
     """One inner update and the hypergradient through it."""
 
     direction: PyTree
-    kept: Any
+    opt: Any
+    """What `update` returns beside the direction: the optimiser's state."""
     hypergradient: PyTree
     direction_gradient: PyTree
     inner_loss: Float[Array, ""]
@@ -40,32 +41,29 @@ class Unrolled(NamedTuple):
 
 
 class TwoPass(NamedTuple):
-    """The inner loss in two passes, of which the second may take values from the first, and have other kernels.
+    """The inner loss in two passes. The second may take values from the first, and have other kernels.
 
-    The two are functions of (direction, magnitude), as a bilevel step's are of (direction, magnitude, base, batch, key).
+    Both are functions of (direction, magnitude); a bilevel step's are of (direction, magnitude, base, batch, key).
     """
 
-    gradient: Callable[..., tuple[Float[Array, ""], PyTree, PyTree]]
-    """The loss, its gradient in the direction, and a record of what was made on the way: anything."""
-    loss: Callable[..., Float[Array, ""]]
-    """The same loss, to rounding, with the record as one more argument: what is differentiated twice."""
+    first: Callable[..., tuple[Float[Array, ""], PyTree, PyTree]]
+    """The loss, its gradient in the direction, and a tape: any tree of values for the second pass."""
+    second: Callable[..., Float[Array, ""]]
+    """The same loss, to rounding, with the tape as one more argument. It is differentiated twice."""
 
 
-def exact(
-    inner: Loss, outer: Loss, update: Update, direction: PyTree, magnitude: PyTree, *, recorded: TwoPass | None = None
-) -> Unrolled:
+def exact(inner: Loss | TwoPass, outer: Loss, update: Update, direction: PyTree, magnitude: PyTree) -> Unrolled:
     """h through the unrolled update; the mixed product forward over reverse.
 
-    With `recorded`, `inner` is not used. What it computes in its first pass the second need not compute again, and where
-    kernels have no second derivative the second pass can do without them.
+    With a `TwoPass` the second pass need not compute again what the first one did, and it can do without kernels that have
+    no second derivative.
     """
-    if recorded is None:
+    passes = inner if isinstance(inner, TwoPass) else _without_tape(inner)
+    return _unrolled(_forward_over_reverse(passes, direction), outer, update, direction, magnitude)
 
-        def gradient(d, m):
-            return *jax.value_and_grad(inner)(d, m), None
 
-        recorded = TwoPass(gradient, lambda d, m, record: inner(d, m))
-    return _unrolled(_forward_over_reverse(recorded, direction), outer, update, direction, magnitude)
+def _without_tape(inner: Loss) -> TwoPass:
+    return TwoPass(lambda d, m: (*jax.value_and_grad(inner)(d, m), None), lambda d, m, tape: inner(d, m))
 
 
 def reverse(inner: Loss, outer: Loss, update: Update, direction: PyTree, magnitude: PyTree) -> Unrolled:
@@ -80,9 +78,9 @@ def reverse(inner: Loss, outer: Loss, update: Update, direction: PyTree, magnitu
 def direct(inner: Loss, outer: Loss, update: Update, direction: PyTree, magnitude: PyTree) -> Unrolled:
     """∂_m L_outer at the updated direction: the direction's answer to the magnitude is left out."""
     inner_loss, gradient = jax.value_and_grad(inner)(direction, magnitude)
-    updated, kept = update(direction, gradient)
+    updated, opt = update(direction, gradient)
     outer_loss, h = jax.value_and_grad(outer, argnums=1)(updated, magnitude)
-    return Unrolled(updated, kept, h, gradient, inner_loss, outer_loss)
+    return Unrolled(updated, opt, h, gradient, inner_loss, outer_loss)
 
 
 def finite_difference(
@@ -90,7 +88,7 @@ def finite_difference(
 ) -> Unrolled:
     """The hypergradient of the released BiDoRA code, see above; `radius` is ε·‖v‖."""
     inner_loss, gradient = jax.value_and_grad(inner)(direction, magnitude)
-    updated, kept = update(direction, gradient)
+    updated, opt = update(direction, gradient)
     outer_loss, (v, h) = jax.value_and_grad(outer, argnums=(0, 1))(updated, magnitude)
     length = global_norm(v)
     epsilon = radius / jnp.where(length > 0, length, 1.0)
@@ -100,7 +98,7 @@ def finite_difference(
         return jax.grad(inner, argnums=1)(moved, magnitude)
 
     h = jax.tree.map(lambda part, up, down: part - (up - down) / (2 * epsilon), h, shifted(1), shifted(-1))
-    return Unrolled(updated, kept, h, gradient, inner_loss, outer_loss)
+    return Unrolled(updated, opt, h, gradient, inner_loss, outer_loss)
 
 
 def global_norm(tree: PyTree) -> Float[Array, ""]:
@@ -108,7 +106,7 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
-def _forward_over_reverse(recorded: TwoPass, direction: PyTree):
+def _forward_over_reverse(inner: TwoPass, direction: PyTree):
     """m ↦ (loss, ∇_d loss), whose cotangent v on the gradient is pulled back by ∂_m∂_v = jvp of ∂_m along v of the second pass.
 
     The loss itself is returned as a metric: it has no cotangent here.
@@ -116,20 +114,20 @@ def _forward_over_reverse(recorded: TwoPass, direction: PyTree):
 
     @jax.custom_vjp
     def gradient(m):
-        return recorded.gradient(direction, m)[:2]
+        return inner.first(direction, m)[:2]
 
     def forward(m):
-        loss, g, record = recorded.gradient(direction, m)
-        return (loss, g), (m, record)
+        loss, g, tape = inner.first(direction, m)
+        return (loss, g), (m, tape)
 
     def backward(residuals, cotangents):
-        m, record = residuals
+        m, tape = residuals
         _, v = cotangents
 
-        # The gradient is taken in d as well, and dropped: a product of d alone would else be passed by the jvp undifferentiated,
-        # which a custom_vjp does not allow.
+        # The gradient in d is taken too, and dropped. Without it, a product of d alone would stay outside of the gradient, and the
+        # jvp would meet its custom_vjp, which has no forward derivative.
         def magnitude_gradient(d):
-            return jax.grad(recorded.loss, argnums=(0, 1))(d, m, record)[1]
+            return jax.grad(inner.second, argnums=(0, 1))(d, m, tape)[1]
 
         return (jax.jvp(magnitude_gradient, (direction,), (v,))[1],)
 
@@ -140,8 +138,8 @@ def _forward_over_reverse(recorded: TwoPass, direction: PyTree):
 def _unrolled(gradient, outer: Loss, update: Update, direction: PyTree, magnitude: PyTree) -> Unrolled:
     def upper(m):
         inner_loss, g = gradient(m)
-        updated, kept = update(direction, g)
-        return outer(updated, m), (updated, kept, g, inner_loss)
+        updated, opt = update(direction, g)
+        return outer(updated, m), (updated, opt, g, inner_loss)
 
-    (outer_loss, (updated, kept, g, inner_loss)), h = jax.value_and_grad(upper, has_aux=True)(magnitude)
-    return Unrolled(updated, kept, h, g, inner_loss, outer_loss)
+    (outer_loss, (updated, opt, g, inner_loss)), h = jax.value_and_grad(upper, has_aux=True)(magnitude)
+    return Unrolled(updated, opt, h, g, inner_loss, outer_loss)

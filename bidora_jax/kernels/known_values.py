@@ -1,11 +1,13 @@
-"""What one pass over a function writes down for another pass over it, so that no large product is made twice.
+"""Values that an earlier pass at the same point has computed, with the derivatives of what would compute them.
 
-    known(z, y) = z,    d known = dy        z is y, from an earlier pass at the same point
-    tapped(x, …) = x                        its cotangent is handed out, or is known
+    with_value(z, y) = z                  ż = ẏ          z equals y
+    with_value_first_order(z, y) = z      ż = ẏ, once    how z itself was made to vary stays its own
+    expose_cotangent(x, zeros) = x        x̄ = g, and the cotangent of `zeros` is g too
+    with_cotangent(x, c) = x              x̄ = c, which equals g
 
-The mixed product of a bilevel step differentiates the gradient of a loss where the gradient itself was just taken. Of the four
-products that a derivative of a gradient takes with every frozen matrix, two are those of the gradient: with their values
-known only the derivatives of the two are left. Whatever made a known value is code without a reader, which the compiler drops.
+The mixed product of a bilevel step differentiates a gradient that was taken just before. A derivative of a gradient takes four
+products with every frozen matrix. Two of them are the gradient's own. Where their values are known, the code that would
+compute them has no reader, and the compiler drops it.
 """
 
 import jax
@@ -14,7 +16,7 @@ from jaxtyping import Array, Float
 
 @jax.custom_jvp
 def with_value(value: Float[Array, "*n"], y: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """`value`, a constant, with all derivatives of y, which it is equal to."""
+    """`value`, which equals y, with all derivatives of y."""
     del y
     return value
 
@@ -26,7 +28,7 @@ def _with_value_jvp(primals, tangents):
 
 @jax.custom_jvp
 def with_value_first_order(value: Float[Array, "*n"], y: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """`value` with the first derivative of y, which it is equal to. How `value` itself was made to vary stays its own."""
+    """`value`, which equals y, with the first derivative of y. Its second derivative is that of `value`."""
     del y
     return value
 
@@ -37,17 +39,17 @@ def _with_value_first_order_jvp(primals, tangents):
 
 
 @jax.custom_vjp
-def expose_cotangent(x: Float[Array, "*n"], tap: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """x. The cotangent of `tap`, whose values play no part, is that of x."""
-    del tap
+def expose_cotangent(x: Float[Array, "*n"], zeros: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """x. The cotangent of `zeros`, whose values are not read, is the cotangent of x."""
+    del zeros
     return x
 
 
-def _expose_cotangent_backward(tap, g):
-    return g, g.astype(tap.dtype)
+def _expose_cotangent_backward(zeros, g):
+    return g, g.astype(zeros.dtype)
 
 
-expose_cotangent.defvjp(lambda x, tap: (x, tap), _expose_cotangent_backward)
+expose_cotangent.defvjp(lambda x, zeros: (x, zeros), _expose_cotangent_backward)
 
 
 @jax.custom_vjp

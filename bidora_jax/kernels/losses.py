@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from bidora_jax.kernels import xla_cpu
 from bidora_jax.kernels.matmul import dot, frozen_dot
 from bidora_jax.kernels.precision import wide
 from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats, slice_rows
 
-BLOCK, GPU_BLOCK = 2048, 8192
-"""Rows of E in a block, at most. On a CPU 1,024 to 4,096 are equally fast. On a GPU each block has the sums (N, D) read and written
-once more by kernels of their own: the fewer blocks, the fewer bytes."""
+BLOCK, CPU_BLOCK = 8192, 2048
+"""Rows of E in a block, at most. On a GPU each block reads and writes the sums (N, D) once more: the fewer blocks, the fewer
+bytes. On a CPU 1,024 to 4,096 rows are equally fast."""
 SPAN = 4096
 """Tokens that go over the rows of E together, at most."""
 
@@ -35,15 +36,15 @@ def cross_entropy_sum(
     weights: Float[Array, " N"],
     *,
     chunk: int,
-    blank: Float[Array, "N D"] | None = None,
+    empty: Float[Array, "N D"] | None = None,
     means: Float[Array, "N D"] | None = None,
 ) -> Float[Array, ""]:
     """Weighted sum of −log softmax(x·Eᵀ)[target] over N tokens, with at most chunk·V logits at a time; E is held constant.
 
-    The gradient with respect to `blank`, zeros in the dtype of sums, is softmax(x·Eᵀ)·E of every token. As `means` a pass at the
+    The gradient with respect to `empty`, zeros in the dtype of sums, is softmax(x·Eᵀ)·E of every token. As `means` a pass at the
     same point takes them from there: of its gradient's derivative that spares one of four products with E.
     """
-    return _frozen_sum(chunk, x, embedding, targets, weights, blank, means)
+    return _frozen_sum(chunk, x, embedding, targets, weights, empty, means)
 
 
 def trained_cross_entropy_sum(
@@ -65,15 +66,15 @@ def trained_cross_entropy_sum(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _frozen_sum(chunk: int, x, embedding, targets, weights, blank, means):
-    del blank, means
+def _frozen_sum(chunk: int, x, embedding, targets, weights, empty, means):
+    del empty, means
     return _by_span(partial(_loss_and_slope, chunk, slope=False), x, embedding, targets, weights)[0]
 
 
-def _frozen_sum_forward(chunk: int, x, embedding, targets, weights, blank, means):
+def _frozen_sum_forward(chunk: int, x, embedding, targets, weights, empty, means):
     one = partial(_loss_and_slope, chunk, slope=True)
     loss, slopes, found = _by_span(one, x, embedding, targets, weights, means)
-    return loss, (slopes, None if blank is None else found)
+    return loss, (slopes, None if empty is None else found)
 
 
 def _frozen_sum_backward(chunk: int, residuals, g):
@@ -169,7 +170,7 @@ def _loss_and_slope(
 
 def _block(chunk: int, tokens: int, vocabulary: int) -> int:
     """Rows of E in a block: so many that there are no more logits than of `chunk` tokens over all rows."""
-    most = BLOCK if jax.default_backend() == "cpu" else GPU_BLOCK
+    most = CPU_BLOCK if xla_cpu.active() else BLOCK
     rows = min(most, vocabulary, max(1, chunk * vocabulary // tokens))
     return rows // 128 * 128 or rows
 

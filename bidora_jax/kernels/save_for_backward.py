@@ -1,4 +1,9 @@
-"""Names what a policy of `jax.checkpoint` saves for the backward pass: the sums of the linear layers."""
+"""Names what a policy of `jax.checkpoint` saves for the backward pass.
+
+    save_for_backward(y, dtype) = y, saved by ONLY_SAVED and offloaded by OFFLOADED
+
+The sums of the linear layers are saved: nearly all of a model's arithmetic stands behind them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,21 +11,21 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from bidora_jax.kernels.precision import wide
+from bidora_jax.kernels.xla_cpu import active
 
-SAVED = "kept"
-"""The sums of the linear layers: behind them is nearly all of a model's arithmetic, what is worth keeping, if anything is."""
+SAVED = "saved"
+"""The name in policies of `jax.checkpoint`."""
+ONLY_SAVED = jax.checkpoint_policies.save_only_these_names(SAVED)
 
 
-def save_for_backward(y: Array, dtype, name: str = "") -> Array:
-    """y as `kept_dtype` has it, under the name KEPT: what a policy of `jax.checkpoint` keeps rather than makes the products
-    before it again."""
+def save_for_backward(y: Array, dtype) -> Array:
+    """y in `saved_dtype(dtype)`, under the name SAVED: a policy saves it, and the products before it are not computed again."""
     return checkpoint_name(y.astype(saved_dtype(dtype)), SAVED)
 
 
 def saved_dtype(dtype) -> jnp.dtype:
-    """In which dtype a scan over layers keeps activations of `dtype`: that one, but the wide one on a CPU.
+    """The dtype in which a scan over layers saves activations of `dtype`: that dtype, but the wide one on a CPU.
 
-    XLA's CPU backend has no 16-bit float update of an array in place: it would widen and narrow all layers at every one.
-    kernels/xla_cpu/scan.py keeps bits instead, where derivatives allow it.
+    XLA's CPU backend has no update in place of 16-bit floats, see xla_cpu/scan.py, which saves bits where derivatives allow it.
     """
-    return wide(dtype) if jax.default_backend() == "cpu" else jnp.dtype(dtype)
+    return wide(dtype) if active() else jnp.dtype(dtype)

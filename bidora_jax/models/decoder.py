@@ -2,10 +2,10 @@
 
     x ← E[tokens];   for each layer:  x ← x + attention(norm(x));  x ← x + mlp(norm(x));   logits = norm(x)·Eᵀ
 
-One Linen layer is applied by `lax.scan` over parameters stacked on a leading layer axis, under `jax.checkpoint`, so that
-compile time does not grow with depth and one layer's activations live at a time. A batch is right-padded; positions count
-from 0, in a row of several documents, which `segments` tells apart, from 0 in each. Activations have the dtype of the base;
-norms, softmax, logits and losses are float32.
+One Linen layer is applied by a scan over parameters that are stacked on a leading layer axis (layer_scan.py), so that compile
+time does not grow with depth and one layer's activations live at a time. A batch is right-padded; positions count from 0, in a
+row of several documents, which `segments` tells apart, from 0 in each. Activations have the dtype of the base; norms, softmax,
+logits and losses are float32.
 """
 
 from collections.abc import Callable
@@ -22,25 +22,21 @@ from bidora_jax.kernels.precision import wide
 from bidora_jax.kernels.save_for_backward import saved_dtype
 from bidora_jax.kernels.swiglu import swiglu
 from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats
+from bidora_jax.models import layer_scan
 from bidora_jax.models.adapters.adapter import Adapter, with_saved
 from bidora_jax.models.architectures.decoder import DecoderConfig, linear_shapes
 from bidora_jax.models.architectures.rope import frequencies
-from bidora_jax.models.layer_scan import (
-    Blank,
-    Record,
-    Remat,
-    _by_bits,
-    _packed,
-    _rematerialised,
-    _unpacked,
-    blank,
-    scan_layers,
-)
+from bidora_jax.models.compute import DEFAULT, Compute
+from bidora_jax.models.layer_scan import Shared
 from bidora_jax.models.linear import Linear, side_by_side
-from bidora_jax.models.tape import tapped, written_down
+from bidora_jax.models.tape import EmptyTape, TapeValues
 
 Attend = Callable[..., tuple[Array, PyTree]]
 """(causal attention, q, k, v) -> (its result, what to keep): how generation puts a cache between a layer's two halves."""
+Batch = dict[str, Array]
+"""tokens (B, T); for a loss loss_mask (B, T); segments (B, T) where a row holds several documents."""
+Trained = tuple[PyTree, PyTree]
+"""(direction, magnitude)"""
 
 
 class RMSNorm(nn.Module):
@@ -55,40 +51,35 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     config: DecoderConfig
     adapter: Adapter | None
-    chunk: int
-    reopen: bool
-    fused: bool = False
+    compute: Compute
 
     @nn.compact
     def __call__(self, x, cos, sin, attend: Attend | None = None, starts=None):
-        c = self.config
-        x = tapped(self, "x", x)
+        c, chunk, fused = self.config, self.compute.attention_chunk, self.compute.fused
         layers = [_linear(self, name, c.qkv_bias) for name in ("q_proj", "k_proj", "v_proj")]
         q, k, v = (out.reshape(*x.shape[:2], -1, c.head_dim) for out in side_by_side(layers, x))
         if c.qk_norm:
             q, k = RMSNorm(c.rms_norm_eps, name="q_norm")(q), RMSNorm(c.rms_norm_eps, name="k_norm")(k)
         q, k = rope.rope(q, cos, sin), rope.rope(k, cos, sin)
-        if self.fused:
+        if fused:
             causal = partial(attention.fused_attention, window=c.window)
         else:
-            causal = partial(attention.causal_attention, chunk=self.chunk, window=c.window, starts=starts)
+            causal = partial(attention.causal_attention, chunk=chunk, window=c.window, starts=starts)
         out, kept = (causal(q, k, v), None) if attend is None else attend(causal, q, k, v)
         out = out.reshape(*x.shape[:2], c.num_heads * c.head_dim)
-        if attend is None and not self.fused and x.shape[1] > self.chunk:
-            # In chunks the backward pass computes the scores anew anyway: with the result at hand it does so once, not twice.
-            out = written_down(self, out, out.dtype, "attended").astype(out.dtype)
-        return _linear(self, "o_proj", c.o_bias)(tapped(self, "out", out)), kept
+        # In chunks the backward pass computes the scores anew: once where the result is saved, else twice.
+        in_chunks = attend is None and not fused and x.shape[1] > chunk
+        return _linear(self, "o_proj", c.o_bias, saves_input=in_chunks, exposes_input=True)(out), kept
 
 
 class MLP(nn.Module):
     config: DecoderConfig
     adapter: Adapter | None
-    reopen: bool
+    compute: Compute
 
     @nn.compact
     def __call__(self, x):
         bias = self.config.mlp_bias
-        x = tapped(self, "x", x)
         gate, up = side_by_side([_linear(self, name, bias) for name in ("gate_proj", "up_proj")], x)
         return _linear(self, "down_proj", bias)(swiglu(gate, up))
 
@@ -98,28 +89,24 @@ class DecoderLayer(nn.Module):
 
     config: DecoderConfig
     adapter: Adapter | None
-    chunk: int = 1024
-    reopen: bool = False
-    """See models/linear.py."""
-    fused: bool = False
-    """Attention by cuDNN, without a second derivative."""
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x, cos, sin, attend: Attend | None = None, starts=None):
-        eps = self.config.rms_norm_eps
+        eps, parts = self.config.rms_norm_eps, (self.config, self.adapter, self.compute)
         normed = RMSNorm(eps, name="input_layernorm")(x)
-        mix = Attention(self.config, self.adapter, self.chunk, self.reopen, self.fused, name="self_attn")
-        mixed, kept = mix(normed, cos, sin, attend, starts)
+        mixed, kept = Attention(*parts, name="self_attn")(normed, cos, sin, attend, starts)
         x = x + mixed
         normed = RMSNorm(eps, name="post_attention_layernorm")(x)
-        return x + MLP(self.config, self.adapter, self.reopen, name="mlp")(normed), kept
+        return x + MLP(*parts, name="mlp")(normed), kept
 
 
-def _linear(parent: Attention | MLP, name: str, bias: bool = False) -> Linear:
+def _linear(parent: Attention | MLP, name: str, bias: bool, *, saves_input=False, exposes_input=False) -> Linear:
     path = f"{parent.name}.{name}"
     out_features, in_features = linear_shapes(parent.config)[path]
     adapted = None if parent.adapter is None else parent.adapter.at(path)
-    return Linear(in_features, out_features, bias, adapted, parent.reopen, name=name)
+    parts = in_features, out_features, bias, adapted, parent.compute, saves_input, exposes_input
+    return Linear(*parts, name=name)
 
 
 def base_shapes(config: DecoderConfig, dtype) -> PyTree:
@@ -137,83 +124,63 @@ def base_shapes(config: DecoderConfig, dtype) -> PyTree:
 def hidden(
     config: DecoderConfig,
     adapter: Adapter | None,
+    compute: Compute,
     base: PyTree,
-    direction: PyTree,
-    magnitude: PyTree,
-    tokens: Int[Array, "B T"],
+    trained: Trained,
+    batch: Batch,
     key: Array | None = None,
-    *,
-    remat: Remat = "layer",
-    fused: bool = False,
-    attention_chunk: int = 1024,
-    dtype=None,
-    segments: Int[Array, "B T"] | None = None,
-    record: Blank | Record | None = None,
-    reversible: bool = True,
+    tape: EmptyTape | TapeValues | None = None,
 ) -> Float[Array, "B T D"]:
-    """The normed last hidden states. A `key` switches the adapter's dropout on; `dtype` is that of the activations where
-    it is another than the base's, whose layers are then cast one at a time; `segments` number the documents of a row.
-    `fused` takes attention from cuDNN, without a second derivative; ValueError with `segments`, which cuDNN does not know.
-    A gradient that is not `reversible` has derivatives forward alone: on a CPU what remat keeps of 16-bit activations is half."""
-    if fused and segments is not None:
-        raise ValueError("fused attention can't tell the documents of a row apart: pack no rows, or leave `fused` out")
-    layer = DecoderLayer(config, adapter, attention_chunk, reopen=remat == "none", fused=fused)
-    base = with_saved(base, direction)
-    one, variables, frozen, shared, x = _stacked(layer, base, direction, magnitude, tokens, key, dtype, segments)
-    if remat in ("layer", "dots"):
-        by_bits = _by_bits(reversible, dtype or base["norm"]["weight"].dtype)
-        x = scan_layers(one, variables, frozen, shared, x, sums=remat == "dots", record=record, by_bits=by_bits)
-    else:
-        body = _rematerialised(lambda x, slices: (one(slices[0], slices[1], shared, x)[0], None), remat, base)
-        x, _ = jax.lax.scan(body, x, (variables, frozen))
+    """The normed last hidden states. A `key` switches the adapter's dropout on; `tape` asks for what a pass computes, or gives it
+    (tape.py). ValueError for cuDNN's attention over `segments`, which it does not know."""
+    if compute.fused and "segments" in batch:
+        raise ValueError(
+            "fused attention can't tell the documents of a row apart: pack no rows, or take chunked attention"
+        )
+    base = with_saved(base, trained[0])
+    stacks, x = _stacked(config, compute, base, trained, batch, key)
+    x = layer_scan.apply_layers(_one_layer(config, adapter, compute), compute, *stacks, x, tape)
     weight = base["norm"]["weight"]
-    return norms.rms_norm(x.astype(dtype or weight.dtype), weight, eps=config.rms_norm_eps)
+    return norms.rms_norm(x.astype(compute.dtype or weight.dtype), weight, eps=config.rms_norm_eps)
 
 
-def blank_record(
-    config: DecoderConfig,
-    adapter: Adapter | None,
-    base: PyTree,
-    direction: PyTree,
-    magnitude: PyTree,
-    tokens: Int[Array, "B T"],
-    *,
-    remat: Remat,
-    fused: bool = False,
-    attention_chunk: int = 1024,
-    reversible: bool = True,
-) -> Blank:
-    """What a pass over these tokens can be asked to fill in: with remat `dots` of layers and head, else of the head."""
-    base = with_saved(base, direction)
-    predicting = tokens.shape[0] * (tokens.shape[1] - 1)
-    means = jnp.zeros((predicting, config.hidden_size), wide(base["norm"]["weight"].dtype))
-    if remat != "dots":
-        return Blank(None, None, None, means)
-    layer = DecoderLayer(config, adapter, attention_chunk, fused=fused)
-    one, variables, frozen, shared, x = _stacked(layer, base, direction, magnitude, tokens)
-    return blank(one, variables, frozen, shared, x, means, by_bits=_by_bits(reversible, base["norm"]["weight"].dtype))
+def empty_tape(
+    config: DecoderConfig, adapter: Adapter | None, compute: Compute, base: PyTree, trained: Trained, batch: Batch
+) -> EmptyTape:
+    """The empty tape of a pass over this batch: with remat `dots` of layers and head, else of the head."""
+    base = with_saved(base, trained[0])
+    rows, columns = batch["tokens"].shape
+    means = jnp.zeros((rows * (columns - 1), config.hidden_size), wide(base["norm"]["weight"].dtype))
+    stacks, x = _stacked(config, compute, base, trained, {"tokens": batch["tokens"]}, None)
+    return layer_scan.empty_tape(_one_layer(config, adapter, compute), compute, *stacks, x, means)
 
 
-def _stacked(layer: DecoderLayer, base, direction, magnitude, tokens, key=None, dtype=None, segments=None):
-    """One layer as a function, the stacks of what is trained and what is frozen, what all layers share, and the first one's x."""
-    x = _embedded(base, tokens).astype(dtype or base["norm"]["weight"].dtype)
-    starts, positions = (None, jnp.arange(tokens.shape[1])) if segments is None else _documents(segments)
-    cos, sin = _angles(layer.config, positions, x.dtype)
+def _stacked(config: DecoderConfig, compute: Compute, base: PyTree, trained: Trained, batch: Batch, key):
+    """(stacks of what is trained, stacks of what is frozen, what all layers share), and the x of the first layer."""
+    tokens = batch["tokens"]
+    x = embedded(base, tokens).astype(compute.dtype or base["norm"]["weight"].dtype)
+    starts, positions = _documents(batch["segments"]) if "segments" in batch else (None, jnp.arange(tokens.shape[1]))
+    named = zip(("direction", "magnitude"), trained, strict=True)
+    variables = {name: tree["layers"] for name, tree in named if tree}
+    frozen = layer_scan.packed({"base": base["layers"]}), jnp.arange(config.num_layers)
+    shared = Shared(base["layers"], *angles(config, positions, x.dtype), starts, key)
+    return (variables, frozen, shared), x.astype(saved_dtype(x.dtype))
 
-    def one(variables, frozen, shared, carried, written=()):
+
+def _one_layer(config: DecoderConfig, adapter: Adapter | None, compute: Compute) -> layer_scan.Layer:
+    layer = DecoderLayer(config, adapter, compute)
+
+    def one(variables, frozen, shared: Shared, x, written=()):
         packed, index = frozen
-        layers, cos, sin, starts, key = shared
-        rngs = {} if key is None else {"dropout": jax.random.fold_in(key, index)}
-        variables = _unpacked({**variables, **packed}, {"layers": layers}, index)
-        taken = carried.astype(cos.dtype)
-        (out, _), written = layer.apply(variables, taken, cos, sin, starts=starts, rngs=rngs, mutable=written)
-        return out.astype(carried.dtype), written
+        rngs = {} if shared.key is None else {"dropout": jax.random.fold_in(shared.key, index)}
+        variables = layer_scan.unpacked({**variables, **packed}, shared.layers, index)
+        taken = x.astype(shared.dtype)
+        (out, _), written = layer.apply(
+            variables, taken, shared.cos, shared.sin, starts=shared.starts, rngs=rngs, mutable=written
+        )
+        return out.astype(x.dtype), written
 
-    frozen = _packed({"base": base["layers"]}), jnp.arange(layer.config.num_layers)
-    trained = {"direction": direction, "magnitude": magnitude}
-    variables = {name: tree["layers"] for name, tree in trained.items() if tree}
-    shared = base["layers"], cos, sin, starts, key
-    return one, variables, frozen, shared, x.astype(saved_dtype(x.dtype))
+    return one
 
 
 def logits(
@@ -223,12 +190,10 @@ def logits(
     direction: PyTree,
     magnitude: PyTree,
     tokens: Int[Array, "B T"],
-    *,
-    attention_chunk: int = 1024,
-    dtype=None,
+    compute: Compute = DEFAULT,
 ) -> Float[Array, "B T V"]:
     """All logits in float32; for probes and short texts, the loss never calls it."""
-    x = hidden(config, adapter, base, direction, magnitude, tokens, attention_chunk=attention_chunk, dtype=dtype)
+    x = hidden(config, adapter, compute, base, (direction, magnitude), {"tokens": tokens})
     return frozen_dot(x, head(with_saved(base, direction)).astype(x.dtype))
 
 
@@ -246,12 +211,12 @@ def _documents(segments: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Arra
     return starts, columns - starts
 
 
-def _angles(config: DecoderConfig, positions, dtype):
+def angles(config: DecoderConfig, positions, dtype):
     theta, gain = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
     return rope.rope_angles(positions, theta, gain=gain, dtype=dtype)
 
 
-def _embedded(base: PyTree, tokens: Array) -> Array:
+def embedded(base: PyTree, tokens: Array) -> Array:
     weight = base["embed_tokens"]["weight"]
     if quantized.is_quantised(weight):
         return quantized.rows(weight, tokens)

@@ -1,15 +1,21 @@
-"""The scan over layers that keeps the sums of their products, and the record by which one pass spares another its products.
+"""The scan over layers: one layer as a function, applied to stacks of parameters, with as much recomputed as `remat` says.
 
-    x ← layer(x, d, m)  for every layer         kept: x, norms that are held constant, and the sums of its linear layers,
-                                                each times its gain where it has one; a layer is made again from them
+    x ← layer(x, d, m)  for every layer
 
-A gradient with respect to a `Blank` is its `Record`: what the pass and its gradient made on the way. A pass that is given the
-record, at the same point and of the same tokens, takes the values from there, and has its derivatives from the products as
-ever: of the gradient's derivative in a bilevel step only the tangents are left to compute.
+    remat layer    saved: x and norms that are held constant; a layer is computed again from them
+    remat dots     saved: the sums of its linear layers too, each times its gain where it has one
+    remat none     saved: all activations          remat offload    dots, in the host's memory
+
+`layer` and `dots` are a custom_vjp of their own, `_scanned`. Its backward pass gives each layer what the forward pass saved of
+it (tape.py). A gradient with respect to an `EmptyTape` is the `TapeValues` of that pass. A later pass that is given them, at the
+same point and over the same tokens, takes the values and keeps all derivatives: of the gradient's derivative in a bilevel
+step, only the tangents are left to compute.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +23,53 @@ from jaxtyping import Array, Float, PyTree
 
 from bidora_jax.kernels import known_values, quantized
 from bidora_jax.kernels.precision import wide
-from bidora_jax.kernels.save_for_backward import SAVED, saved_dtype
+from bidora_jax.kernels.save_for_backward import ONLY_SAVED, SAVED, saved_dtype
 from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats
 from bidora_jax.kernels.xla_cpu.scan import scan
-from bidora_jax.models.tape import COTANGENTS, NORMS, ROUNDED, SUMS, TAPS
+from bidora_jax.models import tape
+from bidora_jax.models.compute import Compute
+from bidora_jax.models.tape import NORM, EmptyTape, TapeValues
 
-Remat = Literal["auto", "none", "dots", "layer", "offload"]
+Layer = Callable[..., tuple[Array, PyTree]]
+"""(variables, slice of what is frozen, Shared, x, collections to write) -> (x of the next layer, the collections). It closes
+over no array, so that it can be differentiated after the trace that made it has ended."""
 
 
-def _by_bits(reversible: bool, dtype) -> bool:
-    return not reversible and dtype == jnp.bfloat16 and saved_dtype(dtype) != dtype
+class Shared(NamedTuple):
+    """What all layers share."""
+
+    layers: PyTree
+    """The base's stacks, of which packed ones are read in place."""
+    cos: Array
+    sin: Array
+    starts: Array | None
+    """The column that each token's document begins in, in rows of several."""
+    key: Array | None
+    """Of dropout."""
+
+    @property
+    def dtype(self) -> Any:
+        """dtype of the activations inside a layer."""
+        return self.cos.dtype
 
 
-def _rematerialised(body, remat: Remat, base: PyTree):
+def apply_layers(
+    layer: Layer, compute: Compute, variables: PyTree, frozen: PyTree, shared: Shared, x: Float[Array, "B T D"],
+    given: EmptyTape | TapeValues | None = None,
+) -> Float[Array, "B T D"]:  # fmt: skip
+    """x after all layers, differentiable in `variables`, stacks of what is trained, and in x.
+
+    `frozen` is stacks too: what `packed` made of the base, and the numbers of the layers. With remat layer and dots a derivative in
+    one of its weights is a TypeError. `given` asks for the tape's values, or gives them; of the layers it needs remat dots.
+    """
+    if compute.remat in ("layer", "dots"):
+        saves = _LayerScan(layer, compute, shared.dtype)
+        return _scanned(saves, *_parts(saves, variables, frozen, shared, x, given))
+    body = _rematerialised(lambda x, one: (layer(one[0], one[1], shared, x)[0], None), compute.remat, shared.layers)
+    return jax.lax.scan(body, x, (variables, frozen))[0]
+
+
+def _rematerialised(body, remat: str, layers: PyTree):
     """The body of the scan over layers, recomputed in the backward pass as far as `remat` asks for."""
     if remat == "offload":
         moved = jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -37,22 +77,21 @@ def _rematerialised(body, remat: Remat, base: PyTree):
             offload_dst="pinned_host",
         )  # fmt: skip
         return jax.checkpoint(body, policy=moved, prevent_cse=False)
-    if remat == "auto":
-        raise ValueError(
-            "remat auto is for training, which settles it (planning/remat_choice.py); say which policy is meant"
-        )
-    if any(map(quantized.is_packed, jax.tree.leaves(base["layers"], is_leaf=quantized.is_packed))):
-        return body  # each linear layer opens its weight anew
-    # A weight read back from its bits would be kept once more: a second copy of a 16-bit base among the residuals.
+    if any(map(quantized.is_packed, jax.tree.leaves(layers, is_leaf=quantized.is_packed))):
+        return body  # each linear layer dequantises its weight anew
+    # A weight that is read back from its bits would be saved: a second copy of a 16-bit base among the residuals.
     read = "bitcast_convert_type"
     return jax.checkpoint(body, policy=lambda primitive, *_, **__: primitive.name != read, prevent_cse=False)
 
 
-def _packed(stacks: PyTree) -> PyTree:
+# The base as the scan slices it
+
+
+def packed(stacks: PyTree) -> PyTree:
     """What the scan over layers slices: everything but packed stacks, which are read in place.
 
-    Vectors go as `kept_dtype` has them: XLA's CPU backend would read the bits of one inside the loop over the array that it
-    scales, element by element (the second computation of a query's norm and rotation takes four times as long).
+    Vectors are sliced in `saved_dtype`: XLA's CPU backend would read the bits of one inside the loop over the array that it scales,
+    element by element (the second computation of a query's norm and rotation takes four times as long).
     """
 
     def pack(leaf):
@@ -63,137 +102,146 @@ def _packed(stacks: PyTree) -> PyTree:
     return {**stacks, "base": jax.tree.map(pack, stacks["base"], is_leaf=quantized.is_packed)}
 
 
-def _unpacked(variables: PyTree, base: PyTree, index: Array) -> PyTree:
+def unpacked(variables: PyTree, layers: PyTree, index: Array) -> PyTree:
+    """One slice of `packed` as the variables of a layer; `layers` are the base's stacks, of which it is number `index`."""
+
     def unpack(stack, part):
         return quantized.Layer(stack, index) if quantized.is_packed(stack) else floats(part, stack).astype(stack.dtype)
 
-    layers = jax.tree.map(unpack, base["layers"], variables["base"], is_leaf=quantized.is_packed)
-    return {**variables, "base": layers}
+    return {**variables, "base": jax.tree.map(unpack, layers, variables["base"], is_leaf=quantized.is_packed)}
 
 
-Layer = Callable[..., tuple[Array, PyTree]]
-"""(variables, slice of what is frozen, what all layers share, x, collections to write) -> (what the next layer takes, the
-collections). It closes over no array: its derivatives are taken where it was made, or later, outside of that."""
+# The scan that saves
 
 
-class Record(NamedTuple):
-    """Of all layers, stacked, in the dtype that activations are kept in, or None; and of the head."""
-
-    inputs: Float[Array, "L B T D"] | None
-    sums: PyTree
-    """Beside them the norms, in float32."""
-    cotangents: PyTree
-    """Of the inputs of linear layers but the MLP's last one, which is as wide as it is cheap to make again."""
-    means: Float[Array, "N D"]
-    """Of every token that predicts another softmax(x·Eᵀ)·E, see kernels/losses.py."""
-
-
-class Blank(NamedTuple):
-    """Zeros in the shapes of a `Record`; nothing reads them."""
-
-    inputs: Array | None
-    sums: PyTree
-    cotangents: PyTree
-    means: Array
-
-
-def blank(
-    layer: Layer, variables: PyTree, frozen: PyTree, shared: PyTree, x: Array, means: Array, *, by_bits: bool
-) -> Blank:
-    """The blank record of layers stacked in `variables` and `frozen`, whose first one takes x."""
+def empty_tape(
+    layer: Layer, compute: Compute, variables: PyTree, frozen: PyTree, shared: Shared, x: Array, means: Array
+) -> EmptyTape:
+    """The empty tape of a pass over these stacks, whose first layer takes x, and of a head with these `means`."""
+    if not compute.saves_sums:
+        return EmptyTape(None, None, None, means)
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (variables, frozen))
-    _, written = jax.eval_shape(lambda *args: layer(*args, (SUMS, NORMS, TAPS)), *one, shared, x)
+    _, written = jax.eval_shape(lambda *args: layer(*args, (tape.SAVED, tape.ZEROS)), *one, shared, x)
     layers = jax.tree.leaves(frozen)[0].shape[0]
+    as_bits = compute.as_bits(shared.dtype)
 
-    def zeros(tree, dtype=jnp.bfloat16 if by_bits else x.dtype):
-        return jax.tree.map(lambda leaf: jnp.zeros((layers, *leaf.shape), dtype), tree)
+    def zeros(path, leaf):
+        dtype = wide(x.dtype) if _is_norm(path) else jnp.bfloat16 if as_bits else x.dtype
+        return jnp.zeros((layers, *leaf.shape), dtype)
 
-    written = {name: zeros(tree, wide(x.dtype)) if name == NORMS else zeros(tree) for name, tree in written.items()}
-    taps = {TAPS: written.pop(TAPS)}
-    return Blank(zeros(x), written, taps, means)
+    inputs, saved, exposed = (
+        jax.tree_util.tree_map_with_path(zeros, tree) for tree in (x, written[tape.SAVED], written[tape.ZEROS])
+    )
+    return EmptyTape(inputs, saved, exposed, means)
 
 
-def scan_layers(
-    layer: Layer,
-    variables: PyTree,
-    frozen: PyTree,
-    shared: PyTree,
-    x: Float[Array, "B T D"],
-    *,
-    sums: bool,
-    record: Blank | Record | None = None,
-    by_bits: bool = False,
-) -> Float[Array, "B T D"]:
-    """x after all layers, differentiable in the variables and x. TypeError for a derivative in a weight of `frozen`.
+@dataclass(frozen=True)
+class _LayerScan:
+    """The two passes of the scan. Stacks are what scan.py writes; `dtype` is that of the activations inside a layer."""
 
-    Without `sums` a layer is made again from its input and norms. A `record` that is one of layers needs them. With `by_bits` x is
-    bfloat16 in float32, what is kept takes half of the memory, and a gradient has no derivative in reverse (xla_cpu/scan.py).
-    """
-    record = None if record is None or record.inputs is None else record
-    assert sums or record is None
-    written = (NORMS,) if not sums else (NORMS, SUMS, ROUNDED) if by_bits else (NORMS, SUMS)
+    layer: Layer
+    compute: Compute
+    dtype: Any
+
+    @property
+    def as_bits(self) -> bool:
+        return self.compute.as_bits(self.dtype)
+
+    def forward(self, variables, x, frozen, shared, values: TapeValues | None):
+        """The last x, and (inputs, saved) of every layer."""
+        given = None if values is None else (values.inputs, values.saved)
+        last, kept = self._scan(self._forward_layer, x, (variables, frozen, given), shared, after=variables)
+        if given is not None:
+            # The scan stacks what the tape holds: these stacks are dropped, their derivatives are not.
+            kept = known_values.with_value(given[0], kept[0]), _with_values(given[1], kept[1])
+        return last, kept
+
+    def backward(self, g, variables, kept, frozen, shared, exposed, cotangents):
+        """The cotangents of x, of the variables, and of the inputs of linear layers where `exposed` holds zeros for them."""
+        slices = (variables, frozen, *kept, exposed, cotangents)
+        return self._scan(self._backward_layer, g, slices, shared, reverse=True)
+
+    def _scan(self, body, first, slices, shared, **how):
+        return scan(body, first, slices, shared, policy=ONLY_SAVED, as_bits=self.as_bits, **how)
+
+    def _forward_layer(self, x, slices, shared):
+        variables, frozen, given = slices
+        if given is not None:
+            inputs, saved = given
+            x, variables = known_values.with_value(inputs, x), {**variables, tape.SAVED: saved}
+
+        def layer(variables, x):
+            out, written = self.layer(variables, frozen, shared, x, (tape.SAVED,))
+            return out, written.get(tape.SAVED, {})
+
+        # Traced as a part of a gradient: inside one, products have a forward derivative, and outside of one they have none.
+        out, _, saved = jax.vjp(layer, variables, x, has_aux=True)
+        return out, (self._narrowed(x), jax.tree_util.tree_map_with_path(self._narrowed_sum, saved))
+
+    def _backward_layer(self, g, slices, shared):
+        variables, frozen, x, saved, exposed, cotangents = slices
+        given = {tape.SAVED: saved, tape.COTANGENTS: cotangents}
+
+        def out(variables, x, exposed):
+            return self.layer({**variables, **given, tape.ZEROS: exposed}, frozen, shared, x, ())[0]
+
+        variables_g, g, exposed_g = jax.vjp(out, variables, x, exposed)[1](g)
+        return g, (variables_g, jax.tree.map(self._narrowed, exposed_g))
+
+    def _narrowed(self, part):
+        return part.astype(jnp.bfloat16) if self.as_bits else part
+
+    def _narrowed_sum(self, path, part):
+        return part if _is_norm(path) else self._narrowed(part)
+
+
+def _parts(saves: _LayerScan, variables, frozen, shared, x, given: EmptyTape | TapeValues | None):
+    """The arguments of `_scanned`, with the weights guarded against derivatives and the tape split by its kind."""
+    given = None if given is None or given.inputs is None else given
+    assert saves.compute.saves_sums or given is None, "a tape of layers needs remat dots"
     frozen = jax.tree.map(lambda leaf: _constant(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, frozen)
-
-    def narrowed(parts):
-        return jax.tree.map(lambda part: part.astype(jnp.bfloat16), parts) if by_bits else parts
-
-    @jax.custom_vjp
-    def scanned(variables, x, blank, frozen, shared, earlier):
-        return forward(variables, x, None, frozen, shared, earlier)[0]
-
-    def forward(variables, x, blank, frozen, shared, earlier):
-        def body(x, slices, shared):
-            variables, frozen, values = slices
-            if values is not None:
-                inputs, sums = values
-                x, variables = known_values.with_value(inputs, x), {**variables, **sums}
-            # As a part of a gradient: products have a forward derivative there, and none outside of one.
-            out, _, sums = jax.vjp(lambda *at: layer(at[0], frozen, shared, at[1], written), variables, x, has_aux=True)
-            sums = {name: tree if name == NORMS else narrowed(tree) for name, tree in sums.items()}
-            return out, (narrowed(x), sums)
-
-        values = None if earlier is None else (earlier.inputs, earlier.sums)
-        last, kept = scan(body, x, (variables, frozen, values), shared, after=variables, by_bits=by_bits)
-        if values is not None:
-            # The values are those of the record: what the scan stacks of them is dropped, its derivatives are not.
-            inputs, sums = kept
-            kept = known_values.with_value(values[0], inputs), _replaced(values[1], sums)
-        return last, (variables, *kept, blank, frozen, shared, earlier)
-
-    def backward(residuals, g):
-        variables, inputs, sums, blank, frozen, shared, earlier = residuals
-
-        def body(g, slices, shared):
-            variables, frozen, x, sums, taps, cotangents = slices
-
-            def out(variables, x, taps):
-                return layer({**variables, **sums, **taps, **cotangents}, frozen, shared, x, ())[0]
-
-            variables_g, g, taps_g = jax.vjp(out, variables, x, taps)[1](g)
-            return g, (variables_g, narrowed(taps_g))
-
-        taps = {} if blank is None else blank.cotangents
-        cotangents = {} if earlier is None else {COTANGENTS: earlier.cotangents[TAPS]}
-        slices = (variables, frozen, inputs, sums, taps, cotangents)
-        g, (variables_g, taps_g) = scan(body, g, slices, shared, reverse=True, by_bits=by_bits)
-        blank_g = None if blank is None else Blank(inputs, sums, taps_g, jnp.zeros_like(blank.means))
-        return variables_g, g, blank_g, None, None, None
-
-    scanned.defvjp(forward, backward)
-    blank, earlier = (record if isinstance(record, kind) else None for kind in (Blank, Record))
-    return scanned(variables, x, blank, frozen, shared, earlier)
+    empty, values = (given if isinstance(given, kind) else None for kind in (EmptyTape, TapeValues))
+    return variables, x, empty, frozen, shared, values
 
 
-def _replaced(values: PyTree, sums: PyTree) -> PyTree:
-    """The sums with the values of a record, which may have fewer: cuDNN's attention writes nothing down."""
-    if not isinstance(sums, dict):
-        return known_values.with_value(values, sums)
-    return {name: _replaced(values[name], part) if name in values else part for name, part in sums.items()}
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scanned(saves: _LayerScan, variables, x, empty: EmptyTape | None, frozen, shared, values: TapeValues | None):
+    """x after all layers. The cotangent of `empty` is the tape's values."""
+    del empty
+    return saves.forward(variables, x, frozen, shared, values)[0]
+
+
+def _scanned_forward(saves: _LayerScan, variables, x, empty, frozen, shared, values):
+    last, kept = saves.forward(variables, x, frozen, shared, values)
+    return last, (variables, kept, empty, frozen, shared, values)
+
+
+def _scanned_backward(saves: _LayerScan, residuals, g):
+    variables, kept, empty, frozen, shared, values = residuals
+    exposed, cotangents = {} if empty is None else empty.cotangents, {} if values is None else values.cotangents
+    inputs, saved = kept
+    g, (variables_g, exposed_g) = saves.backward(g, variables, kept, frozen, shared, exposed, cotangents)
+    empty_g = None if empty is None else EmptyTape(inputs, saved, exposed_g, jnp.zeros_like(empty.means))
+    return variables_g, g, empty_g, None, None, None
+
+
+_scanned.defvjp(_scanned_forward, _scanned_backward)
+
+
+def _with_values(values: PyTree, saved: PyTree) -> PyTree:
+    """`saved` with the values of a tape, which may hold fewer: cuDNN's attention saves no result of its own."""
+    if not isinstance(saved, dict):
+        return known_values.with_value(values, saved)
+    return {name: _with_values(values[name], part) if name in values else part for name, part in saved.items()}
+
+
+def _is_norm(path) -> bool:
+    return bool(path) and path[-1].key == NORM
 
 
 @jax.custom_jvp
 def _constant(weight: Array) -> Array:
-    """The weight, whose derivative nothing here computes: one of zero would be a silent mistake."""
+    """The weight. Nothing here computes its derivative, and a derivative of zero would be a silent mistake."""
     return weight
 
 

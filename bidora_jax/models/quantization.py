@@ -74,8 +74,8 @@ def base_shapes(settings: ModelConfig, config: DecoderConfig, dtype) -> PyTree:
     def leaf(path, like):
         if chosen is not None and chosen.covers(tuple(key.key for key in path)):
             return packed_shapes(chosen, like.shape, like.dtype)
-        held = len(like.shape) == 3 and like.dtype.itemsize == 2 and jax.default_backend() == "cpu"
-        return weights.Bits(jax.ShapeDtypeStruct(like.shape, np.uint16), like.dtype) if held else like
+        as_bits = weights.held_as_bits(like.shape, like.dtype)
+        return weights.Bits(jax.ShapeDtypeStruct(like.shape, np.uint16), like.dtype) if as_bits else like
 
     return jax.tree_util.tree_map_with_path(leaf, decoder.base_shapes(config, dtype))
 
@@ -104,9 +104,8 @@ def describe(base) -> list[str]:
     bits = 8 * quantized.tree_bytes([leaf for _, leaf in packed]) / sum(int(np.prod(leaf.shape)) for _, leaf in packed)
     form = type(packed[0][1]).__name__.lower()
     plain = [name.removeprefix("layers.") for name, leaf in named if not quantized.is_quantised(leaf)]
-    by = f"CUDA ops {ops.status()}" if jax.default_backend() == "gpu" else "XLA: there is no CUDA device"
     return [
         f"{form}: {', '.join(name.removeprefix('layers.') for name, _ in packed)} at {bits:.2f} bits a parameter",
         f"kept in {base['norm']['weight'].dtype}: {', '.join(plain)}",
-        f"dequantised by {by}",
+        f"dequantised by {ops.described()}",
     ]

@@ -24,6 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from bidora_jax.machine.files import staged, write_json
 from bidora_jax.models.adapters.adapter import get
 from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.compute import Compute
 from bidora_jax.models.decoder import base_shapes
 from bidora_jax.models.formats import safetensors_file
 from bidora_jax.models.formats.hf import name_table
@@ -148,8 +149,10 @@ def train_step(
 ):
     """One step of plain language modelling on every weight. Returns the weighted mean loss too."""
 
+    compute, batch = Compute(remat="none", loss_chunk=tokens.size), {"tokens": tokens, "loss_mask": weights}
+
     def loss(base):
-        total, count = token_loss_sum(CONFIG, None, base, {}, {}, tokens, weights, remat="none", loss_chunk=tokens.size)
+        total, count = token_loss_sum(CONFIG, None, compute, base, ({}, {}), batch)
         return total / count
 
     value, gradient = jax.value_and_grad(loss)(base)

@@ -13,6 +13,7 @@ from bidora_jax.data.prompts import prompt_ids, response_text
 from bidora_jax.generation import answers, decoding, ensembles
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.compute import Compute
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.tasks import language_modeling
 
@@ -39,24 +40,21 @@ def evaluator(
     With `combine` the two trees are stacks of an ensemble's members.
     """
 
+    compute = Compute(remat="none", attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk)
+
     @jax.jit
-    def sums(base, direction, magnitude, tokens, mask, segments):
+    def sums(base, trained, batch):
         if adapter is not None and combine is not None:
-            return language_modeling.combined_token_loss_sum(
-                config, ensembles.Member(adapter, direction, magnitude), base, tokens, mask, combine=combine,
-                attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk, segments=segments,
-            )  # fmt: skip
-        return language_modeling.token_loss_sum(
-            config, adapter, base, direction, magnitude, tokens, mask,
-            remat="none", attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk, segments=segments,
-        )  # fmt: skip
+            member = ensembles.Member(adapter, *trained)
+            return language_modeling.combined_token_loss_sum(config, member, compute, base, batch, combine=combine)
+        return language_modeling.token_loss_sum(config, adapter, compute, base, trained, batch)
 
     def evaluate(base, direction, magnitude, batches):
         total = count = 0.0
         for batch in batches:
-            micro = {name: part[0] for name, part in batch.items()}
-            loss, trained = sums(base, direction, magnitude, micro["tokens"], micro["loss_mask"], micro.get("segments"))
-            total, count = total + float(loss), count + float(trained)
+            micro = {name: part[0] for name, part in batch.items() if name in ("tokens", "loss_mask", "segments")}
+            loss, predicted = sums(base, (direction, magnitude), micro)
+            total, count = total + float(loss), count + float(predicted)
         return Evaluation(total / max(count, 1.0), round(count))
 
     return evaluate

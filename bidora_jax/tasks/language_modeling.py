@@ -4,7 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from bidora_jax.generation.ensembles import Combine, Member, combined
 from bidora_jax.kernels import losses
@@ -13,72 +13,49 @@ from bidora_jax.kernels.precision import wide
 from bidora_jax.models import decoder
 from bidora_jax.models.adapters.adapter import Adapter, with_saved
 from bidora_jax.models.architectures.decoder import DecoderConfig
-from bidora_jax.models.decoder import head, hidden
-from bidora_jax.models.layer_scan import Blank, Record, Remat
+from bidora_jax.models.compute import Compute
+from bidora_jax.models.decoder import Batch, Trained
+from bidora_jax.models.tape import EmptyTape, TapeValues
 
 
 def token_loss_sum(
     config: DecoderConfig,
     adapter: Adapter | None,
+    compute: Compute,
     base: PyTree,
-    direction: PyTree,
-    magnitude: PyTree,
-    tokens: Int[Array, "B T"],
-    loss_mask: Float[Array, "B T"],
+    trained: Trained,
+    batch: Batch,
     key: Array | None = None,
-    *,
-    remat: Remat = "layer",
-    fused: bool = False,
-    attention_chunk: int = 1024,
-    loss_chunk: int = 256,
-    segments: Int[Array, "B T"] | None = None,
-    record: Blank | Record | None = None,
-    reversible: bool = True,
+    tape: EmptyTape | TapeValues | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of −log p over the tokens that `loss_mask` marks as predicted, and their number.
 
     In a row of several documents it marks the first token of none of them: the one before it is another's.
     """
-    x = hidden(
-        config, adapter, base, direction, magnitude, tokens, key,
-        remat=remat, fused=fused, attention_chunk=attention_chunk, segments=segments, record=record,
-        reversible=reversible,
-    )  # fmt: skip
+    x = decoder.hidden(config, adapter, compute, base, trained, batch, key, tape)
     x = x[:, :-1].reshape(-1, config.hidden_size)
-    targets, weights = tokens[:, 1:].reshape(-1), loss_mask[:, 1:].reshape(-1)
-    vocabulary = head(with_saved(base, direction))
+    targets, weights = batch["tokens"][:, 1:].reshape(-1), batch["loss_mask"][:, 1:].reshape(-1)
+    vocabulary = decoder.head(with_saved(base, trained[0]))
     # Only a trained head gets a gradient. It is float32, and so is its product.
     loss = losses.trained_cross_entropy_sum
     if adapter is None or "lm_head" not in adapter.whole_modules:
-        given = {} if record is None else {"blank" if isinstance(record, Blank) else "means": record.means}
+        given = {} if tape is None else {"empty" if isinstance(tape, EmptyTape) else "means": tape.means}
         loss = partial(losses.cross_entropy_sum, **given)
-    return loss(x.astype(vocabulary.dtype), vocabulary, targets, weights, chunk=loss_chunk), jnp.sum(weights)
+    return loss(x.astype(vocabulary.dtype), vocabulary, targets, weights, chunk=compute.loss_chunk), jnp.sum(weights)
 
 
 def combined_token_loss_sum(
-    config: DecoderConfig,
-    stacked: Member,
-    base: PyTree,
-    tokens: Int[Array, "B T"],
-    loss_mask: Float[Array, "B T"],
-    *,
-    combine: Combine,
-    attention_chunk: int = 1024,
-    loss_chunk: int = 256,
-    segments: Int[Array, "B T"] | None = None,
+    config: DecoderConfig, stacked: Member, compute: Compute, base: PyTree, batch: Batch, *, combine: Combine
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """`decoder.token_loss_sum` of an ensemble, forward only. Members pass one after the other, N of one hidden state remain."""
+    """`token_loss_sum` of an ensemble, forward only. Members pass one after the other, N of one hidden state remain."""
 
     def member(trained):
-        direction, magnitude = trained
-        return decoder.hidden(
-            config, stacked.adapter, base, direction, magnitude, tokens,
-            attention_chunk=attention_chunk, segments=segments,
-        )  # fmt: skip
+        return decoder.hidden(config, stacked.adapter, compute, base, trained, batch)
 
+    loss_chunk = compute.loss_chunk
     x = jax.lax.map(member, (stacked.direction, stacked.magnitude))[:, :, :-1]
     x = x.reshape(x.shape[0], -1, config.hidden_size)
-    targets, weights = tokens[:, 1:].reshape(-1), loss_mask[:, 1:].reshape(-1)
+    targets, weights = batch["tokens"][:, 1:].reshape(-1), batch["loss_mask"][:, 1:].reshape(-1)
     spare = -x.shape[1] % loss_chunk
     x, targets, weights = (
         jnp.pad(x, ((0, 0), (0, spare), (0, 0))),

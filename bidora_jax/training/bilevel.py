@@ -10,7 +10,6 @@ exactly that happen at the first step.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -31,25 +30,24 @@ def bilevel_step(
     train_batch: Any,
     val_batch: Any,
     *,
-    inner_loss: Loss,
+    inner_loss: Loss | hypergrad.TwoPass,
     outer_loss: Loss,
     inner_tx: optax.GradientTransformation,
     outer_tx: optax.GradientTransformation,
     hypergradient: Callable[..., hypergrad.Unrolled] = hypergrad.exact,
-    recorded: hypergrad.TwoPass | None = None,
 ) -> tuple[BilevelState, Metrics]:
     """One step of both levels: the direction on the train batch, then the magnitude on the val batch.
 
     The hypergradient is taken at the old (direction, magnitude) through the update that gives the new direction; with
     `outer_tx = optax.sgd(1.0)` it is the old magnitude minus the new one. `base` is never differentiated. Every
-    evaluation of a batch's loss inside the step sees the same key. `recorded` is `inner_loss` in the two passes that
-    `hypergrad.exact` makes over the train batch, for a second pass that computes less or by other kernels. Metrics: train_loss and
-    val_loss before and after the direction's update, direction_grad_norm, hypergrad_norm.
+    evaluation of a batch's loss inside the step sees the same key. With `hypergrad.exact`, `inner_loss` may be a
+    `hypergrad.TwoPass`, whose second pass computes less, or by other kernels. Metrics: train_loss and val_loss before and
+    after the direction's update, direction_grad_norm, hypergrad_norm.
     """
     train_key, val_key = _keys(state)
 
-    def inner(direction, magnitude):
-        return inner_loss(direction, magnitude, base, train_batch, train_key)
+    def on_train(loss):
+        return lambda direction, magnitude, *tape: loss(direction, magnitude, base, train_batch, train_key, *tape)
 
     def outer(direction, magnitude):
         return outer_loss(direction, magnitude, base, val_batch, val_key)
@@ -57,13 +55,8 @@ def bilevel_step(
     def update(direction, gradient):
         return _update(inner_tx, gradient, state.inner_opt, direction)
 
-    if recorded is not None:
-        gradient, loss = recorded
-        passes = hypergrad.TwoPass(
-            lambda d, m: gradient(d, m, base, train_batch, train_key),
-            lambda d, m, record: loss(d, m, base, train_batch, train_key, record),
-        )
-        hypergradient = partial(hypergradient, recorded=passes)
+    two_passes = isinstance(inner_loss, hypergrad.TwoPass)
+    inner = hypergrad.TwoPass(*map(on_train, inner_loss)) if two_passes else on_train(inner_loss)
     out = hypergradient(inner, outer, update, state.direction, state.magnitude)
     magnitude, outer_opt = _update(outer_tx, out.hypergradient, state.outer_opt, state.magnitude)
     metrics = {
@@ -72,7 +65,7 @@ def bilevel_step(
         "direction_grad_norm": hypergrad.global_norm(out.direction_gradient),
         "hypergrad_norm": hypergrad.global_norm(out.hypergradient),
     }
-    return BilevelState(state.step + 1, out.direction, magnitude, out.kept, outer_opt, state.key), metrics
+    return BilevelState(state.step + 1, out.direction, magnitude, out.opt, outer_opt, state.key), metrics
 
 
 def lower_step(

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 
 from bidora_jax.data import batches as batching
 from bidora_jax.kernels import hypergrad
-from bidora_jax.models.settings import ModelConfig
+from bidora_jax.models.compute import Compute
 from bidora_jax.training import bilevel, objective, optim, state, step
 from bidora_jax.training.compiled_steps import CompiledStep, StepShape
 from bidora_jax.training.loop import Phase, PhaseState, StepInputs
@@ -34,12 +34,6 @@ from bidora_jax.training.problem import (
     made,
 )
 from bidora_jax.training.settings import OptimizerConfig, RetrainConfig, SearchConfig
-
-
-def mixed_product_settings(model: ModelConfig) -> ModelConfig:
-    """The settings for a loss that is differentiated twice."""
-    return replace(model, attention="chunked")
-
 
 HYPERGRADIENTS = {
     "exact": hypergrad.exact,
@@ -116,22 +110,22 @@ def bidora_search(
 
 
 def level_losses(problem: Problem, search: SearchConfig) -> dict[str, Any]:
-    """The losses of a bilevel step. What is differentiated twice has no fused attention; see planning/attention_backend.py."""
-    twice = mixed_product_settings(problem.model)
-    sizes = problem.config, problem.adapter
-    once = twice if search.hypergradient == "reverse" else problem.model
-    reversible = search.hypergradient == "reverse"
-    inner = objective.inner_loss(*sizes, once, gram_weight=search.gram_penalty, reversible=reversible)
-    losses = {"inner_loss": inner, "outer_loss": objective.outer_loss(*sizes, problem.model)}
-    if search.hypergradient != "exact":
-        return losses
-    return losses | {"recorded": objective.inner_recorded(*sizes, once, twice, gram_weight=search.gram_penalty)}
+    """The losses of a bilevel step. A loss that is differentiated twice takes no fused attention, which has one derivative
+    (planning/attention_backend.py)."""
+    sizes, weight = (problem.config, problem.adapter), {"gram_weight": search.gram_penalty}
+    once = Compute.of(problem.model, reverse_differentiable=search.hypergradient == "reverse")
+    twice = replace(once, attention="chunked")
+    if search.hypergradient == "exact":
+        inner = objective.inner_two_pass(*sizes, once, twice, **weight)
+    else:
+        inner = objective.inner_loss(*sizes, twice if search.hypergradient == "reverse" else once, **weight)
+    return {"inner_loss": inner, "outer_loss": objective.outer_loss(*sizes, once)}
 
 
 def _once(problem: Problem, gram_weight: float = 0.0) -> objective.LevelLoss:
     """The loss on train where its gradient is all that is taken."""
-    sizes = problem.config, problem.adapter, problem.model
-    return objective.inner_loss(*sizes, gram_weight=gram_weight, reversible=False)
+    compute = Compute.of(problem.model, reverse_differentiable=False)
+    return objective.inner_loss(problem.config, problem.adapter, compute, gram_weight=gram_weight)
 
 
 def one_level(problem: Problem, search: SearchConfig, inner: OptimizerConfig) -> tuple[Phase, PhaseState]:

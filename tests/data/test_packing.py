@@ -17,7 +17,7 @@ from bidora_jax.models import decoder
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.settings import AdapterConfig
-from bidora_jax.models.settings import ModelConfig
+from bidora_jax.models.compute import Compute
 from bidora_jax.tasks import language_modeling
 from bidora_jax.training import bilevel, objective, problem
 from bidora_jax.training.state import init_state
@@ -144,11 +144,9 @@ def each_loss(config, chunk: int, batch, owners):
     def loss(base):
         def one(number):
             mask = batch["loss_mask"][0] * (owners == number)
-            segments = batch["segments"][0] if "segments" in batch else None
-            return language_modeling.token_loss_sum(
-                config, adapter, base, direction, magnitude, batch["tokens"][0], mask,
-                attention_chunk=chunk, segments=segments,
-            )[0]  # fmt: skip
+            part = {name: batch[name][0] for name in ("tokens", "segments") if name in batch} | {"loss_mask": mask}
+            compute = Compute(attention_chunk=chunk)
+            return language_modeling.token_loss_sum(config, adapter, compute, base, (direction, magnitude), part)[0]
 
         return jax.lax.map(one, jnp.arange(len(LENGTHS)))
 
@@ -211,7 +209,7 @@ def test_no_gradient_crosses_from_one_document_to_another(window, chunk):
 def test_a_bilevel_step_on_packed_batches_is_that_on_unpacked_ones():
     """Both levels' trees after a step of two micro-batches, the exact hypergradient among them."""
     adapter, base, direction, magnitude = adapted()
-    train, val, model = documents(), documents((6, 9, 4), seed=1), ModelConfig(remat="layer")
+    train, val, model = documents(), documents((6, 9, 4), seed=1), Compute()
     rows, room = pack_all({"train": train, "val": val}, 16, seed=0)
     tx = {"inner_tx": optax.adam(1e-2, eps_root=1e-16), "outer_tx": optax.sgd(1.0)}
     losses = {

@@ -48,14 +48,14 @@ def test_every_form_is_its_closed_form(ridge, form):
     np.testing.assert_allclose(out.outer_loss, outer(updated, m), rtol=1e-14)
 
 
-def test_the_mixed_product_is_of_the_loss_that_is_given_for_it_and_sees_the_record(ridge):
+def test_the_mixed_product_is_of_the_loss_that_is_given_for_it_and_sees_the_tape(ridge):
     inner, outer, update, d0, m, updated, closed = ridge
 
     def gradient(d, m):
         return *jax.value_and_grad(inner)(d, m), {"factor": 3.0 * jnp.ones(())}
 
-    recorded = hypergrad.TwoPass(gradient, lambda d, m, record: record["factor"] * inner(d, m))
-    out = hypergrad.exact(inner, outer, update, d0, m, recorded=recorded)
+    two_pass = hypergrad.TwoPass(gradient, lambda d, m, tape: tape["factor"] * inner(d, m))
+    out = hypergrad.exact(two_pass, outer, update, d0, m)
     np.testing.assert_allclose(out.hypergradient, m + 3 * (closed["exact"] - m), rtol=1e-10)
     np.testing.assert_allclose(out.direction, updated, rtol=1e-14)
 

@@ -14,9 +14,7 @@ def numbers(seed: int, shape):
 
 def through(y, gain):
     """As a linear layer has it."""
-    return row_gain.scaled(
-        matmul.scale_rows(y, row_gain.no_reverse_gradient(gain)), gain, row_gain.save_scaled(y, y.dtype, "", gain)
-    )
+    return row_gain.scaled(y, gain, row_gain.save_scaled(y, gain, y.dtype))
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 7), (3, 7), (1, 1, 7)])
@@ -43,13 +41,15 @@ def test_a_known_product_has_the_derivatives_of_the_one_that_it_is(x64):
         ((y, gain), (y_tangent, jnp.zeros_like(gain))),
         ((y, gain), (jnp.zeros_like(y), gain_tangent)),
     ):
-        found = jax.jvp(lambda y, gain: row_gain.known(value, y, gain), point, tangents)
+        found = jax.jvp(lambda y, gain: row_gain.with_value(value, y, gain), point, tangents)
         expected = jax.jvp(matmul.scale_rows, point, tangents)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
-    held = jax.jvp(lambda y: row_gain.known(value, y, gain), (y,), (y_tangent,))[1]
+    held = jax.jvp(lambda y: row_gain.with_value(value, y, gain), (y,), (y_tangent,))[1]
     np.testing.assert_allclose(held, matmul.scale_rows(y_tangent, gain), rtol=1e-12)
     second = jax.jvp(
-        lambda g: jax.jvp(lambda g: row_gain.known(value, y, g), (g,), (gain_tangent,))[1], (gain,), (gain_tangent,)
+        lambda g: jax.jvp(lambda g: row_gain.with_value(value, y, g), (g,), (gain_tangent,))[1],
+        (gain,),
+        (gain_tangent,),
     )
     np.testing.assert_allclose(second[1], jnp.zeros_like(y), atol=1e-12)  # it is linear in the gain
 
@@ -67,11 +67,9 @@ def test_a_row_of_gain_zero_keeps_its_derivative(dtype):
     y, gain = numbers(0, (64, 3)).astype(jnp.float32), jnp.asarray([0.0, -0.0, 1.5], jnp.float32)
 
     def row(gain):
-        apart = row_gain.away_from_zero(gain, dtype)
-        traced = matmul.scale_rows(y, row_gain.no_reverse_gradient(apart))
-        return row_gain.scaled(traced, apart, row_gain.save_scaled(y, dtype, "", apart).astype(dtype)).astype(
-            jnp.float32
-        )
+        away = row_gain.away_from_zero(gain, dtype)
+        z = row_gain.save_scaled(y, away, jnp.dtype(dtype)).astype(dtype)
+        return row_gain.scaled(y, away, z).astype(jnp.float32)
 
     found = jax.grad(lambda gain: jnp.sum(row(gain)))(gain)
     np.testing.assert_allclose(found, jnp.sum(y, axis=0), rtol=0.02 if dtype == jnp.bfloat16 else 1e-5, atol=0.1)

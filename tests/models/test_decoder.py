@@ -10,14 +10,17 @@ from random_adapters import adapted
 from tiny import CONFIG, random_base
 
 from bidora_jax.errors import InputError
+from bidora_jax.kernels import norms
 from bidora_jax.models import decoder
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial, merging
 from bidora_jax.models.adapters.settings import AdapterConfig
-from bidora_jax.tasks import language_modeling
+from bidora_jax.models.compute import Compute
+from bidora_jax.tasks.language_modeling import token_loss_sum
 
 TOKENS = jnp.asarray(np.random.default_rng(3).integers(CONFIG.vocab_size, size=(2, 11), dtype=np.int32))
 MASK = jnp.asarray(np.random.default_rng(4).random((2, 11)) < 0.7, jnp.float32)
+BATCH = {"tokens": TOKENS, "loss_mask": MASK}
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "bidora"])
@@ -48,9 +51,7 @@ def test_padding_on_the_right_changes_nothing_on_the_left():
 
 def test_loss_is_that_of_the_logits():
     adapter, base, direction, magnitude = adapted()
-    total, count = language_modeling.token_loss_sum(
-        CONFIG, adapter, base, direction, magnitude, TOKENS, MASK, loss_chunk=7
-    )
+    total, count = token_loss_sum(CONFIG, adapter, Compute(loss_chunk=7), base, (direction, magnitude), BATCH)
     log_p = jax.nn.log_softmax(decoder.logits(CONFIG, adapter, base, direction, magnitude, TOKENS))
     expected = -sum(log_p[b, t - 1, TOKENS[b, t]] for b in range(2) for t in range(1, 11) if MASK[b, t])
     np.testing.assert_allclose(total, expected, rtol=1e-5)
@@ -62,7 +63,7 @@ def test_remat_and_chunks_change_no_gradient():
 
     def gradient(**how):
         def loss(trained):
-            return language_modeling.token_loss_sum(CONFIG, adapter, base, *trained, TOKENS, MASK, **how)[0]
+            return token_loss_sum(CONFIG, adapter, Compute(**how), base, trained, BATCH)[0]
 
         return jax.jit(jax.grad(loss))((direction, magnitude))
 
@@ -80,7 +81,7 @@ def test_activations_are_kept_in_the_dtype_of_the_base_off_a_cpu(monkeypatch, ba
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
 
     def loss(trained):
-        return language_modeling.token_loss_sum(CONFIG, adapter, base, *trained, TOKENS, MASK, remat="dots")[0]
+        return token_loss_sum(CONFIG, adapter, Compute(remat="dots"), base, trained, BATCH)[0]
 
     residuals = jax.tree.leaves(jax.eval_shape(lambda trained: jax.vjp(loss, trained)[1], (direction, magnitude)))
     kept = [leaf for leaf in residuals if leaf.shape[:3] == (CONFIG.num_layers, *TOKENS.shape)]
@@ -91,13 +92,13 @@ def test_activations_are_kept_in_the_dtype_of_the_base_off_a_cpu(monkeypatch, ba
 def test_scan_over_layers_is_the_loop():
     adapter, base, direction, magnitude = adapted()
     x = base["embed_tokens"]["weight"][TOKENS]
-    cos, sin = decoder._angles(CONFIG, jnp.arange(11), x.dtype)
+    cos, sin = decoder.angles(CONFIG, jnp.arange(11), x.dtype)
     layer = decoder.DecoderLayer(CONFIG, adapter)
     stacks = {"base": base["layers"], "direction": direction["layers"], "magnitude": magnitude["layers"]}
     for index in range(CONFIG.num_layers):
         x, _ = layer.apply(jax.tree.map(lambda leaf, index=index: leaf[index], stacks), x, cos, sin)
-    x = decoder.attention.rms_norm(x, base["norm"]["weight"], eps=CONFIG.rms_norm_eps)
-    found = decoder.hidden(CONFIG, adapter, base, direction, magnitude, TOKENS)
+    x = norms.rms_norm(x, base["norm"]["weight"], eps=CONFIG.rms_norm_eps)
+    found = decoder.hidden(CONFIG, adapter, Compute(), base, (direction, magnitude), BATCH)
     np.testing.assert_allclose(found, x, rtol=1e-5, atol=1e-5)
 
 
@@ -106,7 +107,7 @@ def test_a_constant_norm_changes_the_directions_gradient_and_not_the_magnitudes(
 
     def gradients(adapter):
         def loss(direction, magnitude):
-            return language_modeling.token_loss_sum(CONFIG, adapter, base, direction, magnitude, TOKENS, MASK)[0]
+            return token_loss_sum(CONFIG, adapter, Compute(), base, (direction, magnitude), BATCH)[0]
 
         return jax.grad(loss, (0, 1))(direction, magnitude)
 
@@ -120,7 +121,7 @@ def test_dropout_is_a_function_of_the_key():
     adapter, base, direction, _ = adapted("lora", dropout=0.5)
 
     def loss(key):
-        return float(language_modeling.token_loss_sum(CONFIG, adapter, base, direction, {}, TOKENS, MASK, key)[0])
+        return float(token_loss_sum(CONFIG, adapter, Compute(), base, (direction, {}), BATCH, key)[0])
 
     first, again, other, none = loss(jax.random.key(1)), loss(jax.random.key(1)), loss(jax.random.key(2)), loss(None)
     assert first == again

@@ -13,17 +13,18 @@ from forms import quantised
 from tiny import CONFIG, noisy, random_base
 
 from bidora_jax.kernels import hypergrad, known_values
-from bidora_jax.models import decoder
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.architectures.decoder import linear_shapes
-from bidora_jax.models.settings import ModelConfig
+from bidora_jax.models.compute import Compute
+from bidora_jax.models.linear import Linear
 from bidora_jax.training import objective
 from bidora_jax.training.bilevel import bilevel_step
 from bidora_jax.training.state import init_state
 
-MODEL = ModelConfig(remat="dots", loss_chunk=64)
+MODEL = Compute(remat="dots", loss_chunk=64, reverse_differentiable=False)
+REVERSIBLE = replace(MODEL, reverse_differentiable=True)
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 KEY = jax.random.key(3)
 CASES = {
@@ -54,12 +55,12 @@ def batch(seed: int, dtype=np.float64, micro: int = 1, **more):
 def hypergradients(problem, train, val, model=MODEL, gram_weight=0.0, once=None):
     """With the record of the train gradient, and with all of it computed again."""
     adapter, base, direction, magnitude = problem
-    inner = objective.inner_loss(CONFIG, adapter, model, gram_weight=gram_weight, reversible=False)
-    recorded = objective.inner_recorded(CONFIG, adapter, once or model, model, gram_weight=gram_weight)
-    losses = {"inner_loss": inner, "outer_loss": objective.outer_loss(CONFIG, adapter, model)}
+    inner = objective.inner_loss(CONFIG, adapter, model, gram_weight=gram_weight)
+    two_pass = objective.inner_two_pass(CONFIG, adapter, once or model, model, gram_weight=gram_weight)
+    losses = {"outer_loss": objective.outer_loss(CONFIG, adapter, model)}
     txs = {"inner_tx": optax.sgd(0.1, momentum=0.9), "outer_tx": optax.sgd(1.0)}
     state = init_state(direction, magnitude, *txs.values(), KEY)
-    steps = (partial(bilevel_step, **losses, **txs, recorded=given) for given in (recorded, None))
+    steps = (partial(bilevel_step, inner_loss=given, **losses, **txs) for given in (two_pass, inner))
     return [
         jax.tree.map(jnp.subtract, magnitude, jax.jit(step)(state, base, train, val)[0].magnitude) for step in steps
     ]
@@ -97,19 +98,21 @@ def test_attention_in_chunks_is_computed_once_more_and_not_twice(monkeypatch):
     model = replace(MODEL, attention_chunk=4)
 
     def exponentials() -> float:
-        loss = objective.inner_loss(CONFIG, adapter, model)
+        loss = objective.inner_loss(CONFIG, adapter, replace(model, reverse_differentiable=True))
         step = jax.jit(jax.grad(loss)).lower(direction, magnitude, base, batch(1, np.float32), KEY).compile()
         return sum(line.count(" exponential(") for line in step.as_text().splitlines() if "self_attn" in line)
 
     found = exponentials()
-    monkeypatch.setattr(decoder, "written_down", lambda module, y, *_: y)
+    monkeypatch.setattr(Linear, "saves_input", False)
     assert found == pytest.approx(exponentials() * 2 / 3)
 
 
-def gradients(remat: str, method: str = "bidora", reversible: bool = True):
+def gradients(remat: str, method: str = "bidora", reverse_differentiable: bool = True):
     """Of a bfloat16 model: compiled, and as one vector."""
     adapter, base, direction, magnitude = problem(jnp.bfloat16, method=method)
-    loss = objective.inner_loss(CONFIG, adapter, replace(MODEL, remat=remat), reversible=reversible)
+    loss = objective.inner_loss(
+        CONFIG, adapter, replace(MODEL, remat=remat, reverse_differentiable=reverse_differentiable)
+    )
     arguments = direction, magnitude, base, batch(1, np.float32), KEY
     step = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*arguments).compile()
     return step, jax.flatten_util.ravel_pytree(step(*arguments))[0]
@@ -121,7 +124,7 @@ def test_a_gradient_with_derivatives_forward_alone_keeps_half_of_the_bits(remat,
         stack = f"f32[{CONFIG.num_layers},2,11,"
         return any(stack in line for line in step.as_text().splitlines() if " while(" in line)
 
-    step, found = gradients(remat, method, reversible=False)
+    step, found = gradients(remat, method, reverse_differentiable=False)
     other, expected = gradients(remat, method)
     assert not in_loops(step)
     assert in_loops(other)
@@ -133,7 +136,7 @@ def test_a_gradient_with_derivatives_forward_alone_keeps_half_of_the_bits(remat,
 @pytest.mark.parametrize(("norm", "times"), [("constant", 1), ("differentiated", 2)])
 def test_a_norm_that_is_held_constant_is_computed_once(remat, norm, times):
     adapter, base, direction, magnitude = problem(jnp.bfloat16, target_modules=("up_proj",), norm=norm)
-    loss = objective.inner_loss(CONFIG, adapter, replace(MODEL, remat=remat), reversible=False)
+    loss = objective.inner_loss(CONFIG, adapter, replace(MODEL, remat=remat))
     step = jax.jit(jax.grad(loss)).lower(direction, magnitude, base, batch(1, np.float32), KEY).compile()
     # W0·Aᵀ, with A in two parts; the loops over layers stand once in the program.
     products = re.findall(rf"f32\[{CONFIG.intermediate_size},{2 * 3}\]\S* dot\(", step.as_text())
@@ -142,7 +145,7 @@ def test_a_norm_that_is_held_constant_is_computed_once(remat, norm, times):
 
 def test_it_has_no_derivative_in_reverse():
     adapter, base, direction, magnitude = problem(jnp.bfloat16)
-    loss = objective.inner_loss(CONFIG, adapter, MODEL, reversible=False)
+    loss = objective.inner_loss(CONFIG, adapter, MODEL)
 
     def length(d):
         gradient = jax.grad(loss)(d, magnitude, base, batch(1, np.float32), KEY)
@@ -170,13 +173,13 @@ def test_it_rounds_as_the_one_without(dtype, form, micro):
 def two_passes(problem, batch, model=MODEL):
     """What the first pass of a batch makes, and the mixed product with some direction as a function of its record."""
     adapter, base, direction, magnitude = problem
-    recorded = objective.inner_recorded(CONFIG, adapter, model, model)
-    first = jax.jit(recorded.gradient)(direction, magnitude, base, batch, KEY)
+    two_pass = objective.inner_two_pass(CONFIG, adapter, model, model)
+    first = jax.jit(two_pass.first)(direction, magnitude, base, batch, KEY)
     v = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), direction)
 
     def mixed(record):
         def gradient(d):
-            return jax.grad(recorded.loss, argnums=(0, 1))(d, magnitude, base, batch, KEY, record)[1]
+            return jax.grad(two_pass.second, argnums=(0, 1))(d, magnitude, base, batch, KEY, record)[1]
 
         return jax.jvp(gradient, (direction,), (v,))[1]
 
@@ -185,7 +188,7 @@ def two_passes(problem, batch, model=MODEL):
 
 def test_the_first_pass_is_the_gradient_and_micro_batches_leave_no_record(x64):
     adapter, base, direction, magnitude = case = problem()
-    loss = objective.inner_loss(CONFIG, adapter, replace(MODEL, remat="none"))
+    loss = objective.inner_loss(CONFIG, adapter, replace(REVERSIBLE, remat="none"))
     value, expected = jax.jit(jax.value_and_grad(loss))(direction, magnitude, base, batch(1), KEY)
     (found_value, found, record), _ = two_passes(case, batch(1))
     np.testing.assert_allclose(found_value, value, rtol=1e-13)
@@ -228,7 +231,7 @@ def test_a_record_of_the_head_spares_one_product_of_four(remat):
 def test_stacks_of_one_pass_are_not_there_during_another():
     """A gradient after a gradient takes the memory of one: XLA's own zeros would be made before both."""
     adapter, base, direction, magnitude = problem(jnp.float32)
-    loss = objective.inner_loss(CONFIG, adapter, MODEL)
+    loss = objective.inner_loss(CONFIG, adapter, REVERSIBLE)
     wide = {name: jnp.tile(array, (1, 8, 8)) for name, array in batch(1, np.float32).items()}
 
     def descents(count: int):
@@ -243,7 +246,9 @@ def test_stacks_of_one_pass_are_not_there_during_another():
 
 
 def test_known_values_have_the_derivatives_of_what_they_stand_for():
-    """known: all of them; restored: the first, and its own from there. f = y³ at 2, of which the value is said to be 8."""
+    """with_value: all of them; with_value_first_order: the first, and its own from there.
+
+    f = y³ at 2, where the value that is given is 8."""
 
     def f(how, x):
         return how(jnp.asarray(8.0), x**3) ** 2
@@ -260,7 +265,7 @@ def test_reverse_over_reverse_passes_through_the_same_scan():
     adapter, base, direction, magnitude = problem(jnp.float32, target_modules=("q_proj", "down_proj"))
     train, val = batch(1, np.float32), batch(2, np.float32)
     for remat in ("layer", "dots"):
-        inner = objective.inner_loss(CONFIG, adapter, replace(MODEL, remat=remat))
+        inner = objective.inner_loss(CONFIG, adapter, replace(REVERSIBLE, remat=remat))
 
         def loss(d, m, b, inner=inner):
             return inner(d, m, base, b, KEY)
@@ -277,7 +282,7 @@ def test_reverse_over_reverse_passes_through_the_same_scan():
 @pytest.mark.parametrize("remat", ["layer", "dots"])
 def test_a_loss_can_be_differentiated_outside_of_its_jit_and_never_in_a_frozen_weight(remat):
     adapter, base, direction, magnitude = problem(jnp.float32, target_modules=("q_proj", "down_proj"), dropout=0.3)
-    loss = objective.inner_loss(CONFIG, adapter, replace(MODEL, remat=remat))
+    loss = objective.inner_loss(CONFIG, adapter, replace(REVERSIBLE, remat=remat))
     train = batch(1, np.float32)
     inside = jax.jit(jax.grad(loss))(direction, magnitude, base, train, KEY)
     assert_same(jax.grad(jax.jit(loss))(direction, magnitude, base, train, KEY), inside, 1e-6)

@@ -22,6 +22,7 @@ from bidora_jax.machine.memory import Memory
 from bidora_jax.models import decoder
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.compute import Compute
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.planning import attention_backend, footprint, remat_choice
 from bidora_jax.planning.footprint import Footprint
@@ -186,8 +187,9 @@ def test_no_form_differentiates_cudnn_twice(cudnn, form):
     jax.eval_shape(step, *arguments)  # a second derivative would be refused here
     assert cudnn
     if form == "exact":
-        with pytest.raises(TypeError):  # and it is, where the mixed product is left to the inner loss
-            jax.eval_shape(partial(step, recorded=None), *arguments)
+        first, _ = step.keywords["inner_loss"]
+        with pytest.raises(TypeError):  # and it is, where the mixed product is left to the first pass
+            jax.eval_shape(partial(step, inner_loss=lambda *at: first(*at)[0]), *arguments)
 
 
 def test_what_goes_through_cudnn_and_the_mixed_product_are_of_one_function(cudnn):
@@ -197,7 +199,7 @@ def test_what_goes_through_cudnn_and_the_mixed_product_are_of_one_function(cudnn
     losses = phases.level_losses(problem, SearchConfig(hypergradient="exact", gram_penalty=0.1))
     found, expected = (
         jax.jit(jax.value_and_grad(loss))(state.direction, state.magnitude, base, train, jax.random.key(2))
-        for loss in (losses["inner_loss"], losses["recorded"].loss)
+        for loss in (lambda *at: losses["inner_loss"].first(*at)[0], losses["inner_loss"].second)
     )
     assert cudnn and all(call["is_causal"] and call["scale"] == 10**-0.5 for call in cudnn)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -218,8 +220,9 @@ def test_one_level_and_retrain_go_through_cudnn(cudnn):
 
 def test_packed_rows_never_get_there():
     tokens = jnp.zeros((2, 16), jnp.int32)
+    batch = {"tokens": tokens, "segments": tokens}
     with pytest.raises(ValueError, match="fused attention can't tell the documents of a row apart"):
-        decoder.hidden(CONFIG, None, random_base(), {}, {}, tokens, fused=True, segments=tokens)
+        decoder.hidden(CONFIG, None, Compute(attention="cudnn"), random_base(), ({}, {}), batch)
 
 
 # The call itself, by JAX's own form of it

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from tiny import CONFIG
 
-from bidora_jax.models.settings import ModelConfig
+from bidora_jax.models.compute import Compute
 from bidora_jax.training.settings import OptimizerConfig
 
-MODEL = ModelConfig(remat="layer", attention_chunk=5, loss_chunk=7)
+MODEL = Compute(remat="layer", attention_chunk=5, loss_chunk=7)
 OPTIMIZERS = {
     "sgd": OptimizerConfig("sgd", 0.1, "constant", warmup=0.0, b1=0.0, clip=0.0),
     "momentum": OptimizerConfig("sgd", 0.1, "linear", b1=0.9, clip=0.0),

@@ -63,6 +63,12 @@ def status() -> str:
     return _load()[1]
 
 
+def described() -> str:
+    """What dequantises on the devices at hand, in one line."""
+    on_gpu = any(device.platform == "gpu" for device in jax.local_devices())
+    return f"CUDA ops {status()}" if on_gpu else "XLA: there is no CUDA device"
+
+
 @functools.cache
 def _load() -> tuple[bool, str]:
     path = build.library_path()

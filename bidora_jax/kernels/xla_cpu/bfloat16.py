@@ -1,10 +1,13 @@
-"""bfloat16 to float32 and back, as XLA's CPU backend does it quickly.
+"""bfloat16 to float32 and back, and slices of 16-bit arrays, as XLA's CPU backend does them quickly.
 
-    opened(x) = float32(x)        rounded(x) = bfloat16(x), to nearest and ties to even
+    to_float32(x) = x.astype(float32)                to_bfloat16(x, dtype) = x.astype(dtype), to nearest, ties to even
+    floats(bits(w)[i], w) = w[i]                     slice_rows(w, first, count) = w[first : first + count]
 
-LLVM makes 16-bit arithmetic of a product that is widened before and rounded after it, and a loop over an exponential that is
-rounded at its end takes twice as long: silu(g) ∘ u of 1024 x 1536 numbers 1.64 ms of a core, 1.0 here. It sees through a
-conversion, and not through shifts of integers. On a GPU, and for other dtypes, these are casts.
+LLVM makes 16-bit arithmetic of a product that is widened before it and rounded after it. A loop over an exponential that is
+rounded at its end takes twice as long: silu(g) ∘ u of 1,024 x 1,536 numbers takes 1.64 ms of a core, and 1.0 here. LLVM sees
+through a conversion, but not through shifts of integers.
+
+XLA's CPU backend has no slice of 16-bit floats either: it widens the whole array to float32 and slices that. It slices integers.
 """
 
 import jax
@@ -13,28 +16,30 @@ from jax.custom_derivatives import linear_call
 from jaxtyping import Array, Float, Int, UInt16
 
 from bidora_jax.kernels.precision import wide
+from bidora_jax.kernels.xla_cpu import active
 
 
 def bits(leaf: Array) -> Array:
-    """16-bit weights as their bits, to be sliced as integers and read back by `floats`.
+    """16-bit floats as integers of the same bits, to be sliced and read back by `floats`.
 
-    XLA's CPU backend has no 16-bit float slice: it would widen the whole array to float32 and slice that. The cast is a
-    copy there, so the large stacks of a loaded model are `quant.Bits` on a CPU. On a GPU the two casts are free.
+    The cast copies the array, so the large stacks of a loaded model are held as `Bits` from the start.
     """
-    return jax.lax.bitcast_convert_type(leaf, jnp.uint16) if leaf.dtype.itemsize == 2 else leaf
+    return jax.lax.bitcast_convert_type(leaf, jnp.uint16) if active() and leaf.dtype.itemsize == 2 else leaf
 
 
 def floats(leaf: Array, like: Array) -> Array:
-    """What `bits` made of `like`, or a part of it, in its dtype again."""
+    """A result of `bits(like)`, or a part of it, in the dtype of `like`."""
     return jax.lax.bitcast_convert_type(leaf, like.dtype) if leaf.dtype == jnp.uint16 else leaf
 
 
 def slice_rows(w: Float[Array, "V D"], first: Int[Array, ""], count: int) -> Float[Array, "C D"]:
-    """`count` rows of w from `first` on, for a loop over them.
+    """`count` rows of w from `first` on, for a loop over `first`.
 
-    In a loop the cast of all of w to bits would be made before it, a copy of w. Bound to `first` it stays where it is, and
-    only the bits of those rows are read.
+    XLA would hoist the cast of all of w out of the loop, which copies w. The barrier ties the cast to `first`: it stays in the
+    loop and is fused into the slice.
     """
+    if not active():
+        return jax.lax.dynamic_slice_in_dim(w, first, count)
     w, first = jax.lax.optimization_barrier((w, first))
     return floats(jax.lax.dynamic_slice_in_dim(bits(w), first, count), w)
 
@@ -59,8 +64,8 @@ def with_upper_bits(upper: UInt16[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 def by_shifts(dtype) -> bool:
-    """Whether numbers of `dtype` are opened and rounded by shifts here."""
-    return jax.default_backend() == "cpu" and jnp.dtype(dtype) == jnp.bfloat16
+    """Whether numbers of `dtype` are converted by shifts of integers."""
+    return active() and jnp.dtype(dtype) == jnp.bfloat16
 
 
 def _rounded(x: Float[Array, "*n"]) -> Float[Array, "*n"]:

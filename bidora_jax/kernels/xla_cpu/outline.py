@@ -1,8 +1,10 @@
-"""Functions that XLA's CPU backend computes by themselves, in loops that nothing around them is fused into.
+"""Functions that XLA's CPU backend compiles as calls, so that it fuses nothing around them into them.
 
-XLA's fusion reckons with no costs on a CPU: the vector that a large loop multiplies by is made anew for each of its rows, and
-what is computed in one shape for a product that takes it in another is indexed by divisions, element by element. A function
-that is called, rather than inlined, is where that ends.
+    outlined(function)(*args) = function(*args)
+
+XLA's fusion has no cost model on a CPU. It recomputes the vector that a large loop multiplies by for each row of the loop. An
+array that is computed in one shape and read in another is indexed by a division for each element. A call that is not inlined
+ends the fusion.
 """
 
 from collections.abc import Callable
@@ -13,18 +15,19 @@ import jax
 from jax.custom_derivatives import SymbolicZero
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from bidora_jax.kernels.xla_cpu import active
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def outlined(function: Callable[P, T]) -> Callable[P, T]:
-    """The function as a call that XLA does not inline on a CPU, and its derivative as another; elsewhere it is itself. It takes
-    arrays alone."""
+    """The function as a call that XLA does not inline, and its tangent as another call. It takes arrays alone."""
     plain: Callable = function
     called = _called(plain)
 
     def tangent(moving, *primals):
-        """Without the value, which would share with it all that they are both made of, written out."""
+        """The tangent without the value: together, all that both depend on would be written to memory."""
 
         def of_moving(moving):
             return plain(*(moving.get(number, primal) for number, primal in enumerate(primals)))
@@ -45,7 +48,7 @@ def outlined(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def here(*args: P.args, **kwargs: P.kwargs) -> T:
-        return call(*args, **kwargs) if jax.default_backend() == "cpu" else function(*args, **kwargs)
+        return call(*args, **kwargs) if active() else function(*args, **kwargs)
 
     return here
 

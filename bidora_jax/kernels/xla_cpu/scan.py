@@ -1,8 +1,10 @@
-"""A scan over layers that is written for what XLA's CPU backend makes of its stacks, the arrays that it writes layer by layer.
+"""A scan over layers whose stacks, the arrays that it writes layer by layer, are what XLA's CPU backend handles well.
 
-XLA fills a stack with zeros, and on a CPU it does so as soon as it can: the stacks of all passes of a step would be there from
-its beginning to its end. Here the zeros are made of numbers that come late. And a CPU has no update in place of 16-bit floats,
-but would widen and narrow the whole stack for every layer: stacks are float32 there, or hold 16 bits as integers, by bits.
+    scan(body, first, slices, shared) = lax.scan(lambda carry, one: body(carry, one, shared), first, slices)
+
+Two faults are avoided. XLA fills a stack with zeros as early as it can: the stacks of all passes of a step would live from its
+beginning to its end. Here the zeros depend on numbers that exist late. And a CPU has no update in place of 16-bit floats: it
+widens and narrows the whole stack for every layer. Here a stack is float32, or it holds the bits of 16-bit floats as integers.
 """
 
 from collections.abc import Callable
@@ -15,12 +17,12 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, PyTree
 
-from bidora_jax.kernels.save_for_backward import SAVED
+from bidora_jax.kernels.xla_cpu import active
 from bidora_jax.kernels.xla_cpu.bfloat16 import bits, with_upper_bits
 
 Body = Callable[[Any, PyTree, PyTree], tuple[Any, PyTree]]
-"""(carry, slices of one layer, what all layers share) -> (carry, parts of the stacks). It closes over no array: what is
-differentiated later is not traced where it was made."""
+"""(carry, slices of one layer, what all layers share) -> (carry, parts of the stacks). It closes over no array, so that it can be
+differentiated after the trace that made it has ended."""
 
 
 def scan(
@@ -29,31 +31,36 @@ def scan(
     slices: PyTree,
     shared: PyTree,
     *,
+    policy: Callable[..., bool],
     after: PyTree = (),
     reverse: bool = False,
-    by_bits: bool = False,
+    as_bits: bool = False,
 ) -> tuple[Float[Array, "B T D"], PyTree]:
-    """`lax.scan`, of which a further derivative keeps no more than sums, into stacks not made before `first` and `after` are.
+    """`lax.scan` over `slices`. A further derivative saves what `policy` of `jax.checkpoint` allows.
 
-    With `by_bits` bfloat16 stacks, those that it reads and those that it writes, are integers in its loop, and the body is given
-    float32 for them. Their tangents are stacked in the same way, and integers have no cotangents: there are derivatives
-    forward alone, none in `shared`, and JAX's error for those in reverse.
+    The stacks are not allocated before `first` and `after` exist. With `as_bits` the loop reads and writes bfloat16 stacks as
+    integers, and gives the body float32 for them. It stacks their tangents in the same way. Integers have no cotangents, so
+    there are forward derivatives alone, none in `shared`, and JAX's error for reverse ones.
     """
-    if by_bits:
-        return _scan_by_bits(body, reverse, first, slices, shared, after)
-    body = jax.checkpoint(body, policy=jax.checkpoint_policies.save_only_these_names(SAVED), prevent_cse=False)
-    return _stacked(lambda carry, one: body(carry, one, shared), first, slices, _late(first, after), reverse)
+    if as_bits:
+        return _scan_as_bits(body, reverse, first, slices, shared, after)
+    body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+    if not active():
+        return jax.lax.scan(lambda carry, one: body(carry, one, shared), first, slices, reverse=reverse)
+    return _filled_late(lambda carry, one: body(carry, one, shared), first, slices, _late(first, after), reverse)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _scan_by_bits(body: Body, reverse: bool, first, slices, shared, after):
-    return _stacked_by_bits(lambda carry, one: body(carry, one, shared), first, slices, _late(first, after), reverse)
+def _scan_as_bits(body: Body, reverse: bool, first, slices, shared, after):
+    return _filled_late_as_bits(
+        lambda carry, one: body(carry, one, shared), first, slices, _late(first, after), reverse
+    )
 
 
-def _scan_by_bits_jvp(body: Body, reverse: bool, primals, tangents):
+def _scan_as_bits_jvp(body: Body, reverse: bool, primals, tangents):
     (first, slices, shared, after), (first_t, slices_t, shared_t, after_t) = primals, tangents
     if any(map(_moves, jax.tree.leaves(shared_t))):
-        raise TypeError("a scan by bits has no derivative in what its layers share")
+        raise TypeError("a scan as bits has no derivative in what its layers share")
     tree = jax.tree.structure(slices)
     moving = {number: t for number, t in enumerate(jax.tree.leaves(slices_t)) if _moves(t)}
     first_t = jax.tree.map(lambda x, t: t if _moves(t) else jnp.zeros_like(x), first, first_t)
@@ -69,30 +76,30 @@ def _scan_by_bits_jvp(body: Body, reverse: bool, primals, tangents):
         (carry, parts), (carry_t, parts_t) = jax.jvp(moved, (carry, at), (carry_t, moving))
         return (carry, carry_t), (parts, parts_t)
 
-    # Of itself, so that it has a derivative in turn: bits have none, and say nothing of it.
+    # The rule calls the function itself, so that its result has a derivative in turn. Bits have none, and raise no error.
     after = after, list(filter(_moves, jax.tree.leaves(after_t)))
-    (last, last_t), (stacks, stacks_t) = _scan_by_bits(both, reverse, (first, first_t), (slices, moving), shared, after)
+    (last, last_t), (stacks, stacks_t) = _scan_as_bits(both, reverse, (first, first_t), (slices, moving), shared, after)
     return (last, stacks), (last_t, stacks_t)
 
 
-_scan_by_bits.defjvp(_scan_by_bits_jvp, symbolic_zeros=True)
+_scan_as_bits.defjvp(_scan_as_bits_jvp, symbolic_zeros=True)
 
 
 def _moves(tangent) -> bool:
     return not isinstance(tangent, SymbolicZero) and tangent.dtype != jax.dtypes.float0
 
 
-def _stacked_by_bits(body: Callable, first, slices, late, reverse: bool):
-    """`_stacked`, with bfloat16 stacks as their bits inside."""
+def _filled_late_as_bits(body: Callable, first, slices, late, reverse: bool):
+    """`_filled_late`, with bfloat16 stacks as their bits inside."""
 
     def on_bits(carry, one):
-        # Read as bfloat16 XLA would open them inside whatever uses them, element by element.
+        # Read as bfloat16, XLA would widen them inside every operation that uses them, element by element.
         one = jax.tree.map(lambda part, stack: with_upper_bits(part) if _narrow(stack) else part, one, slices)
         carry, parts = body(carry, one)
         return carry, jax.tree.map(lambda part: bits(part) if _narrow(part) else part, parts)
 
     held = jax.tree.map(lambda stack: bits(stack) if _narrow(stack) else stack, slices)
-    last, stacks = _stacked(on_bits, first, held, late, reverse)
+    last, stacks = _filled_late(on_bits, first, held, late, reverse)
     back = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.bfloat16)
     return last, jax.tree.map(lambda stack: back(stack) if stack.dtype == jnp.uint16 else stack, stacks)
 
@@ -102,15 +109,14 @@ def _narrow(leaf) -> bool:
 
 
 def _late(first: PyTree, after: PyTree) -> Float[Array, " D"]:
-    """As many zeros as the model is wide, and later than `first`, arrays (B, T, D), and all of `after`."""
+    """D zeros that depend on `first`, arrays (B, T, D), and on all of `after`."""
     numbers = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(after)]
     carried, *others = (leaf[0, 0] for leaf in jax.tree.leaves(first))
     return 0 * (carried + sum(others + numbers))
 
 
-def _stacked(body: Callable, first, slices, late: Float[Array, " D"], reverse: bool):
-    """(the last carry, the parts of all layers), of stacks filled with `late` zeros: no two with the same one of them, or
-    XLA would fill one and copy it."""
+def _filled_late(body: Callable, first, slices, late: Float[Array, " D"], reverse: bool):
+    """The last carry and the stacks. Each stack is filled with another of the `late` zeros: XLA would fill one and copy it."""
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), slices)
     numbers, layers = count(), jax.tree.leaves(slices)[0].shape[0]
     stacks = jax.tree.map(

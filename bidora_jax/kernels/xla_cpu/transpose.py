@@ -1,6 +1,9 @@
-"""Transposes that XLA's CPU backend does not see.
+"""Transposes that XLA's CPU backend does not see beside a product.
 
-swapped(x, i, j) = x.swapaxes(i, j)
+    transpose(x, i, j) = x.swapaxes(i, j)        transposed(x) = x.swapaxes(-2, -1)
+
+XLA computes a 16-bit product in float32 where it sees that an operand was transposed: at half the speed, and with copies of
+both operands in float32. It does not see through a transpose of pairs of numbers as integers of 32 bits.
 """
 
 from functools import partial
@@ -10,15 +13,14 @@ import jax.numpy as jnp
 from jax.custom_derivatives import linear_call
 from jaxtyping import Array
 
+from bidora_jax.kernels.xla_cpu import active
 from bidora_jax.kernels.xla_cpu.outline import outlined
 
 
 def transpose(x: Array, first: int, second: int) -> Array:
     """x with two of its axes swapped, as an operand of a product.
 
-    On a CPU XLA computes a 16-bit product in float32 if it can see that an operand was transposed: at half the speed, and
-    with copies of both operands in float32. Pairs of numbers transposed as one integer it does not see through. A pair is
-    one number of either half of the last axis; neighbours would be paired and parted one by one.
+    A pair is one number of either half of the last axis. Pairs of neighbours would be joined and split one by one.
     """
     if not transposes_show(x):
         return x.swapaxes(first, second)
@@ -27,7 +29,8 @@ def transpose(x: Array, first: int, second: int) -> Array:
 
 
 def transposes_show(x: Array) -> bool:
-    return jax.default_backend() == "cpu" and x.dtype.itemsize == 2 and x.shape[-1] % 2 == 0
+    """Whether XLA would compute a product with a transpose of x in float32."""
+    return active() and x.dtype.itemsize == 2 and x.shape[-1] % 2 == 0
 
 
 def _swapped_pairs(x: Array, first: int, second: int) -> Array:
@@ -43,6 +46,5 @@ def _swapped_pairs(x: Array, first: int, second: int) -> Array:
 
 @outlined
 def transposed(sums: Array) -> Array:
-    """The last two axes swapped. Fused to what follows this took six times as long, and of a swap that it sees beside the
-    product XLA would make a product of transposed operands."""
+    """The last two axes swapped, of a result of a product. Fused into what follows, this takes six times as long."""
     return sums.swapaxes(-2, -1)

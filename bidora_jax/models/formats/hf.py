@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from bidora_jax.errors import InputError, listing
 from bidora_jax.kernels import quantized
 from bidora_jax.kernels.xla_cpu import weights
-from bidora_jax.kernels.xla_cpu.weights import Bits
+from bidora_jax.kernels.xla_cpu.weights import Bits, held_as_bits
 from bidora_jax.machine.files import read_json, staged, write_json
 from bidora_jax.models import quantization
 from bidora_jax.models.architectures.decoder import DecoderConfig
@@ -129,7 +129,7 @@ def load_base(
         slots: Iterable[Any] = array if stacked else [array]
         for slot, part in zip(slots, dense, strict=True):
             safetensors_file.read_into(part, slot)
-        if array.ndim == 3 and array.dtype.itemsize == 2 and jax.default_backend() == "cpu":
+        if held_as_bits(array.shape, array.dtype):
             return Bits(jax.device_put(array.view(np.uint16)), array.dtype)
         return jax.device_put(array)
 

@@ -20,6 +20,7 @@ from bidora_jax.models import decoder
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.adapters.initial import prepare_base
 from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.compute import Compute
 from bidora_jax.models.formats import hf, hf_config, peft
 
 PROBE_SHAPE = (2, 32)
@@ -91,4 +92,4 @@ def _probe_tokens(config: DecoderConfig) -> Int[np.ndarray, "B T"]:
 @partial(jax.jit, static_argnums=(0, 1))
 def _logits(config, adapter, base, direction, magnitude, tokens):
     with jax.default_matmul_precision("highest"):  # a GPU would multiply float32 in TF32, with 10 bits of mantissa
-        return decoder.logits(config, adapter, base, direction, magnitude, tokens, dtype=jnp.float32)
+        return decoder.logits(config, adapter, base, direction, magnitude, tokens, Compute(dtype=jnp.float32))

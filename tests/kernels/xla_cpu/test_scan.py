@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bidora_jax.kernels.save_for_backward import ONLY_SAVED
 from bidora_jax.kernels.xla_cpu.scan import scan
 
 LAYERS, BATCH, TOKENS, WIDTH = 5, 2, 3, 7
@@ -23,7 +24,7 @@ READ = numbers(1, LAYERS, BATCH, TOKENS, WIDTH)
 
 def body(x, slices, half):
     weights, read, index = slices
-    # Rounded, as a body `by_bits` leaves it: float32 stacks of the same numbers hold them as they are.
+    # Rounded, as a body `as_bits` leaves it: float32 stacks of the same numbers hold them as they are.
     part = (jnp.tanh(x * weights[None, None]) + index).astype(jnp.bfloat16)
     return x + half * read.astype(jnp.float32) * weights[None, None], {"narrow": part, "wide": weights * 2}
 
@@ -36,9 +37,9 @@ def wide(x, slices, half):
 def both(weights, read, reverse=False):
     """By bits and in float32."""
     slices = weights, read, jnp.arange(LAYERS)
-    by_bits = scan(body, X, slices, HALF, after=weights, reverse=reverse, by_bits=True)
+    as_bits = scan(body, X, slices, HALF, after=weights, reverse=reverse, as_bits=True, policy=ONLY_SAVED)
     slices = weights, read.astype(jnp.float32), slices[2]
-    return by_bits, scan(wide, X, slices, HALF, after=weights, reverse=reverse)
+    return as_bits, scan(wide, X, slices, HALF, after=weights, reverse=reverse, policy=ONLY_SAVED)
 
 
 def assert_equal(found, expected):
@@ -86,7 +87,11 @@ def test_so_do_those_of_a_further_derivative():
 
 def test_they_have_none_in_what_is_shared():
     with pytest.raises(TypeError, match="share"):
-        jax.jvp(lambda half: scan(body, X, (WEIGHTS, READ, jnp.arange(LAYERS)), half, by_bits=True), (HALF,), (HALF,))
+        jax.jvp(
+            lambda half: scan(body, X, (WEIGHTS, READ, jnp.arange(LAYERS)), half, as_bits=True, policy=ONLY_SAVED),
+            (HALF,),
+            (HALF,),
+        )
 
 
 def test_they_have_no_derivative_in_reverse():
@@ -96,7 +101,12 @@ def test_they_have_no_derivative_in_reverse():
 
 def test_the_loop_updates_integers_in_place():
     arguments = WEIGHTS, READ, jnp.arange(LAYERS)
-    text = jax.jit(lambda *slices: scan(body, X, slices, HALF, by_bits=True)).lower(*arguments).compile().as_text()
+    text = (
+        jax.jit(lambda *slices: scan(body, X, slices, HALF, as_bits=True, policy=ONLY_SAVED))
+        .lower(*arguments)
+        .compile()
+        .as_text()
+    )
     loop = next(line for line in text.splitlines() if " while(" in line)
     stack = f"[{LAYERS},{BATCH},{TOKENS},{WIDTH}]"
     assert loop.count(f"u16{stack}") >= 2  # one read, one written; the line names them twice

@@ -71,7 +71,7 @@ def looped_loss(adapter):
     def loss(directions, magnitudes, base, data, key):
         tokens, mask = data["tokens"][0], data["loss_mask"][0]
         x = base["embed_tokens"]["weight"][tokens]
-        cos, sin = decoder._angles(DEEP, jnp.arange(tokens.shape[1]), x.dtype)
+        cos, sin = decoder.angles(DEEP, jnp.arange(tokens.shape[1]), x.dtype)
         for number, (d, m) in enumerate(zip(directions, magnitudes, strict=True)):
             layer = DecoderLayer(DEEP, layer_adapter(adapter, number))
             weights = jax.tree.map(lambda leaf, number=number: leaf[number], base["layers"])

@@ -14,6 +14,7 @@ from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.compute import Compute
 from bidora_jax.models.formats import bnb, export, hf, hf_config, peft
 from bidora_jax.models.settings import ModelConfig
 
@@ -63,7 +64,7 @@ def saved(tmp_path_factory):
 
 
 def _logits(config, base, ids, **how):
-    return np.asarray(decoder.logits(config, None, base, {}, {}, jnp.asarray(ids), **how))
+    return np.asarray(decoder.logits(config, None, base, {}, {}, jnp.asarray(ids), Compute(**how)))
 
 
 def _greedy(config, base, ids) -> list[list[int]]:
