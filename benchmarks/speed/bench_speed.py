@@ -28,12 +28,13 @@ instance GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -46,6 +47,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # turns.py, opponents.py
 from turns import Worker, in_turn, peak_gb, serve, spread, this_machine
 
 GRADIENTS = "two gradients"
+PLAIN = "BIDORA_PLAIN"
 FORMS = ("exact", "reverse", "finite-difference", "direct")
 SHAPES = {
     "smollm2-135m": {
@@ -75,6 +77,12 @@ class Contestant:
     """ours, bidora: the hypergradient"""
     parts: int = 1
     """micro-batches that the batch is cut into"""
+    plain: bool = False
+    """ours: with BIDORA_PLAIN=1, without the detours of kernels/xla_cpu"""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {PLAIN: "1"} if self.plain else {}
 
     @property
     def name(self) -> str:
@@ -82,6 +90,7 @@ class Contestant:
         if self.side == "ours":
             parts[-1] = f"remat {self.variant}"
         parts += [f"in {self.parts}"] if self.parts > 1 else []
+        parts += [f"{name}={value}" for name, value in self.environment.items()]
         return " ".join(filter(None, parts))
 
     @property
@@ -135,6 +144,7 @@ def parsed() -> argparse.Namespace:
     )
     add("--forms", nargs="+", default=list(FORMS), choices=FORMS, help="ours: hypergradient forms to try")
     add("--micro-batches", type=int, nargs="+", default=[1], help="numbers of micro-batches to cut the batch into")
+    add("--plain", action="store_true", help=f"ours: with {PLAIN}=1, which section plain compares")
     add("--loss-chunk", type=int, default=0, help="ours: model.loss_chunk; 0 leaves the default")
     add("--batch", type=int, default=4)
     add("--tokens", type=int, default=256)
@@ -149,6 +159,11 @@ def parsed() -> argparse.Namespace:
     options = parser.parse_args()
     options.layers = options.layers or SHAPES[options.shape]["num_hidden_layers"]
     options.vocabulary = options.vocabulary or SHAPES[options.shape]["vocab_size"]
+    told = PLAIN in os.environ or any(pair.startswith(f"{PLAIN}=") for pair in options.env)
+    if told and not options.worker:
+        parser.error(
+            f"{PLAIN} is set; unset it: --plain and --section plain set it, and rows without it must run without it"
+        )
     for parts in options.micro_batches:
         if parts < 1 or options.batch % parts:
             parser.error(f"--micro-batches {parts}: --batch {options.batch} can't be cut into so many equal parts")
@@ -160,22 +175,32 @@ def parsed() -> argparse.Namespace:
 
 def against_peft(method: str, options) -> list[list[Contestant]]:
     picks = itertools.product(options.dtypes, options.remat, [""], options.micro_batches)
-    ours = [Contestant("ours", method, *pick) for pick in picks]
+    ours = [Contestant("ours", method, *pick, options.plain) for pick in picks]
     return [ours + peft(method, options.dtypes, options)]
 
 
 def dora_over_lora(options) -> list[list[Contestant]]:
     picks = itertools.product(options.dtypes, options.remat, [""], options.micro_batches)
-    return [[Contestant("ours", method, *pick) for method in ("lora", "dora")] for pick in picks]
+    return [[Contestant("ours", method, *pick, options.plain) for method in ("lora", "dora")] for pick in picks]
 
 
 def bilevel(options) -> list[list[Contestant]]:
     def group(dtype):
         picks = itertools.product((GRADIENTS, *options.forms), options.remat, options.micro_batches)
-        ours = [Contestant("ours", "bidora", dtype, remat, form, parts) for form, remat, parts in picks]
+        ours = [Contestant("ours", "bidora", dtype, remat, form, parts, options.plain) for form, remat, parts in picks]
         return ours + peft("bidora", [dtype], options)
 
     return [group(dtype) for dtype in options.dtypes]
+
+
+def plain(options) -> list[list[Contestant]]:
+    """Pairs of one step: as it is, and with BIDORA_PLAIN=1."""
+    picks = itertools.product(options.dtypes, options.remat, options.micro_batches)
+    return [
+        [Contestant("ours", method, dtype, remat, form, parts, switched) for switched in (False, True)]
+        for dtype, remat, parts in picks
+        for method, form in (("lora", ""), ("dora", ""), ("bidora", "exact"))
+    ]
 
 
 def peft(method: str, dtypes: list[str], options) -> list[Contestant]:
@@ -192,6 +217,7 @@ SECTIONS: dict[str, Callable] = {
     "dora": partial(against_peft, "dora"),
     "dora-over-lora": dora_over_lora,
     "bilevel": bilevel,
+    "plain": plain,
 }
 
 
@@ -222,8 +248,8 @@ def raced(group: list[Contestant], folder: Path, options) -> list[Result]:
     settings = {"folder": str(folder), "rank": options.rank, "loss_chunk": options.loss_chunk, "freed": options.freed}
     try:
         for contestant in group:
-            began = time.monotonic()
-            workers.append(Worker(contestant.name, __file__, asdict(contestant) | settings, environment))
+            began, job = time.monotonic(), asdict(contestant) | settings
+            workers.append(Worker(contestant.name, __file__, job, environment | contestant.environment))
             print(f"  {contestant.name}: warm after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         for worker in in_turn(workers, options.rounds):
             answers[worker] = worker.step()
@@ -235,6 +261,7 @@ def raced(group: list[Contestant], folder: Path, options) -> list[Result]:
         for contestant, worker in zip(group, workers, strict=True)
     ]
     check_losses(results)
+    check_programs(results)
     return results
 
 
@@ -245,6 +272,16 @@ def check_losses(results: list[Result]) -> None:
     if not high - low <= FIRST_LOSS_TOLERANCE * abs(high):
         listed = "\n".join(f"    {loss:9.5f}  {name}" for name, loss in losses.items())
         raise SystemExit(f"the first losses differ by more than {FIRST_LOSS_TOLERANCE:.0%}:\n{listed}")
+
+
+def check_programs(results: list[Result]) -> None:
+    """BIDORA_PLAIN=1 must change the program: a ratio of two equal programs would say that the detours are worth nothing."""
+    programs = {result.contestant: result.ready["program"] for result in results if result.contestant.side == "ours"}
+    for contestant, program in programs.items():
+        if contestant.plain and programs.get(replace(contestant, plain=False)) == program:
+            raise SystemExit(
+                f"{contestant.name}: the compiled program is the same without {PLAIN}; it switched nothing off"
+            )
 
 
 def report(section: str, results: list[Result], options) -> None:
@@ -262,13 +299,15 @@ def report(section: str, results: list[Result], options) -> None:
               f"{result.steps_gb / base.steps_gb:5.2f} {result.process_gb:7.2f} "
               f"{'' if temporaries is None else format(temporaries, '11.2f')}")  # fmt: skip
     duel(results)
+    worth(results)
 
 
 def yardstick(section: str, results: list[Result]) -> Result:
-    """What the ratios of a section are taken to: the fastest PEFT, our LoRA, or the faster two gradients."""
+    """What the ratios of a section are taken to: the fastest PEFT, our LoRA, the faster two gradients, or the plain step."""
     wanted: Callable[[Contestant], bool] = {
         "dora-over-lora": lambda c: c.method == "lora",
         "bilevel": lambda c: c.form == GRADIENTS,
+        "plain": lambda c: c.plain,
     }.get(section, lambda c: c.side == "peft")
     return fastest([result for result in results if wanted(result.contestant)] or results)
 
@@ -285,6 +324,17 @@ def duel(results: list[Result]) -> None:
     mine, other = (min(side, key=lambda r: r.steps_gb) for side in (ours, theirs))
     print(f"leanest: {mine.contestant.name} over {other.contestant.name}: {mine.steps_gb / other.steps_gb:.2f} of the "
           f"memory, {spread(ratios(mine, other), '.2f')} times the speed", flush=True)  # fmt: skip
+
+
+def worth(results: list[Result]) -> None:
+    """What the detours of kernels/xla_cpu are worth together: a step over itself with BIDORA_PLAIN=1."""
+    by_contestant = {result.contestant: result for result in results}
+    for result in results:
+        other = by_contestant.get(replace(result.contestant, plain=True))
+        if other and other is not result:
+            print(f"detours of {result.contestant.name}: {spread(ratios(result, other), '.2f')} times the plain step's speed, "
+                  f"{result.steps_gb / other.steps_gb:.2f} of its memory, {result.ready['temporaries_gb']:.2f} GB of temporaries "
+                  f"instead of {other.ready['temporaries_gb']:.2f}", flush=True)  # fmt: skip
 
 
 def fastest(results: list[Result]) -> Result:

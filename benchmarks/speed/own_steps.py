@@ -1,5 +1,6 @@
 """Our side of bench_speed.py: a step of LoRA, DoRA or BiDoRA, or the two gradients that every bilevel step contains."""
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -57,6 +58,7 @@ def compiled(step, state, *arguments) -> tuple[Callable[[], float], dict]:
     began = time.monotonic()
     run = jax.jit(step, donate_argnums=0).lower(state, *arguments).compile()
     seconds, temporaries = time.monotonic() - began, run.memory_analysis().temp_size_in_bytes
+    program = hashlib.sha256(run.as_text().encode()).hexdigest()
     held = [state]
 
     def once() -> float:
@@ -64,7 +66,7 @@ def compiled(step, state, *arguments) -> tuple[Callable[[], float], dict]:
         held.append(state)
         return float(loss)
 
-    return once, {"compile_seconds": seconds, "temporaries_gb": temporaries / 1e9}
+    return once, {"compile_seconds": seconds, "temporaries_gb": temporaries / 1e9, "program": program}
 
 
 def one_level(loss, params):
