@@ -14,6 +14,8 @@ os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "bidora_jax-tes
 
 import jax
 import pytest
+from histories import write_run
+from random_adapters import KINDS, random_adapter
 from runs import BIDORA, inputs, once, process
 from tiny import write_model_folder, write_records
 
@@ -75,3 +77,25 @@ def finished_run(shared_folder, model_folder, data_files):
         (folder / "stdout").write_text(done.stdout)
 
     return once(shared_folder / "finished", make)
+
+
+@pytest.fixture(scope="session")
+def killed(tmp_path_factory):
+    """The folder of a run that was killed, with its report."""
+    from bidora_jax.runs import report
+
+    run = write_run(tmp_path_factory.mktemp("killed") / "run <1>")
+    report.write(run, run / "report")
+    return run
+
+
+@pytest.fixture(scope="session")
+def adapter_folders(tmp_path_factory):
+    """Two adapters of the tiny model by name."""
+    from bidora_jax.models.formats import peft
+
+    root = tmp_path_factory.mktemp("adapters")
+    for name in ("lora", "dora"):
+        adapter, *trained = random_adapter(KINDS[name])
+        peft.save_adapter(root / name, adapter, KINDS[name], *trained, base_model_name="x")
+    return {name: root / name for name in ("lora", "dora")}

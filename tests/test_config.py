@@ -1,4 +1,8 @@
-"""Configurations: read strictly, the outer rate follows the inner one until it is set, no field is dead."""
+"""Configurations: read strictly, the outer rate follows the inner one until it is set, no field is dead.
+
+config.py and config_files.py read what stands in models/settings.py, models/adapters/settings.py, data/settings.py and
+training/settings.py.
+"""
 
 import ast
 import dataclasses

@@ -1,4 +1,7 @@
-"""What the documents name is there: settings, flags of commands and of benchmarks, choices, files, links, modules."""
+"""What the documents name is there: settings, flags of commands and of benchmarks, choices, files, links, modules.
+
+The documents are README.md, benchmarks/README.md and bidora_jax/guides.
+"""
 
 import dataclasses
 import importlib.util

@@ -1,4 +1,4 @@
-"""bidora-jax and its commands: help, mistakes, completion; each is the function of its own module."""
+"""cli.py, errors.py: bidora-jax and its commands; help, mistakes, completion; each is the function of its own module."""
 
 import importlib
 import os

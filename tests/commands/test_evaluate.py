@@ -1,4 +1,4 @@
-"""The loss of a file: against a sum by hand, against transformers, with the adapter and merged."""
+"""evaluate.py, tasks/evaluation.py: a file's loss against a sum by hand, against transformers, with the adapter and merged."""
 
 import json
 import math

@@ -1,4 +1,7 @@
-"""Exports of a finished run: a merged model and a PEFT adapter, proved, or nothing at all."""
+"""Exports of a finished run: a merged model and a PEFT adapter, proved, or nothing at all.
+
+models/formats/export.py writes and proves them.
+"""
 
 import json
 import shutil

@@ -1,32 +1,21 @@
-"""The command that writes text: what it prints, what it writes, a chat over a pipe, and what it refuses."""
+"""generate.py: what it prints, what it writes, and what it refuses.
 
-import io
+generation/served_model.py opens the model and its adapters.
+"""
+
 import json
-import sys
 
 import pytest
 import tiny
+from conversations import answered
 from random_adapters import KINDS, random_adapter
 
 from bidora_jax import evaluate, generate
-from bidora_jax.data import prompts
-from bidora_jax.data.prompts import prompt_ids
-from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import command
-from bidora_jax.generation import answers, conversation, decoding, ensembles
+from bidora_jax.generation import answers, ensembles
 from bidora_jax.models.formats import hf, hf_config, peft
 
 LINES = ["repeat 5 x2", "abc", "v1; v2; and so on"]
-
-
-@pytest.fixture(scope="module")
-def adapter_folders(tmp_path_factory):
-    """Two adapters of the tiny model by name."""
-    root = tmp_path_factory.mktemp("adapters")
-    for name in ("lora", "dora"):
-        adapter, *trained = random_adapter(KINDS[name])
-        peft.save_adapter(root / name, adapter, KINDS[name], *trained, base_model_name="x")
-    return {name: root / name for name in ("lora", "dora")}
 
 
 def written(*argv, to) -> list[dict]:
@@ -34,21 +23,9 @@ def written(*argv, to) -> list[dict]:
     return json.loads(to.read_text())
 
 
-def expected(folder, prompts, member=None, combine=None, **how):
-    """Answers of the library to texts."""
-    config, tokenizer = hf_config.read_config(folder), load_tokenizer(folder)
-    model = decoding.assemble(config, hf.load_base(folder, config))
-    if member is not None:
-        model = decoding.with_adapter(model, *member, combine=combine)
-    ids = [prompt_ids({"prompt": prompt}, tokenizer) for prompt in prompts]
-    ends = conversation.ends(folder, tokenizer)
-    pieces = answers.complete(model, ids, max_new_tokens=7, ends=ends, **how)
-    return [tokenizer.decode(piece.tokens, skip_special_tokens=True) for piece in pieces]
-
-
 def test_a_prompt_is_answered_on_standard_output(model_folder, tmp_path, capfd):
     found = written("--model", model_folder, "--prompt", LINES[0], to=tmp_path / "out.json")
-    text = expected(model_folder, LINES[:1])[0]
+    text = answered(model_folder, LINES[:1])[0]
     assert [(one["prompt"], one["adapter"], one["answer"]) for one in found] == [(LINES[0], "", text)]
     out, err = capfd.readouterr()
     assert out == text + "\n"
@@ -77,11 +54,11 @@ def test_records_and_templates_are_what_training_makes_of_them(model_folder, tmp
     file.write_text("\n".join(map(json.dumps, lines)))
     found = [one["answer"] for one in written("--model", model_folder, "--prompt-file", file, to=tmp_path / "a.json")]
     turn = "<|im_start|>user\nrepeat 5<|im_end|>\n<|im_start|>assistant\n"
-    assert found == expected(model_folder, [turn, "repeat 5", turn, turn])
+    assert found == answered(model_folder, [turn, "repeat 5", turn, turn])
     argv = ["--model", model_folder, "--prompt", "repeat 5", "--template", "--system", "be short"]
     system = "<|im_start|>system\nbe short<|im_end|>\n"
     found = written(*argv, to=tmp_path / "b.json")
-    assert (found[0]["prompt"], found[0]["answer"]) == ("repeat 5", expected(model_folder, [system + turn])[0])
+    assert (found[0]["prompt"], found[0]["answer"]) == ("repeat 5", answered(model_folder, [system + turn])[0])
 
 
 def test_adapters_answer_in_turn_and_together(model_folder, adapter_folders, tmp_path):
@@ -95,13 +72,13 @@ def test_adapters_answer_in_turn_and_together(model_folder, adapter_folders, tmp
     )
     each = written(*argv, to=tmp_path / "each.json")
     assert [one["adapter"] for one in each] == ["lora", "dora"]
-    assert [one["answer"] for one in each] == [expected(model_folder, LINES[:1], member)[0] for member in rested]
+    assert [one["answer"] for one in each] == [answered(model_folder, LINES[:1], member)[0] for member in rested]
     together = written(*argv, "--ensemble", "probabilities", to=tmp_path / "together.json")
     stacked = ensembles.stack(rested)
     assert together[0]["adapter"] == "ensemble of lora, dora"
-    assert together[0]["answer"] == expected(model_folder, LINES[:1], stacked, "probabilities")[0]
+    assert together[0]["answer"] == answered(model_folder, LINES[:1], stacked, "probabilities")[0]
     mean = written(*argv, "--average", "--weight", "3", "--weight", "1", to=tmp_path / "mean.json")
-    assert mean[0]["answer"] == expected(model_folder, LINES[:1], ensembles.average(rested, [3.0, 1.0]))[0]
+    assert mean[0]["answer"] == answered(model_folder, LINES[:1], ensembles.average(rested, [3.0, 1.0]))[0]
 
 
 def test_evaluate_takes_several_adapters(model_folder, adapter_folders, data_files, tmp_path, capfd):
@@ -134,63 +111,6 @@ def test_interrupted_it_stops_without_a_traceback(model_folder, capfd, monkeypat
     with pytest.raises(SystemExit) as stopped:
         command(generate.main, ["--model", str(model_folder), "--prompt", "a", "--max-new-tokens", "7"])
     assert (stopped.value.code, capfd.readouterr().err) == (130, "stopped\n")
-
-
-# Chat
-
-
-def talked(model_folder, lines, capfd, monkeypatch, *argv) -> str:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    command(generate.main, ["--model", str(model_folder), "--chat", "--max-new-tokens", "7", *argv])
-    return capfd.readouterr().out
-
-
-def turn(role, text):
-    return f"<|im_start|>{role}\n{text}<|im_end|>\n"
-
-
-def test_a_chat_remembers_its_turns_until_it_is_reset(model_folder, capfd, monkeypatch):
-    system, first = turn("system", "s"), turn("user", "abc")
-    answer = expected(model_folder, [system + first + "<|im_start|>assistant\n"], numbers=[2])[0]
-    both = system + first + turn("assistant", answer) + turn("user", "and?") + "<|im_start|>assistant\n"
-    second = expected(model_folder, [both])[0]
-    fresh = expected(model_folder, [system + turn("user", "and?") + "<|im_start|>assistant\n"])[0]
-    assert second != fresh
-    lines = ["abc", "", "and?", "/reset", "and?", "/exit", "not heard"]
-    out = talked(model_folder, lines, capfd, monkeypatch, "--system", "s")
-    assert out == f"{answer}\n{second}\n(the conversation is forgotten)\n{fresh}\n"
-
-
-def test_a_chat_switches_adapters(model_folder, adapter_folders, capfd, monkeypatch):
-    given = [text for name, folder in adapter_folders.items() for text in ("--adapter", f"{name}={folder}")]
-    lines = ["abc", "/adapter dora", "/reset", "abc", "/adapter none", "/what"]
-    out = talked(model_folder, lines, capfd, monkeypatch, *given)
-    answers = out.split("(dora answers)\n(the conversation is forgotten)\n")
-    assert answers[0] != answers[1].split("adapters: ")[0]
-    assert "adapters: lora, dora\nthere is no /what; /reset" in out
-
-
-def test_a_conversation_longer_than_the_context_says_so(model_folder, capfd, monkeypatch):
-    out = talked(model_folder, ["a" * 240, "/reset", "a"], capfd, monkeypatch)
-    assert "tokens, as many as the model's context takes; /reset starts anew" in out
-    assert len(out.splitlines()) > 2
-
-
-def test_half_a_character_is_held_back(model_folder):
-    tokenizer = load_tokenizer(model_folder)
-
-    class Bytes:
-        def decode(self, tokens, **_):
-            return bytes(tokens).decode("utf-8", errors="replace")
-
-    spoken, whole = conversation.Spoken(Bytes()), "añ€😀".encode()
-    pieces = [spoken.add([byte]) for byte in whole]
-    assert pieces == ["a", "", "ñ", "", "", "€", "", "", "", "😀"]
-    assert spoken.rest() == ""
-    assert spoken.add(whole[6:8]) + spoken.rest() == "\ufffd"
-    spoken = conversation.Spoken(tokenizer)
-    ids = prompts.prompt_ids({"prompt": "ab c<|im_end|>d"}, tokenizer)
-    assert [spoken.add([token]) for token in ids] == ["a", "b", " ", "c", "", "d"]
 
 
 # What is refused

@@ -1,4 +1,7 @@
-"""list_models.py (python -m bidora_jax.models): parameters as published, memory by the compiler, kept once counted."""
+"""list_models.py (python -m bidora_jax.models): parameters as published, memory by the compiler, kept once counted.
+
+The shapes stand in models/architectures/published.py, the counts come from planning/published_steps.py.
+"""
 
 import json
 import subprocess

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from byte_tokenizer import make_tokenizer
 
 from bidora_jax.data.encoding import chunk_lengths, encode, encode_all, encode_each, read_records
 from bidora_jax.data.prompts import PLAIN_TEMPLATE, prompt_ids, response_text
@@ -13,29 +14,6 @@ from bidora_jax.data.tokenizer import load_tokenizer, pad_id
 from bidora_jax.errors import InputError
 
 EOS, USER, BOT = 0, 1, 2
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|user|>{{ message.content }}{% endfor %}"
-    "{% if add_generation_prompt %}<|bot|>{% endif %}"
-)
-
-
-def make_tokenizer(folder: Path, *, chat: bool = True, eos: bool = True):
-    """Three special tokens, one token a byte, and the words 'ab' and 'abc'; it pads with its end of text."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    words = ["<eos>", "<|user|>", "<|bot|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "abc"]
-    tokenizer = Tokenizer(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=[("a", "b"), ("ab", "c")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(words[:3])
-    folder.mkdir(exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<eos>", "model_max_length": 7}
-    config |= {"eos_token": "<eos>"} if eos else {}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    if chat:
-        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    return load_tokenizer(folder)
 
 
 @pytest.fixture(scope="module")
@@ -335,35 +313,7 @@ def test_long_texts_are_tokenised_without_a_warning(tokenizer, caplog):
     assert not caplog.records
 
 
-# The tokenizer's folder
-
-
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"no tokenizer in .*expected one of tokenizer\.json"):
-        load_tokenizer(tmp_path)
-
-
-def test_a_broken_tokenizer_is_refused(tmp_path):
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(InputError, match="cannot load the tokenizer in"):
-        load_tokenizer(tmp_path)
-
-
-def test_a_tokenizer_without_an_end_of_text_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no end-of-text token; set eos_token"):
-        make_tokenizer(tmp_path / "endless", eos=False)
-
-
-def test_a_tokenizer_that_wants_to_run_its_own_code_is_refused(tmp_path):
-    make_tokenizer(tmp_path)
-    ran = tmp_path / "ran"
-    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Own: pass\n")
-    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    config |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="cannot load the tokenizer"):
-        load_tokenizer(tmp_path)
-    assert not ran.exists()
+# A template that refuses
 
 
 def test_a_template_that_refuses_the_turn_says_so(tmp_path):

@@ -1,4 +1,7 @@
-"""Packing: rows that waste little, and a loss and gradients that can't tell a packed batch from its records one a row."""
+"""Packing: rows that waste little, and a loss and gradients that can't tell a packed batch from its records one a row.
+
+training/problem.py takes its batches from the rows.
+"""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,4 +1,7 @@
-"""Shapes and masks: what each record becomes, token by token, under several chat templates and each loss_on."""
+"""Shapes and masks: what each record becomes, token by token, under several chat templates and each loss_on.
+
+data/records.py, data/prompts.py and data/chat_template.py make them.
+"""
 
 import json
 from pathlib import Path

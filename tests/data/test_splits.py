@@ -1,4 +1,7 @@
-"""Splits: no record on two sides, every source as often as it weighs, and everything said about who stands twice."""
+"""Splits: no record on two sides, every source as often as it weighs, and everything said about who stands twice.
+
+data/preparation.py puts what is read, split, encoded and packed together.
+"""
 
 import json
 from collections import Counter

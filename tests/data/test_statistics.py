@@ -1,4 +1,7 @@
-"""python -m bidora_jax.data: what it shows of a run's data, and that it is what the run does."""
+"""python -m bidora_jax.data: what it shows of a run's data, and that it is what the run does.
+
+show_data.py prints what data/statistics.py counts.
+"""
 
 import json
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax.kernels import attention, norms, rope, rope_frequencies
+from bidora_jax.kernels import attention
 
 BATCH, TOKENS, HEADS, GROUPS, DIM = 2, 11, 6, 2, 10
 
@@ -91,23 +91,3 @@ def test_no_token_sees_a_later_one():
         )
         assert not np.asarray(dk)[:, t + 1 :].any() and not np.asarray(dv)[:, t + 1 :].any()
         assert np.asarray(dv)[:, : t + 1].all()
-
-
-def test_rope_keeps_lengths_and_depends_on_distances_only():
-    q, k, _ = case()
-    cos, sin = rope.rope_angles(jnp.arange(TOKENS), rope_frequencies.frequencies(DIM, 1e4), dtype=jnp.float32)
-    rotated = rope.rope(q, cos, sin)
-    np.testing.assert_allclose(jnp.linalg.norm(rotated, axis=-1), jnp.linalg.norm(q, axis=-1), rtol=1e-5)
-    one_q, one_k = (jnp.broadcast_to(array[:1, :1, :1], (1, TOKENS, 1, DIM)) for array in (q, k))
-    rq, rk = rope.rope(one_q, cos, sin)[0, :, 0], rope.rope(one_k, cos, sin)[0, :, 0]
-    scores = np.asarray(rq @ rk.T)
-    for offset in (0, 1, 5):
-        np.testing.assert_allclose(np.diag(scores, offset), scores[0, offset], rtol=1e-4, atol=1e-4)
-
-
-def test_rms_norm_is_its_formula():
-    x = case()[0]
-    weight = jnp.arange(1.0, DIM + 1)
-    wide = np.asarray(x, np.float64)
-    expected = np.asarray(weight) * wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(norms.rms_norm(x, weight, eps=1e-6), expected, rtol=1e-5)

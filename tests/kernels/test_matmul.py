@@ -1,4 +1,7 @@
-"""kernels/matmul.py against plain einsum and JAX's own derivatives of it."""
+"""kernels/matmul.py against plain einsum and JAX's own derivatives of it.
+
+kernels/precision.py names the dtype of sums, kernels/xla_cpu/transpose.py a transpose that XLA's CPU backend does not see.
+"""
 
 import re
 from functools import partial

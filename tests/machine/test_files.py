@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all."""
+"""machine/files.py: a folder appears whole or not at all."""
 
 import json
 

@@ -1,4 +1,7 @@
-"""The linear layer on a quantised base: the same function as on the dense weights it stands for, in the memory of the codes."""
+"""The linear layer on a quantised base: the same function as on the dense weights it stands for, in the memory of the codes.
+
+kernels/save_for_backward.py names the sums that are saved, kernels/xla_cpu/weights.py holds 16-bit stacks as integers.
+"""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,8 @@
-"""The quickstart's files: small enough, made by their scripts, and fit to train on."""
+"""The quickstart's files: small enough, made by their scripts, and fit to train on.
+
+quickstart/make_data.py is run again; quickstart/make_model.py, which trains for long, made the model that is looked at here
+from the texts of quickstart/corpus.py and quickstart/scenes.py.
+"""
 
 import json
 import random

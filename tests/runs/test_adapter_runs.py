@@ -1,4 +1,7 @@
-"""Runs of the command line whose adapters are not the plain ones: trained, exported, evaluated, and trained on."""
+"""Runs of the command line whose adapters are not the plain ones: trained, exported, evaluated, and trained on.
+
+They go through train.py, export.py and evaluate.py.
+"""
 
 import json
 import re

@@ -1,4 +1,7 @@
-"""The analysis of a run: its fits against NumPy, what it reads of checkpoints, and a whole run against loops in float64."""
+"""The analysis of a run: its fits against NumPy, what it reads of checkpoints, and a whole run against loops in float64.
+
+analyze.py is the command; training/saved_adapters.py reads the checkpoints.
+"""
 
 import csv
 import json

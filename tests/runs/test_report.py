@@ -1,60 +1,19 @@
-"""Reports: of histories written by hand, of a killed run, of one that has little to tell, and of a whole run."""
+"""report.py, runs/report.py: histories written by hand, a killed run, one that has little to tell, and a whole run.
+
+reporting/history.py reads, reporting/page.py and reporting/summary.py write.
+"""
 
 import json
 import re
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
+from histories import TRICKY
 
 from bidora_jax.errors import command
 from bidora_jax.report import main
-from bidora_jax.reporting import charts, history, style, summary
-from bidora_jax.reporting.history import History
+from bidora_jax.reporting import charts, summary
 from bidora_jax.runs import report
-
-TRICKY = "<script>alert('ä & b')</script>"
-
-
-def lines(steps: int, phase: str = "search", **more: float) -> list[dict]:
-    return [
-        {"phase": phase, "step": step, "train_loss": 2 / step, "inner_learning_rate": 1e-3 / step, "tokens": 10,
-         "tokens_per_second": 100.0 * step if step > 1 else None, "seconds": 0.5 * step, **more}
-        for step in range(1, steps + 1)
-    ]  # fmt: skip
-
-
-def write_run(run):
-    """The run folder of a BiDoRA run that was killed while it wrote a line of its second phase."""
-    run.mkdir()
-    search = lines(12, val_loss=1.5, direction_grad_norm=0.1, hypergrad_norm=0.2, outer_learning_rate=0.5)
-    for step, loss in ((4, 0.9), (8, 0.6), (12, 0.7)):
-        search[step - 1]["evaluation_loss"] = loss
-    retrain = lines(5, "retrain", grad_norm=0.01)
-    text = "".join(json.dumps(line) + "\n" for line in search + retrain) + '{"phase": "retrain", "st'
-    (run / "metrics.jsonl").write_text(text)
-    moved = {"self_attn.q_proj": [0.1, None, 0.2], "mlp.up_proj": [0.0, 0.3, 0.4]}
-    changes = [
-        {"phase": phase, "step": step, "magnitude": moved, "direction": moved}
-        for phase, step in (("search", 0), ("search", 4), ("retrain", 5))
-    ]
-    samples = [{"phase": "search", "step": step, "samples": [{"prompt": TRICKY, "answer": f"answer {step}", "expected": "x < y"}]}
-               for step in (0, 4, 8)]  # fmt: skip
-    for name, content in (("changes", changes), ("samples", samples)):
-        (run / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content))
-    (run / "config.json").write_text(json.dumps({"seed": 7, "adapter": {"rank": 3}, "inner": {"learning_rate": 0.25},
-                                                 "model": {"path": "some/model"}}))  # fmt: skip
-    facts = {"started": "2026-01-02T03:04:05+00:00", "device": "cpu: cpu", "versions": {"jax": "0.10"}}
-    facts["parameters"] = {"frozen": 900, "direction": 80, "magnitude": 20}
-    (run / "run.json").write_text(json.dumps(facts))
-    return run
-
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    run = write_run(tmp_path_factory.mktemp("killed") / "run <1>")
-    report.write(run, run / "report")
-    return run
 
 
 class Page(HTMLParser):
@@ -113,13 +72,6 @@ def test_pictures_are_written_beside_the_page(killed):
         assert head.startswith(b"\x89PNG") and int.from_bytes(head[16:20], "big") >= 1000
 
 
-def test_the_colours_of_the_drawings_are_the_pages(killed):
-    drawn = "".join(re.findall(r"<svg.*?</svg>", (killed / "report" / "report.html").read_text(), re.DOTALL))
-    assert "var(--blue)" in drawn and "var(--sans)" in drawn
-    assert not any(colour in drawn for colour in style.LIGHT.values())
-    assert style.LIGHT.keys() == style.DARK.keys()
-
-
 def test_the_summary_holds_the_numbers_of_the_run(killed):
     found = json.loads((killed / "report" / "summary.json").read_text())
     expected = {"finished": False, "validation_loss": 0.7, "best_step": 8, "best_validation_loss": 0.6, "tokens": 170,
@@ -146,42 +98,6 @@ def test_the_command_prints_the_summary_as_a_table_or_as_json(killed, tmp_path, 
         assert part in said
     main(["--run", str(killed), "--output", str(tmp_path / "out"), "--json"])
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out" / "summary.json").read_text())
-
-
-def test_a_run_of_one_step_and_one_level_has_the_pictures_it_has_something_for(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text(
-        json.dumps({"phase": "search", "step": 1, "train_loss": 0.5, "tokens": 3}) + "\n"
-    )
-    made = charts.all_charts(history.read(tmp_path))
-    assert list(made) == ["loss", "learning_rate"]
-    assert report.write(tmp_path, tmp_path / "report")["validation_loss"] is None
-
-
-def test_curves_count_steps_over_phases_and_leave_out_what_is_not_there():
-    past = History(lines(3) + lines(2, "retrain", grad_norm=9.0))
-    curve = past.curve("grad_norm", "train_loss")
-    assert (curve.steps.tolist(), curve.values.tolist()) == ([1, 2, 3, 4, 5], [2, 1, 2 / 3, 9, 9])
-    assert past.curve("tokens_per_second").steps.tolist() == [2, 3, 5]
-    assert past.starts == {"search": 0, "retrain": 3}
-
-
-def test_a_long_curve_is_drawn_as_the_band_of_four_fifths_of_its_values():
-    past = [{"phase": "search", "step": step, "train_loss": float(step % 10)} for step in range(1, 2001)]
-    axes = charts.narrow_loss(History(past)).axes[0]
-    (band,) = axes.collections
-    low, high = band.get_paths()[0].get_extents().intervaly
-    assert (low, high) == pytest.approx((0.9, 8.1))  # of 0 to 9, ten values in each of 200 parts
-    assert len(charts.narrow_loss(History(past[:600])).axes[0].collections) == 0
-
-
-@pytest.mark.parametrize(("count", "reach"), [(1, 1), (2, 3), (17, 3)])
-def test_smoothing_is_the_weighted_mean_of_what_is_there(count, reach):
-    values = np.random.default_rng(0).normal(size=count)
-    expected = []
-    for centre in range(count):
-        near = [(reach + 1 - abs(centre - at), values[at]) for at in range(count) if abs(centre - at) <= reach]
-        expected.append(sum(weight * value for weight, value in near) / sum(weight for weight, _ in near))
-    np.testing.assert_allclose(history.smoothed(values, reach), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

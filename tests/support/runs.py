@@ -12,7 +12,7 @@ import pytest
 from random_adapters import random_adapter
 
 import bidora_jax
-from bidora_jax import export
+from bidora_jax import export, train
 from bidora_jax.config import parse_train, to_json
 from bidora_jax.errors import command
 from bidora_jax.models.adapters.settings import AdapterConfig
@@ -63,6 +63,15 @@ def metrics(run: Path) -> list[dict]:
 def contents(folder: Path) -> dict[str, bytes | None]:
     """Every file and folder below `folder`, with what is in the files."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def exit_status(argv: list[str]) -> int:
+    """What the shell would see."""
+    try:
+        command(train.main, argv)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
 
 
 def refused_export(argv: list[str], capfd, status: int = 2) -> str:

@@ -1,6 +1,8 @@
 """The exact hypergradient of a language model against central differences of the whole one-step map, in float64.
 
 m  ↦  L_val(U(d, ∇_d L_tr(d, m)), m)        a tiny Qwen3, every optimiser, with and without accumulation
+
+training/objective.py gives the losses, training/accumulation.py sums micro-batches, training/state.py is what goes in and out.
 """
 
 from functools import partial

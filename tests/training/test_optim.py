@@ -1,4 +1,4 @@
-"""The optimisers against their formulas, written out in NumPy for the first steps."""
+"""training/optim.py: the optimisers against their formulas, written out in NumPy for the first steps."""
 
 from dataclasses import replace
 

@@ -1,4 +1,7 @@
-"""Sources: every kind of file gives the same rows with their places; every broken one is refused with its line and a remedy."""
+"""Sources: every kind of file gives the same rows with their places; every broken one is refused with its line and a remedy.
+
+data/sources/rows.py, data/sources/json_files.py, data/sources/text_files.py and data/sources/tables.py read them.
+"""
 
 import bz2
 import csv

@@ -1,4 +1,7 @@
-"""Layers of different rank under one scan: the same training as a Python loop over layers with factors of their own size."""
+"""Layers of different rank under one scan: the same training as a Python loop over layers with factors of their own size.
+
+Training is training/step.py and training/bilevel.py.
+"""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,7 @@
-"""Each family on the one decoder: transformers is the oracle for logits, greedy text and files, PEFT for adapters."""
+"""Each family on the one decoder: transformers is the oracle for logits, greedy text and files, PEFT for adapters.
+
+A family is an entry of models/architectures/families.py with the shapes of models/architectures/decoder.py.
+"""
 
 import json
 import warnings

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from adapter_folders import METHODS, change_config, refused
 from peft_oracle import DEPRECATED, TIED, peft_model
 from random_adapters import random_adapter
 from safetensors.numpy import load_file, save_file
@@ -26,38 +27,10 @@ from bidora_jax.models.formats import hf, hf_config, peft
 pytestmark = pytest.mark.filterwarnings(f"ignore:{DEPRECATED}:FutureWarning")
 
 
-METHODS = {
-    "lora": AdapterConfig(method="lora", rank=5, alpha=7.0),
-    "rslora": AdapterConfig(method="lora", rank=5, alpha=7.0, rslora=True),
-    "dora": AdapterConfig("dora", rank=5, alpha=7.0, dropout=0.1, target_modules=("q_proj", "v_proj", "down_proj")),
-    "rsdora": AdapterConfig(method="dora", rank=3, alpha=2.5, rslora=True),
-    "lora patterns": AdapterConfig(
-        "lora", rank=4, alpha=6.0, rank_pattern=(("q_proj", 2), ("layers.1.mlp.down_proj", 7)),
-        alpha_pattern=((r"1\.self_attn\.\w_proj", 3.0),),
-    ),
-    "rsdora patterns": AdapterConfig(
-        "dora", rank=4, alpha=6.0, rslora=True, layers_to_transform=(0, 1), rank_pattern=(("0.self_attn.q_proj", 7),),
-        exclude_modules=("layers.1.mlp.up_proj",), target_modules=("q_proj", "k_proj", "up_proj"),
-    ),
-    "lora embeddings": AdapterConfig(
-        "lora", rank=3, target_modules=("q_proj",), modules_to_save=("lm_head", "embed_tokens"), layers_to_transform=(1,)
-    ),
-    "dora head": AdapterConfig("dora", rank=3, target_modules=("q_proj", "up_proj"), modules_to_save=("lm_head",)),
-}  # fmt: skip
-
-
 def _logits(folder, ids, adapter, direction, magnitude):
     config = hf_config.read_config(folder)
     base = initial.prepare_base(hf.load_base(folder, config), adapter)
     return np.asarray(decoder.logits(config, adapter, base, direction, magnitude, jnp.asarray(ids)))
-
-
-@pytest.fixture
-def adapter_folder(tmp_path):
-    """A DoRA adapter for the tiny model, which a test may damage."""
-    adapter, *trained = random_adapter(METHODS["dora"])
-    peft.save_adapter(tmp_path / "a", adapter, METHODS["dora"], *trained, base_model_name="x")
-    return tmp_path / "a"
 
 
 # The function and its gradients
@@ -414,21 +387,11 @@ def test_a_folder_is_replaced_only_on_request(adapter_folder):
 # What is refused
 
 
-def _change_config(folder, **changes):
-    file = folder / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
 def _change_tensors(folder, change):
     file = folder / "adapter_model.safetensors"
     tensors = dict(load_file(file))
     change(tensors)
     save_file(tensors, file)
-
-
-def _refused(folder, message, config=tiny.CONFIG):
-    with pytest.raises(InputError, match=message):
-        peft.load_adapter(folder, config)
 
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -442,7 +405,7 @@ def test_tensors_that_do_not_fit_are_listed_at_once(adapter_folder):
         tensors[f"{Q0}.lora_magnitude_vector"] = np.zeros(60, np.int8)
 
     _change_tensors(adapter_folder, change)
-    _refused(
+    refused(
         adapter_folder,
         r"(?s)4 tensors do not fit.*dtype of .*q_proj\.lora_magnitude_vector: expected F32, BF16, F16, found I8.*"
         r"missing: base_model.*q_proj\.lora_A\.weight.*"
@@ -452,95 +415,30 @@ def test_tensors_that_do_not_fit_are_listed_at_once(adapter_folder):
 
 
 def test_magnitudes_and_use_dora_belong_together(adapter_folder, tmp_path):
-    _change_config(adapter_folder, use_dora=False)
-    _refused(adapter_folder, "holds magnitudes, but use_dora is false")
-    _change_config(adapter_folder, use_dora=True)
+    change_config(adapter_folder, use_dora=False)
+    refused(adapter_folder, "holds magnitudes, but use_dora is false")
+    change_config(adapter_folder, use_dora=True)
     _change_tensors(adapter_folder, lambda t: [t.pop(name) for name in list(t) if name.endswith("vector")])
-    _refused(adapter_folder, "holds no magnitudes, but use_dora is true")
+    refused(adapter_folder, "holds no magnitudes, but use_dora is true")
 
 
 def test_one_magnitude_missing(adapter_folder):
     _change_tensors(adapter_folder, lambda tensors: tensors.pop(f"{Q0}.lora_magnitude_vector"))
-    _refused(adapter_folder, r"missing: .*q_proj\.lora_magnitude_vector")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"peft_type": "LOHA"}, "peft_type 'LOHA' is not supported"),
-        ({"peft_type": None}, "peft_type None is not supported"),
-        ({"bias": "all"}, "bias: 'all'"),
-        ({"modules_to_save": ["lm_head"]}, r"missing: base_model\.model\.lm_head\.weight"),
-        ({"modules_to_save": ["score"]}, "modules_to_save: expected lm_head or embed_tokens, found 'score'"),
-        ({"modules_to_save": "lm_head"}, "modules_to_save: 'lm_head'"),
-        ({"modules_to_save": ["lm_head"], "ensure_weight_tying": True}, "ensure_weight_tying: True"),
-        ({"rank_pattern": {"q_proj": 3}}, r"shape of .*q_proj\.lora_A\.weight: expected \(3, 26\), found \(5, 26\)"),
-        ({"rank_pattern": {"q_proj": "3"}}, "rank_pattern: {'q_proj': '3'}"),
-        ({"rank_pattern": {"q_(proj": 3}}, "rank_pattern: .* is not a regular expression"),
-        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern"),
-        ({"alpha_pattern": {"q_proj": 0}}, "alpha must be positive"),
-        ({"layers_to_transform": [0]}, r"not used by adapter_config\.json: .*layers\.1\."),
-        ({"layers_to_transform": 0}, r"not used by adapter_config\.json: .*layers\.1\."),
-        ({"layers_to_transform": [2]}, "there is no layer 2"),
-        ({"layers_to_transform": [True]}, "layers_to_transform"),
-        ({"layers_to_transform": [0], "layers_pattern": "h"}, "layers_pattern: 'h'"),
-        ({"layer_replication": [[0, 1]]}, "layer_replication"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
-        ({"use_qalora": True}, "use_qalora"),
-        ({"use_bdlora": True}, "use_bdlora"),
-        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
-        ({"kasa_config": {"x": 1}}, "kasa_config"),
-        ({"arrow_config": {"x": 1}}, "arrow_config"),
-        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
-        ({"target_parameters": ["experts"]}, "target_parameters"),
-        ({"a_key_of_next_year": {"on": True}}, "a_key_of_next_year"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights: 'pissa_niter_4' .changes the base"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights"),
-        ({"target_modules": ["q_proj", "q_prj"]}, "target_modules: .* matches 'q_prj' .did you mean 'q_proj'"),
-        ({"target_modules": "q_proj"}, "matches 'q_proj'.*has to match all of a name"),
-        ({"target_modules": []}, "none at all"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "an adapter on lm_head is not supported"),
-        ({"target_modules": ["model.layers.1.self_attn.q_proj"]}, r"not used by .*layers\.0\.self_attn\.q_proj"),
-        ({"exclude_modules": ["model.layers.1.self_attn.q_proj"]}, r"not used by .*layers\.1\.self_attn\.q_proj"),
-        ({"exclude_modules": ["q_proj"]}, r"not used by adapter_config\.json: .*q_proj"),
-        ({"exclude_modules": ["q_proj", "v_proj", "down_proj"]}, "nothing to adapt"),
-        ({"target_modules": None}, "target_modules: None"),
-        ({"r": "5"}, "r: '5'"),
-        ({"r": True}, "r: True"),
-        ({"use_dora": 1}, "use_dora: 1"),
-        ({"r": 0}, "rank must be at least 1"),
-        ({"r": 4}, r"shape of .*lora_A\.weight: expected \(4, 26\), found \(5, 26\)"),
-    ],
-)
-def test_a_config_that_means_something_else_is_refused(adapter_folder, changes, message):
-    _change_config(adapter_folder, **changes)
-    _refused(adapter_folder, message)
-
-
-def test_keys_that_only_name_or_train_are_accepted(adapter_folder):
-    _change_config(
-        adapter_folder, auto_mapping={"unsloth_fixed": True}, revision="main", inference_mode=False, task_type=None,
-        eva_config={"rho": 2.0}, init_lora_weights="gaussian", layers_to_transform=[], modules_to_save=[],
-        unknown_but_off=False, exclude_modules=["vision_tower"], rank_pattern={"vision_tower": 3},
-    )  # fmt: skip
-    assert {site.ranks for site in peft.load_adapter(adapter_folder, tiny.CONFIG)[0].sites} == {(5, 5)}
+    refused(adapter_folder, r"missing: .*q_proj\.lora_magnitude_vector")
 
 
 def test_an_adapter_of_another_model(adapter_folder):
     config = DecoderConfig(**(vars(tiny.CONFIG) | {"hidden_size": 28, "num_layers": 3}))
-    _refused(
-        adapter_folder, r"(?s)missing: .*layers\.2.*shape of.*belong together; the adapter was made for x$", config
-    )
-    _change_config(adapter_folder, base_model_name_or_path=None)
-    _refused(adapter_folder, "belong together$", config)
+    refused(adapter_folder, r"(?s)missing: .*layers\.2.*shape of.*belong together; the adapter was made for x$", config)
+    change_config(adapter_folder, base_model_name_or_path=None)
+    refused(adapter_folder, "belong together$", config)
 
 
 def test_folders_that_are_no_adapter(adapter_folder, model_folder, tmp_path):
-    _refused(tmp_path / "nowhere", "there is no folder")
-    _refused(model_folder, r"has no adapter_config\.json; point at a PEFT adapter folder")
+    refused(tmp_path / "nowhere", "there is no folder")
+    refused(model_folder, r"has no adapter_config\.json; point at a PEFT adapter folder")
     (adapter_folder / "adapter_model.safetensors").rename(adapter_folder / "adapter_model.bin")
-    _refused(adapter_folder, r"has no adapter_model\.safetensors.*pickled")
+    refused(adapter_folder, r"has no adapter_model\.safetensors.*pickled")
 
 
 def test_an_adapter_in_the_place_of_a_model(adapter_folder):
@@ -552,4 +450,4 @@ def test_a_truncated_adapter(adapter_folder):
     copy = shutil.copytree(adapter_folder, adapter_folder.parent / "b")
     file = copy / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
-    _refused(copy, r"adapter_model\.safetensors.*fetch it again")
+    refused(copy, r"adapter_model\.safetensors.*fetch it again")

@@ -1,0 +1,37 @@
+"""data/tokenizer.py: folders whose tokenizer can't be used are refused."""
+
+import json
+
+import pytest
+from byte_tokenizer import make_tokenizer
+
+from bidora_jax.data.tokenizer import load_tokenizer
+from bidora_jax.errors import InputError
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no tokenizer in .*expected one of tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_broken_tokenizer_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="cannot load the tokenizer in"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_without_an_end_of_text_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no end-of-text token; set eos_token"):
+        make_tokenizer(tmp_path / "endless", eos=False)
+
+
+def test_a_tokenizer_that_wants_to_run_its_own_code_is_refused(tmp_path):
+    make_tokenizer(tmp_path)
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Own: pass\n")
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="cannot load the tokenizer"):
+        load_tokenizer(tmp_path)
+    assert not ran.exists()

@@ -1,0 +1,42 @@
+"""tasks/language_modeling.py: the loss token by token in chunks, against the one of all logits, under every rematerialisation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from random_adapters import adapted
+from tiny import CONFIG
+
+from bidora_jax.models import decoder
+from bidora_jax.tasks import language_modeling
+
+TOKENS = jnp.asarray(np.random.default_rng(3).integers(CONFIG.vocab_size, size=(2, 11), dtype=np.int32))
+
+
+MASK = jnp.asarray(np.random.default_rng(4).random((2, 11)) < 0.7, jnp.float32)
+
+
+def test_loss_is_that_of_the_logits():
+    adapter, base, direction, magnitude = adapted()
+    total, count = language_modeling.token_loss_sum(
+        CONFIG, adapter, base, direction, magnitude, TOKENS, MASK, loss_chunk=7
+    )
+    log_p = jax.nn.log_softmax(decoder.logits(CONFIG, adapter, base, direction, magnitude, TOKENS))
+    expected = -sum(log_p[b, t - 1, TOKENS[b, t]] for b in range(2) for t in range(1, 11) if MASK[b, t])
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert count == MASK[:, 1:].sum()
+
+
+def test_remat_and_chunks_change_no_gradient():
+    adapter, base, direction, magnitude = adapted()
+
+    def gradient(**how):
+        def loss(trained):
+            return language_modeling.token_loss_sum(CONFIG, adapter, base, *trained, TOKENS, MASK, **how)[0]
+
+        return jax.jit(jax.grad(loss))((direction, magnitude))
+
+    plain = gradient(remat="none", attention_chunk=64, loss_chunk=64)
+    for found, expected in zip(
+        jax.tree.leaves(gradient(remat="layer", attention_chunk=4, loss_chunk=5)), jax.tree.leaves(plain), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
