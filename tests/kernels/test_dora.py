@@ -1,7 +1,6 @@
 """kernels/dora.py against float64 NumPy, written out plainly, and the laws of weight decomposition."""
 
-import re
-
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,9 +109,8 @@ def test_a_layer_made_again_has_no_product_of_zeros():
     def loss(*arguments):
         return jnp.sum(layer(*arguments) ** 2)
 
-    text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, direction, m).compile().as_text()
-    of_x = re.findall(rf"= f32\[{BATCH * TOKENS},{IN}\]\S* dot\(", text)
-    assert len(of_x) == 2  # with W0 and with A
+    program = hlo.compiled(jax.grad(loss, argnums=(0, 1, 2)), x, direction, m)
+    assert hlo.dots(program, "f32", BATCH * TOKENS, IN) == 2  # of x, with W0 and with A
 
 
 def test_a_narrow_base_has_no_derivative_rather_than_one_of_zero():

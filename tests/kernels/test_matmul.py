@@ -3,9 +3,9 @@
 kernels/precision.py names the dtype of sums, kernels/xla_cpu/transpose.py a transpose that XLA's CPU backend does not see.
 """
 
-import re
 from functools import partial
 
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,10 +52,9 @@ def test_a_wide_factor_gets_its_gradient_unrounded():
 
 def test_the_large_cotangent_is_never_turned():
     x, w, g = arrays(jnp.float32, (331, 3), (257, 3), (331, 257))
-    text = jax.jit(lambda x, w, g: jax.vjp(matmul.product, x, w)[1](g)).lower(x, w, g).as_text()
-    contracted = re.findall(r"contracting_dims = \[(\d)\] x \[(\d)\].*?\((tensor<[^>]+>), (tensor<[^>]+>)\)", text)
+    contracted = hlo.contractions(hlo.lowered(lambda x, w, g: jax.vjp(matmul.product, x, w)[1](g), x, w, g))
     assert ("0", "0", "tensor<331x3xf32>", "tensor<331x257xf32>") in contracted
-    assert not any(left == "tensor<331x257xf32>" and axis == "0" for axis, _, left, _ in contracted)
+    assert not any(one.left == "tensor<331x257xf32>" and one.left_axis == "0" for one in contracted)
 
 
 DTYPES = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -108,8 +107,7 @@ def test_the_derivative_of_a_result_larger_than_its_narrow_factors_is_one_produc
     def both(left, right, left_t, right_t):
         return jax.jvp(partial(matmul.dot, left_axis=axes[0], right_axis=axes[1]), (left, right), (left_t, right_t))
 
-    text = jax.jit(lambda *inputs: both(*inputs)[1]).lower(*inputs).as_text()
-    assert text.count("stablehlo.dot_general") == products_taken
+    assert hlo.products(hlo.lowered(lambda *inputs: both(*inputs)[1], *inputs)) == products_taken
     letters = ["mk" if axes[0] == -1 else "km", "nk" if axes[1] == -1 else "kn"]
     einsum = partial(jnp.einsum, f"b{letters[0]},b{letters[1]}->bmn", precision="highest")
     wide = [array.astype(jnp.float32) for array in inputs]
@@ -119,8 +117,7 @@ def test_the_derivative_of_a_result_larger_than_its_narrow_factors_is_one_produc
 
 def widened(function, *inputs) -> list[str]:
     """The names of the compiled function's instructions that write something out as float32."""
-    text = jax.jit(function).lower(*inputs).compile().as_text()
-    return re.findall(r"%(\S*convert\S*) = f32\[", text[text.index("ENTRY") :])
+    return hlo.widened(hlo.compiled(function, *inputs))
 
 
 @pytest.mark.parametrize("inner", [8, 512])

@@ -33,7 +33,7 @@ def test_a_gpu_is_shown_with_its_capability_and_memory(monkeypatch):
     ("processor : 0\nFeatures : fp asimd bf16 sve\n", None, ["bf16", "sve"]),
 ])  # fmt: skip
 def test_the_cpu_is_read_off_its_first_core(monkeypatch, text, model, features):
-    monkeypatch.setattr(facts, "_read", lambda file: text if "cpuinfo" in file else "")
+    monkeypatch.setattr(memory, "read", lambda file: text if "cpuinfo" in file else "")
     monkeypatch.setattr(platform, "processor", lambda: "")
     assert facts.host()["cpu"] == model and facts.host()["features"] == features
 

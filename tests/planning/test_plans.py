@@ -101,7 +101,7 @@ def test_the_arithmetic_of_a_step():
     # MLP's last one more, and has the logits anew.
     bidora = replace(plan, adapter=AdapterConfig(method="bidora"), search=SearchConfig(hypergradient="exact"))
     assert plans.arithmetic(DEEP, bidora) == 2 * 96 * (6 * linears + 7 * 38 * 26 + 7 * 97 * 26)
-    # (remat, form): passes over the linears and over the head, as the compiled steps have them (benchmarks/README.md).
+    # (remat, form): passes over the linears and over the head, as the compiled steps have them (benchmarks/LOG.md).
     passes = {("none", "exact"): (8, 7), ("layer", "exact"): (12, 7), ("none", "reverse"): (6, 7), ("dots", "reverse"): (7, 7),
               ("layer", "reverse"): (10, 7), ("layer", "finite-difference"): (12, 8), ("dots", "direct"): (4, 4)}  # fmt: skip
     for (remat, form), (over_linears, over_head) in passes.items():

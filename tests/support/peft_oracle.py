@@ -18,7 +18,7 @@ def peft_model(model, settings, save_start=None):
         init_lora_weights=True if settings.init == "kaiming" else settings.init,
         modules_to_save=list(settings.modules_to_save) or None,
     )  # fmt: skip
-    adapted = oracle_peft.getpeft_model(model, wanted).eval()
+    adapted = oracle_peft.get_peft_model(model, wanted).eval()
     if save_start is not None:
         adapted.peft_config["default"].init_lora_weights = True  # as PEFT's guide to the conversion has it
         adapted.save_pretrained(save_start)

@@ -7,19 +7,17 @@ from random_adapters import adapted
 from tiny import CONFIG
 
 from bidora_jax.models import decoder
-from bidora_jax.tasks import language_modeling
+from bidora_jax.models.compute import Compute
+from bidora_jax.tasks.language_modeling import token_loss_sum
 
 TOKENS = jnp.asarray(np.random.default_rng(3).integers(CONFIG.vocab_size, size=(2, 11), dtype=np.int32))
-
-
 MASK = jnp.asarray(np.random.default_rng(4).random((2, 11)) < 0.7, jnp.float32)
+BATCH = {"tokens": TOKENS, "loss_mask": MASK}
 
 
 def test_loss_is_that_of_the_logits():
     adapter, base, direction, magnitude = adapted()
-    total, count = language_modeling.token_loss_sum(
-        CONFIG, adapter, base, direction, magnitude, TOKENS, MASK, loss_chunk=7
-    )
+    total, count = token_loss_sum(CONFIG, adapter, Compute(loss_chunk=7), base, (direction, magnitude), BATCH)
     log_p = jax.nn.log_softmax(decoder.logits(CONFIG, adapter, base, direction, magnitude, TOKENS))
     expected = -sum(log_p[b, t - 1, TOKENS[b, t]] for b in range(2) for t in range(1, 11) if MASK[b, t])
     np.testing.assert_allclose(total, expected, rtol=1e-5)
@@ -31,7 +29,7 @@ def test_remat_and_chunks_change_no_gradient():
 
     def gradient(**how):
         def loss(trained):
-            return language_modeling.token_loss_sum(CONFIG, adapter, base, *trained, TOKENS, MASK, **how)[0]
+            return token_loss_sum(CONFIG, adapter, Compute(**how), base, trained, BATCH)[0]
 
         return jax.jit(jax.grad(loss))((direction, magnitude))
 

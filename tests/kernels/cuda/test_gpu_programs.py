@@ -1,8 +1,8 @@
 """Steps as XLA compiles them for a GPU, which need not be there: benchmarks/gpu/gpu_target.py and what its programs are made of."""
 
-import re
 import sys
 
+import hlo
 import jax
 import jax.numpy as jnp
 import pytest
@@ -36,7 +36,7 @@ CONFIG = DecoderConfig(
 )  # fmt: skip
 
 
-def text_of(method: str, **model) -> str:
+def step(method: str, **model):
     """A step of one record on each level, compiled for an H100."""
     with gpu_target.named("h100"):
         settings = ModelConfig(dtype="bfloat16", attention="chunked", **model)
@@ -47,26 +47,21 @@ def text_of(method: str, **model) -> str:
         search = SearchConfig(steps=1, hypergradient="exact")
         phase, standing = first_phase(method, problem, search, OptimizerConfig(), OptimizerConfig())
         program, length = remat_choice.largest(phase)
-        return program.compile(standing.state, length).as_text()
-
-
-def arrays(text: str, kind: str) -> set[tuple[int, ...]]:
-    """Shapes of all arrays of a dtype in a program."""
-    return {tuple(map(int, found.split(","))) for found in re.findall(rf"\b{kind}\[([\d,]+)\]", text)}
+        return program.compile(standing.state, length)
 
 
 @pytest.fixture(scope="module")
 def exact():
-    return text_of("bidora", remat="dots")
+    return step("bidora", remat="dots")
 
 
 def test_no_base_matrix_is_widened(exact):
     matrices = set(decoder.linear_shapes(CONFIG).values()) | {(CONFIG.vocab_size, CONFIG.hidden_size)}
     widened = {
-        shape for shape in arrays(exact, "f32") if tuple(n for n in shape if n not in (1, LAYERS))[-2:] in matrices
+        shape for shape in hlo.arrays(exact, "f32") if tuple(n for n in shape if n not in (1, LAYERS))[-2:] in matrices
     }
     assert not widened
-    assert (LAYERS, CONFIG.intermediate_size, CONFIG.hidden_size) in arrays(exact, "u16")
+    assert (LAYERS, CONFIG.intermediate_size, CONFIG.hidden_size) in hlo.arrays(exact, "u16")
 
 
 def test_an_exact_step_has_the_products_that_planning_counts(exact):
@@ -75,7 +70,7 @@ def test_an_exact_step_has_the_products_that_planning_counts(exact):
         search=SearchConfig(hypergradient="exact"),
     )  # fmt: skip
     counted = plans.arithmetic(CONFIG, plan)
-    products = [one for one in kernel_bounds.kernels(exact) if one.kind == "product"]
+    products = [one for one in kernel_bounds.kernels(exact.as_text()) if one.kind == "product"]
     found = sum(one.calls * one.operations for one in products)
     one_more = 2 * TOKENS * LAYERS * sum(o * i for o, i in decoder.linear_shapes(CONFIG).values())
     # Above the frozen products stand those of attention and of the low rank, which are less than another pass over the layers.
@@ -86,33 +81,33 @@ def test_the_ops_take_the_whole_stack_of_a_quantised_weight(tmp_path_factory, mo
     monkeypatch.setattr(ops, "available", lambda: True)
     # Only the names are needed: what stands behind them is not called here.
     ops._register(build.build_twin(tmp_path_factory.mktemp("twin")), "CUDA")
-    text = text_of("lora", remat="layer", quantization="nf4")
-    calls = [line for line in text.splitlines() if 'custom_call_target="bidora_nf4_nested"' in line]
+    program = step("lora", remat="layer", quantization="nf4")
+    calls = hlo.foreign_kernels(program, "bidora_nf4_nested")
     assert len(calls) == 2 * 7  # once in the forward and once in the backward pass
-    opened = [one for one in kernel_bounds.kernels(text) if one.source.endswith("ffi_call")]
+    opened = [one for one in kernel_bounds.kernels(program.as_text()) if one.source.endswith("ffi_call")]
     assert len(opened) == len(calls) and {one.calls for one in opened} == {LAYERS}
     # Half a byte, the block's scale in one, and two for the weight; the group's scale and the offset are less than all that.
     linears = sum(o * i for o, i in decoder.linear_shapes(CONFIG).values())
     read = sum(one.bytes for one in opened) / 2
     assert (0.5 + 1 / 64 + 2) * linears < read < 2.6 * linears
     codes = {str(o * i // 2) for o, i in decoder.linear_shapes(CONFIG).values()}
-    stacks = arrays(text, "u8")
+    stacks = hlo.arrays(program, "u8")
     assert {(LAYERS, int(size)) for size in codes} <= stacks
     assert not {(1, int(size)) for size in codes} & stacks and not {(int(size),) for size in codes} & stacks
 
 
 def test_offload_moves_the_sums_to_the_host_and_back():
-    assert not re.search(r"S\(5\)", text_of("lora", remat="dots"))
-    assert re.search(r"S\(5\)", text_of("lora", remat="offload"))
+    assert not hlo.uses_host_memory(step("lora", remat="dots"))
+    assert hlo.uses_host_memory(step("lora", remat="offload"))
 
 
 def test_bounds_count_loops_slices_and_products():
-    def step(x, stack):
+    def scanned(x, stack):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w).astype(x.dtype), None), x, stack)[0]
 
     x, stack = jax.ShapeDtypeStruct((256, 128), jnp.bfloat16), jax.ShapeDtypeStruct((5, 128, 128), jnp.bfloat16)
     with gpu_target.named("a100"):
-        program = CompiledStep("a step", lambda x, stack, *_: step(x, stack), stack, lambda _: (), (1,))
+        program = CompiledStep("a step", lambda x, stack, *_: scanned(x, stack), stack, lambda _: (), (1,))
         found = kernel_bounds.kernels(program.compile(x, 1).as_text())
     products = [one for one in found if one.kind == "product"]
     assert sum(one.calls * one.operations for one in products) == 5 * 2 * 256 * 128 * 128

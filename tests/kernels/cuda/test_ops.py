@@ -2,6 +2,7 @@
 
 import subprocess
 
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -393,6 +394,6 @@ def test_a_program_for_cuda_calls_the_target_with_the_whole_stack():
                         "(tensor<3x7x13xi8>, tensor<i32>)"),
     }  # fmt: skip
     for target, (call, operands, kinds) in calls.items():
-        text = jax.jit(call).trace(*operands, jnp.int32(1)).lower(lowering_platforms=("cuda",)).as_text()
-        (line,) = [line for line in text.splitlines() if "custom_call" in line]
+        program = jax.jit(call).trace(*operands, jnp.int32(1)).lower(lowering_platforms=("cuda",))
+        (line,) = hlo.foreign_calls(program)
         assert f"@{target}(" in line and f"{kinds} -> tensor<7x13xbf16>" in line

@@ -1,5 +1,6 @@
 """The scan over layers whose stacks are bits, against the one whose stacks are float32."""
 
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,13 +102,9 @@ def test_they_have_no_derivative_in_reverse():
 
 def test_the_loop_updates_integers_in_place():
     arguments = WEIGHTS, READ, jnp.arange(LAYERS)
-    text = (
-        jax.jit(lambda *slices: scan(body, X, slices, HALF, as_bits=True, policy=ONLY_SAVED))
-        .lower(*arguments)
-        .compile()
-        .as_text()
-    )
-    loop = next(line for line in text.splitlines() if " while(" in line)
+    loop = hlo.loops(
+        hlo.compiled(lambda *slices: scan(body, X, slices, HALF, as_bits=True, policy=ONLY_SAVED), *arguments)
+    )[0]
     stack = f"[{LAYERS},{BATCH},{TOKENS},{WIDTH}]"
     assert loop.count(f"u16{stack}") >= 2  # one read, one written; the line names them twice
     assert f"f32{stack}" not in loop
