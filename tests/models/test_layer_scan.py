@@ -16,6 +16,7 @@ from forms import quantised
 from tiny import CONFIG, noisy, random_base
 
 from bidora_jax.kernels import hypergrad, known_values
+from bidora_jax.models import decoder
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.settings import AdapterConfig
