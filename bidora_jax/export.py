@@ -176,6 +176,7 @@ def export_model(arguments: ExportArguments) -> None:
     """Writes a model quantised as bitsandbytes does it, or a quantised one dense."""
     from bidora_jax.machine.files import staged
     from bidora_jax.models.adapters import merging
+    from bidora_jax.models.base import dtype_of
     from bidora_jax.models.formats import hf, hf_config, parity
 
     if arguments.format != "merged" or arguments.merge_base != "quantized":
@@ -187,7 +188,7 @@ def export_model(arguments: ExportArguments) -> None:
         quantization=arguments.quantization, double_quant=arguments.double_quant,
     )  # fmt: skip
     base = hf.load(settings, source, config)
-    dtype = base["norm"]["weight"].dtype.name
+    dtype = dtype_of(base).name
     base = merging.dequantise(base) if settings.quantization == "none" else base
     expected = parity.probe_logits(config, None, base, {}, {})
     with staged(Path(arguments.output)) as fresh:

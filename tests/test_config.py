@@ -13,14 +13,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import CONFIG
 
 import bidora_jax
 from bidora_jax import config as configuration
 from bidora_jax.config import Config, leaves, parse_train, read, resolve, to_json
 from bidora_jax.errors import InputError
-from bidora_jax.models.adapters.settings import ATTENTION, AdapterConfig
+from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.adapters.targets import Site
-from bidora_jax.models.architectures.decoder import LINEARS
+from bidora_jax.models.architectures.decoder import ATTENTION, LINEARS
 from bidora_jax.models.formats import peft_config
 
 ROOT = Path(bidora_jax.__file__).parents[1]
@@ -272,14 +273,14 @@ def test_an_adapter_folder_gives_its_settings_where_none_are_set(tmp_path, file)
     saved = AdapterConfig(
         "dora", rank=3, alpha=6.0, target_modules=("q_proj",), rank_pattern=(("layers.1.self_attn.q_proj", 5),)
     )
-    peft_config.write(folder, saved, sites, None)
+    peft_config.write(folder, CONFIG, saved, sites, None)
     path = file({"adapter": {"path": str(folder), "alpha": 7}})
     adapter = resolve(read(path)).adapter
     assert adapter == dataclasses.replace(saved, method="bidora", path=str(folder), alpha=7.0)
     flags = ["--adapter.path", str(folder), "--adapter.method", "dora", "--adapter.rank-pattern", "q_proj", "2"]
     found = parse_train(flags)[0].adapter
     assert found == dataclasses.replace(saved, path=str(folder), rank_pattern=(("q_proj", 2),))
-    peft_config.write(folder, dataclasses.replace(saved, method="lora", rslora=True), sites, None)
+    peft_config.write(folder, CONFIG, dataclasses.replace(saved, method="lora", rslora=True), sites, None)
     assert (resolve(read(path)).adapter.method, resolve(read(path)).adapter.rslora) == ("lora", True)
     assert "there is no folder" in refused(file({"adapter": {"path": str(tmp_path / "none")}}))
 

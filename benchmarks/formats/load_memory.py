@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from bidora_jax.models.base import dense_shapes
+
 FORMS = ("none", "int8", "nf4")
 SIZES = {"vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
          "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}  # fmt: skip
@@ -26,7 +28,6 @@ def make(folder: Path) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from bidora_jax.models import decoder
     from bidora_jax.models.adapters.adapter import get
     from bidora_jax.models.formats import hf, hf_config, safetensors_file
 
@@ -35,7 +36,7 @@ def make(folder: Path) -> None:
                 "max_position_embeddings": 40_960, "hidden_act": "silu", "attention_bias": False}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(SIZES | settings))
     config = hf_config.read_config(folder)
-    shapes, table = decoder.base_shapes(config, jnp.bfloat16), hf.name_table(config)
+    shapes, table = dense_shapes(config, jnp.bfloat16), hf.name_table(config)
     random = np.random.default_rng(0)
 
     class Drawn:

@@ -123,7 +123,7 @@ def to_peft(settings, config, base, original, ids, scratch: str) -> float:
     direction, magnitude = random_trees(adapter, *initial.init(adapter, prepared, jax.random.key(0)))
     expected = our_logits(config, adapter, prepared, direction, magnitude, ids)
     written, wide, factors = converted(adapter, settings, prepared, direction)
-    peft.save_adapter(f"{scratch}/ours", written, wide, factors, magnitude, base_model_name=None)
+    peft.save_adapter(f"{scratch}/ours", config, written, wide, factors, magnitude, base_model_name=None)
     loaded = oracle.PeftModel.from_pretrained(copy.deepcopy(original), f"{scratch}/ours").eval()
     return float(abs(their_logits(loaded, ids) - expected).max())
 

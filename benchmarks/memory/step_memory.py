@@ -17,11 +17,11 @@ import jax.numpy as jnp
 
 from bidora_jax.kernels.xla_cpu import weights
 from bidora_jax.kernels.xla_cpu.weights import held_as_bits
-from bidora_jax.models import decoder
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.architectures.decoder import DecoderConfig, linear_shapes
+from bidora_jax.models.base import dense_shapes
 from bidora_jax.models.compute import Compute
 from bidora_jax.training import objective, optim
 from bidora_jax.training.bilevel import bilevel_step
@@ -40,7 +40,7 @@ CONFIG = DecoderConfig(
 def shapes(method: str):
     """(adapter, base, direction, magnitude) as shapes."""
     adapter = adapters.resolve(AdapterConfig(method=method), CONFIG)
-    base = as_loaded(decoder.base_shapes(CONFIG, jnp.bfloat16))
+    base = as_loaded(dense_shapes(CONFIG, jnp.bfloat16))
 
     def build(base, key):
         base = initial.prepare_base(base, adapter)

@@ -17,6 +17,7 @@ from bidora_jax.kernels import xla_cpu
 from bidora_jax.kernels.precision import wide
 from bidora_jax.kernels.sampling import Sampling
 from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.base import dtype_of
 
 __all__ = ["GREEDY", "Model", "Piece", "assemble", "bucket", "check_room", "complete", "stream", "with_adapter"]
 GREEDY = Sampling()
@@ -111,7 +112,7 @@ def bucket(length: int, least: int = 32) -> int:
 
 def _fewest_rows(model: Model) -> int:
     """XLA's CPU backend multiplies one row of 16-bit numbers as slowly as ten, so one row goes twice."""
-    dtype = model.weights.base["norm"]["weight"].dtype
+    dtype = dtype_of(model.weights.base)
     return 2 if dtype != wide(dtype) and xla_cpu.active() else 1
 
 

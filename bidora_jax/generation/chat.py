@@ -19,7 +19,7 @@ HELP = "/reset forgets the conversation, /adapter NAME switches, /exit or Ctrl-D
 
 
 def chat(served: "Served", *, system: str, sampling: "Sampling", max_new_tokens: int, seed: int) -> None:
-    """Talks until the input ends. InputError for what can't be talked with."""
+    """Talks until the input ends. InputError for a model or adapters that can't be opened, and for one without chat template."""
     from bidora_jax.generation import conversation, decoding
     from bidora_jax.generation.served_model import load_weights, open_folder
 
@@ -46,7 +46,7 @@ def _next_line() -> str | None:
 
 
 class Settings(NamedTuple):
-    """What holds for the whole conversation."""
+    """Settings that hold for the whole conversation."""
 
     system: str
     sampling: "Sampling"
@@ -75,7 +75,7 @@ class Talk:
         self._switch(next(iter(members)))
 
     def hear(self, line: str) -> bool:
-        """Answers a line or does what it says; False when it ends the conversation."""
+        """Answers a line, or obeys a command; False when the command ends the conversation."""
         order, _, name = line.partition(" ")
         if order == "/exit":
             return False
@@ -110,7 +110,7 @@ class Talk:
 
         turns = [*self.turns, conversation.said_by("user", line)]
         ids = conversation.prompt_ids(turns, self._tokenizer)
-        left = self._model.config.max_position_embeddings - len(ids)
+        left = self._model.config.max_positions - len(ids)
         if left < 1:
             print(f"the conversation has {len(ids)} tokens, as many as the model's context takes; /reset starts anew")
             return

@@ -13,7 +13,7 @@ from bidora_jax.errors import InputError
 from bidora_jax.machine.files import read_json
 
 UNFINISHED = "\ufffd"
-"""What a decoder writes for bytes that are no whole character yet."""
+"""The tokenizer decodes bytes of an incomplete character to this."""
 
 
 def said_by(role: str, content: str) -> Turn:
@@ -35,7 +35,7 @@ def require_template(folder: Path, tokenizer: Tokenizer, flag: str) -> None:
 
 
 def prompt_ids(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:
-    """Tokens of a conversation, up to where the answer begins. InputError where the template refuses it."""
+    """Tokens of a conversation, up to where the answer begins. InputError where the template refuses the conversation."""
     try:
         text = chat_template.render(turns, tokenizer, ask=True)
     except BadRecord as problem:
@@ -53,7 +53,7 @@ def ends(folder: Path, tokenizer: Tokenizer) -> list[int]:
 
 
 class Spoken:
-    """The text of an answer whose tokens come in pieces; characters that are not whole yet are held back."""
+    """The text of an answer whose tokens come in pieces; incomplete characters are held back until the rest of them comes."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -66,12 +66,12 @@ class Spoken:
         return self._tokenizer.decode(self._tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def add(self, tokens: Sequence[int]) -> str:
-        """The text that these tokens bring to an end."""
+        """The text that these tokens complete."""
         self._tokens += tokens
         return self._show(self.text.rstrip(UNFINISHED))
 
     def rest(self) -> str:
-        """What was held back to the end."""
+        """The text that is still held back when the answer has ended."""
         return self._show(self.text)
 
     def _show(self, text: str) -> str:

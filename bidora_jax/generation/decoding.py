@@ -3,16 +3,16 @@
     prefill   prompts (B, P) -> keys and values of every layer, and the first token of each answer
     decode    while a row goes on and tokens are asked for:  token -> layer by layer over the cache -> the next token
 
-Prompts are padded on the right. All rows write the same column of the cache (kernels/cached_attention.py). How many tokens are made
-and how they are drawn (kernels/sampling.py) is data; a row's draws hang on the key, its number and the position alone.
+Prompts are padded on the right. All rows write the same column of the cache (kernels/cached_attention.py). The number of tokens
+and the way they are drawn (kernels/sampling.py) are data; a row's draws depend on the key, its number and the position alone.
 After its end-of-text token a row repeats that token.
 
 The layers run in one of two ways. Stacked weights are scanned, as in training: quantised bases, and everything on a GPU.
-On a CPU a scan would copy each dense layer's weights in every step, so `prepare` turns them once and hands them out layer
-by layer, in the memory of the turned stack, for a plain loop.
+On a CPU a scan would copy each dense layer's weights in every step; `prepare` transposes the stacks once and gives a plain loop
+one layer after the other, each a view of the transposed stack's memory.
 
 Several adapters of one shape (generation/ensembles.py) pass the layers of a step together, N members of B rows, so that the
-base's weights are read once; the next token is that of their mean.
+base's weights are read once; the next token is drawn from the mean of their outputs.
 """
 
 from functools import partial
@@ -34,6 +34,7 @@ from bidora_jax.models import decoder, layer_scan
 from bidora_jax.models.adapters import merging
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.base import dtype_of, head_of
 from bidora_jax.models.decoder import DecoderLayer
 
 
@@ -48,12 +49,12 @@ class Weights(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """What stays the same from token to token."""
+    """The inputs of a step that stay the same from token to token."""
 
     tokens: Int[Array, "B P"]
     lengths: Int[Array, " B"]
     numbers: Int[Array, " B"]
-    """What tells the draws of the rows apart."""
+    """Numbers that distinguish the draws of the rows."""
     key: Array
     ends: Int[Array, " E"]
     """End-of-text tokens."""
@@ -61,7 +62,7 @@ class Prompts(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a step changes."""
+    """The arrays that a step changes."""
 
     cache: tuple[tuple[Array, Array], ...]
     """Keys and values, (L, N·B, K, S, h) each: one pair for all layers, or a pair with L = 1 for every layer."""
@@ -80,7 +81,7 @@ class Model(NamedTuple):
     config: DecoderConfig
     adapter: Adapter | None
     combine: Combine | None
-    """None: one adapter, or none; otherwise what of the members is averaged."""
+    """None: one adapter, or none; otherwise the output of the members that is averaged."""
     weights: Weights
     trained: PyTree
     """{'direction', 'magnitude'} of the adapter, stacked over layers; with `combine`, over layers and then over members."""
@@ -95,12 +96,11 @@ def assemble(
     *,
     combine: Combine | None = None,
 ) -> Model:
-    """A model from its parts. The base must be prepared for the adapter, or the adapter be at rest (generation/ensembles.py).
-
-    What the adapter trained whole takes its place in the base.
+    """A model from its parts. Either the base is prepared for the adapter, or the adapter has the form for inference
+    (generation/ensembles.py). Modules that the adapter trained whole are moved into the base.
     """
     if adapter is not None:
-        base, adapter, direction = merging.placed(adapter, base, direction)
+        base, adapter, direction = merging.move_whole_modules(adapter, base, direction)
     return with_adapter(Model(config, None, None, prepare(base), {}), adapter, direction, magnitude, combine=combine)
 
 
@@ -109,8 +109,8 @@ def with_adapter(
 ) -> Model:
     """The model with another adapter, or with a stack of several and the way to `combine` them.
 
-    Nothing is compiled anew where that adapter has the last one's shape. InputError for one that trained modules whole, for
-    they belong to the base.
+    Nothing is compiled anew where that adapter has the last one's shape. InputError for an adapter that trained modules
+    whole, since those belong to the base.
     """
     if adapter is not None and adapter.whole_modules:
         raise InputError(
@@ -126,9 +126,9 @@ def with_adapter(
 def prepare(base: PyTree) -> Weights:
     """The base in the form that this backend generates from.
 
-    On a CPU the dense weights are copied, a stack at a time: whoever does not need the base any more should drop it.
+    On a CPU the dense weights are copied, a stack at a time: a caller that needs the base no more should drop it.
     """
-    head = decoder.head(base).astype(base["norm"]["weight"].dtype)  # one that was trained is float32
+    head = head_of(base).astype(dtype_of(base))  # one that was trained is float32
     leaves = jax.tree.leaves(base["layers"], is_leaf=quantized.is_packed)
     if not xla_cpu.active() or any(map(quantized.is_quantised, leaves)):
         return Weights(base, None, head)
@@ -137,7 +137,7 @@ def prepare(base: PyTree) -> Weights:
 
 
 def _turned(path: Any, leaf: Any) -> Any:
-    """A stack of weights (L, O, I) as (L, I, O); what is no matrix stays as it is, and so do an adapter's factors beside one."""
+    """A stack of weights (L, O, I) as (L, I, O). Vectors stay as they are, and so do an adapter's factors beside a weight."""
     if isinstance(leaf, weights.Bits):
         return weights.Transposed(weights.Bits(_transposed(leaf.bits), leaf.dtype))
     if leaf.ndim != 3 or path[-1].key != "weight":
@@ -153,7 +153,7 @@ def _transposed(matrices: Array) -> Array:
 
 
 def _layers(stacks: PyTree) -> tuple[PyTree, ...]:
-    """Every layer of the stacks as arrays of its own that lie in the stacks' memory."""
+    """The layers one by one, as arrays that share the stacks' memory."""
     hosts = jax.tree.map(_host, stacks, is_leaf=quantized.is_packed)
     count = jax.tree.leaves(hosts)[0].shape[0]
     return tuple(jax.tree.map(lambda host, layer=layer: jax.device_put(host[layer]), hosts) for layer in range(count))
@@ -164,12 +164,12 @@ def _host(leaf: Any) -> np.ndarray:
 
 
 def prefill(model: Model, prompts: Prompts, ended: Bool[Array, " B"], *, room: int) -> State:
-    """The state after the first token, with room for `room` tokens in all. Rows that have `ended` only fill the batch."""
+    """The state after the first token, with room for `room` tokens in all. Rows marked in `ended` only fill the batch."""
     return _prefill(model.config, model.adapter, model.combine, model.weights, model.trained, prompts, ended, room)
 
 
 def decode(model: Model, prompts: Prompts, state: State, until: int) -> State:
-    """The state when `until` tokens are made, or every row has ended. The old state is given up."""
+    """The state when `until` tokens are made, or every row has ended. The old state is donated."""
     until = min(until, state.answers.shape[1])
     return _decode(
         model.config, model.adapter, model.combine, model.weights, model.trained, prompts, state, jnp.int32(until)
@@ -201,7 +201,7 @@ def _decode(config, adapter, combine, weights: Weights, trained, prompts: Prompt
 
 
 def _swapped(trained: PyTree) -> PyTree:
-    """Members and layers changed about."""
+    """The trees with their first two axes, members and layers, exchanged."""
     return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), trained)
 
 
@@ -210,7 +210,7 @@ def _read(config, adapter, combine: Combine | None, weights: Weights, trained, p
     one = partial(_read_one, config, adapter, weights, prompts, room)
     if combine is None:
         x, kept = jax.tree.map(lambda part: part[None], one(trained))
-    else:  # a member at a time: so many tokens are worth the weights' way from memory
+    else:  # a member at a time: a prompt has tokens enough to pay for reading the weights once for each
         x, kept = jax.lax.map(one, _swapped(trained))
     keys, values = (jnp.swapaxes(part, 0, 1).reshape(part.shape[1], -1, *part.shape[3:]) for part in kept)
     if weights.layers is None:
@@ -248,7 +248,7 @@ def _step(config, adapter, weights: Weights, trained, prompts: Prompts, state: S
     if config.window is not None:
         visible &= position[:, None] - held < config.window
     visible = jnp.tile(visible, (members, 1))
-    # Rows stand where a text's tokens do, and members where its rows do: outside attention a layer does not tell them apart.
+    # Members take the axis of rows, and rows the axis of tokens: outside attention a layer treats these axes alike.
     x = jnp.tile(_embedded(weights, state.last), (members, 1, 1))
     cos, sin = decoder.angles(config, position, x.dtype)
     layer = DecoderLayer(config, adapter)
@@ -279,7 +279,7 @@ def _step(config, adapter, weights: Weights, trained, prompts: Prompts, state: S
 
 def _embedded(weights: Weights, tokens: Array) -> Array:
     """The tokens' embeddings in the base's dtype; those that were trained are float32."""
-    return decoder.embedded(weights.base, tokens).astype(weights.base["norm"]["weight"].dtype)
+    return decoder.embedded(weights.base, tokens).astype(dtype_of(weights.base))
 
 
 def _logits(config, combine: Combine | None, weights: Weights, x: Float[Array, "N B D"]) -> Float[Array, "B V"]:

@@ -1,15 +1,15 @@
 """Several adapters over one base: brought to one shape, switched, averaged in their outputs or in their weights.
 
-    at rest     y = g ⊙ (x·W0ᵀ + (x·Aᵀ)·Bᵀ)            s is in B; g = m/‖W0 + s·B·A‖, 1 for LoRA, computed once
+    inference   y = g ⊙ (x·W0ᵀ + (x·Aᵀ)·Bᵀ)            s is in B; g = m/‖W0 + s·B·A‖, 1 for LoRA, computed once
     ensemble    the mean over adapters of the logits, or of the probabilities, of the next token
     average     W̄ = Σ wᵢ·W'ᵢ = ḡ ⊙ (W0 + Σ wᵢ·(gᵢ/ḡ) ⊙ BᵢAᵢ),    ḡ = Σ wᵢ·gᵢ,    Σ wᵢ = 1
 
-Training recomputes g in every pass; what only answers does not. Adapters at rest differ in nothing but ranks, layers and
-targets, and zeros make up for all of them, so that a program compiled for one runs them all.
+Training recomputes g in every pass; the form for inference holds it. Adapters in this form differ only in ranks, layers and
+targets, and zeros fill those differences up, so that a program compiled for one runs them all.
 
-What is averaged is the merged matrix of every layer, exactly: an adapter whose rank is the sum of the ranks, its factors the
-others' side by side. The means of A, of B and of m would be another model, for their product holds every Bᵢ·Aⱼ. Where all
-are LoRA there is no g, and the average is one of LoRA again.
+The average is exactly that of the merged matrices of every layer: an adapter whose rank is the sum of the ranks, and whose
+factors are the others' side by side. The means of A, of B and of m would be another model, since their product holds every
+Bᵢ·Aⱼ. Where all are LoRA there is no g, and the average is a LoRA again.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from bidora_jax.models.adapters import merging
 from bidora_jax.models.adapters.adapter import Adapter, LayerAdapter, get, put
 from bidora_jax.models.adapters.initial import prepare_base
 from bidora_jax.models.adapters.targets import Site
-from bidora_jax.models.architectures.decoder import PATHS, DecoderConfig
+from bidora_jax.models.architectures.architecture import Architecture
 from bidora_jax.models.formats import peft
 
 Combine = Literal["logits", "probabilities"]
@@ -44,10 +44,10 @@ class Member(NamedTuple):
     magnitude: PyTree
 
 
-def load(given: Sequence[str], config: DecoderConfig) -> dict[str, Member]:
-    """Adapter folders by name, from NAME=DIR or, for a name that is the folder itself, DIR.
+def load(given: Sequence[str], architecture: Architecture) -> dict[str, Member]:
+    """Adapters by name, each from NAME=DIR, or from DIR, which is then the name.
 
-    Raises InputError for two of one name, and one that holds what is wrong with each folder.
+    InputError for two adapters of one name, and one InputError with the faults of all folders.
     """
     named = [_named(text) for text in given]
     names = [name for name, _ in named]
@@ -57,7 +57,7 @@ def load(given: Sequence[str], config: DecoderConfig) -> dict[str, Member]:
     members, wrong = {}, []
     for name, folder in named:
         try:
-            members[name] = Member(*peft.load_adapter(folder, config))
+            members[name] = Member(*peft.load_adapter(folder, architecture))
         except InputError as error:
             wrong.append(str(error))
     if wrong:
@@ -71,17 +71,17 @@ def _named(text: str) -> tuple[str, str]:
 
 
 def inference_form(base: PyTree, members: Sequence[Member]) -> list[Member]:
-    """The same functions with nothing left to compute that the input has no part in, all of one shape.
+    """The same functions, all of one shape, with every value that depends on no input computed in advance.
 
-    InputError for one that trained modules outside the layers whole: those are no change to a layer, and the base's are one.
+    InputError for an adapter that trained modules outside the layers whole: the members share one base.
     """
     _refuse_whole({f"adapter {number}": member for number, member in enumerate(members, 1)})
-    targets = [path for path in PATHS if any(path in member.adapter.targets for member in members)]
-    ranks = {path: max(_rank(member, path) for member in members) for path in targets}
+    paths = dict.fromkeys(path for member in members for path in member.adapter.targets)
+    ranks = {path: max(_rank(member, path) for member in members) for path in sorted(paths)}
     gains = any(member.adapter.magnitude for member in members)
-    shape = _shape(ranks, base, magnitude=gains)
+    shape = _shape(ranks, len(members[0].adapter.sites[0].ranks), magnitude=gains)
     base = prepare_base(base, shape)
-    return [_at_rest(prepare_base(base, member.adapter), member, shape) for member in members]
+    return [_inference_form(prepare_base(base, member.adapter), member, shape) for member in members]
 
 
 def _refuse_whole(members: dict[str, Member]) -> None:
@@ -95,20 +95,19 @@ def _refuse_whole(members: dict[str, Member]) -> None:
         )
 
 
-def _shape(ranks: dict[str, int], base: PyTree, *, magnitude: bool) -> Adapter:
-    """An adapter at rest with the same rank in every layer of a path."""
-    layers = base["layers"]["input_layernorm"]["weight"].shape[0]
+def _shape(ranks: dict[str, int], layers: int, *, magnitude: bool) -> Adapter:
+    """An adapter for inference with the same rank in every layer of a path."""
     sites = tuple(Site(path, (rank,) * layers, (1.0,) * layers) for path, rank in ranks.items())
     return Adapter(sites=sites, magnitude=magnitude)
 
 
 def _rank(member: Member, path: str) -> int:
-    """Rows of what is added at a path: a start that is taken off counts too."""
+    """The rank of the update at a path: twice the adapter's where its start is subtracted."""
     found = member.adapter.at(path)
     return 0 if found is None else found.rank * (2 if found.starts_nonzero else 1)
 
 
-def _at_rest(base: PyTree, member: Member, shape: Adapter) -> Member:
+def _inference_form(base: PyTree, member: Member, shape: Adapter) -> Member:
     direction, magnitude = {}, {}
     own = {site.path: site for site in member.adapter.sites}
     for path, rank in ((site.path, site.rank) for site in shape.sites):
@@ -136,9 +135,9 @@ def _gains(adapted: LayerAdapter, site: Site, weight, pair: dora.Direction, m, n
 
 
 def average(members: Sequence[Member], weights: Sequence[float] | None = None) -> Member:
-    """One adapter at rest that stands for the weighted mean of the merged matrices of others at rest.
+    """The weighted mean of the merged matrices of adapters in the form for inference, as one adapter in that form.
 
-    `weights` are shares, equal ones by default. Raises InputError when there are too few or too many, or they are no shares.
+    `weights` are shares, equal ones by default. InputError when there are too few or too many, or they are no shares.
     """
     shares = _shares(weights, len(members))
     shape = members[0].adapter
@@ -158,7 +157,7 @@ def average(members: Sequence[Member], weights: Sequence[float] | None = None) -
 
 
 def _by_row(b: Float[Array, "L O r"], gain: Float[Array, "L O"], mean: Float[Array, "L O"]) -> Float[Array, "L O r"]:
-    """(g/ḡ) ⊙ B; a row of mean gain 0 is zero in the average, whatever stands here."""
+    """(g/ḡ) ⊙ B. Where the mean gain of a row is 0 that row of the average is zero, whatever its B is."""
     return b * jnp.where(mean == 0, 0.0, gain / jnp.where(mean == 0, 1.0, mean))[:, :, None]
 
 
@@ -174,7 +173,7 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def stack(members: Sequence[Member]) -> Member:
-    """Members at rest on a new leading axis, for what maps over them."""
+    """Members in the form for inference, stacked on a new leading axis that a caller maps over."""
     trees = [(member.direction, member.magnitude) for member in members]
     return Member(members[0].adapter, *jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))
 
@@ -187,7 +186,7 @@ def combined(logits: Float[Array, "N *batch V"], combine: Combine) -> Float[Arra
 
 
 def check(members: dict[str, Member], ensemble: Combine | None, averaged: bool, weights: Sequence[float]) -> None:
-    """Raises InputError where a command's --ensemble, --average and --weight can't be meant, with all that is wrong."""
+    """InputError where a command's --ensemble, --average and --weight contradict each other or the adapters; lists all faults."""
     wrong = []
     if ensemble and averaged:
         wrong.append("--ensemble averages outputs and --average averages weights; choose one")
@@ -206,17 +205,17 @@ def check(members: dict[str, Member], ensemble: Combine | None, averaged: bool, 
 def for_serving(
     base: PyTree, members: dict[str, Member], ensemble: Combine | None, averaged: bool, weights: Sequence[float]
 ) -> tuple[PyTree, dict[str, Member]]:
-    """The base a command runs, with what an only adapter trained whole, and what runs over it, by name: each adapter at
-    rest, or one that stands for all; an ensemble is a stack."""
+    """The base that a command runs, and the members that run over it by name, in the form for inference: each adapter by itself,
+    the average of all, or their stack for an ensemble. Modules that a single adapter trained whole are moved into the base."""
     if not members:
         return base, {}
     if len(members) == 1:
         ((name, (adapter, direction, magnitude)),) = members.items()
-        base, adapter, direction = merging.placed(adapter, base, direction)
+        base, adapter, direction = merging.move_whole_modules(adapter, base, direction)
         members = {name: Member(adapter, direction, magnitude)}
-    rested = dict(zip(members, inference_form(base, list(members.values())), strict=True))
+    ready = dict(zip(members, inference_form(base, list(members.values())), strict=True))
     if averaged:
-        return base, {f"average of {', '.join(members)}": average(list(rested.values()), weights or None)}
+        return base, {f"average of {', '.join(members)}": average(list(ready.values()), weights or None)}
     if ensemble:
-        return base, {f"ensemble of {', '.join(members)}": stack(list(rested.values()))}
-    return base, rested
+        return base, {f"ensemble of {', '.join(members)}": stack(list(ready.values()))}
+    return base, ready

@@ -23,9 +23,10 @@ from bidora_jax.kernels.save_for_backward import saved_dtype
 from bidora_jax.kernels.swiglu import swiglu
 from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats
 from bidora_jax.models import layer_scan
-from bidora_jax.models.adapters.adapter import Adapter, with_saved
+from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.decoder import DecoderConfig, linear_shapes
 from bidora_jax.models.architectures.rope import frequencies
+from bidora_jax.models.base import dtype_of, embedding_of, head_of, with_whole_modules
 from bidora_jax.models.compute import DEFAULT, Compute
 from bidora_jax.models.layer_scan import Shared
 from bidora_jax.models.linear import Linear, side_by_side
@@ -109,18 +110,6 @@ def _linear(parent: Attention | MLP, name: str, bias: bool, *, saves_input=False
     return Linear(*parts, name=name)
 
 
-def base_shapes(config: DecoderConfig, dtype) -> PyTree:
-    """Shapes and dtypes of the base tree of this model, without allocating any of it."""
-    x = jax.ShapeDtypeStruct((1, 2, config.hidden_size), dtype)
-    angle = jax.ShapeDtypeStruct((2, config.head_dim), dtype)
-    layer = jax.eval_shape(DecoderLayer(config, None).init, jax.random.key(0), x, angle, angle)["base"]
-    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((config.num_layers, *leaf.shape), leaf.dtype), layer)
-    vocabulary = {"weight": jax.ShapeDtypeStruct((config.vocab_size, config.hidden_size), dtype)}
-    norm = {"weight": jax.ShapeDtypeStruct((config.hidden_size,), dtype)}
-    base = {"embed_tokens": vocabulary, "layers": stacked, "norm": norm}
-    return base if config.tie_word_embeddings else {**base, "lm_head": vocabulary}
-
-
 def hidden(
     config: DecoderConfig,
     adapter: Adapter | None,
@@ -137,7 +126,7 @@ def hidden(
         raise ValueError(
             "fused attention can't tell the documents of a row apart: pack no rows, or take chunked attention"
         )
-    base = with_saved(base, trained[0])
+    base = with_whole_modules(base, trained[0])
     stacks, x = _stacked(config, compute, base, trained, batch, key)
     x = layer_scan.apply_layers(_one_layer(config, adapter, compute), compute, *stacks, x, tape)
     weight = base["norm"]["weight"]
@@ -148,9 +137,9 @@ def empty_tape(
     config: DecoderConfig, adapter: Adapter | None, compute: Compute, base: PyTree, trained: Trained, batch: Batch
 ) -> EmptyTape:
     """The empty tape of a pass over this batch: with remat `dots` of layers and head, else of the head."""
-    base = with_saved(base, trained[0])
+    base = with_whole_modules(base, trained[0])
     rows, columns = batch["tokens"].shape
-    means = jnp.zeros((rows * (columns - 1), config.hidden_size), wide(base["norm"]["weight"].dtype))
+    means = jnp.zeros((rows * (columns - 1), config.hidden_size), wide(dtype_of(base)))
     stacks, x = _stacked(config, compute, base, trained, {"tokens": batch["tokens"]}, None)
     return layer_scan.empty_tape(_one_layer(config, adapter, compute), compute, *stacks, x, means)
 
@@ -158,7 +147,7 @@ def empty_tape(
 def _stacked(config: DecoderConfig, compute: Compute, base: PyTree, trained: Trained, batch: Batch, key):
     """(stacks of what is trained, stacks of what is frozen, what all layers share), and the x of the first layer."""
     tokens = batch["tokens"]
-    x = embedded(base, tokens).astype(compute.dtype or base["norm"]["weight"].dtype)
+    x = embedded(base, tokens).astype(compute.dtype or dtype_of(base))
     starts, positions = _documents(batch["segments"]) if "segments" in batch else (None, jnp.arange(tokens.shape[1]))
     named = zip(("direction", "magnitude"), trained, strict=True)
     variables = {name: tree["layers"] for name, tree in named if tree}
@@ -194,13 +183,7 @@ def logits(
 ) -> Float[Array, "B T V"]:
     """All logits in float32; for probes and short texts, the loss never calls it."""
     x = hidden(config, adapter, compute, base, (direction, magnitude), {"tokens": tokens})
-    return frozen_dot(x, head(with_saved(base, direction)).astype(x.dtype))
-
-
-def head(base: PyTree) -> Float[Array, "V D"]:
-    """The output embedding, dense: lm_head, or the input embedding where the two are tied."""
-    weight = base["lm_head" if "lm_head" in base else "embed_tokens"]["weight"]
-    return quantized.dense(weight).astype(weight.dtype)
+    return frozen_dot(x, head_of(with_whole_modules(base, direction)).astype(x.dtype))
 
 
 def _documents(segments: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
@@ -217,7 +200,7 @@ def angles(config: DecoderConfig, positions, dtype):
 
 
 def embedded(base: PyTree, tokens: Array) -> Array:
-    weight = base["embed_tokens"]["weight"]
+    weight = embedding_of(base)
     if quantized.is_quantised(weight):
         return quantized.rows(weight, tokens)
     return floats(bits(weight)[tokens], weight)

@@ -1,4 +1,4 @@
-"""Which weights of a model are quantised, and how: what `model.quantization` and its companions mean."""
+"""Which weights of a model are quantised, and how: the meaning of `model.quantization` and its companions."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,16 +11,14 @@ from bidora_jax.errors import InputError, did_you_mean
 from bidora_jax.kernels import quantized, quantizers
 from bidora_jax.kernels.cuda import ops
 from bidora_jax.kernels.xla_cpu import weights
-from bidora_jax.models import decoder
-from bidora_jax.models.architectures.decoder import LINEARS, PATHS, DecoderConfig
+from bidora_jax.models.architectures.architecture import EMBEDDING, HEAD, LAYERS, Architecture, embeddings, linear_names
+from bidora_jax.models.base import dense_shapes, dtype_of
 from bidora_jax.models.settings import ModelConfig
-
-OUTSIDE = ("lm_head", "embed_tokens")
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """A form and the modules it is for."""
+    """A quantised form, and the modules that are quantised to it."""
 
     form: Literal["int8", "nf4"]
     double: bool
@@ -39,17 +37,16 @@ class Quantization:
         return quantizers.nf4(weight, dtype, double=self.double)
 
 
-def resolve(settings: ModelConfig, *, tied: bool) -> Quantization | None:
-    """What the settings mean on a model whose embeddings are tied or not; None for a dense base.
-
-    Raises InputError for a module that is not there.
-    """
+def resolve(settings: ModelConfig, architecture: Architecture) -> Quantization | None:
+    """What the settings mean on this model; None for a dense base. InputError for a module that the model lacks."""
     if settings.quantization == "none":
         return None
+    linears = linear_names(architecture)
     names = [
-        name for chosen in settings.quantized_modules for name in (LINEARS if chosen == "all-linear" else [chosen])
+        name for chosen in settings.quantized_modules for name in (linears if chosen == "all-linear" else [chosen])
     ]
-    known = (*LINEARS, *OUTSIDE)
+    outside = {spec.module.rpartition(".")[2]: key for key, spec in reversed(embeddings(architecture).items())}
+    known = (*linears, *outside)
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         found = ", ".join(f"{name!r}{did_you_mean(name, known)}" for name in unknown) or "none at all"
@@ -57,19 +54,20 @@ def resolve(settings: ModelConfig, *, tied: bool) -> Quantization | None:
             f"model.quantized_modules: nothing in this model is called {found}; expected some of {', '.join(known)}, "
             "or all-linear"
         )
-    if tied and "lm_head" in names:
+    chosen = tuple(key for name, key in outside.items() if name in names)
+    if architecture.tied and HEAD in chosen:
+        head, embedding = (next(name for name, key in outside.items() if key == one) for one in (HEAD, EMBEDDING))
         raise InputError(
-            "model.quantized_modules names lm_head, which in this model is the input embedding; name embed_tokens to "
+            f"model.quantized_modules names {head}, which in this model is the input embedding; name {embedding} to "
             "quantise the two"
         )
-    inside = tuple(f"layers.{path}" for path in PATHS if path.split(".")[1] in names)
-    outside = tuple(name for name in OUTSIDE if name in names)
-    return Quantization(settings.quantization, settings.double_quant, inside + outside)
+    inside = tuple(f"{LAYERS}.{linear.path}" for linear in architecture.linears if linear.name in names)
+    return Quantization(settings.quantization, settings.double_quant, inside + chosen)
 
 
-def base_shapes(settings: ModelConfig, config: DecoderConfig, dtype) -> PyTree:
+def base_shapes(settings: ModelConfig, architecture: Architecture, dtype) -> PyTree:
     """Shapes of the base as the loader holds it: quantised as asked, the other 16-bit stacks as integers on a CPU."""
-    chosen = resolve(settings, tied=config.tie_word_embeddings)
+    chosen = resolve(settings, architecture)
 
     def leaf(path, like):
         if chosen is not None and chosen.covers(tuple(key.key for key in path)):
@@ -77,7 +75,7 @@ def base_shapes(settings: ModelConfig, config: DecoderConfig, dtype) -> PyTree:
         as_bits = weights.held_as_bits(like.shape, like.dtype)
         return weights.Bits(jax.ShapeDtypeStruct(like.shape, np.uint16), like.dtype) if as_bits else like
 
-    return jax.tree_util.tree_map_with_path(leaf, decoder.base_shapes(config, dtype))
+    return jax.tree_util.tree_map_with_path(leaf, dense_shapes(architecture, dtype))
 
 
 def packed_shapes(chosen: Quantization, shape: tuple[int, ...], dtype) -> quantized.Int8 | quantized.NF4:
@@ -106,6 +104,6 @@ def describe(base) -> list[str]:
     plain = [name.removeprefix("layers.") for name, leaf in named if not quantized.is_quantised(leaf)]
     return [
         f"{form}: {', '.join(name.removeprefix('layers.') for name, _ in packed)} at {bits:.2f} bits a parameter",
-        f"kept in {base['norm']['weight'].dtype}: {', '.join(plain)}",
+        f"kept in {dtype_of(base)}: {', '.join(plain)}",
         f"dequantised by {ops.described()}",
     ]

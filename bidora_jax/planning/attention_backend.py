@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from bidora_jax.data.settings import DataConfig
 from bidora_jax.errors import InputError, listing
 from bidora_jax.kernels import attention
-from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.architectures.architecture import Architecture
 from bidora_jax.models.settings import ModelConfig
 
 AUTO, CHUNKED, CUDNN = "auto", "chunked", "cudnn"
@@ -41,13 +41,13 @@ def check(model: ModelConfig, data: DataConfig) -> None:
 
 
 def settle(
-    model: ModelConfig, config: DecoderConfig, data: DataConfig, dtype, lengths: Sequence[int]
+    model: ModelConfig, architecture: Architecture, data: DataConfig, dtype, lengths: Sequence[int]
 ) -> tuple[ModelConfig, str]:
     """The settings with what `auto` stands for in a run of these padded lengths, and one line on it; empty on a CPU, where there
     is no choice, and where nothing was left to choose. InputError where cudnn is asked for and can't be."""
     if model.attention == CHUNKED:
         return model, ""
-    against = obstacles(dtype, data.packing) or refusals(config, data.batch_size, lengths, dtype)
+    against = obstacles(dtype, data.packing) or refusals(architecture, data.batch_size, lengths, dtype)
     if model.attention == CUDNN:
         _refuse(against)
         return model, ""
@@ -70,29 +70,29 @@ def obstacles(dtype, packing: bool) -> list[str]:
     return found
 
 
-def refusals(config: DecoderConfig, batch: int, lengths: Sequence[int], dtype) -> list[str]:
+def refusals(architecture: Architecture, batch: int, lengths: Sequence[int], dtype) -> list[str]:
     """What cuDNN says against attention and its gradient at these sizes, or how far off the chunked form it is. Empty: nothing."""
-    heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    heads = (architecture.num_heads, architecture.num_kv_heads, architecture.num_kv_heads)
     try:
         for length in lengths:
-            rows = [jax.ShapeDtypeStruct((batch, length, count, config.head_dim), dtype) for count in heads]
-            jax.jit(lambda *rows: _with_gradients(attention.fused_attention, config.window, *rows)).lower(
+            rows = [jax.ShapeDtypeStruct((batch, length, count, architecture.head_dim), dtype) for count in heads]
+            jax.jit(lambda *rows: _with_gradients(attention.fused_attention, architecture.window, *rows)).lower(
                 *rows
             ).compile()
-        off = difference(config, dtype)
+        off = difference(architecture, dtype)
     except (RuntimeError, ValueError) as error:  # jax raises several kinds, and XLA one of its own
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return [f"at heads of {config.head_dim} it says: {first}"]
+        return [f"at heads of {architecture.head_dim} it says: {first}"]
     return [] if off <= TOLERANCE else [f"its result or a gradient is {off:.0%} off the chunked form's"]
 
 
-def difference(config: DecoderConfig, dtype) -> float:
+def difference(architecture: Architecture, dtype) -> float:
     """The largest of ‖fused − chunked‖/‖chunked‖ over attention and its three gradients, of normal q, k, v on one row. A window
     takes part at a third of the row."""
-    window = None if config.window is None else TRIED // 3
-    heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    window = None if architecture.window is None else TRIED // 3
+    heads = (architecture.num_heads, architecture.num_kv_heads, architecture.num_kv_heads)
     rows = [
-        jax.random.normal(jax.random.key(number), (1, TRIED, count, config.head_dim), dtype)
+        jax.random.normal(jax.random.key(number), (1, TRIED, count, architecture.head_dim), dtype)
         for number, count in enumerate(heads)
     ]
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from bidora_jax.kernels import losses
-from bidora_jax.models import decoder
+from bidora_jax.models.base import head_of
 from bidora_jax.training.compiled_steps import StepShape, shapes
 from bidora_jax.training.loop import Phase
 from bidora_jax.training.problem import Problem
@@ -81,7 +81,7 @@ def of(problem: Problem, phase: Phase, state: PyTree, step_shape: StepShape, *, 
 def loss_bytes(problem: Problem, tokens: int) -> int:
     """Temporaries of the loss over so many tokens, and of its gradient with respect to the last hidden states."""
     base = shapes(problem.base)
-    weight = jax.eval_shape(decoder.head, base)
+    weight = jax.eval_shape(head_of, base)
     x = jax.ShapeDtypeStruct((tokens, problem.config.hidden_size), weight.dtype)
     targets, weights = (jax.ShapeDtypeStruct((tokens,), dtype) for dtype in (jnp.int32, jnp.float32))
     loss = partial(losses.cross_entropy_sum, chunk=problem.model.loss_chunk)

@@ -22,7 +22,7 @@ from bidora_jax.machine.memory import Memory
 from bidora_jax.models import quantization
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters.settings import AdapterConfig
-from bidora_jax.models.architectures import decoder
+from bidora_jax.models.architectures.architecture import Architecture
 from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.planning import footprint, remat_choice
@@ -68,9 +68,9 @@ def counted(config: DecoderConfig, plan: Plan, dtype) -> Footprint:
     return footprint.of(problem, phase, standing.state, remat_choice.largest(phase), quick=True)
 
 
-def base_bytes(config: DecoderConfig, plan: Plan, dtype) -> int:
+def base_bytes(architecture: Architecture, plan: Plan, dtype) -> int:
     """Bytes of the frozen weights alone: what does not fit by them needs no compiling."""
-    return footprint.tree_bytes(quantization.base_shapes(plan.model, config, dtype))
+    return footprint.tree_bytes(quantization.base_shapes(plan.model, architecture, dtype))
 
 
 def search(
@@ -131,7 +131,7 @@ def _levels(plan: Plan, fixed: frozenset[str]) -> Iterator[Plan]:
             )
 
 
-def _within(config: DecoderConfig, plan: Plan, fixed: frozenset[str]) -> list[Plan]:
+def _within(architecture: Architecture, plan: Plan, fixed: frozenset[str]) -> list[Plan]:
     """What does not change it, the fastest first: the micro-batch, remat, and the form of the hypergradient."""
     effective = plan.data.batch_size * plan.data.accumulation
     free = not fixed & {"data.batch_size", "data.accumulation"}
@@ -153,14 +153,14 @@ def _within(config: DecoderConfig, plan: Plan, fixed: frozenset[str]) -> list[Pl
                     search=replace(plan.search, hypergradient=form),
                 )
             )
-    return sorted(choices, key=lambda one: _slowness(config, one))
+    return sorted(choices, key=lambda one: _slowness(architecture, one))
 
 
-def _slowness(config: DecoderConfig, plan: Plan) -> tuple[bool, float]:
+def _slowness(architecture: Architecture, plan: Plan) -> tuple[bool, float]:
     """By what choices are ordered. What goes through the host's memory comes last; how long that takes is not counted."""
     shared = CPU_TOKENS if jax.default_backend() == "cpu" else GPU_TOKENS
     micro_batch = plan.data.batch_size * plan.data.max_length
-    return plan.model.remat == "offload", arithmetic(config, plan) * (1 + shared / micro_batch)
+    return plan.model.remat == "offload", arithmetic(architecture, plan) * (1 + shared / micro_batch)
 
 
 def _size(plan: Plan) -> tuple[int, int]:
@@ -168,7 +168,7 @@ def _size(plan: Plan) -> tuple[int, int]:
     return plan.data.batch_size, -("none", "dots", "layer", "offload").index(plan.model.remat)
 
 
-def arithmetic(config: DecoderConfig, plan: Plan) -> float:
+def arithmetic(architecture: Architecture, plan: Plan) -> float:
     """Floating-point operations of one optimiser step's products with frozen weights, on all levels.
 
     2·N·tokens for a pass; a gradient is two passes (no weight gradient), and one more over the layers where they are computed
@@ -177,10 +177,10 @@ def arithmetic(config: DecoderConfig, plan: Plan) -> float:
     one product more for the logits, of layers with remat dots, which make one cotangent again, that of the MLP's product. Each is
     the count of the products in the compiled step.
     """
-    shapes = decoder.linear_shapes(config)
-    linears = config.num_layers * sum(o * i for o, i in shapes.values())
+    layers = architecture.num_layers
+    linears = layers * sum(prod(linear.shape) for linear in architecture.linears)
     tokens = plan.data.batch_size * plan.data.accumulation * plan.data.max_length
-    head = config.vocab_size * config.hidden_size
+    head = architecture.vocab_size * architecture.hidden_size
     again = 1 if plan.model.remat == "layer" else 0
     if plan.adapter.method != "bidora":
         return 2 * tokens * ((2 + again) * linears + 2 * head)
@@ -194,7 +194,7 @@ def arithmetic(config: DecoderConfig, plan: Plan) -> float:
     }[plan.search.hypergradient]
     products = (4 + 2 * again + mixed) * linears + (4 + logits) * head
     if layers_recorded and plan.search.hypergradient == "exact":
-        products += config.num_layers * prod(shapes["mlp.down_proj"])
+        products += layers * sum(prod(linear.shape) for linear in architecture.linears if "down" in linear.roles)
     return 2 * tokens * products
 
 

@@ -22,8 +22,8 @@ FORMS = ("none", "int8", "nf4")
 
 def counted(names: list[str], batch: int, tokens: int) -> Iterator[tuple[str, dict]]:
     """(name, {parameters, steps: {method: {quantization: bytes}}}) of each model, as they are counted."""
-    from bidora_jax.models import decoder
     from bidora_jax.models.adapters.adapter import count
+    from bidora_jax.models.base import dense_shapes
 
     for name in names:
         config = shape(name)
@@ -31,7 +31,7 @@ def counted(names: list[str], batch: int, tokens: int) -> Iterator[tuple[str, di
             method: {form: step_bytes(config, listed_plan(method, form, batch, tokens)) for form in FORMS}
             for method in METHODS
         }
-        yield name, {"parameters": count(decoder.base_shapes(config, "bfloat16")), "steps": steps}
+        yield name, {"parameters": count(dense_shapes(config, "bfloat16")), "steps": steps}
 
 
 def step_bytes(config: "DecoderConfig", plan: "Plan") -> int:

@@ -32,6 +32,7 @@ from bidora_jax.machine.memory import Memory
 from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.base import dtype_of
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.planning import attention_backend, footprint
 from bidora_jax.planning.footprint import Footprint, gigabytes
@@ -71,7 +72,7 @@ class FirstPhase(NamedTuple):
 
 def choose_remat(problem: Problem, levels: MethodSettings, memory: Memory) -> FirstPhase:
     """The fastest form of the first phase that fits; where none does, the one that takes least, and `said` says so."""
-    dtype = problem.base["norm"]["weight"].dtype
+    dtype = dtype_of(problem.base)
     model, said = attention_backend.settle(problem.model, problem.config, problem.data, dtype, problem.buckets)
     settled = _settled(replace(problem, model=model), levels, memory)
     return settled._replace(said="\n".join(filter(None, (said, settled.said))))

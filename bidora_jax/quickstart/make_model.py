@@ -24,8 +24,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from bidora_jax.machine.files import staged, write_json
 from bidora_jax.models.adapters.adapter import get
 from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.base import dense_shapes
 from bidora_jax.models.compute import Compute
-from bidora_jax.models.decoder import base_shapes
 from bidora_jax.models.formats import safetensors_file
 from bidora_jax.models.formats.hf import name_table
 from bidora_jax.quickstart.corpus import Turn, document
@@ -114,7 +114,7 @@ def pack(tokenizer: Tokenizer, documents: list[Turn]) -> tuple[np.ndarray, np.nd
 
 def init_base(key: jax.Array) -> PyTree:
     """Norms 1, embedding 0.02, matrices normal with variance 1/in, or 1/(2·L·in) where they write to the residual."""
-    shapes = base_shapes(CONFIG, jnp.float32)
+    shapes = dense_shapes(CONFIG, jnp.float32)
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
 
     def one(index, path, shape):

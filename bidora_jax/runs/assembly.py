@@ -103,12 +103,12 @@ def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter,
 def describe(config: Config, parts: RunInputs) -> None:
     from bidora_jax.models import quantization
     from bidora_jax.models.adapters.adapter import count, trainable
-    from bidora_jax.models.decoder import base_shapes
+    from bidora_jax.models.base import dense_shapes, dtype_of
 
     problem = parts.problem
     groups = trainable(problem.adapter, problem.config)
-    frozen, trained = count(base_shapes(problem.config, "float32")), sum(groups.values())
-    print(f"model {config.model.path}: {frozen:,} frozen parameters in {problem.base['norm']['weight'].dtype}")
+    frozen, trained = count(dense_shapes(problem.config, "float32")), sum(groups.values())
+    print(f"model {config.model.path}: {frozen:,} frozen parameters in {dtype_of(problem.base)}")
     for line in quantization.describe(problem.base):
         print(line)
     ranks = sorted({rank for site in problem.adapter.sites for rank in site.ranks if rank})

@@ -24,7 +24,7 @@ def begin(config: Config, parts: "RunInputs") -> "MetricsLog":
     from bidora_jax.data import packing
     from bidora_jax.machine import facts
     from bidora_jax.models.adapters.adapter import count, trainable
-    from bidora_jax.models.decoder import base_shapes
+    from bidora_jax.models.base import dense_shapes
     from bidora_jax.runs.folder import read_facts, write_facts
     from bidora_jax.training.metrics_log import MetricsLog
     from bidora_jax.training.watchers import tracking
@@ -33,7 +33,7 @@ def begin(config: Config, parts: "RunInputs") -> "MetricsLog":
     known = read_facts(folder)
     started = known.get("started") or datetime.now().astimezone().isoformat(timespec="seconds")
     run_id = known.get("id") or uuid.uuid4().hex[:12]
-    parameters = {"frozen": count(base_shapes(problem.config, "float32"))} | trainable(problem.adapter, problem.config)
+    parameters = {"frozen": count(dense_shapes(problem.config, "float32"))} | trainable(problem.adapter, problem.config)
     records = {"train": packing.count(problem.train), "val": packing.count(problem.val), "test": len(parts.test)}
     write_facts(folder, id=run_id, started=started, parameters=parameters, records=records, **facts.machine())
     following = tracking.followers(

@@ -1,4 +1,4 @@
-"""What a model knows (its mean loss over a file) and what it answers (greedy text to test prompts)."""
+"""A model's mean loss over a file, and its greedy answers to test prompts."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -35,9 +35,9 @@ Evaluator = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], Evaluation]
 def evaluator(
     config: DecoderConfig, adapter: Adapter | None, model: ModelConfig, combine: ensembles.Combine | None = None
 ) -> Evaluator:
-    """A function (base, direction, magnitude, batches) to the token-weighted mean loss; sums on the host are float64.
+    """A function (base, direction, magnitude, batches) that gives the token-weighted mean loss; sums on the host are float64.
 
-    With `combine` the two trees are stacks of an ensemble's members.
+    With `combine`, direction and magnitude are stacks of an ensemble's members.
     """
 
     compute = Compute(remat="none", attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk)
@@ -61,22 +61,23 @@ def evaluator(
 
 
 class Answers(NamedTuple):
-    """Greedy answers to test records and how many of them are the expected text, blanks at the ends aside."""
+    """Greedy answers to test records, and the expected texts."""
 
     texts: list[str]
     expected: list[str]
 
     @property
     def right(self) -> int:
+        """How many answers are the expected text, apart from blanks at the ends."""
         return sum(text.strip() == wanted.strip() for text, wanted in zip(self.texts, self.expected, strict=True))
 
 
 ANSWERED = 64
-"""At most so many test records are answered at a time: each holds keys and values of its own."""
+"""The most test records that are answered at a time: each needs memory for its own keys and values."""
 
 
 def rows(records: int) -> int:
-    """Test records answered at a time: as even batches as their number allows."""
+    """Test records answered at a time, so that batches are as even as their number allows."""
     return -(-records // -(-records // ANSWERED))
 
 
@@ -86,7 +87,7 @@ def answer(
 ) -> Answers:  # fmt: skip
     """Greedy answers of a model without adapter (merge it first), cut at the first of `ends` or at the model's context."""
     prompts = [prompt_ids(record, tokenizer) for record in test]
-    left = config.max_position_embeddings - max(map(len, prompts))
+    left = config.max_positions - max(map(len, prompts))
     model, size, written = decoding.assemble(config, base), rows(len(prompts)), []
     for first in range(0, len(prompts), size):
         written += answers.complete(

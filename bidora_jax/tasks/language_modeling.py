@@ -11,8 +11,9 @@ from bidora_jax.kernels import losses
 from bidora_jax.kernels.matmul import frozen_dot
 from bidora_jax.kernels.precision import wide
 from bidora_jax.models import decoder
-from bidora_jax.models.adapters.adapter import Adapter, with_saved
+from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.base import head_of, with_whole_modules
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.decoder import Batch, Trained
 from bidora_jax.models.tape import EmptyTape, TapeValues
@@ -35,7 +36,7 @@ def token_loss_sum(
     x = decoder.hidden(config, adapter, compute, base, trained, batch, key, tape)
     x = x[:, :-1].reshape(-1, config.hidden_size)
     targets, weights = batch["tokens"][:, 1:].reshape(-1), batch["loss_mask"][:, 1:].reshape(-1)
-    vocabulary = decoder.head(with_saved(base, trained[0]))
+    vocabulary = head_of(with_whole_modules(base, trained[0]))
     # Only a trained head gets a gradient. It is float32, and so is its product.
     loss = losses.trained_cross_entropy_sum
     if adapter is None or "lm_head" not in adapter.whole_modules:
@@ -62,7 +63,7 @@ def combined_token_loss_sum(
         jnp.pad(targets, (0, spare)),
         jnp.pad(weights, (0, spare)),
     )
-    head = decoder.head(base).astype(x.dtype)
+    head = head_of(base).astype(x.dtype)
 
     def chunk(total, start):
         part, wanted, weight = (

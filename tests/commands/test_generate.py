@@ -141,7 +141,7 @@ def test_bad_input_is_refused_with_one_message(model_folder, tmp_path, capfd, mo
     if "other" in flags:
         config = tiny.DecoderConfig(**{**vars(tiny.CONFIG), "hidden_size": 30})
         adapter, *trained = random_adapter(KINDS["lora"], config)
-        peft.save_adapter(tmp_path / "other", adapter, KINDS["lora"], *trained, base_model_name="x")
+        peft.save_adapter(tmp_path / "other", config, adapter, KINDS["lora"], *trained, base_model_name="x")
     argv = ["--max-new-tokens", "7", *([] if "--model" in flags else ["--model", str(model_folder)]), *flags]
     with pytest.raises(SystemExit) as stopped:
         command(generate.main, argv)

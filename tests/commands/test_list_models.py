@@ -15,9 +15,9 @@ from tiny import CONFIG
 from bidora_jax import list_models
 from bidora_jax.machine import compile_cache
 from bidora_jax.machine.memory import Memory
-from bidora_jax.models import decoder
 from bidora_jax.models.adapters.adapter import count
 from bidora_jax.models.architectures import published
+from bidora_jax.models.base import dense_shapes
 from bidora_jax.planning import plans, published_steps
 
 # model.safetensors' tensors, tied embeddings once, as the model cards' files have them.
@@ -32,7 +32,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", published.MODELS)
 def test_parameters_are_those_that_were_published(name):
-    assert count(decoder.base_shapes(published.shape(name), "bfloat16")) == PUBLISHED[name]
+    assert count(dense_shapes(published.shape(name), "bfloat16")) == PUBLISHED[name]
 
 
 def test_a_step_is_counted_once(monkeypatch, tmp_path):
@@ -40,7 +40,7 @@ def test_a_step_is_counted_once(monkeypatch, tmp_path):
     plan = published_steps.listed_plan("lora", "int8", 1, 64)
     found = published_steps.step_bytes(CONFIG, plan)
     kept = json.loads(next((tmp_path / "footprints").glob("*.json")).read_text())
-    assert kept["bytes"] == found > count(decoder.base_shapes(CONFIG, "bfloat16"))
+    assert kept["bytes"] == found > count(dense_shapes(CONFIG, "bfloat16"))
     monkeypatch.setattr(plans, "counted", None)
     assert published_steps.step_bytes(CONFIG, plan) == found
     with pytest.raises(TypeError):  # another shape is counted anew

@@ -244,7 +244,7 @@ def folders(tmp_path_factory, base):
     root = tmp_path_factory.mktemp("adapters")
     for name in ("lora", "dora"):
         adapter, *trained = random_adapter(KINDS[name], base=base)
-        peft.save_adapter(root / name, adapter, KINDS[name], *trained, base_model_name="x")
+        peft.save_adapter(root / name, CONFIG, adapter, KINDS[name], *trained, base_model_name="x")
     return root
 
 

@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from runs import SMALL, contents, inputs, refused_export
+from tiny import CONFIG
 
 from bidora_jax import evaluate, export, train
 from bidora_jax.errors import InputError, command
@@ -25,7 +27,7 @@ def settings(**changes):
 
 
 def resolved(tied=False, **changes):
-    found = quantization.resolve(settings(**changes), tied=tied)
+    found = quantization.resolve(settings(**changes), replace(CONFIG, tie_word_embeddings=tied))
     assert found is not None
     return found
 
@@ -34,7 +36,7 @@ def resolved(tied=False, **changes):
 
 
 def test_nothing_is_quantised_unless_asked():
-    assert quantization.resolve(ModelConfig(), tied=True) is None
+    assert quantization.resolve(ModelConfig(), CONFIG) is None
 
 
 def test_the_linear_layers_are_and_the_rest_is_not():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from random_adapters import random_adapter
+from tiny import CONFIG
 
 import bidora_jax
 from bidora_jax import export, train
@@ -49,7 +50,7 @@ def trained_run(folder: Path, model_folder: Path, settings: AdapterConfig, *flag
     folder.mkdir()
     (folder / "config.json").write_text(to_json(config))
     adapter, *trees = random_adapter(settings)
-    peft.save_adapter(folder / "adapter", adapter, settings, *trees, base_model_name=None)
+    peft.save_adapter(folder / "adapter", CONFIG, adapter, settings, *trees, base_model_name=None)
     return folder
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bidora_jax.models.architectures.decoder import DecoderConfig
-from bidora_jax.models.decoder import base_shapes
+from bidora_jax.models.base import dense_shapes
 
 CONFIG = DecoderConfig(
     vocab_size=97, hidden_size=26, intermediate_size=38, num_layers=2, num_heads=6, num_kv_heads=2, head_dim=10,
@@ -31,7 +31,7 @@ def random_base(config: DecoderConfig = CONFIG, dtype=jnp.float32, seed: int = 0
         centre = 1.0 if "norm" in path[-2].key else 0.0
         return jnp.asarray(centre + spread * random.normal(size=shape.shape), dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, base_shapes(config, dtype))
+    return jax.tree_util.tree_map_with_path(leaf, dense_shapes(config, dtype))
 
 
 def noisy(adapter, direction, magnitude, *, seed: int = 1):

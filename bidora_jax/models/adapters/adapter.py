@@ -1,20 +1,21 @@
-"""The adapter over a whole decoder: which layers it touches, its two trained trees, and the merge.
+"""The adapter over a whole model: which linear layers it changes, and the layout of its two trained trees.
 
 Trees are stacked over layers like the base: direction['layers']['self_attn']['q_proj'] = {'A': (L, r, I), 'B': (L, O, r)},
 magnitude['layers']['self_attn']['q_proj'] = {'m': (L, O)}; a method without magnitude has the empty tree {}. A module that is
 trained whole (modules_to_save) stands in the direction under its name: direction['lm_head'] = {'weight': (V, D)}, in float32.
 
-Layers may differ in rank and scale, and a layer may have none. They are stacked with the largest rank, and what a layer does
-not use is zero: rows of A, columns of B, all of m where there is no adapter. Their gradients are exactly zero (∂A = BᵀG, and
-∂B = G·Aᵀ), so are the moments and the decay of zero, and they stay zero in every optimiser. Where the scale differs it is
-data, 'scale' (L,) beside the weight; scale 0 says that a layer is the frozen one, whose gain is 1 whatever m is.
+Layers may differ in rank and scale, and a layer may have no adapter. The factors are stacked with the largest rank; the rows
+of A and columns of B beyond a layer's rank are zero, and so is m of a layer without an adapter. The gradients of these zeros
+are exactly zero (∂A = BᵀG and ∂B = G·Aᵀ), and so are their moments and their weight decay: every optimiser leaves them zero.
+Where the scale differs between layers it is data, 'scale' (L,) beside the weight. Scale 0 marks a layer without an adapter:
+its gain is 1 whatever m is.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,29 +26,26 @@ from bidora_jax.kernels import dora, lora_init, quantized
 from bidora_jax.models.adapters import targets
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.adapters.targets import Site
-from bidora_jax.models.architectures.decoder import linear_shapes
-
-if TYPE_CHECKING:
-    from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.architectures.architecture import Architecture, embeddings, linear_shapes
 
 
 @dataclass(frozen=True)
 class LayerAdapter:
-    """What one linear layer has to know of its adapter."""
+    """The adapter of one linear layer, as the layer needs it."""
 
     rank: int
     scale: float | None
-    """None: it is in the base beside the weight."""
+    """None: the base holds the scale beside the weight."""
     magnitude: bool
     dropout: float
     constant_norm: bool
     starts_nonzero: bool
-    """The base holds the start of the factors, and what counts is the change since then."""
+    """Whether the base holds the start of the factors; the update is then the change of B·A since the start."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is adapted, and how."""
+    """Which modules are trained, and how."""
 
     sites: tuple[Site, ...]
     magnitude: bool
@@ -56,7 +54,7 @@ class Adapter:
     init: str = "kaiming"
     """See kernels/lora_init.py."""
     whole_modules: tuple[str, ...] = ()
-    """Modules outside the layers that are trained whole."""
+    """Modules outside the layers that are trained whole, by their key in the base tree."""
 
     @property
     def starts_nonzero(self) -> bool:
@@ -69,7 +67,7 @@ class Adapter:
         return tuple(site.path for site in self.sites)
 
     def at(self, path: str) -> LayerAdapter | None:
-        """The part of the linear layer of this path; None where no layer of it is adapted."""
+        """The adapter of the linear layers of this path; None where none of them is adapted."""
         found = [
             LayerAdapter(site.rank, site.scale, self.magnitude, self.dropout, self.constant_norm, self.starts_nonzero)
             for site in self.sites
@@ -78,10 +76,10 @@ class Adapter:
         return found[0] if found else None
 
 
-def resolve(settings: AdapterConfig, config: "DecoderConfig", *, strict: bool = True) -> Adapter:
-    """The adapter that the settings mean on this model. Raises InputError for settings that can't be meant.
+def resolve(settings: AdapterConfig, architecture: Architecture, *, strict: bool = True) -> Adapter:
+    """The adapter that the settings mean on this model. InputError for settings that contradict themselves or the model.
 
-    Without `strict`, for files of other programs, what is excluded or has a rank of its own need not be there.
+    Without `strict`, exclusions and patterns may name modules that the model lacks, as the files of other programs do.
     """
     if settings.rank < 1:
         raise InputError(f"adapter.rank must be at least 1, found {settings.rank}; ranks of 4 to 64 are usual")
@@ -94,12 +92,12 @@ def resolve(settings: AdapterConfig, config: "DecoderConfig", *, strict: bool = 
     _refuse_init(settings)
     constant = settings.norm == "constant" or (settings.norm == "auto" and settings.method == "dora")
     return Adapter(
-        sites=targets.sites(settings, linear_shapes(config), config.num_layers, strict=strict),
+        sites=targets.sites(settings, architecture, strict=strict),
         magnitude=settings.method != "lora",
         dropout=settings.dropout,
         constant_norm=constant,
         init=settings.init,
-        whole_modules=targets.whole_modules(settings),
+        whole_modules=targets.whole_modules(settings, architecture),
     )
 
 
@@ -115,30 +113,25 @@ def _refuse_init(settings: AdapterConfig) -> None:
         )
 
 
-def trainable(adapter: Adapter, config: "DecoderConfig") -> dict[str, int]:
-    """Trained parameters by group, as PEFT counts them: what fills a stack up is not counted."""
-    shapes = linear_shapes(config)
+def trainable(adapter: Adapter, architecture: Architecture) -> dict[str, int]:
+    """Trained parameters by group, as PEFT counts them: the zeros that fill a stack up are not counted."""
+    shapes, outside = linear_shapes(architecture), embeddings(architecture)
     direction = sum(sum(site.ranks) * sum(shapes[site.path]) for site in adapter.sites)
     magnitude = sum(len(site.layers) * shapes[site.path][0] for site in adapter.sites)
     groups = {"direction": direction} | ({"magnitude": magnitude} if adapter.magnitude else {})
-    return groups | dict.fromkeys(adapter.whole_modules, config.vocab_size * config.hidden_size)
-
-
-def with_saved(base: PyTree, direction: PyTree) -> PyTree:
-    """The base with what is trained whole in the place of what is frozen. Tied embeddings come apart."""
-    whole = {name: direction[name] for name in targets.WHOLE if name in direction}
-    return {**base, "lm_head": base.get("lm_head", base["embed_tokens"]), **whole} if whole else base
+    return groups | {name: prod(outside[name].shape) for name in adapter.whole_modules}
 
 
 def update_factors(adapter: Adapter, site: Site, base: PyTree, direction: PyTree) -> dora.Direction:
-    """The stacked factors of what is added to a site's weight, a start that is taken off included."""
+    """The stacked factors of the update of a site's weight; where the factors start away from zero, those of the change since."""
     factors, leaf = (get(tree["layers"], site.path) for tree in (direction, base))
     pair = dora.Direction(factors["A"], factors["B"])
     return lora_init.change_since(pair, dora.Direction(leaf["A0"], leaf["B0"])) if adapter.starts_nonzero else pair
 
 
 def over_layers(function: Callable[..., Any], site: Site, weight: Any, pair: dora.Direction, *stacks: PyTree) -> Any:
-    """`lax.map` of function(weight, direction, scale, *parts) over the layers of a site; a scale is a float or a scalar."""
+    """`lax.map` of function(weight, direction, scale, *parts) over the layers of a site. The scale is a float where all layers
+    share it, else a scalar array."""
     if site.scale is not None:
         scale = site.scale
         return quantized.over_layers(lambda w, d, *parts: function(w, d, scale, *parts), weight, pair, *stacks)

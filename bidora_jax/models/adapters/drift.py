@@ -2,9 +2,9 @@
 
     ΔM = mean over rows n of |m_n − ‖W0_n‖|            ΔD = mean over rows n of 1 − cos(V_n, W0_n)
 
-V = W0 + s·B·A, one row an output as everywhere here (the papers have columns of the transpose). Without a magnitude, LoRA,
-m_n is ‖V_n‖, the row norm of W'. Both are float32, from the factored norm: neither V nor B·A exists, and of a quantised base
-one layer at a time is open.
+V = W0 + s·B·A, with one row per output as everywhere here (the papers have columns of the transpose). LoRA has no magnitude:
+m_n is ‖V_n‖ then, the row norm of W'. Both are float32 and come from the factored norm: neither V nor B·A is computed, and of
+a quantised base one layer at a time is dequantised.
 """
 
 from functools import partial
@@ -22,7 +22,7 @@ from bidora_jax.models.adapters.targets import Site
 
 
 class Drift(NamedTuple):
-    """Of one module in one layer."""
+    """How far one module has moved in one layer."""
 
     module: str
     """Path inside a layer, such as 'self_attn.q_proj'."""

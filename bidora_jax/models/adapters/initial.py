@@ -1,4 +1,4 @@
-"""The start of an adapter: what stands beside each weight, and the first direction and magnitude."""
+"""The start of an adapter: the arrays that the base holds beside each weight, and the first direction and magnitude."""
 
 import zlib
 from functools import partial
@@ -12,13 +12,14 @@ from bidora_jax.kernels import dora, lora_init, quantized
 from bidora_jax.kernels.precision import wide
 from bidora_jax.models.adapters.adapter import Adapter, get, put
 from bidora_jax.models.adapters.targets import Site
+from bidora_jax.models.base import embedding_of
 
 
 def prepare_base(base: PyTree, adapter: Adapter) -> PyTree:
-    """The base with what this adapter keeps beside a weight: 'norm_sq' (L, O), the constant term of the factored norm,
-    'scale' (L,) where it differs between layers, and 'A0' and 'B0' where the factors start away from zero.
+    """The base with the arrays that this adapter needs beside a weight: 'norm_sq' (L, O), the constant term of the factored
+    norm; 'scale' (L,) where the scale differs between layers; 'A0' and 'B0' where the factors start away from zero.
 
-    A base is prepared for one adapter: what depends on the weight is not made a second time.
+    A base is prepared for one adapter: norm_sq, A0 and B0 that are already there are kept.
     """
     for site in adapter.sites:
         leaf = get(base["layers"], site.path)
@@ -56,8 +57,8 @@ def init(adapter: Adapter, base: PyTree, key: jax.Array) -> tuple[PyTree, PyTree
 
 
 def _whole(base: PyTree, name: str) -> jax.Array:
-    """A float32 copy of an embedding; the input one is the output one where there is no other."""
-    weight = quantized.dense(base[name if name in base else "embed_tokens"]["weight"])
+    """A float32 copy of an embedding. Where the two are tied, the output embedding is a copy of the input embedding."""
+    weight = quantized.dense(base[name]["weight"] if name in base else embedding_of(base))
     return jnp.array(weight, wide(weight.dtype))
 
 
@@ -93,7 +94,8 @@ def _square_norms(weight):
 @partial(jax.jit, static_argnames=("site", "init"))
 def _starts(weight, site: Site, init: str) -> tuple[jax.Array, jax.Array]:
     """A0 and B0 of every layer, zero beyond its rank."""
-    path_key = jax.random.fold_in(jax.random.key(0), zlib.crc32(site.path.encode()))  # of a subspace, not of a result
+    # The key draws the subspace of the randomised SVD, which hardly changes the result: it needs no seed of the run.
+    path_key = jax.random.fold_in(jax.random.key(0), zlib.crc32(site.path.encode()))
     safe = jnp.asarray([scale or 1.0 for scale in site.scales], wide(weight.dtype))
 
     def one(w0, number, scale):

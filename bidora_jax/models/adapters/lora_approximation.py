@@ -1,20 +1,22 @@
-"""A plain LoRA with the effect of any adapter: what inference engines read, and nothing beside it.
+"""A plain LoRA with the effect of any adapter, in the one form that inference engines read.
 
     W' − W0 = B·A        one rank R for every module of every layer, s in B (lora_alpha = R), no patterns, no magnitude
 
-Of a LoRA it is exact: s·B·A = (s·B)·A, filled up with zero rows of A and zero columns of B, a start that is taken off
-included (kernels/lora_init.py, twice the rank). Of DoRA and BiDoRA it can't be, for with the gains g = m/‖V‖
+Of a LoRA it is exact: s·B·A = (s·B)·A, filled up with zero rows of A and zero columns of B. Where the factors start away from
+zero (kernels/lora_init.py) their change since then has twice the rank. Of DoRA and BiDoRA it can't be exact: with the gains
+g = m/‖V‖
 
     W' − W0 = (g − 1) ⊙ W0 + g ⊙ s·B·A
 
-and the first term has all of W0's rank as soon as rows were rescaled. The nearest matrix of rank R is then written, the
-first R singular values and vectors (Eckart and Young), and what it leaves is measured and not guessed:
+and the first term has all of W0's rank as soon as rows were rescaled. The nearest matrix of rank R is then written, from the
+first R singular values and vectors (Eckart and Young), and its error is measured:
 
     error = √(Σ ‖W' − W0 − B·A‖²) / √(Σ ‖W' − W0‖²)        Frobenius, over all adapted modules
 
 Every layer of a path is written, with zeros where a layer is not adapted: TGI drops a whole path when one layer lacks it.
-Decompositions go module by module, so that a single dense W' − W0 exists at a time; only factors are kept. Up to
-EXACT_SIDE they are exact, beyond it randomised (arXiv:0909.4061), whose error is measured just the same.
+Modules are decomposed one by one, so that a single dense W' − W0 exists at a time; only factors are kept. A matrix whose
+smaller side is up to EXACT_SIDE is decomposed exactly, a larger one by a randomised method (arXiv:0909.4061); the error is
+measured in both cases.
 """
 
 from collections.abc import Sequence
@@ -33,8 +35,8 @@ from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import merging
 from bidora_jax.models.adapters.adapter import Adapter, get, put, update_factors
 from bidora_jax.models.adapters.settings import AdapterConfig
-from bidora_jax.models.adapters.targets import Site, name_of
-from bidora_jax.models.architectures.decoder import DecoderConfig, linear_shapes
+from bidora_jax.models.adapters.targets import Site
+from bidora_jax.models.architectures.architecture import Architecture, endings, linear_shapes, module_name
 
 Pair = tuple[np.ndarray, np.ndarray]
 """A (L, r, I) and B (L, O, r) of a site, on the host."""
@@ -63,11 +65,11 @@ class LoraApproximation(NamedTuple):
 
 
 def approximate(
-    adapter: Adapter, config: DecoderConfig, base: PyTree, direction: PyTree, magnitude: PyTree, *, rank: int = 0,
+    adapter: Adapter, architecture: Architecture, base: PyTree, direction: PyTree, magnitude: PyTree, *, rank: int = 0,
     max_error: float = 0.1,
 ) -> LoraApproximation:  # fmt: skip
-    """The plain LoRA of this rank, or without one of the adapter's own rank, where that is exact, and elsewhere of the
-    first of RANKS whose error is at most `max_error`.
+    """The plain LoRA of this rank. Without a rank: of the adapter's own rank where that is exact, elsewhere of the first of
+    RANKS whose error is at most `max_error`.
 
     The base is prepared for the adapter. InputError for modules trained whole, and where no rank comes near enough.
     """
@@ -78,26 +80,31 @@ def approximate(
         )
     needed = max(_factors(adapter, site) for site in adapter.sites)
     if not adapter.magnitude and (not rank or rank >= needed):
-        return _assembled(adapter, _folded(adapter, base, direction), rank or needed, {}, 0.0)
-    side = max(min(linear_shapes(config)[site.path]) for site in adapter.sites)
+        return _assembled(adapter, architecture, _folded(adapter, base, direction), rank or needed, {}, 0.0)
+    side = max(min(linear_shapes(architecture)[site.path]) for site in adapter.sites)
     tried = (rank,) if rank else RANKS[: 1 + sum(one < side for one in RANKS)]
-    nearest, left = _nearest(adapter, base, direction, magnitude, tried)
+    nearest, by_site = _nearest(adapter, base, direction, magnitude, tried)
+    left = {
+        module_name(architecture, layer, site.path): squares[layer]
+        for site, squares in zip(adapter.sites, by_site, strict=True)
+        for layer in site.layers
+    }
     totals = _relative(np.sum([*left.values()], axis=0))
     enough = [number for number, error in enumerate(totals) if rank or error <= max_error]
     if not enough:
         raise InputError(_too_far(tried, totals, max_error))
     chosen = enough[0]
     errors = {name: float(_relative(squares)[chosen]) for name, squares in left.items()}
-    return _assembled(adapter, nearest, tried[chosen], errors, float(totals[chosen]))
+    return _assembled(adapter, architecture, nearest, tried[chosen], errors, float(totals[chosen]))
 
 
 def _factors(adapter: Adapter, site: Site) -> int:
-    """Rows of A that the change of a site's weight takes."""
+    """The rank of the update of a site's weight."""
     return site.rank * (2 if adapter.starts_nonzero else 1)
 
 
 def _relative(squares: np.ndarray) -> np.ndarray:
-    """Errors of each rank tried, from ‖W' − W0‖² and what each rank leaves of it."""
+    """The error of each rank tried, from ‖W' − W0‖² and the squares that each rank leaves of it."""
     return np.sqrt(squares[1:] / squares[0]) if squares[0] > 0 else np.zeros(len(squares) - 1)
 
 
@@ -111,8 +118,14 @@ def _too_far(tried: Sequence[int], errors: np.ndarray, allowed: float) -> str:
 
 
 def _assembled(
-    adapter: Adapter, pairs: dict[str, Pair], rank: int, errors: dict[str, float], error: float
+    adapter: Adapter,
+    architecture: Architecture,
+    pairs: dict[str, Pair],
+    rank: int,
+    errors: dict[str, float],
+    error: float,
 ) -> LoraApproximation:
+    """The factors, cut or filled up to the rank, with the adapter and the settings that they mean."""
     layers, sites = {}, []
     for site in adapter.sites:
         a, b = pairs[site.path]
@@ -122,7 +135,7 @@ def _assembled(
             layers, site.path, {"A": np.pad(a, ((0, 0), fill, (0, 0))), "B": np.pad(b, ((0, 0), (0, 0), fill))}
         )
         sites.append(Site(site.path, (rank,) * len(site.ranks), (1.0,) * len(site.ranks)))
-    modules = tuple(site.path.split(".")[-1] for site in sites)
+    modules = tuple(name for site in sites for name in endings(architecture, site.path))
     settings = AdapterConfig(method="lora", rank=rank, alpha=float(rank), target_modules=modules)
     layers = jax.tree.map(jnp.asarray, layers)
     return LoraApproximation(Adapter(sites=tuple(sites), magnitude=False), settings, {"layers": layers}, errors, error)
@@ -140,15 +153,16 @@ def _folded(adapter: Adapter, base: PyTree, direction: PyTree) -> dict[str, Pair
 
 def _nearest(
     adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree, ranks: tuple[int, ...]
-) -> tuple[dict[str, Pair], dict[str, np.ndarray]]:
-    """Factors of the last of `ranks` by path, on the host; and of each module ‖W' − W0‖² and what each rank leaves of it."""
-    pairs, left = {}, {}
+) -> tuple[dict[str, Pair], list[np.ndarray]]:
+    """Factors of the last of `ranks` by path, on the host; and of each site, layer by layer, ‖W' − W0‖² and the squares that
+    each rank leaves of it."""
+    pairs, left = {}, []
     for site in adapter.sites:
         leaf = get(base["layers"], site.path)
         m = get(magnitude["layers"], site.path)["m"] if adapter.magnitude else None
         pair, squares = _nearest_stack(leaf["weight"], update_factors(adapter, site, base, direction), m, site, ranks)
         pairs[site.path] = (np.asarray(pair.A), np.asarray(pair.B))
-        left |= {name_of(layer, site.path): np.asarray(squares[layer], np.float64) for layer in site.layers}
+        left.append(np.asarray(squares, np.float64))
     return pairs, left
 
 
@@ -175,8 +189,8 @@ def _decomposed(changed: Float[Array, "O I"], rank: int) -> Direction:
 
 
 def _left(changed: Float[Array, "O I"], pair: Direction, ranks: tuple[int, ...]) -> Float[Array, " n"]:
-    """‖W' − W0‖² and what is left of it after the first r rows of A, for each r of `ranks`. Taken off piece by piece: the
-    difference of two squares would drown small remainders."""
+    """‖W' − W0‖², and ‖W' − W0 − B·A‖² of the first r rows of A for each r of `ranks`. The products are subtracted from the
+    matrix: the difference of two squares would lose a small remainder to rounding."""
     squares, begin = [jnp.sum(jnp.square(changed))], 0
     for rank in ranks:
         changed = changed - pair.B[:, begin:rank] @ pair.A[begin:rank]

@@ -14,9 +14,9 @@ from bidora_jax.models.adapters.adapter import (
     over_layers,
     put,
     update_factors,
-    with_saved,
 )
 from bidora_jax.models.adapters.targets import Site
+from bidora_jax.models.base import dtype_of, with_whole_modules
 
 
 def merge(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree, dtype=None) -> PyTree:
@@ -32,15 +32,16 @@ def merge(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree, 
         merged = _merge_stack(leaf["weight"], update_factors(adapter, site, base, direction), m, site, to)
         kept = {name: value for name, value in leaf.items() if name == "bias"}
         layers = put(layers, site.path, kept | {"weight": merged})
-    to = jnp.dtype(dtype or base["norm"]["weight"].dtype)
+    to = jnp.dtype(dtype or dtype_of(base))
     rounded = {name: {"weight": direction[name]["weight"].astype(to)} for name in adapter.whole_modules}
-    return {**with_saved(base, rounded), "layers": layers}
+    return {**with_whole_modules(base, rounded), "layers": layers}
 
 
-def placed(adapter: Adapter, base: PyTree, direction: PyTree) -> tuple[PyTree, Adapter, PyTree]:
-    """The base, the adapter and the direction once what is trained whole is in the base, and only layers are adapted."""
+def move_whole_modules(adapter: Adapter, base: PyTree, direction: PyTree) -> tuple[PyTree, Adapter, PyTree]:
+    """Moves the modules that were trained whole from the direction into the base: the new base, and an adapter and a direction
+    of linear layers alone."""
     layers = {"layers": direction["layers"]}
-    return with_saved(base, direction), replace(adapter, whole_modules=()), layers
+    return with_whole_modules(base, direction), replace(adapter, whole_modules=()), layers
 
 
 def merged_layer(site: Site, w0: jax.Array, pair: dora.Direction, scale: dora.Scale, m: jax.Array | None) -> jax.Array:

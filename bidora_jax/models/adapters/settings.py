@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bidora_jax.models.architectures.decoder import LINEARS
+from bidora_jax.models.architectures.decoder import ATTENTION, LINEARS
 
-ATTENTION = LINEARS[:4]
 _EFFICIENT = {"rank": 4, "alpha": 8.0, "target_modules": ("q_proj", "v_proj")}
 _BALANCED = {"rank": 8, "alpha": 16.0, "target_modules": ATTENTION}
 _NF4 = {"quantization": "nf4"}
@@ -17,7 +16,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "qlora_quality": {"adapter": _BALANCED, "model": _NF4},
     "bidora": {"adapter": _BALANCED | {"method": "bidora"}},
 }
-"""What adapter.preset fills in, by section; alpha is twice the rank, so that s is 2."""
+"""The settings that adapter.preset fills in, by section; alpha is twice the rank, so that s is 2."""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ r"""Which modules an adapter's settings mean, and with what rank and scale: PEFT
     layers_to_transform               numbers of layers, where target_modules is a list
     rank_pattern, alpha_pattern       {KEY: value}: re.match(r"(.*\.)?(KEY)$", name); the first key that matches decides
 
-These are `check_target_module_exists` and `get_pattern_key` of PEFT 0.21. What PEFT lets pass is refused: a name, a layer or
-a pattern that matches nothing. A command line has no lone text: a list of one entry is a regular expression when the entry
-has a character that no module name has. Rank 0 leaves a module out. Nothing here needs JAX.
+These are `check_target_module_exists` and `get_pattern_key` of PEFT 0.21. A name, a layer or a pattern that matches nothing is
+refused, where PEFT lets it pass. A command line can't tell a text from a list of one entry: such a list is a regular expression
+when its entry has a character that no module name has. Rank 0 leaves a module out. Nothing here needs JAX.
 """
 
 import re
@@ -16,10 +16,15 @@ from typing import TypeVar
 
 from bidora_jax.errors import InputError, did_you_mean, listing
 from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures.architecture import (
+    Architecture,
+    embeddings,
+    linear_names,
+    linear_shapes,
+    module_name,
+)
 
 ALL_LINEAR = "all-linear"
-WHOLE = ("embed_tokens", "lm_head")
-"""Modules outside the layers, which can be trained whole."""
 
 Names = str | Sequence[str]
 Value = TypeVar("Value", int, float)
@@ -27,7 +32,7 @@ Value = TypeVar("Value", int, float)
 
 @dataclass(frozen=True)
 class Site:
-    """One linear layer of the decoder, over the whole depth."""
+    """The linear layers of one path, over the whole depth."""
 
     path: str
     """Path inside a layer, such as 'self_attn.q_proj'."""
@@ -43,7 +48,7 @@ class Site:
 
     @property
     def scale(self) -> float | None:
-        """s where every layer is adapted and has the same; None where it is data, one number a layer."""
+        """s where every layer is adapted with the same s; None where s is data, one number a layer."""
         return self.scales[0] if len(set(self.scales)) == 1 else None
 
     @property
@@ -52,20 +57,19 @@ class Site:
         return tuple(layer for layer, rank in enumerate(self.ranks) if rank)
 
 
-def sites(
-    settings: AdapterConfig, shapes: Mapping[str, tuple[int, int]], layers: int, *, strict: bool = True
-) -> tuple[Site, ...]:
-    """What the settings adapt in `layers` layers whose linear layers have these paths and shapes (O, I), in their order.
+def sites(settings: AdapterConfig, architecture: Architecture, *, strict: bool = True) -> tuple[Site, ...]:
+    """The linear layers that the settings adapt, in the architecture's order.
 
-    InputError for whatever matches nothing, is no regular expression, or has a rank that its layer can't have. Without
-    `strict`, exclusions and patterns may match nothing, for files name modules that a model of another kind has, and a
-    rank may be larger than its layer, for a conversion doubles it.
+    InputError for a name that matches nothing, an invalid regular expression, and a rank that its layer can't have. Without
+    `strict`, exclusions and patterns may match nothing, since files name modules that a model of another kind has, and a
+    rank may be larger than its layer, since a conversion doubles it.
     """
-    places = {name_of(layer, path): (path, layer) for path in shapes for layer in range(layers)}
-    picked = _picked(settings, list(places), layers, strict)
+    shapes, layers = linear_shapes(architecture), range(architecture.num_layers)
+    paths = {module_name(architecture, layer, path): path for path in shapes for layer in layers}
+    picked = _picked(settings, list(paths), architecture, strict)
     ranks = _by_pattern("rank_pattern", settings.rank, dict(settings.rank_pattern), picked, strict)
     alphas = _by_pattern("alpha_pattern", settings.alpha, dict(settings.alpha_pattern), picked, strict)
-    _refuse_ranks(ranks, {name: shapes[places[name][0]] for name in picked}, strict)
+    _refuse_ranks(ranks, {name: shapes[paths[name]] for name in picked}, strict)
     if wrong := [f"{alphas[name]} at {name}" for name in picked if alphas[name] <= 0]:
         raise InputError(f"adapter.alpha must be positive, found\n{listing(wrong)}\nit is often once or twice the rank")
     root = 0.5 if settings.rslora else 1.0
@@ -74,19 +78,21 @@ def sites(
         raise InputError("adapter.rank_pattern gives every module rank 0: there is nothing to adapt")
     found = []
     for path in shapes:
-        names = [name_of(layer, path) for layer in range(layers)]
+        names = [module_name(architecture, layer, path) for layer in layers]
         site = Site(path, tuple(ranks.get(name, 0) for name in names), tuple(scales.get(name, 0.0) for name in names))
         found += [site] if site.rank else []
     return tuple(found)
 
 
-def whole_modules(settings: AdapterConfig) -> tuple[str, ...]:
-    """The modules that are trained whole; InputError for one that can't be."""
-    names = [name.removeprefix("model.") for name in settings.modules_to_save]
-    if unknown := [name for name in names if name not in WHOLE]:
-        found = ", ".join(f"{name!r}{did_you_mean(name, WHOLE)}" for name in unknown)
-        raise InputError(f"adapter.modules_to_save: expected lm_head or embed_tokens, found {found}")
-    return tuple(name for name in WHOLE if name in names)
+def whole_modules(settings: AdapterConfig, architecture: Architecture) -> tuple[str, ...]:
+    """The modules that are trained whole, by their key in the base tree; InputError for a name of any other module."""
+    modules = {key: spec.module for key, spec in embeddings(architecture).items()}
+    tests = {name: _ending(name) for name in settings.modules_to_save}
+    if unknown := [name for name, test in tests.items() if not any(map(test, modules.values()))]:
+        short = [module.rpartition(".")[2] for module in reversed(modules.values())]
+        found = ", ".join(f"{name!r}{did_you_mean(name, short)}" for name in unknown)
+        raise InputError(f"adapter.modules_to_save: expected {' or '.join(short) or 'none'}, found {found}")
+    return tuple(key for key, module in modules.items() if any(test(module) for test in tests.values()))
 
 
 def differences(wanted: Sequence[Site], found: Sequence[Site]) -> list[str]:
@@ -104,13 +110,8 @@ def _spelt(site: Site | None) -> str:
     return f"rank {', '.join(map(str, ranks))} and s {', '.join(f'{scale:g}' for scale in scales)}{where}"
 
 
-def name_of(layer: int, path: str) -> str:
-    """Hugging Face's name of a module inside a decoder layer."""
-    return f"model.layers.{layer}.{path}"
-
-
 def as_pattern(names: Names) -> Names:
-    """The settings' list as what it means: a regular expression as a text, everything else as a list."""
+    """The settings' list by its meaning: a regular expression as a text, everything else as a list."""
     if isinstance(names, str):
         return ALL_LINEAR if names.lower() == ALL_LINEAR else names
     names = tuple(names)
@@ -119,35 +120,36 @@ def as_pattern(names: Names) -> Names:
     return names
 
 
-def _picked(settings: AdapterConfig, linears: list[str], layers: int, strict: bool) -> list[str]:
-    """Names of the modules to adapt, in the order of `linears`."""
+def _picked(settings: AdapterConfig, linears: list[str], architecture: Architecture, strict: bool) -> list[str]:
+    """Names of the modules to adapt, in the order of `linears`, which names all linear layers."""
     wanted, unwanted = as_pattern(settings.target_modules), as_pattern(settings.exclude_modules)
-    candidates = linears if wanted == ALL_LINEAR else [*linears, "model.embed_tokens", "lm_head"]
-    found = _matching("target_modules", wanted, candidates)
+    whole = [] if wanted == ALL_LINEAR else [spec.module for spec in embeddings(architecture).values()]
+    candidates, known = [*linears, *whole], linear_names(architecture)
+    found = _matching("target_modules", wanted, candidates, known)
     if settings.layers_to_transform:
-        found = _in_layers(settings, wanted, found, layers)
+        found = _in_layers(settings, wanted, found, architecture)
     if unwanted:
-        found -= _matching("exclude_modules", unwanted, candidates, strict)
+        found -= _matching("exclude_modules", unwanted, candidates, known, strict)
     if outside := sorted(found - set(linears)):
         raise InputError(
             f"adapter.target_modules: an adapter on {', '.join(outside)} is not supported; only the linear layers "
-            "inside the decoder layers are adapted"
+            "inside the layers are adapted"
         )
     if not found:
         raise InputError("adapter.exclude_modules leaves nothing of adapter.target_modules: there is nothing to adapt")
     return [name for name in linears if name in found]
 
 
-def _matching(setting: str, names: Names, modules: list[str], strict: bool = True) -> set[str]:
+def _matching(setting: str, names: Names, modules: list[str], known: Sequence[str], strict: bool = True) -> set[str]:
+    """The modules that the names select; `known` are the names that a message recommends."""
     if names == ALL_LINEAR:
         return set(modules)
     if isinstance(names, str):
         tests = {names: _compiled(setting, names).fullmatch}
-        remedy = "a regular expression has to match all of a name, such as model.layers.0.self_attn.q_proj"
+        remedy = f"a regular expression has to match all of a name, such as {modules[0]}"
     else:
         tests = {name: _ending(name) for name in names}
-        known = sorted({module.split(".")[-1] for module in modules} - {"lm_head", "embed_tokens"})
-        remedy = f"expected some of {', '.join(known)}, longer endings of module names, or all-linear"
+        remedy = f"expected some of {', '.join(sorted(known))}, longer endings of module names, or all-linear"
     idle = [name for name, test in tests.items() if not any(map(test, modules))]
     if strict and (idle or not tests):
         endings = {module.split(".")[-1] for module in modules}
@@ -160,11 +162,13 @@ def _ending(name: str) -> Callable[[str], bool]:
     return lambda module: module == name or module.endswith(f".{name}")
 
 
-def _in_layers(settings: AdapterConfig, wanted: Names, found: set[str], layers: int) -> set[str]:
+def _in_layers(settings: AdapterConfig, wanted: Names, found: set[str], architecture: Architecture) -> set[str]:
+    """Of the modules found, those in layers_to_transform."""
+    prefix, layers = architecture.layer_prefix, architecture.num_layers
     if isinstance(wanted, str) and wanted != ALL_LINEAR:
         raise InputError(
             "adapter.layers_to_transform needs target_modules to be a list of names, as in PEFT; a regular expression "
-            r"can name the layers itself: .*\.layers\.(0|1)\..*_proj"
+            rf"can name the layers itself: .*\.{prefix.rpartition('.')[2]}\.(0|1)\..*"
         )
     chosen = set(settings.layers_to_transform)
     if outside := sorted(chosen - set(range(layers))):
@@ -172,7 +176,7 @@ def _in_layers(settings: AdapterConfig, wanted: Names, found: set[str], layers: 
             f"adapter.layers_to_transform: there is no layer {', '.join(map(str, outside))}; this model has the layers "
             f"0 to {layers - 1}"
         )
-    return {name for name in found if any(name.startswith(f"model.layers.{layer}.") for layer in chosen)}
+    return {name for name in found if any(name.startswith(f"{prefix}.{layer}.") for layer in chosen)}
 
 
 def _by_pattern(

@@ -6,9 +6,6 @@ if TYPE_CHECKING:
     from bidora_jax.models.architectures.decoder import DecoderConfig
 
 
-FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
-
-
 # name: (family, vocabulary, hidden, intermediate, layers, heads, key/value heads, head size, tied), of its config.json
 MODELS = {
     "Qwen/Qwen3-0.6B": ("qwen3", 151_936, 1024, 3072, 28, 16, 8, 128, True),
@@ -27,12 +24,14 @@ MODELS = {
 
 
 def shape(name: str) -> "DecoderConfig":
-    """The model's shape; what does not touch memory (rotation, norms' epsilon) is of no account here."""
+    """The model's shape. Values that change no memory (rotation, epsilon of the norms) are the same for all models here."""
     from bidora_jax.models.architectures.decoder import DecoderConfig
+    from bidora_jax.models.architectures.families import FAMILIES
 
     family, vocabulary, hidden, intermediate, layers, heads, kv_heads, head_dim, tied = MODELS[name]
     return DecoderConfig(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_layers=layers, num_heads=heads,
         num_kv_heads=kv_heads, head_dim=head_dim, rms_norm_eps=1e-6, rope_theta=1e6, tie_word_embeddings=tied,
-        qk_norm=family == "qwen3", qkv_bias=family == "qwen2", o_bias=False, max_position_embeddings=32_768,
+        qk_norm=FAMILIES[family].qk_norm, qkv_bias=bool(FAMILIES[family].qkv_bias), o_bias=False,
+        max_position_embeddings=32_768,
     )  # fmt: skip

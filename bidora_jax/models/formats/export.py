@@ -1,4 +1,4 @@
-"""Writes what was trained as a merged model, a PEFT adapter or a plain LoRA, and proves it before it gets its name."""
+"""Writes a trained adapter as a merged model, a PEFT adapter or a plain LoRA, and proves the files before they get their name."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +54,7 @@ def write_adapter(
     expected = parity.probe_logits(config, adapter, base, direction, magnitude)
     adapter, settings, direction = converted(adapter, settings, base, direction)
     with staged(folder, replace=replace) as fresh:
-        peft.write_adapter(fresh, adapter, settings, direction, magnitude, base_model_name=base_model_name)
+        peft.write_adapter(fresh, config, adapter, settings, direction, magnitude, base_model_name=base_model_name)
         _prove("adapter", "trained model", "float32", parity.verify_adapter(fresh, config, base, expected))
     print(f"adapter written to {folder}")
 
@@ -63,8 +63,8 @@ def write_lora(
     folder: Path, base_model_name: str, config: "DecoderConfig", adapter: "Adapter", base: "PyTree",
     direction: "PyTree", magnitude: "PyTree", *, rank: int = 0, max_error: float = 0.1,
 ) -> str:  # fmt: skip
-    """The adapter as a plain LoRA, proved to be in the file what it is in memory. Says, and returns, how far that is from
-    the adapter, where it isn't the same."""
+    """The adapter as a plain LoRA, whose file is proved to equal the LoRA in memory. Where the LoRA is not exactly the adapter,
+    the difference is printed and returned."""
     from bidora_jax.machine.files import staged
     from bidora_jax.models.adapters.lora_approximation import approximate
     from bidora_jax.models.formats import parity, peft
@@ -79,7 +79,7 @@ def write_lora(
             before = parity.compare(parity.probe_logits(config, None, base, {}, {}), trained, "float32")
             print(f"{said} (the base without an adapter {before.largest:.2e})")
         peft.write_adapter(
-            fresh, found.adapter, found.settings, found.direction, {}, base_model_name=base_model_name
+            fresh, config, found.adapter, found.settings, found.direction, {}, base_model_name=base_model_name
         )  # fmt: skip
         proof = parity.verify_adapter(fresh, config, base, expected)
         _prove(f"plain LoRA of rank {found.rank}", to, "float32", proof)

@@ -1,17 +1,16 @@
 """Hugging Face model folders, read into the stacked tree and written back out of it.
 
 A folder holds config.json, model.safetensors or its shards with model.safetensors.index.json, and the tokenizer.
-Weights keep Hugging Face's names and layout, (out, in); a tensor of layer i is slice i of the leaf of that name. The
-one table that says so, `name_table`, is read in both directions. Weights may lie in the files dense or as bitsandbytes
-quantised them (models/formats/bnb.py), and dense ones can be quantised on the way, tensor by tensor. Nothing is downloaded except
-by `resolve_folder`, and no file is unpickled or executed.
+Weights keep Hugging Face's layout, (out, in); the tensor of layer i is slice i of a stacked leaf. `name_table` of the
+architecture (architectures/architecture.py) gives the leaf of each name; it is read in both directions. The files hold weights
+dense or as bitsandbytes quantised them (models/formats/bnb.py); dense ones can be quantised while they are read, tensor by
+tensor. Only `resolve_folder` downloads anything, and no file is unpickled or executed.
 """
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +23,17 @@ from bidora_jax.kernels.xla_cpu import weights
 from bidora_jax.kernels.xla_cpu.weights import Bits, held_as_bits
 from bidora_jax.machine.files import read_json, staged, write_json
 from bidora_jax.models import quantization
-from bidora_jax.models.architectures.decoder import DecoderConfig
-from bidora_jax.models.decoder import base_shapes
+from bidora_jax.models.architectures.architecture import (
+    EMBEDDING,
+    HEAD,
+    LAYERS,
+    Architecture,
+    Place,
+    embeddings,
+    endings,
+    name_table,
+)
+from bidora_jax.models.base import dense_shapes
 from bidora_jax.models.formats import bnb, safetensors_file
 from bidora_jax.models.formats.bnb import Packed
 from bidora_jax.models.formats.hf_config import NOT_A_MODEL, read_config, resolve_folder
@@ -61,27 +69,8 @@ __all__ = [
 ]
 
 
-class Place(NamedTuple):
-    """Where a checkpoint tensor lives: a leaf of the base tree, and the layer when that leaf is stacked."""
-
-    path: tuple[str, ...]
-    layer: int | None
-
-
-def name_table(config: DecoderConfig) -> dict[str, Place]:
-    """Every tensor of the model by its Hugging Face name, layer after layer."""
-    table = {}
-    for path in _flatten(base_shapes(config, jnp.float32)):
-        if path[0] == "layers":
-            names = (f"model.layers.{layer}.{'.'.join(path[1:])}" for layer in range(config.num_layers))
-            table |= {name: Place(path, layer) for layer, name in enumerate(names)}
-        else:
-            table[".".join(path if path[0] == "lm_head" else ("model", *path))] = Place(path, None)
-    return dict(sorted(table.items(), key=lambda item: -1 if item[1].layer is None else item[1].layer))
-
-
 def source_dtype(folder: Path | str) -> np.dtype:
-    """The dtype that all dense tensors of a folder share; InputError when they are of several, or not floating point."""
+    """The dtype that all dense tensors of a folder share; InputError when there are several, or one is not floating point."""
     return _common_dtype(Path(folder), _weights(read_entries(folder)))
 
 
@@ -91,20 +80,20 @@ def is_quantised(folder: Path | str) -> bool:
 
 
 def load_base(
-    folder: Path | str, config: DecoderConfig, dtype=None, to: quantization.Quantization | None = None
+    folder: Path | str, architecture: Architecture, dtype=None, to: quantization.Quantization | None = None
 ) -> PyTree:
     """The base tree of a model folder, in `dtype` or, without one, in the dtype of the files.
 
-    Weights that the files hold quantised stay so, bytes and all; with `to` dense ones become so on the way.
-    All names, shapes and dtypes are checked before any weight is read, and all that is wrong is listed in one
-    InputError. Host memory peaks at the model on a CPU, and at one stacked leaf where the weights go to a device.
+    Weights that the files hold quantised keep their bytes; with `to`, dense ones are quantised as they are read. All names,
+    shapes and dtypes are checked before any weight is read, and one InputError lists all that is wrong. Host memory peaks at
+    the model's size on a CPU, and at one stacked leaf where the weights go to a device.
     """
     folder = Path(folder)
     weights = _weights(read_entries(folder))
-    _check(folder, config, weights)
-    shapes = base_shapes(config, jnp.dtype(dtype) if dtype is not None else _common_dtype(folder, weights))
+    _check(folder, architecture, weights)
+    shapes = dense_shapes(architecture, jnp.dtype(dtype) if dtype is not None else _common_dtype(folder, weights))
     sources: dict[tuple[str, ...], list[Entry | Packed]] = {}
-    for name, place in name_table(config).items():
+    for name, place in name_table(architecture).items():
         sources.setdefault(place.path, []).append(weights[name])
     if to is not None and any(isinstance(weight, Packed) for weight in weights.values()):
         raise InputError(
@@ -113,7 +102,7 @@ def load_base(
 
     def load(path, leaf: jax.ShapeDtypeStruct):
         names = _names(path)
-        stacked, parts = names[0] == "layers", sources[names]
+        stacked, parts = names[0] == LAYERS, sources[names]
         forms = {_form(part) for part in parts}
         if len(forms) > 1:
             raise InputError(_mixed(folder, names, parts))
@@ -136,14 +125,14 @@ def load_base(
     return jax.tree_util.tree_map_with_path(load, shapes)
 
 
-def load(settings: ModelConfig, folder: Path | str, config: DecoderConfig) -> PyTree:
+def load(settings: ModelConfig, folder: Path | str, architecture: Architecture) -> PyTree:
     """The base of a folder as `model.dtype` and `model.quantization` ask for it."""
     dtype = None if settings.dtype == "auto" else jnp.dtype(settings.dtype)
-    return load_base(folder, config, dtype, quantization.resolve(settings, tied=config.tie_word_embeddings))
+    return load_base(folder, architecture, dtype, quantization.resolve(settings, architecture))
 
 
 def _stacked(parts: Iterable[PyTree], count: int, stacked: bool) -> PyTree:
-    """Trees of host arrays, one a layer, copied into stacks as they come; a single one becomes device arrays as it is."""
+    """Trees of host arrays, one a layer, each copied into the stacks as it is read; without `stacked`, the one tree itself."""
     stacks: list[np.ndarray] = []
     structure = None
     for index, part in enumerate(parts):
@@ -174,7 +163,7 @@ def _mixed(folder: Path, names: tuple[str, ...], parts: list) -> str:
 def save_model(
     folder: Path | str,
     source_folder: Path | str,
-    config: DecoderConfig,
+    architecture: Architecture,
     base: PyTree,
     *,
     dtype,
@@ -185,32 +174,36 @@ def save_model(
     The folder appears whole or not at all; InputError when it exists and is not empty.
     """
     with staged(Path(folder)) as fresh:
-        write_model(fresh, source_folder, config, base, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        write_model(fresh, source_folder, architecture, base, dtype=dtype, max_shard_bytes=max_shard_bytes)
 
 
 def write_model(
     folder: Path,
     source_folder: Path | str,
-    config: DecoderConfig,
+    architecture: Architecture,
     base: PyTree,
     *,
     dtype,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """`save_model` into an existing folder, for a caller who still has something to check before it gets its name."""
+    """`save_model` into an existing folder, for a caller that checks it before it gets its name."""
     source = Path(source_folder)
     dtype = jnp.dtype(dtype)
-    apart = config.tie_word_embeddings and "lm_head" in base  # embeddings that were tied before training
-    config = replace(config, tie_word_embeddings=config.tie_word_embeddings and not apart)
-    places = name_table(config)
-    if "lm_head.weight" in read_entries(source):  # some tied checkpoints carry a copy, and their readers may expect it
-        places.setdefault("lm_head.weight", places["model.embed_tokens.weight"])
+    apart = architecture.tied and HEAD in base  # embeddings that were tied before training
+    architecture = architecture.untied() if apart else architecture
+    places = name_table(architecture)
+    if architecture.tied:
+        outer = embeddings(architecture)
+        if outer[HEAD].name in read_entries(
+            source
+        ):  # some tied checkpoints carry a copy, and their readers may expect it
+            places[outer[HEAD].name] = places[outer[EMBEDDING].name]
     _write_weights(folder, places, base, dtype, max_shard_bytes)
     settings = read_json(source / "config.json", NOT_A_MODEL)
     settings.pop("quantization_config", None)
     settings |= {"tie_word_embeddings": False} if apart else {}
     if packed := [leaf for leaf in _flatten(base).values() if quantized.is_quantised(leaf)]:
-        settings["quantization_config"] = bnb.settings(packed[0], _dense_linears(config, base))
+        settings["quantization_config"] = bnb.settings(packed[0], _dense_linears(architecture, base))
     spellings = [key for key in ("dtype", "torch_dtype") if key in settings]
     write_json(folder / "config.json", settings | dict.fromkeys(spellings or ["torch_dtype"], dtype.name))
     for name in COPIED:
@@ -253,17 +246,17 @@ def _existing(file: Path) -> Path:
 
 
 def _weights(entries: dict[str, Entry]) -> dict[str, Entry | Packed]:
-    """Without the rotary frequencies that old checkpoints carry: they follow from rope_theta."""
+    """The weights of a folder. The rotary frequencies of old checkpoints are left out: they follow from rope_theta."""
     return {name: weight for name, weight in bnb.grouped(entries).items() if not name.endswith("rotary_emb.inv_freq")}
 
 
-def _check(folder: Path, config: DecoderConfig, entries: dict[str, Entry | Packed]) -> None:
-    table, shapes = name_table(config), _flatten(base_shapes(config, jnp.float32))
+def _check(folder: Path, architecture: Architecture, entries: dict[str, Entry | Packed]) -> None:
+    table, shapes = name_table(architecture), {one.path: one.shape for one in architecture.tensors}
     wrong = [f"missing: {name}" for name in table if name not in entries]
-    known = table.keys() | {"lm_head.weight"}  # a tied model may ship a copy of its head
+    known = table.keys() | name_table(architecture.untied()).keys()  # a tied model may ship a copy of its head
     wrong += [f"not part of this model: {name}" for name in entries if name not in known]
     for name, place in table.items():
-        shape = shapes[place.path].shape[0 if place.layer is None else 1 :]
+        shape = shapes[place.path]
         if name in entries and entries[name].shape != shape:
             wrong.append(f"shape of {name}: expected {shape}, found {entries[name].shape}")
     if wrong:
@@ -303,7 +296,7 @@ def _write_weights(folder: Path, places: dict[str, Place], base: PyTree, dtype: 
 
 
 def _tensors(name: str, place: Place, leaf: Any, dtype: np.dtype) -> dict[str, bnb.Tensor]:
-    """What one weight is written as; host copies are made one at a time, when their turn comes."""
+    """The tensors that one weight is written as; the host copy of each is made when it is written."""
     if quantized.is_quantised(leaf):
         return bnb.tensors(name, leaf, place.layer)
     leaf = np.asarray(leaf.bits).view(leaf.dtype) if isinstance(leaf, weights.Bits) else leaf
@@ -320,12 +313,17 @@ def _size(tensor: bnb.Tensor) -> int:
     return tensor.dtype.itemsize * int(np.prod(tensor.shape))
 
 
-def _dense_linears(config: DecoderConfig, base: PyTree) -> list[str]:
+def _dense_linears(architecture: Architecture, base: PyTree) -> list[str]:
     """Linear modules that a reader must not quantise, by name; of a stack, the name inside a layer."""
-    named = {path: leaf for path, leaf in _flatten(base).items() if path[-1] == "weight" and len(leaf.shape) >= 2}
-    dense = [path[-2] for path, leaf in named.items() if not quantized.is_quantised(leaf)]
-    dense = [name for name in dense if name.endswith("_proj") or name == "lm_head"]
-    return [*dense, *(["lm_head"] if config.tie_word_embeddings else [])]
+    named: dict[tuple[str, ...], tuple[str, ...]] = {
+        (LAYERS, *linear.path.split("."), "weight"): endings(architecture, linear.path)
+        for linear in architecture.linears
+    }
+    if HEAD in embeddings(architecture):
+        named[HEAD, "weight"] = (embeddings(architecture)[HEAD].module,)
+    dense = [named[path] for path, leaf in _flatten(base).items() if path in named and not quantized.is_quantised(leaf)]
+    dense += [named[HEAD, "weight"]] if architecture.tied else []
+    return [name for names in dense for name in names]
 
 
 def _split(sizes: dict[str, int], limit: int) -> list[list[str]]:

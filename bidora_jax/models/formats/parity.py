@@ -1,10 +1,10 @@
-"""The proof behind an export: what was written is read back, and its logits are those of the model in memory.
+"""The proof of an export: the files are read back, and their logits are compared with those of the model in memory.
 
-Both sides run in float32 on the same fixed tokens, whatever dtype was written. The stored weights are widened exactly,
-so the difference is the rounding of W' to the stored dtype and nothing else; in bfloat16 arithmetic the noise of the
-activations would hide it. The reference is the model with its adapter unmerged, the function that was trained, and not
-the merged tree that went into the file: an error of the merge shows. Weights are widened, and quantised ones opened, a
-layer at a time, so that a proof needs little more memory than the model.
+Both sides run in float32 on the same fixed tokens, whatever dtype was written. The stored weights are widened exactly, so
+the difference is the rounding of W' to the stored dtype and nothing else; in bfloat16 arithmetic the noise of the
+activations would hide it. The reference is the trained function, the model with its adapter unmerged; it is not the merged
+tree that went into the file, so that an error of the merge shows. Weights are widened and dequantised one layer at a time,
+so that a proof needs little more memory than the model.
 """
 
 from functools import partial

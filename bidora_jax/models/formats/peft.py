@@ -5,9 +5,10 @@
     base_model.model.model.layers.N.self_attn.q_proj.lora_magnitude_vector  (out,)   DoRA; older files add ".weight"
     base_model.model.lm_head.weight, base_model.model.model.embed_tokens.weight      modules_to_save
 
-float32, in PEFT's layout, which is ours: nothing is transposed. A file holds of each layer its own rank, and nothing of a
-layer that is not adapted; the stacks here are filled up with zeros. PEFT only warns about tensors it misses and ignores
-magnitudes without use_dora; both give another function than was trained, so reading refuses them.
+All tensors are float32, in PEFT's layout, which is this package's: nothing is transposed. A file holds each layer's factors at
+the layer's own rank, and no tensor of a layer without an adapter; the stacks here are filled up with zeros. PEFT only warns
+about missing tensors and ignores magnitudes without use_dora; both give another function than the trained one, so reading
+refuses them. The names above are a decoder's; another architecture's modules have its own names (architectures/architecture.py).
 """
 
 from pathlib import Path
@@ -22,19 +23,21 @@ from bidora_jax.machine.files import staged
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters.adapter import Adapter, get, put
 from bidora_jax.models.adapters.settings import AdapterConfig
-from bidora_jax.models.adapters.targets import Site, name_of
-from bidora_jax.models.architectures.decoder import DecoderConfig, linear_shapes
+from bidora_jax.models.adapters.targets import Site
+from bidora_jax.models.architectures.architecture import Architecture, embeddings, linear_shapes, module_name
 from bidora_jax.models.formats import peft_config, safetensors_file
 from bidora_jax.models.formats.peft_config import CONFIG, NOT_AN_ADAPTER
 from bidora_jax.models.formats.safetensors_file import Entry
 
 WEIGHTS = "adapter_model.safetensors"
-WHOLE = {"embed_tokens": "base_model.model.model.embed_tokens.weight", "lm_head": "base_model.model.lm_head.weight"}
+PREFIX = "base_model.model."
+"""PEFT's name of the model inside its wrapper."""
 SUFFIXES = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
 
 
 def save_adapter(
     folder: Path | str,
+    architecture: Architecture,
     adapter: Adapter,
     settings: AdapterConfig,
     direction: PyTree,
@@ -45,11 +48,12 @@ def save_adapter(
 ) -> None:
     """Writes an adapter folder that PEFT loads, whole or not at all; InputError when it is full, unless `replace`."""
     with staged(Path(folder), replace=replace) as fresh:
-        write_adapter(fresh, adapter, settings, direction, magnitude, base_model_name=base_model_name)
+        write_adapter(fresh, architecture, adapter, settings, direction, magnitude, base_model_name=base_model_name)
 
 
 def write_adapter(
     folder: Path,
+    architecture: Architecture,
     adapter: Adapter,
     settings: AdapterConfig,
     direction: PyTree,
@@ -57,10 +61,10 @@ def write_adapter(
     *,
     base_model_name: str | None,
 ) -> None:
-    """`save_adapter` into an existing folder, for a caller who still has something to check before it gets its name."""
-    peft_config.write(folder, settings, adapter.sites, base_model_name)
+    """`save_adapter` into an existing folder, for a caller that checks it before it gets its name."""
+    peft_config.write(folder, architecture, settings, adapter.sites, base_model_name)
     places = {
-        _name(layer, site, leaf): (site, layer, leaf, stack)
+        _name(architecture, layer, site, leaf): (site, layer, leaf, stack)
         for site in adapter.sites
         for leaf, stack in _stacks(adapter, site, direction, magnitude).items()
         for layer in site.layers
@@ -69,7 +73,7 @@ def write_adapter(
         name: jax.ShapeDtypeStruct(_used(site.ranks[layer], leaf, stack.shape[1:]), jnp.float32)
         for name, (site, layer, leaf, stack) in places.items()
     }
-    whole = {WHOLE[name]: direction[name]["weight"] for name in adapter.whole_modules}
+    whole = {name: direction[key]["weight"] for key, (name, _) in _whole(adapter, architecture).items()}
     specs = dict(
         sorted((specs | {name: jax.ShapeDtypeStruct(w.shape, jnp.float32) for name, w in whole.items()}).items())
     )
@@ -83,16 +87,17 @@ def write_adapter(
     safetensors_file.write(folder / WEIGHTS, specs, map(tensor, specs))
 
 
-def load_adapter(folder: Path | str, config: DecoderConfig) -> tuple[Adapter, PyTree, PyTree]:
+def load_adapter(folder: Path | str, architecture: Architecture) -> tuple[Adapter, PyTree, PyTree]:
     """The adapter, direction and magnitude of a PEFT folder, in float32.
 
-    InputError when the folder means anything but LoRA, rsLoRA or DoRA on the linear layers of `config`, and when it misses
-    a tensor, holds one too many, or holds one of another shape.
+    InputError when the folder means anything but LoRA, rsLoRA or DoRA on the linear layers of this model, and when a tensor
+    is missing, unknown, or of another shape.
     """
     folder = Path(folder)
     settings = peft_config.read(folder)
+    peft_config.check_layers_pattern(folder, architecture)
     try:
-        adapter = adapters.resolve(settings, config, strict=False)
+        adapter = adapters.resolve(settings, architecture, strict=False)
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
     if not (folder / WEIGHTS).is_file():
@@ -103,24 +108,31 @@ def load_adapter(folder: Path | str, config: DecoderConfig) -> tuple[Adapter, Py
         name.removesuffix(".weight") if name.endswith(f"{magnitude_name}.weight") else name: entry
         for name, entry in safetensors_file.read_header(folder / WEIGHTS).items()
     }
-    _check(folder, adapter, config, entries)
+    _check(folder, adapter, architecture, entries)
     direction, magnitude = {}, {}
     for site in adapter.sites:
         stacks = {
-            leaf: _read_stack(site, leaf, shape, entries) for leaf, shape in _shapes(adapter, site, config).items()
+            leaf: _read_stack(architecture, site, leaf, shape, entries)
+            for leaf, shape in _shapes(adapter, site, architecture).items()
         }
         direction = put(direction, f"layers.{site.path}", {leaf: stacks[leaf] for leaf in "AB"})
         if adapter.magnitude:
             magnitude = put(magnitude, f"layers.{site.path}", {"m": stacks["m"]})
-    for name in adapter.whole_modules:
-        weight = np.empty(entries[WHOLE[name]].shape, np.float32)
-        safetensors_file.read_into(entries[WHOLE[name]], weight)
-        direction = put(direction, f"{name}.weight", jnp.asarray(weight))
+    for key, (name, shape) in _whole(adapter, architecture).items():
+        weight = np.empty(shape, np.float32)
+        safetensors_file.read_into(entries[name], weight)
+        direction = put(direction, f"{key}.weight", jnp.asarray(weight))
     return adapter, direction, magnitude
 
 
-def _name(layer: int, site: Site, leaf: str) -> str:
-    return f"base_model.model.{name_of(layer, site.path)}.{SUFFIXES[leaf]}"
+def _name(architecture: Architecture, layer: int, site: Site, leaf: str) -> str:
+    return f"{PREFIX}{module_name(architecture, layer, site.path)}.{SUFFIXES[leaf]}"
+
+
+def _whole(adapter: Adapter, architecture: Architecture) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name and shape in the file of each module that is trained whole, by its key in the base tree."""
+    specs = embeddings(architecture)
+    return {key: (PREFIX + specs[key].name, specs[key].shape) for key in adapter.whole_modules}
 
 
 def _stacks(adapter: Adapter, site: Site, direction: PyTree, magnitude: PyTree) -> dict[str, jax.Array]:
@@ -128,9 +140,9 @@ def _stacks(adapter: Adapter, site: Site, direction: PyTree, magnitude: PyTree) 
     return get(direction["layers"], site.path) | (get(magnitude["layers"], site.path) if adapter.magnitude else {})
 
 
-def _shapes(adapter: Adapter, site: Site, config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(adapter: Adapter, site: Site, architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor of one layer, as it is stacked."""
-    out_features, in_features = linear_shapes(config)[site.path]
+    out_features, in_features = linear_shapes(architecture)[site.path]
     shapes = {"A": (site.rank, in_features), "B": (out_features, site.rank)}
     return shapes | ({"m": (out_features,)} if adapter.magnitude else {})
 
@@ -140,29 +152,31 @@ def _used(rank: int, leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return {"A": (rank, *shape[1:]), "B": (*shape[:1], rank), "m": shape}[leaf]
 
 
-def _read_stack(site: Site, leaf: str, shape: tuple[int, ...], entries: dict[str, Entry]) -> jax.Array:
+def _read_stack(
+    architecture: Architecture, site: Site, leaf: str, shape: tuple[int, ...], entries: dict[str, Entry]
+) -> jax.Array:
     stack = np.zeros((len(site.ranks), *shape), np.float32)
     for layer in site.layers:
-        entry = entries[_name(layer, site, leaf)]
+        entry = entries[_name(architecture, layer, site, leaf)]
         part = np.empty(entry.shape, np.float32)
         safetensors_file.read_into(entry, part)
         stack[layer][tuple(map(slice, entry.shape))] = part
     return jnp.asarray(stack)
 
 
-def _check(folder: Path, adapter: Adapter, config: DecoderConfig, entries: dict[str, Entry]) -> None:
+def _check(folder: Path, adapter: Adapter, architecture: Architecture, entries: dict[str, Entry]) -> None:
     file = folder / WEIGHTS
     magnitudes = [name for name in entries if name.endswith(SUFFIXES["m"])]
     if bool(magnitudes) != adapter.magnitude:
         found = "magnitudes, but use_dora is false" if magnitudes else "no magnitudes, but use_dora is true"
         raise InputError(f"{file} holds {found} in {CONFIG}; the two files must come from the same training")
     expected = {
-        _name(layer, site, leaf): _used(site.ranks[layer], leaf, shape)
+        _name(architecture, layer, site, leaf): _used(site.ranks[layer], leaf, shape)
         for site in adapter.sites
-        for leaf, shape in _shapes(adapter, site, config).items()
+        for leaf, shape in _shapes(adapter, site, architecture).items()
         for layer in site.layers
     }
-    expected |= {WHOLE[name]: (config.vocab_size, config.hidden_size) for name in adapter.whole_modules}
+    expected |= dict(_whole(adapter, architecture).values())
     wrong = [f"missing: {name}" for name in expected if name not in entries]
     wrong += [f"not used by {CONFIG}: {name}" for name in entries if name not in expected]
     for name in expected.keys() & entries.keys():

@@ -1,8 +1,8 @@
 """adapter_config.json: PEFT's LoraConfig and the settings of this package, translated in both directions.
 
 Keys mean the same on both sides (adapters/targets.py has the rules for names and patterns). PEFT ignores keys that it does not
-know; here a key that is neither understood nor neutral is refused, for it may change the mathematics. What is written is what
-PEFT itself writes for the same settings, except where PEFT could not load that: regular expressions, and modules left out
+know; here a key that is neither understood nor neutral is refused, since it may change the mathematics. The file has the bytes
+that PEFT itself writes for the same settings, except where PEFT could not load them: regular expressions, and modules left out
 by rank 0, are written as the names of the modules that they mean.
 """
 
@@ -13,7 +13,8 @@ from typing import Any
 from bidora_jax.errors import InputError, listing
 from bidora_jax.machine.files import read_json, write_json
 from bidora_jax.models.adapters.settings import AdapterConfig
-from bidora_jax.models.adapters.targets import ALL_LINEAR, Site, as_pattern, name_of
+from bidora_jax.models.adapters.targets import ALL_LINEAR, Site, as_pattern
+from bidora_jax.models.architectures.architecture import Architecture, endings, module_name
 
 CONFIG = "adapter_config.json"
 NOT_AN_ADAPTER = f"point at a PEFT adapter folder ({CONFIG}, adapter_model.safetensors)"
@@ -103,12 +104,18 @@ def read(folder: Path) -> AdapterConfig:
 
 
 def says_of_its_base(folder: Path) -> str:
-    """What the folder names as its base model, as the end of a message; nothing where it names none."""
+    """The base model that the folder names, as the end of a message; empty where it names none."""
     name = read_json(folder / CONFIG, NOT_AN_ADAPTER).get("base_model_name_or_path")
     return f"; the adapter was made for {name}" if name else ""
 
 
-def write(folder: Path, settings: AdapterConfig, sites: tuple[Site, ...], base_model_name: str | None) -> None:
+def write(
+    folder: Path,
+    architecture: Architecture,
+    settings: AdapterConfig,
+    sites: tuple[Site, ...],
+    base_model_name: str | None,
+) -> None:
     """Writes the settings, which mean these sites on the model, as PEFT's LoraConfig."""
     own = {
         "r": settings.rank,
@@ -122,15 +129,17 @@ def write(folder: Path, settings: AdapterConfig, sites: tuple[Site, ...], base_m
         "modules_to_save": list(settings.modules_to_save) or None,
         "base_model_name_or_path": base_model_name,
     }
-    write_json(folder / CONFIG, NEUTRAL | own | _written_names(settings, sites), sort_keys=True)
+    write_json(folder / CONFIG, NEUTRAL | own | _written_names(architecture, settings, sites), sort_keys=True)
 
 
-def _written_names(settings: AdapterConfig, sites: tuple[Site, ...]) -> dict[str, Any]:
+def _written_names(architecture: Architecture, settings: AdapterConfig, sites: tuple[Site, ...]) -> dict[str, Any]:
     wanted, unwanted = as_pattern(settings.target_modules), as_pattern(settings.exclude_modules)
     by_expression = isinstance(wanted, str) and wanted != ALL_LINEAR
     if by_expression or isinstance(unwanted, str) or 0 in dict(settings.rank_pattern).values():
-        return {"target_modules": sorted(_spelt(sites))}
-    names = (site.path.split(".")[-1] for site in sites) if wanted == ALL_LINEAR else wanted
+        return {"target_modules": sorted(_spelt(architecture, sites))}
+    names = wanted
+    if wanted == ALL_LINEAR:
+        names = (name for site in sites for name in endings(architecture, site.path))
     return {
         "target_modules": sorted(set(names)),
         "exclude_modules": sorted(set(unwanted)) or None,
@@ -138,13 +147,13 @@ def _written_names(settings: AdapterConfig, sites: tuple[Site, ...]) -> dict[str
     }
 
 
-def _spelt(sites: tuple[Site, ...]) -> Iterable[str]:
-    """The sites by name: the last part where all layers are adapted, all of the name elsewhere."""
+def _spelt(architecture: Architecture, sites: tuple[Site, ...]) -> Iterable[str]:
+    """The sites by name: one ending where all layers are adapted, the full names elsewhere."""
     for site in sites:
         if len(site.layers) == len(site.ranks):
-            yield site.path.split(".")[-1]
+            yield from endings(architecture, site.path)
         else:
-            yield from (name_of(layer, site.path) for layer in site.layers)
+            yield from (module_name(architecture, layer, site.path) for layer in site.layers)
 
 
 def _number(value: float) -> float | int:
@@ -186,15 +195,22 @@ def _refuse_variants(file: Path, raw: dict) -> None:
         )
     if raw.get("ensure_weight_tying") and raw.get("modules_to_save"):
         foreign.append("ensure_weight_tying: True (modules that are trained whole come apart here)")
-    # The layers of the models that are read here are called "layers".
-    pattern = raw.get("layers_pattern") or ()
-    if pattern and "layers" not in ([pattern] if isinstance(pattern, str) else pattern):
-        foreign.append(f"layers_pattern: {pattern!r} (here it is 'layers')")
     if foreign:
-        raise InputError(
-            f"{file} asks for what is not supported:\n{listing(foreign)}\n"
-            "supported: LoRA, rsLoRA and DoRA on linear layers"
-        )
+        raise _unsupported(file, foreign)
+
+
+def check_layers_pattern(folder: Path, architecture: Architecture) -> None:
+    """InputError where layers_pattern, which PEFT finds the layers by, is not the name that the model's list of layers has."""
+    own = architecture.layer_prefix.rpartition(".")[2]
+    pattern = read_json(folder / CONFIG, NOT_AN_ADAPTER).get("layers_pattern") or ()
+    if pattern and own not in ([pattern] if isinstance(pattern, str) else pattern):
+        raise _unsupported(folder / CONFIG, [f"layers_pattern: {pattern!r} (here it is {own!r})"])
+
+
+def _unsupported(file: Path, foreign: list[str]) -> InputError:
+    return InputError(
+        f"{file} asks for what is not supported:\n{listing(foreign)}\nsupported: LoRA, rsLoRA and DoRA on linear layers"
+    )
 
 
 def _neutral(key: str, value) -> bool:

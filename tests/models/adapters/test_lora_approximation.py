@@ -90,7 +90,7 @@ def test_peft_reads_it_as_the_plainest_lora(tmp_path):
     adapter, *trees = random_adapter(UNEVEN, config, base)
     base = initial.prepare_base(base, adapter)
     found = lora_approximation.approximate(adapter, config, base, *trees)
-    peft.save_adapter(tmp_path / "a", found.adapter, found.settings, found.direction, {}, base_model_name=None)
+    peft.save_adapter(tmp_path / "a", config, found.adapter, found.settings, found.direction, {}, base_model_name=None)
     settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"]) == (7, 7)
     assert not any(settings[key] for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save",

@@ -20,6 +20,7 @@ from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial, merging
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.adapters.targets import Site
+from bidora_jax.models.base import head_of
 from bidora_jax.models.decoder import DecoderLayer
 from bidora_jax.training import objective, optim
 from bidora_jax.training.bilevel import bilevel_step
@@ -81,7 +82,7 @@ def looped_loss(adapter):
             x = layer.apply({"base": weights, "direction": d, "magnitude": m}, x, cos, sin)[0]
         x = norms.rms_norm(x, base["norm"]["weight"], eps=DEEP.rms_norm_eps)
         flat, weight = x[:, :-1].reshape(-1, DEEP.hidden_size), mask[:, 1:].reshape(-1)
-        total = losses.cross_entropy_sum(flat, decoder.head(base), tokens[:, 1:].reshape(-1), weight, chunk=64)
+        total = losses.cross_entropy_sum(flat, head_of(base), tokens[:, 1:].reshape(-1), weight, chunk=64)
         return total / jnp.sum(weight)
 
     return loss

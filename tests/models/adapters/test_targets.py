@@ -1,6 +1,7 @@
 """Which modules the settings mean: PEFT's matching is the oracle, and what matches nothing is refused."""
 
 import re
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -9,17 +10,17 @@ from tiny import CONFIG
 from bidora_jax.errors import InputError
 from bidora_jax.models.adapters import targets
 from bidora_jax.models.adapters.settings import AdapterConfig
-from bidora_jax.models.architectures import decoder
+from bidora_jax.models.architectures.architecture import module_name
 
-SHAPES, LAYERS = decoder.linear_shapes(CONFIG), 12
-NAMES = [targets.name_of(layer, path) for path in SHAPES for layer in range(LAYERS)]
+DEEP = replace(CONFIG, num_layers=12)
+NAMES = [module_name(DEEP, layer, linear.path) for linear in DEEP.linears for layer in range(DEEP.num_layers)]
 
 
 def found(**settings) -> dict[str, tuple[int, float]]:
     """(rank, scale) of every adapted module."""
-    sites = targets.sites(AdapterConfig(**settings), SHAPES, LAYERS)
+    sites = targets.sites(AdapterConfig(**settings), DEEP)
     return {
-        targets.name_of(layer, site.path): (site.ranks[layer], site.scales[layer])
+        module_name(DEEP, layer, site.path): (site.ranks[layer], site.scales[layer])
         for site in sites
         for layer in site.layers
     }
@@ -60,10 +61,10 @@ def test_modules_ranks_and_alphas_are_those_of_peft(wanted, unwanted, pattern):
     )  # fmt: skip
     if not expected:
         with pytest.raises(InputError, match="nothing"):
-            targets.sites(settings, SHAPES, LAYERS, strict=False)
+            targets.sites(settings, DEEP, strict=False)
         return
-    sites = targets.sites(settings, SHAPES, LAYERS, strict=False)
-    assert expected == {targets.name_of(n, s.path): (s.ranks[n], s.scales[n]) for s in sites for n in s.layers}
+    sites = targets.sites(settings, DEEP, strict=False)
+    assert expected == {module_name(DEEP, n, s.path): (s.ranks[n], s.scales[n]) for s in sites for n in s.layers}
 
 
 def test_all_linear_and_single_entries():
@@ -92,7 +93,9 @@ def test_scales():
 
 def test_a_scale_is_a_number_where_it_is_one():
     def of(**settings):
-        return targets.sites(AdapterConfig(rank=8, alpha=12.0, target_modules=("q_proj",), **settings), SHAPES, 3)[0]
+        return targets.sites(
+            AdapterConfig(rank=8, alpha=12.0, target_modules=("q_proj",), **settings), replace(CONFIG, num_layers=3)
+        )[0]
 
     assert of().scale == 1.5
     key = "layers.1.self_attn.q_proj"

@@ -182,7 +182,9 @@ def test_adapters_go_to_peft_and_merged_to_transformers(saved, tmp_path, kind):
     ours = np.asarray(decoder.logits(config, *trained, jnp.asarray(ids.numpy())))
     scale = np.abs(ours).max()
 
-    peft.save_adapter(tmp_path / "adapter", adapter, settings, direction, magnitude, base_model_name=str(folder))
+    peft.save_adapter(
+        tmp_path / "adapter", config, adapter, settings, direction, magnitude, base_model_name=str(folder)
+    )
     _, *again = peft.load_adapter(tmp_path / "adapter", config)
     assert all(map(np.array_equal, jax.tree.leaves(again), jax.tree.leaves([direction, magnitude])))
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")

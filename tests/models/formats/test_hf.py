@@ -15,7 +15,7 @@ from bidora_jax.kernels import quantized
 from bidora_jax.kernels.xla_cpu import weights
 from bidora_jax.models import decoder
 from bidora_jax.models.architectures.decoder import DecoderConfig
-from bidora_jax.models.decoder import base_shapes
+from bidora_jax.models.base import dense_shapes
 from bidora_jax.models.formats import hf, hf_config
 
 UNTIED_WITH_BIAS = {"tie_word_embeddings": False, "attention_bias": True}
@@ -122,7 +122,7 @@ def test_the_base_has_the_announced_shapes_and_the_dtype_of_the_files(model_fold
     assert hf.source_dtype(model_folder) == jnp.float32
     for dtype in (None, jnp.bfloat16):
         base = hf.load_base(model_folder, config, dtype)
-        announced = base_shapes(config, dtype or jnp.float32)
+        announced = dense_shapes(config, dtype or jnp.float32)
         found = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), base, is_leaf=quantized.is_packed)
         assert found == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), announced)
 

@@ -65,10 +65,10 @@ def test_not_a_number_never_agrees():
 def test_an_adapter_folder_agrees_and_a_changed_one_does_not(model_folder, tmp_path):
     adapter, base, direction, magnitude = _trained(model_folder, "bfloat16")
     expected = parity.probe_logits(tiny.CONFIG, adapter, base, direction, magnitude)
-    peft.save_adapter(tmp_path / "a", adapter, DORA, direction, magnitude, base_model_name=None)
+    peft.save_adapter(tmp_path / "a", tiny.CONFIG, adapter, DORA, direction, magnitude, base_model_name=None)
     assert parity.verify_adapter(tmp_path / "a", tiny.CONFIG, base, expected).largest == 0
     wrong = jax.tree.map(lambda leaf: 1.001 * leaf, magnitude)
-    peft.save_adapter(tmp_path / "b", adapter, DORA, direction, wrong, base_model_name=None)
+    peft.save_adapter(tmp_path / "b", tiny.CONFIG, adapter, DORA, direction, wrong, base_model_name=None)
     assert not parity.verify_adapter(tmp_path / "b", tiny.CONFIG, base, expected).holds
 
 

@@ -22,6 +22,7 @@ from bidora_jax.models.adapters import initial, merging
 from bidora_jax.models.adapters.conversion import converted
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.base import dense_shapes
 from bidora_jax.models.formats import hf, hf_config, peft
 
 pytestmark = pytest.mark.filterwarnings(f"ignore:{DEPRECATED}:FutureWarning")
@@ -108,7 +109,7 @@ def test_the_trained_parameters_are_counted_as_peft_counts_them(tmp_path, method
         groups = adapters.trainable(adapters.resolve(METHODS[method], config), config)
         trained, everything = peft_model(model, METHODS[method]).get_nb_trainable_parameters()
         assert sum(groups.values()) == trained
-        assert adapters.count(decoder.base_shapes(config, jnp.float32)) + trained == everything
+        assert adapters.count(dense_shapes(config, jnp.float32)) + trained == everything
 
 
 @pytest.mark.torch
@@ -199,7 +200,7 @@ def test_trained_from_the_same_start_the_function_is_that_of_peft(tmp_path, star
     import peft as oracle_peft
 
     written, wide, direction = converted(adapter, settings, base, trained[0])
-    peft.save_adapter(tmp_path / "a", written, wide, direction, trained[1], base_model_name=None)
+    peft.save_adapter(tmp_path / "a", config, written, wide, direction, trained[1], base_model_name=None)
     on_original = oracle_peft.PeftModel.from_pretrained(oracle.qwen3(), tmp_path / "a").eval()
     np.testing.assert_allclose(oracle.logits(on_original, ids), expected, atol=1e-4)
     loaded = peft.load_adapter(tmp_path / "a", config)
@@ -223,7 +224,7 @@ def test_a_randomised_start_fits_the_original_base(tmp_path):
     direction, magnitude = tiny.noisy(adapter, *fresh)
     expected = decoder.logits(config, adapter, base, direction, magnitude, jnp.asarray(ids.numpy()))
     written, wide, direction = converted(adapter, settings, base, direction)
-    peft.save_adapter(tmp_path / "a", written, wide, direction, magnitude, base_model_name=None)
+    peft.save_adapter(tmp_path / "a", config, written, wide, direction, magnitude, base_model_name=None)
     on_original = oracle_peft.PeftModel.from_pretrained(oracle.qwen3(), tmp_path / "a").eval()
     np.testing.assert_allclose(oracle.logits(on_original, ids), expected, atol=1e-4)
 
@@ -281,7 +282,7 @@ def test_peft_loads_what_is_written_without_a_warning(tmp_path, method):
     oracle.qwen3().save_pretrained(tmp_path / "base")
     settings, config = METHODS[method], hf_config.read_config(tmp_path / "base")
     trained = random_adapter(settings, config, hf.load_base(tmp_path / "base", config))
-    peft.save_adapter(tmp_path / "adapter", trained[0], settings, *trained[1:], base_model_name="base")
+    peft.save_adapter(tmp_path / "adapter", config, trained[0], settings, *trained[1:], base_model_name="base")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", DEPRECATED, FutureWarning)
@@ -307,7 +308,7 @@ def test_what_peft_has_no_setting_for_is_written_by_name(tmp_path, settings):
     oracle.qwen3().save_pretrained(tmp_path / "base")
     config = hf_config.read_config(tmp_path / "base")
     trained = random_adapter(settings, config, hf.load_base(tmp_path / "base", config))
-    peft.save_adapter(tmp_path / "a", trained[0], settings, *trained[1:], base_model_name=None)
+    peft.save_adapter(tmp_path / "a", config, trained[0], settings, *trained[1:], base_model_name=None)
     adapted = oracle_peft.PeftModel.from_pretrained(oracle.qwen3(), tmp_path / "a").eval()
     ids = oracle.tokens()
     expected = oracle.logits(adapted, ids)
@@ -325,8 +326,9 @@ def test_the_files_are_those_that_peft_writes(tmp_path, method):
     oracle.qwen3().save_pretrained(tmp_path / "base")
     settings = METHODS[method]
     peft_model(oracle.qwen3(), settings).save_pretrained(tmp_path / "theirs")
-    adapter, *trained = peft.load_adapter(tmp_path / "theirs", hf_config.read_config(tmp_path / "base"))
-    peft.save_adapter(tmp_path / "ours", adapter, settings, *trained, base_model_name=None)
+    config = hf_config.read_config(tmp_path / "base")
+    adapter, *trained = peft.load_adapter(tmp_path / "theirs", config)
+    peft.save_adapter(tmp_path / "ours", config, adapter, settings, *trained, base_model_name=None)
     theirs, ours = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("theirs", "ours"))
     assert list(ours) == sorted(ours)
     assert ours.pop("target_modules") == sorted(theirs.pop("target_modules"))
@@ -358,7 +360,7 @@ def test_targets_match_as_in_peft(tmp_path, targets):
 @pytest.mark.parametrize("method", METHODS)
 def test_save_then_load_is_the_identity(tmp_path, method):
     adapter, *trained = random_adapter(METHODS[method])
-    peft.save_adapter(tmp_path / "a", adapter, METHODS[method], *trained, base_model_name=None)
+    peft.save_adapter(tmp_path / "a", tiny.CONFIG, adapter, METHODS[method], *trained, base_model_name=None)
     again, *loaded = peft.load_adapter(tmp_path / "a", tiny.CONFIG)
     assert again == adapter
     assert jax.tree.structure(loaded) == jax.tree.structure(trained)
@@ -377,9 +379,11 @@ def test_the_magnitude_of_older_files_has_a_suffix(adapter_folder):
 def test_a_folder_is_replaced_only_on_request(adapter_folder):
     adapter, *trained = random_adapter(METHODS["lora"])
     with pytest.raises(InputError, match="not empty"):
-        peft.save_adapter(adapter_folder, adapter, METHODS["lora"], *trained, base_model_name=None)
+        peft.save_adapter(adapter_folder, tiny.CONFIG, adapter, METHODS["lora"], *trained, base_model_name=None)
     assert peft.load_adapter(adapter_folder, tiny.CONFIG)[0].magnitude
-    peft.save_adapter(adapter_folder, adapter, METHODS["lora"], *trained, base_model_name=None, replace=True)
+    peft.save_adapter(
+        adapter_folder, tiny.CONFIG, adapter, METHODS["lora"], *trained, base_model_name=None, replace=True
+    )
     assert not peft.load_adapter(adapter_folder, tiny.CONFIG)[0].magnitude
     assert [path.name for path in adapter_folder.parent.iterdir()] == ["a"]
 
