@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from bidora_jax.errors import InputError
-from bidora_jax.models.architectures import families
+from bidora_jax.models.architectures import decoder_family, families
 from bidora_jax.models.architectures.rope import RopeScaling
 from bidora_jax.models.formats import hf_config
 from bidora_jax.models.formats.hf_config import read_config, resolve_folder
@@ -98,7 +98,7 @@ def test_published_files_are_read(tmp_path, name, expected):
     raw = PUBLISHED[name]
     (tmp_path / "config.json").write_text(json.dumps(raw))
     found = vars(read_config(tmp_path))
-    expected |= {field: raw[key] for key, field in hf_config.SIZES.items()}
+    expected |= {field: raw[key] for key, field in decoder_family.SIZES.items()}
     expected |= {key: raw[key] for key in ("rms_norm_eps", "tie_word_embeddings")}
     assert {key: found[key] for key in expected} == expected
 
