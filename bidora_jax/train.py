@@ -36,15 +36,15 @@ def main(argv: list[str]) -> None:
     if "auto" in given:
         config = auto.fit(config, given, memory)
     with out_of_memory.explained(config):
-        parts = assemble(config)
-        config, first = settle(config, parts, memory)
-    parts = parts._replace(problem=first.problem)
-    with out_of_memory.explained(config, parts.problem.buckets[-1]):
+        inputs = assemble(config)
+        config, first = settle(config, inputs, memory)
+    inputs = inputs._replace(problem=first.problem)
+    with out_of_memory.explained(config, inputs.problem.buckets[-1]):
         if clock is not None:
-            describe(config, parts)
-            dry_run.main(config, parts, first, memory, clock, kept=kept is not None)
+            describe(config, inputs)
+            dry_run.main(config, inputs, first, memory, clock, kept=kept is not None)
         else:
-            run(config, parts, first)
+            run(config, inputs, first)
 
 
 if __name__ == "__main__":

@@ -91,14 +91,14 @@ class Contestant:
 
     def __init__(self, name: str, problem: problem.Problem, method: str) -> None:
         self.name, search = name, SearchConfig(epochs=1.0, hypergradient="exact")
-        self.phase, standing = phases.first_phase(method, problem, search, OptimizerConfig(), OptimizerConfig())
-        self.state, self.speeds = standing.state, []
+        self.phase, start = phases.first_phase(method, problem, search, OptimizerConfig(), OptimizerConfig())
+        self.state, self.speeds = start.state, []
         val = problem.val if method == "bidora" else []
         self.epoch = statistics.epoch(problem.train, val, problem.data, lower_steps=1, seed=problem.seed)
 
     def run(self) -> float:
         """Seconds of an epoch."""
-        works = [self.phase.work(number) for number in range(self.phase.steps)]
+        works = [self.phase.inputs(number) for number in range(self.phase.steps)]
         assert sum(work.tokens for work in works) == self.epoch.tokens
         began = time.perf_counter()
         for work in works:

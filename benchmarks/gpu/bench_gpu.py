@@ -329,13 +329,13 @@ def ours(job: dict):
     memory = device_memory()
     config, plan, settled = chosen(job, memory)
     program, length = remat_choice.largest(settled.phase)
-    parts = settled.footprint or footprint.of(settled.problem, settled.phase, settled.standing.state, (program, length))
-    facts = {"form": form_of(settled, job["method"]), "said": settled.said, "counted_bytes": parts.peak}
+    parts = settled.footprint or footprint.of(settled.problem, settled.phase, settled.start.state, (program, length))
+    facts = {"form": form_of(settled, job["method"]), "said": settled.reason, "counted_bytes": parts.peak}
     facts |= flops(config, plan, settled)
     if parts.peak > memory.bytes:
-        large = f"too large: {parts.peak / 1e9:.1f} GB by the compiler, of {memory.bytes / 1e9:.1f}, {memory.said}"
+        large = f"too large: {parts.peak / 1e9:.1f} GB by the compiler, of {memory.bytes / 1e9:.1f}, {memory.source}"
         return None, facts | {"too_large": large}
-    run = program.compile(settled.standing.state, length)
+    run = program.compile(settled.start.state, length)
     shapes = quantization.base_shapes(plan.model, config, jnp.bfloat16)
     base = initial.prepare_base(random_models.random_like(shapes, jax.random.key(0)), settled.problem.adapter)
     ready = replace(settled.problem, base=base)

@@ -70,9 +70,9 @@ def counted(job: dict, gpu: gpu_target.Gpu) -> tuple[dict, list[kernel_bounds.Ke
     began = time.monotonic()
     config, plan, settled = bench_gpu.chosen(job, Memory(int(gpu.memory), f"an {gpu.title}'s"))
     program, length = remat_choice.largest(settled.phase)
-    compiled = program.compile(settled.standing.state, length)
+    compiled = program.compile(settled.start.state, length)
     seconds = time.monotonic() - began
-    parts = settled.footprint or footprint.of(settled.problem, settled.phase, settled.standing.state, (program, length))
+    parts = settled.footprint or footprint.of(settled.problem, settled.phase, settled.start.state, (program, length))
     found = kernel_bounds.kernels(compiled.as_text())
     bound = sum(one.seconds(gpu.bandwidth, gpu.product_rate) for one in found)
     row = job | {

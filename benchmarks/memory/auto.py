@@ -59,8 +59,8 @@ def confirmed(config, plan: Plan) -> footprint.Footprint:
     base = quantization.base_shapes(plan.model, config, jnp.bfloat16)
     adapter = adapters.resolve(plan.adapter, config)
     problem = remat_choice.synthetic(config, plan.model, adapter, base, plan.data, plan.data.max_length)
-    phase, standing = first_phase(plan.adapter.method, problem, plan.search, plan.inner, plan.outer)
-    return footprint.of(problem, phase, standing.state, remat_choice.largest(phase))
+    phase, start = first_phase(plan.adapter.method, problem, plan.search, plan.inner, plan.outer)
+    return footprint.of(problem, phase, start.state, remat_choice.largest(phase))
 
 
 if __name__ == "__main__":

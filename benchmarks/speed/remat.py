@@ -96,16 +96,16 @@ def contestant(method: str, remat: str, form: str, micro_batches: int, options) 
     data = DataConfig(batch_size=options.batch // micro_batches, accumulation=micro_batches, buckets=1)
     problem = remat_choice.synthetic(config, model, adapter, base, data, options.tokens)
     search = SearchConfig(steps=100, hypergradient=form)
-    phase, standing = phases.first_phase(method, problem, search, OptimizerConfig(), OptimizerConfig())
+    phase, start = phases.first_phase(method, problem, search, OptimizerConfig(), OptimizerConfig())
     (step_shape,) = phase.step_shapes(0)
     began = time.monotonic()
-    step_shape[0].compile(standing.state, step_shape[1])
+    step_shape[0].compile(start.state, step_shape[1])
     seconds = time.monotonic() - began
-    parts = footprint.of(problem, phase, standing.state, step_shape)
+    parts = footprint.of(problem, phase, start.state, step_shape)
     name = f"{method}, {remat}" + (f", {form}" if method == "bidora" else "")
     name += f", in {micro_batches}" if micro_batches > 1 else ""
-    held = [standing.state]
-    batches = phase.work(0).batches
+    held = [start.state]
+    batches = phase.inputs(0).batches
 
     def step() -> None:
         state, _ = jax.block_until_ready(phase.advance(held.pop(), batches))

@@ -22,7 +22,7 @@ class Memory(NamedTuple):
     """What a device has to give."""
 
     bytes: int
-    said: str
+    source: str
     """Where the number comes from."""
 
 

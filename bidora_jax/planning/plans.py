@@ -64,8 +64,8 @@ def counted(config: DecoderConfig, plan: Plan, dtype) -> Footprint:
     base = quantization.base_shapes(plan.model, config, dtype)
     problem = remat_choice.synthetic(config, plan.model, adapter, base, plan.data, plan.data.max_length)
     search = replace(plan.search, steps=1, epochs=0.0)
-    phase, standing = first_phase(plan.adapter.method, problem, search, plan.inner, plan.outer)
-    return footprint.of(problem, phase, standing.state, remat_choice.largest(phase), quick=True)
+    phase, start = first_phase(plan.adapter.method, problem, search, plan.inner, plan.outer)
+    return footprint.of(problem, phase, start.state, remat_choice.largest(phase), quick=True)
 
 
 def base_bytes(architecture: Architecture, plan: Plan, dtype) -> int:

@@ -63,19 +63,19 @@ class FirstPhase(NamedTuple):
     problem: Problem
     search: SearchConfig
     phase: Phase
-    standing: PhaseState
+    start: PhaseState
     footprint: Footprint | None
     """None where nothing was to be chosen, and nothing was compiled."""
-    said: str
-    """What was chosen and why, a line for attention and one for the rest; empty where nothing was."""
+    reason: str
+    """What was chosen and why, a line for attention and one for the rest; empty where there was no choice."""
 
 
 def choose_remat(problem: Problem, levels: MethodSettings, memory: Memory) -> FirstPhase:
-    """The fastest form of the first phase that fits; where none does, the one that takes least, and `said` says so."""
+    """The fastest form of the first phase that fits; where none does, the one that takes least, and `reason` says so."""
     dtype = dtype_of(problem.base)
-    model, said = attention_backend.settle(problem.model, problem.config, problem.data, dtype, problem.buckets)
+    model, reason = attention_backend.settle(problem.model, problem.config, problem.data, dtype, problem.buckets)
     settled = _settled(replace(problem, model=model), levels, memory)
-    return settled._replace(said="\n".join(filter(None, (said, settled.said))))
+    return settled._replace(reason="\n".join(filter(None, (reason, settled.reason))))
 
 
 def _settled(problem: Problem, levels: MethodSettings, memory: Memory) -> FirstPhase:
@@ -84,13 +84,13 @@ def _settled(problem: Problem, levels: MethodSettings, memory: Memory) -> FirstP
     for remat, form in pairs:
         chosen = replace(problem, model=replace(problem.model, remat=remat))
         search = replace(levels.search, hypergradient=form)
-        phase, standing = first_phase(levels.method, chosen, search, levels.inner, levels.outer)
+        phase, start = first_phase(levels.method, chosen, search, levels.inner, levels.outer)
         if len(pairs) == 1:
-            return FirstPhase(chosen, search, phase, standing, None, "")
+            return FirstPhase(chosen, search, phase, start, None, "")
         name = f"remat {remat}" + (f", hypergradient {form}" if levels.method == "bidora" else "")
         with Progress("fit", len(pairs)) as progress, progress.doing(f"{name}: compiling the largest step"):
-            parts = footprint.of(chosen, phase, standing.state, largest(phase))
-        tried.append(FirstPhase(chosen, search, phase, standing, parts, name))
+            parts = footprint.of(chosen, phase, start.state, largest(phase))
+        tried.append(FirstPhase(chosen, search, phase, start, parts, name))
         if needed(parts) <= share(remat) * memory.bytes:
             break
     return _chosen(tried, memory)
@@ -157,16 +157,16 @@ def _chosen(tried: list[FirstPhase], memory: Memory) -> FirstPhase:
 
     def allowed(one: FirstPhase) -> str:
         part = share(one.problem.model.remat)
-        return f"{gigabytes(part * memory.bytes)} ({part:.0%} of {gigabytes(memory.bytes)}, {memory.said})"
+        return f"{gigabytes(part * memory.bytes)} ({part:.0%} of {gigabytes(memory.bytes)}, {memory.source})"
 
     *passed, last = tried
     if peak(last) <= share(last.problem.model.remat) * memory.bytes:
-        refused = "".join(f"; {one.said} takes {gigabytes(peak(one))} of {allowed(one)}" for one in passed)
+        refused = "".join(f"; {one.reason} takes {gigabytes(peak(one))} of {allowed(one)}" for one in passed)
         return last._replace(
-            said=f"{last.said}: the fastest that fits, {gigabytes(peak(last))} of {allowed(last)}{refused}"
+            reason=f"{last.reason}: the fastest that fits, {gigabytes(peak(last))} of {allowed(last)}{refused}"
         )
     leanest = min(tried, key=peak)
     return leanest._replace(
-        said=f"{leanest.said}: takes least, {gigabytes(peak(leanest))}, and not even that fits in {allowed(leanest)}; expect "
+        reason=f"{leanest.reason}: takes least, {gigabytes(peak(leanest))}, and not even that fits in {allowed(leanest)}; expect "
         "to run out of memory: try --auto, a smaller data.batch_size or data.max_length, or model.quantization nf4"
     )

@@ -31,14 +31,14 @@ class RunInputs(NamedTuple):
     """What samples are written for."""
 
 
-def settle(config: Config, parts: RunInputs, memory: "Memory") -> "tuple[Config, FirstPhase]":
+def settle(config: Config, inputs: RunInputs, memory: "Memory") -> "tuple[Config, FirstPhase]":
     """The first phase, and the configuration with what `auto` stands for."""
     from bidora_jax.planning import remat_choice
 
     levels = remat_choice.MethodSettings(config.adapter.method, config.search, config.inner, config.outer)
-    first = remat_choice.choose_remat(parts.problem, levels, memory)
-    if first.said:
-        print(first.said)
+    first = remat_choice.choose_remat(inputs.problem, levels, memory)
+    if first.reason:
+        print(first.reason)
     return replace(config, model=first.problem.model, search=first.search), first
 
 
@@ -100,12 +100,12 @@ def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter,
     return adapter, (start[0], start[1])
 
 
-def describe(config: Config, parts: RunInputs) -> None:
+def describe(config: Config, inputs: RunInputs) -> None:
     from bidora_jax.models import quantization
     from bidora_jax.models.adapters.adapter import count, trainable
     from bidora_jax.models.base import dense_shapes, dtype_of
 
-    problem = parts.problem
+    problem = inputs.problem
     groups = trainable(problem.adapter, problem.config)
     frozen, trained = count(dense_shapes(problem.config, "float32")), sum(groups.values())
     print(f"model {config.model.path}: {frozen:,} frozen parameters in {dtype_of(problem.base)}")

@@ -66,7 +66,7 @@ def described(start: Plan, found: Plan, parts: Footprint, memory: Memory) -> lis
     import jax
 
     old, new = plans.as_values(start), plans.as_values(found)
-    allowed = f"{gigabytes(remat_choice.FITS * memory.bytes)} ({remat_choice.FITS:.0%} of {gigabytes(memory.bytes)}, {memory.said})"
+    allowed = f"{gigabytes(remat_choice.FITS * memory.bytes)} ({remat_choice.FITS:.0%} of {gigabytes(memory.bytes)}, {memory.source})"
     why = {
         "model.quantization": f"the dense base leaves too little room; it takes {gigabytes(parts.base)} now",
         "data.batch_size": "the fastest that fits, with this remat",
@@ -108,7 +108,7 @@ def _refusal(plan: Plan, parts: Footprint, memory: Memory, fixed: frozenset[str]
     values = ", ".join(f"{name} {value}" for name, value in plans.as_values(plan).items())
     kept = f"; --{', --'.join(sorted(fixed))} was kept as the command line sets it" if fixed else ""
     return (
-        f"--auto found nothing that fits in {remat_choice.FITS:.0%} of {gigabytes(memory.bytes)} ({memory.said}): the leanest plan "
+        f"--auto found nothing that fits in {remat_choice.FITS:.0%} of {gigabytes(memory.bytes)} ({memory.source}): the leanest plan "
         f"takes {gigabytes(remat_choice.needed(parts))}, {gigabytes(parts.base)} of it the base ({values}){kept}; take a smaller "
         "model or a device with more memory"
     )

@@ -1,17 +1,18 @@
 """train --dry-run: what a run will take, before it is paid for. Nothing is written.
 
-The run is rehearsed by its own code in a temporary folder: the first steps of every phase, until one runs nothing for the first
-time, on the real batches, a validation batch of each padded length, a batch of test answers, checkpoints, the adapter with its
-proof, the report. Then
+The run's own code does the first steps of every phase in a temporary folder: as many as it takes until a step runs no program
+for the first time. They train on the real batches. One validation batch of each padded length, one batch of test answers,
+checkpoints, the adapter with its proof and the report are done too. Then
 
     run = rehearsal + Σ ( all steps, evaluations, checkpoints, looks and answers − those rehearsed ) − compiling + reading
 
-where each of them takes what the last one rehearsed took; steps, evaluations by their padded tokens, over the real order of the
-data. Compiled programs are kept, and the run that follows reads them instead of compiling: reading is tried.
+Each of them is taken to last as long as the last one that was rehearsed. Steps and evaluations scale with their padded tokens,
+summed over the real order of the data. Compiled programs are kept on disk, and the run that follows reads them instead of
+compiling; the rehearsal reads them once to know how long that takes.
 
-Memory is the compiler's count (planning/footprint.py). Resident memory (a CPU's) is what the process holds before a step,
-measured, with the compiler's count of the step on top; or what the rehearsal took, where that is more. The merged model, for
-which a temporary folder may have no room, is not rehearsed.
+Memory is the compiler's count (planning/footprint.py). Resident memory (of a CPU) is the larger of two: what the rehearsal took
+at most, and what the process holds before a step, measured, plus the compiler's count of the step. The merged model is not
+written, as a temporary folder may have no room for it.
 """
 
 import contextlib
@@ -19,11 +20,13 @@ import io
 import math
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+from jaxtyping import PyTree
 
 from bidora_jax.config import Config
 from bidora_jax.data.batches import Batch
@@ -32,10 +35,11 @@ from bidora_jax.machine.memory import Memory, process_seconds, resident
 from bidora_jax.planning import footprint
 from bidora_jax.planning.footprint import Footprint, gigabytes
 from bidora_jax.planning.remat_choice import FirstPhase, largest
+from bidora_jax.training.checkpoint import Checkpoints
 from bidora_jax.training.compiled_steps import StepShape, shapes, upcoming
-from bidora_jax.training.loop import Loop, Phase, PhaseState, Watcher
+from bidora_jax.training.loop import Intervals, Loop, Phase, PhaseState, Watcher
+from bidora_jax.training.metrics_log import MetricsLog
 from bidora_jax.training.problem import Problem
-from bidora_jax.training.progress import Progress
 
 if TYPE_CHECKING:
     from bidora_jax.runs.assembly import RunInputs
@@ -71,7 +75,7 @@ class Often(NamedTuple):
     seconds: float
     """Each."""
     rehearsed: float
-    """Seconds that the rehearsal spent on it, of which compiling is no part."""
+    """Seconds that the rehearsal spent on it, without compiling."""
 
     @property
     def total(self) -> float:
@@ -84,13 +88,13 @@ class Cost(NamedTuple):
     phases: tuple[PhaseCost, ...]
     often: dict[str, Often]
     rehearsal: float
-    """The process from its start to the end of the rehearsal, less what only a dry run does."""
+    """Seconds from the start of the process to the end of the rehearsal, without what only a dry run does."""
     compiling: float
-    """Of it, what the compiler took."""
+    """Seconds of `rehearsal` in the compiler."""
     reading: float | None
     """Seconds to read the compiled programs back; None where they are not kept."""
     held: int | None
-    """Resident at most while all this was done; None where the system does not tell."""
+    """The most that was resident up to the end of the rehearsal; None where the system does not tell."""
 
     @property
     def once(self) -> float:
@@ -118,7 +122,7 @@ class Cost(NamedTuple):
 
 
 class Clock:
-    """Seconds that the process has been running, and that JAX's compiler has taken since this was made."""
+    """Seconds that the process has been running, and seconds in JAX's compiler since this clock was made."""
 
     def __init__(self) -> None:
         self.compiling, self._made = 0.0, time.monotonic()
@@ -126,7 +130,7 @@ class Clock:
 
     @property
     def running(self) -> float:
-        """Where the system does not tell, since this was made: without the imports."""
+        """Seconds since the process began; where the system does not tell, since this clock was made, without the imports."""
         return process_seconds() or time.monotonic() - self._made
 
     def _add(self, event: str, duration_secs: float, **_: Any) -> None:
@@ -134,41 +138,36 @@ class Clock:
             self.compiling += duration_secs
 
 
-def main(config: Config, parts: "RunInputs", first: FirstPhase, memory: Memory, clock: Clock, *, kept: bool) -> None:
+def main(config: Config, inputs: "RunInputs", first: FirstPhase, memory: Memory, clock: Clock, *, kept: bool) -> None:
     """Rehearses the run and prints what it takes. `clock` was made before anything was compiled; `kept` says whether
-    programs are."""
+    compiled programs are kept on disk."""
     print("rehearsing the first steps of each phase, in a temporary folder", flush=True)
-    cost = rehearsed(config, parts, first, clock, kept=kept)
+    cost = rehearsed(config, inputs, first, clock, kept=kept)
     print("\n".join(["", *report(cost, memory, merged=config.merged)]))
 
 
-def rehearsed(config: Config, parts: "RunInputs", first: FirstPhase, clock: Clock, *, kept: bool) -> Cost:
+def rehearsed(config: Config, inputs: "RunInputs", first: FirstPhase, clock: Clock, *, kept: bool) -> Cost:
     """The cost of the run, by doing a little of all its parts."""
     from bidora_jax.runs import execution
 
-    batches = execution.validation_batches(parts.problem)
+    batches = execution.validation_batches(inputs.problem)
     some = list({_length(batch): batch for batch in batches}.values())
-    losses = Timed(execution.validator(parts.problem, some)) if some else None
-    loops: list[Rehearsal] = []
-
-    def make_loop(*services: Any) -> Loop:
-        loops.append(Rehearsal(parts.problem, *services))
-        return loops[-1]
-
-    # What a few steps come to, their losses above all, would only mislead.
+    losses = Timed(execution.validator(inputs.problem, some)) if some else None
+    rehearsal = Rehearsal(inputs.problem)
+    # Nothing is shown of what a few steps come to: their losses above all would only mislead.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         small = replace(config, output_dir=f"{folder}/run", merged=False, tensorboard=False, wandb="")
-        execution.run(small, parts._replace(test=[]), first, losses=losses, make_loop=make_loop)
-    (loop,) = loops
-    often = loop.often()
+        execution.run(small, inputs._replace(test=[]), first, losses=losses, make_loop=rehearsal.make_loop)
+    often = rehearsal.often()
     if losses is not None:
-        whole, part = (sum(map(_length, passed)) for passed in (batches, some))
-        count = 1 + sum(_due(phase.steps, config.eval_every) for phase in loop.whole)  # one more of the result
-        often["evaluations"] = Often(count, losses.last * whole / part, losses.last * losses.calls)
-    if parts.test:
-        often["batches of test answers"] = _answers(config, parts)
-    peak, total, compiling = resident("VmHWM"), clock.running - loop.apart, clock.compiling
-    return Cost(tuple(loop.costs()), often, total, compiling, _read_back(loop.met, clock) if kept else None, peak)
+        all_tokens, some_tokens = (sum(map(_length, passed)) for passed in (batches, some))
+        count = 1 + sum(_due(phase.steps, config.eval_every) for phase in rehearsal.phases)  # one more of the result
+        often["evaluations"] = Often(count, losses.last * all_tokens / some_tokens, losses.last * losses.calls)
+    if inputs.test:
+        often["batches of test answers"] = _answers(config, inputs)
+    peak, total, compiling = resident("VmHWM"), clock.running - rehearsal.apart, clock.compiling
+    reading = _read_back(rehearsal.programs, clock) if kept else None
+    return Cost(tuple(rehearsal.costs()), often, total, compiling, reading, peak)
 
 
 class Timed:
@@ -184,67 +183,104 @@ class Timed:
         return out
 
 
-class Rehearsal(Loop):
-    """The loop, of which every phase ends after its first steps, and all that it does is timed."""
+@dataclass(frozen=True)
+class Silent:
+    """A watcher that writes down what it sees and says nothing in the progress."""
 
-    def __init__(self, problem: Problem, *services: Any) -> None:
-        super().__init__(*services)
-        self.whole: list[Phase] = []
-        self.met: list[tuple[StepShape, Any]] = []
-        """Programs at their lengths, with the shapes of their states."""
+    watcher: Watcher
+
+    @property
+    def name(self) -> str:
+        return self.watcher.name
+
+    @property
+    def every(self) -> int:
+        return self.watcher.every
+
+    def look(self, phase: str, step: int, direction: PyTree, magnitude: PyTree) -> str:
+        self.watcher.look(phase, step, direction, magnitude)
+        return ""
+
+    def truncate(self, phase: str, step: int) -> object:
+        return self.watcher.truncate(phase, step)
+
+
+class Rehearsal:
+    """Lets the loop do the first steps of every phase, times what it does, and counts the memory of its steps."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.phases: list[Phase] = []
+        """All phases of the run, as they are planned."""
+        self.programs: list[tuple[StepShape, Any]] = []
+        """Every program at its padded lengths, with the shapes of its state."""
         self.apart = 0.0
         """Seconds of what only a dry run does."""
         self._problem = problem
-        self._advances: list[Timed] = []
+        self._loop: Loop | None = None
+        self._seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)  # of each time, by (doing, phase)
         self._counts: list[tuple[Footprint, int | None, tuple[int, ...]]] = []
-        self._save_timed = Timed(super()._save)
-        self._looks = {watcher: Timed(watcher.look) for watcher in self.watchers}
 
-    def run(self, phase: Phase, standing: PhaseState) -> PhaseState:
-        self.whole.append(phase)
-        self._advances.append(Timed(phase.advance))
-        return super().run(replace(phase, steps=_enough(phase), advance=self._advances[-1]), standing)
+    def make_loop(
+        self, evaluate: Callable[[PyTree, PyTree], float] | None, log: MetricsLog, checkpoints: Checkpoints,
+        intervals: Intervals, watchers: Sequence[Watcher],
+    ) -> Loop:  # fmt: skip
+        silent = [Silent(watcher) for watcher in watchers]
+        self._loop = Loop(evaluate, log, checkpoints, intervals, silent, part=self.part, timer=self.timer)
+        return self._loop
 
-    def _compile(self, phase: Phase, standing: PhaseState, progress: Progress) -> None:
-        whole = self.whole[-1]
-        super()._compile(whole, standing, progress)
+    def part(self, phase: Phase) -> Phase:
+        """The first steps of a phase. Each waits for its results, so that it can be timed."""
+        self.phases.append(phase)
+        return replace(phase, steps=_enough(phase), advance=lambda *given: jax.block_until_ready(phase.advance(*given)))
+
+    @contextlib.contextmanager
+    def timer(self, doing: str, phase: Phase, at: PhaseState) -> Iterator[None]:
         began = time.monotonic()
-        step_shapes = upcoming(whole.step_shapes, standing.step, whole.steps)
-        self.met += [(step_shape, shapes(standing.state)) for step_shape in step_shapes]
-        parts = footprint.of(self._problem, whole, standing.state, largest(whole))
+        yield
+        self._seconds[doing, phase.name].append(time.monotonic() - began)
+        if doing == "compile":
+            self._count(phase, at)
+
+    def _count(self, phase: Phase, at: PhaseState) -> None:
+        """What the compiler counts for the largest step of the phase, and what is resident before the first one."""
+        began = time.monotonic()
+        step_shapes = upcoming(phase.step_shapes, at.step, phase.steps)
+        self.programs += [(step_shape, shapes(at.state)) for step_shape in step_shapes]
+        parts = footprint.of(self._problem, phase, at.state, largest(phase))
         release_freed_memory()
         self._counts.append((parts, resident(), tuple(sorted({length for _, length in step_shapes}))))
         self.apart += time.monotonic() - began
 
-    def _save(self, phase: Phase, standing: PhaseState) -> None:
-        self._save_timed(phase, standing)
-
-    def _watch(self, watchers: Sequence[Watcher], phase: Phase, standing: PhaseState, progress: Progress) -> None:
-        for watcher in watchers:
-            self._looks[watcher](phase.name, standing.step, *phase.adapter_of(standing.state))
-
     def costs(self) -> Iterator[PhaseCost]:
         """What each phase takes."""
-        for phase, advance, (parts, held, lengths) in zip(self.whole, self._advances, self._counts, strict=True):
-            per_token = advance.last / _padded(phase, advance.calls - 1)
+        for phase, (parts, held, lengths) in zip(self.phases, self._counts, strict=True):
+            seconds = self._seconds["step", phase.name]
+            per_token = seconds[-1] / _padded(phase, len(seconds) - 1)
             mean = per_token * sum(_padded(phase, step) for step in range(phase.steps)) / phase.steps
             yield PhaseCost(phase.name, phase.steps, lengths, mean, parts, held)
 
     def often(self) -> dict[str, Often]:
         """What the loop does several times, by name."""
-        steps = sum(phase.steps for phase in self.whole)
+        assert self._loop is not None
+        steps = sum(phase.steps for phase in self.phases)
         each = sum(cost.steps * cost.step_seconds for cost in self.costs()) / steps
-        found = {"steps": Often(steps, each, sum(advance.calls * advance.last for advance in self._advances))}
-        saves = sum(_due(phase.steps, self.rhythm.save) for phase in self.whole)
-        found["checkpoints"] = Often(saves, self._save_timed.last, self._save_timed.calls * self._save_timed.last)
-        for watcher, look in self._looks.items():
-            count = 1 + sum(_due(phase.steps, watcher.every) for phase in self.whole)
-            found[f"looks ({type(watcher).__name__.lower()})"] = Often(count, look.last, look.calls * look.last)
+        by_phase = [self._seconds["step", phase.name] for phase in self.phases]
+        found = {"steps": Often(steps, each, sum(len(seconds) * seconds[-1] for seconds in by_phase))}
+        saves = sum(_due(phase.steps, self._loop.intervals.save) for phase in self.phases)
+        found["checkpoints"] = self._times("save", saves)
+        for watcher in self._loop.watchers:
+            count = 1 + sum(_due(phase.steps, watcher.every) for phase in self.phases)
+            found[f"looks ({watcher.name})"] = self._times(f"watch {watcher.name}", count)
         return found
+
+    def _times(self, doing: str, count: int) -> Often:
+        """`count` times what was rehearsed under a name, each as long as the last one."""
+        seconds = [one for phase in self.phases for one in self._seconds[doing, phase.name]]
+        return Often(count, seconds[-1], len(seconds) * seconds[-1])
 
 
 def _enough(phase: Phase) -> int:
-    """Steps up to the second at least, and to one whose programs have all run before: the first run of one takes longer."""
+    """Steps to rehearse: at least two, up to one whose programs have all run before. A program's first run takes longer."""
     met: set[StepShape] = set()
     for number in range(phase.steps):
         step_shapes = set(phase.step_shapes(number))
@@ -259,23 +295,23 @@ def _due(steps: int, every: int) -> int:
     return steps // every + bool(steps % every) if every else 1
 
 
-def _answers(config: Config, parts: "RunInputs") -> Often:
-    """The test records are answered before and after training, a batch at a time; one is answered here."""
+def _answers(config: Config, inputs: "RunInputs") -> Often:
+    """A run answers the test records before and after training, a batch at a time; one batch is answered here."""
     from bidora_jax.runs import execution
     from bidora_jax.tasks import evaluation
 
-    rows = evaluation.rows(len(parts.test))
-    answer = Timed(lambda: execution.answers(config, parts._replace(test=parts.test[:rows]), parts.problem.base))
+    rows = evaluation.rows(len(inputs.test))
+    answer = Timed(lambda: execution.answers(config, inputs._replace(test=inputs.test[:rows]), inputs.problem.base))
     answer()
     answer()
-    return Often(2 * math.ceil(len(parts.test) / rows), answer.last, 2 * answer.last)
+    return Often(2 * math.ceil(len(inputs.test) / rows), answer.last, 2 * answer.last)
 
 
-def _read_back(met: Sequence[tuple[StepShape, Any]], clock: Clock) -> float:
-    """Seconds to get the steps, which were compiled, from the persistent cache."""
+def _read_back(programs: Sequence[tuple[StepShape, Any]], clock: Clock) -> float:
+    """Seconds to read the compiled programs from the persistent cache."""
     jax.clear_caches()
     before = clock.compiling
-    for (program, length), state in met:
+    for (program, length), state in programs:
         program.compile(state, length, {})
     return clock.compiling - before
 
@@ -288,7 +324,9 @@ def report(cost: Cost, memory: Memory, *, merged: bool) -> list[str]:
         lines += [f"{phase.name}: {phase.steps} steps of {phase.step_seconds:.2f} s, padded to {padded}"]
         lines += [f"  {line}" for line in phase.footprint.lines()]
     most = max(phase.footprint.peak for phase in cost.phases)
-    lines += [f"memory: {gigabytes(most)} at the peak of the largest step, of {gigabytes(memory.bytes)}, {memory.said}"]
+    lines += [
+        f"memory: {gigabytes(most)} at the peak of the largest step, of {gigabytes(memory.bytes)}, {memory.source}"
+    ]
     if cost.resident is not None:
         lines += [f"resident: {gigabytes(cost.resident)} at its peak; this dry run took {gigabytes(cost.held or 0)}"]
     parts = [f"{each.times} {name} {_spoken(each.total)}" for name, each in cost.often.items()]
@@ -309,7 +347,7 @@ def _length(batch: Batch) -> int:
 
 
 def _padded(phase: Phase, number: int) -> int:
-    """What the time of a step follows: its padded lengths, those of its lower steps too."""
+    """The padded lengths of a step and its lower steps, summed: its time grows with them."""
     return sum(length for _, length in phase.step_shapes(number))
 
 

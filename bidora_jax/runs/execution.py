@@ -29,28 +29,28 @@ Losses: TypeAlias = "Callable[[PyTree, PyTree], float]"
 
 def run(
     config: Config,
-    parts: RunInputs,
+    inputs: RunInputs,
     first: "FirstPhase",
     *,
     losses: "Losses | None" = None,
     make_loop: "Callable[..., Loop] | None" = None,
 ) -> None:
-    """Trains, and writes the run folder. A rehearsal brings a shorter validation and a loop of its own (runs/dry_run.py)."""
+    """Trains, and writes the run folder. A rehearsal (runs/dry_run.py) brings a shorter validation and a loop that it times."""
     from bidora_jax.runs import logs
     from bidora_jax.training.checkpoint import Checkpoints
     from bidora_jax.training.loop import Intervals, Loop
 
-    problem, folder, began = parts.problem, Path(config.output_dir), time.monotonic()
+    problem, folder, began = inputs.problem, Path(config.output_dir), time.monotonic()
     if losses is None and problem.val:
         losses = validator(problem, validation_batches(problem))
-    describe(config, parts)
-    before = answers(config, parts, problem.base)
+    describe(config, inputs)
+    before = answers(config, inputs, problem.base)
     start_folder(config)
-    with logs.begin(config, parts) as log, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
-        rhythm = Intervals(config.eval_every, config.save_every, config.log_every)
-        loop = (make_loop or Loop)(losses, log, checkpoints, rhythm, logs.watchers(config, parts))
+    with logs.begin(config, inputs) as log, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
+        intervals = Intervals(config.eval_every, config.save_every, config.log_every)
+        loop = (make_loop or Loop)(losses, log, checkpoints, intervals, logs.watchers(config, inputs))
         direction, magnitude = _train(config, problem, loop, checkpoints, first)
-    _finish(config, parts, direction, magnitude, before, losses)
+    _finish(config, inputs, direction, magnitude, before, losses)
     logs.end(config)
     seconds = time.monotonic() - began
     print(f"finished in {seconds:.0f} s; {loop.waited / seconds:.1%} of it the device waited for data")
@@ -72,27 +72,27 @@ def validator(problem: "Problem", batches: "list[Batch]") -> "Losses":
 
 
 def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Checkpoints", first: "FirstPhase"):
-    """All phases from wherever the checkpoints stand; returns the (direction, magnitude) found."""
+    """Runs all phases, from the last checkpoint on where there is one; returns the (direction, magnitude) found."""
     from bidora_jax.training import phases
 
-    search, standing = first.phase, first.standing
+    search, at = first.phase, first.start
     latest = checkpoints.latest()
     in_search = latest is None or latest <= search.steps
     if in_search:
-        standing = loop.run(search, _resumed(loop, checkpoints, search, standing))
-        _say(search, standing)
+        at = loop.run(search, _resumed(loop, checkpoints, search, at))
+        _say(search, at)
     if config.adapter.method != "bidora" or not (config.retrain.epochs or config.retrain.steps):
-        return standing.best
+        return at.best
     begin = (config.retrain, config.inner)
-    phase, fresh = phases.retrain(problem, *begin, standing.best, search.steps)
+    phase, fresh = phases.retrain(problem, *begin, at.best, search.steps)
     if not in_search:
         resumed = _resumed(loop, checkpoints, phase, fresh)
         # The magnitude is the one the checkpoint holds, not the one this process started with.
         phase, _ = phases.retrain(problem, *begin, resumed.best, search.steps)
         fresh = resumed
-    standing = loop.run(phase, fresh)
-    _say(phase, standing)
-    return standing.best
+    at = loop.run(phase, fresh)
+    _say(phase, at)
+    return at.best
 
 
 def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "PhaseState") -> "PhaseState":
@@ -103,46 +103,46 @@ def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "P
         loop.truncate(phase.name, 0)
         return fresh
     tree, info = checkpoints.restore(latest, {"state": fresh.state, "best": fresh.best})
-    standing = restored(tree, info)
-    loop.truncate(phase.name, standing.step + 1)
-    print(f"resumed {phase.name} after step {standing.step} of {phase.steps}")
-    return standing
+    at = restored(tree, info)
+    loop.truncate(phase.name, at.step + 1)
+    print(f"resumed {phase.name} after step {at.step} of {phase.steps}")
+    return at
 
 
 def _finish(
-    config: Config, parts: RunInputs, direction, magnitude, before: "Answers | None", losses: "Losses | None"
+    config: Config, inputs: RunInputs, direction, magnitude, before: "Answers | None", losses: "Losses | None"
 ) -> None:
     from bidora_jax.models.adapters import merging
     from bidora_jax.models.formats import export, hf
     from bidora_jax.runs import logs
 
-    problem, folder = parts.problem, Path(config.output_dir)
+    problem, folder = inputs.problem, Path(config.output_dir)
     if losses is not None:
         loss = losses(direction, magnitude)
         logs.note(config, result_loss=loss)
         print(f"validation loss of the result {loss:.4f}")
-    trained = (problem.config, problem.adapter, problem.base, direction, magnitude)
-    export.write_adapter(folder / "adapter", config.adapter, config.model.path, *trained, replace=True)
+    trained = export.Trained(problem.config, problem.adapter, problem.base, direction, magnitude)
+    export.write_adapter(folder / "adapter", config.adapter, config.model.path, trained, replace=True)
     if config.merged:
-        dtype = hf.source_dtype(parts.model_folder).name
-        export.write_merged(folder / "merged", parts.model_folder, *trained, dtype=dtype, replace=True)
+        dtype = hf.source_dtype(inputs.model_folder).name
+        export.write_merged(folder / "merged", inputs.model_folder, trained, dtype=dtype, replace=True)
     if before is not None:
-        after = answers(config, parts, merging.merge(problem.adapter, problem.base, direction, magnitude))
+        after = answers(config, inputs, merging.merge(problem.adapter, problem.base, direction, magnitude))
         assert after is not None
-        logs.note(config, exact_matches={"before": before.right, "after": after.right, "of": len(parts.test)})
-        _compare_answers(parts.test, before, after)
+        logs.note(config, exact_matches={"before": before.right, "after": after.right, "of": len(inputs.test)})
+        _compare_answers(inputs.test, before, after)
 
 
-def answers(config: Config, parts: RunInputs, base: "PyTree") -> "Answers | None":
+def answers(config: Config, inputs: RunInputs, base: "PyTree") -> "Answers | None":
     """What a model without adapter answers to the test records; None where there are none."""
     from bidora_jax.generation import conversation
     from bidora_jax.tasks import evaluation
 
-    if not parts.test:
+    if not inputs.test:
         return None
     return evaluation.answer(
-        parts.problem.config, base, parts.tokenizer, parts.test, max_new_tokens=config.max_new_tokens,
-        ends=conversation.ends(parts.model_folder, parts.tokenizer),
+        inputs.problem.config, base, inputs.tokenizer, inputs.test, max_new_tokens=config.max_new_tokens,
+        ends=conversation.ends(inputs.model_folder, inputs.tokenizer),
     )  # fmt: skip
 
 
@@ -155,6 +155,6 @@ def _compare_answers(test: "list[Record]", before: "Answers", after: "Answers") 
     print(f"\nfor example: {question_text(test[0])}\n--- before\n{before.texts[0]}\n--- after\n{after.texts[0]}\n---")
 
 
-def _say(phase: "Phase", standing: "PhaseState") -> None:
-    chosen = f", best validation loss {standing.best_loss:.4f} at step {standing.best_step}" if phase.selects else ""
-    print(f"{phase.name}: {standing.step} of {phase.steps} steps{chosen}")
+def _say(phase: "Phase", at: "PhaseState") -> None:
+    chosen = f", best validation loss {at.best_loss:.4f} at step {at.best_step}" if phase.selects else ""
+    print(f"{phase.name}: {at.step} of {phase.steps} steps{chosen}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bidora_jax.training.metrics_log import MetricsLog
 
 
-def begin(config: Config, parts: "RunInputs") -> "MetricsLog":
+def begin(config: Config, inputs: "RunInputs") -> "MetricsLog":
     """Writes the facts of the start, of a resumed run once more, and opens metrics.jsonl for those who follow it."""
     from bidora_jax.data import packing
     from bidora_jax.machine import facts
@@ -29,12 +29,12 @@ def begin(config: Config, parts: "RunInputs") -> "MetricsLog":
     from bidora_jax.training.metrics_log import MetricsLog
     from bidora_jax.training.watchers import tracking
 
-    problem, folder = parts.problem, Path(config.output_dir)
+    problem, folder = inputs.problem, Path(config.output_dir)
     known = read_facts(folder)
     started = known.get("started") or datetime.now().astimezone().isoformat(timespec="seconds")
     run_id = known.get("id") or uuid.uuid4().hex[:12]
     parameters = {"frozen": count(dense_shapes(problem.config, "float32"))} | trainable(problem.adapter, problem.config)
-    records = {"train": packing.count(problem.train), "val": packing.count(problem.val), "test": len(parts.test)}
+    records = {"train": packing.count(problem.train), "val": packing.count(problem.val), "test": len(inputs.test)}
     write_facts(folder, id=run_id, started=started, parameters=parameters, records=records, **facts.machine())
     following = tracking.followers(
         folder, tensorboard=config.tensorboard, wandb=config.wandb, run_id=run_id, config=asdict(config)
@@ -42,13 +42,13 @@ def begin(config: Config, parts: "RunInputs") -> "MetricsLog":
     return MetricsLog(folder / "metrics.jsonl", followers=following)
 
 
-def watchers(config: Config, parts: "RunInputs") -> "list[Watcher]":
+def watchers(config: Config, inputs: "RunInputs") -> "list[Watcher]":
     """What looks at the adapter while it is trained."""
     from bidora_jax.models.adapters.drift import drift
     from bidora_jax.training.watchers.drift import DriftLog
     from bidora_jax.training.watchers.samples import Samples, answerer
 
-    problem, folder = parts.problem, Path(config.output_dir)
+    problem, folder = inputs.problem, Path(config.output_dir)
 
     def measure(direction, magnitude):
         return drift(problem.adapter, problem.base, direction, magnitude)
@@ -56,9 +56,9 @@ def watchers(config: Config, parts: "RunInputs") -> "list[Watcher]":
     found: list[Watcher] = [DriftLog(folder, config.eval_every, measure)]
     if config.samples.every:
         answer = answerer(
-            config.samples, problem.config, problem.adapter, problem.base, parts.tokenizer, parts.prompts, config.seed
+            config.samples, problem.config, problem.adapter, problem.base, inputs.tokenizer, inputs.prompts, config.seed
         )
-        found.append(Samples(folder, config.samples.every, parts.prompts, answer))
+        found.append(Samples(folder, config.samples.every, inputs.prompts, answer))
     return found
 
 

@@ -1,13 +1,15 @@
 """The one training loop: runs a phase step by step, evaluates, keeps the best, saves, and stops on a loss that is no number.
 
-A `Phase` says what a step is; the loop knows neither methods nor models. All that has to survive a kill is in `Standing`,
+A `Phase` says what a step is; the loop knows neither methods nor models. All that has to survive a kill is in `PhaseState`,
 which is what a checkpoint holds; everything else is a pure function of the configuration and the step.
+
+A caller that wants to know what a run costs gives the loop a `Timer`, and `part` of each phase to run (runs/dry_run.py).
 """
 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -25,13 +27,13 @@ from bidora_jax.training.progress import Progress
 
 
 class StepInputs(NamedTuple):
-    """What one step trains on, made on the host ahead of time."""
+    """What one step trains on; the host makes it while earlier steps run."""
 
     batches: Any
     tokens: int
-    """Real tokens, padding aside."""
+    """Tokens of the records, without padding."""
     records: list[str]
-    """Places of the training records, for messages."""
+    """Where each training record stands (file:line), for messages."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,10 @@ class Phase:
 
     name: str
     steps: int
-    first_checkpoint: int
-    """Number of the checkpoint before step 0; numbers grow over all phases."""
-    work: Callable[[int], StepInputs]
+    steps_before: int
+    """Steps of the run that are planned before this phase."""
+    inputs: Callable[[int], StepInputs]
+    """What a step trains on, by its number in the phase."""
     advance: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
     """(state, batches) to (state, metrics); may donate the state."""
     adapter_of: Callable[[Any], tuple[PyTree, PyTree]]
@@ -56,14 +59,19 @@ class Phase:
     step_shapes: Callable[[int], Iterable[StepShape]] = lambda number: ()
     """The programs that a step runs, each with the padded length it runs at."""
 
+    def run_step(self, step: int) -> int:
+        """`step` of this phase counted from the start of the run; a checkpoint is numbered by it."""
+        return self.steps_before + step
+
 
 class PhaseState(NamedTuple):
-    """Where a phase stands."""
+    """Where a phase stands: all that a checkpoint holds."""
 
     state: Any
     best: tuple[PyTree, PyTree]
     """The (direction, magnitude) that the phase will hand on."""
     step: int = 0
+    """Steps that are done."""
     best_loss: float = math.inf
     best_step: int = 0
     stale: int = 0
@@ -80,18 +88,38 @@ class Intervals:
 
 
 class Watcher(Protocol):
-    """Looks at the adapter now and then, at the start of a run and at the end of every phase, and writes down what it sees."""
+    """Looks at the adapter at the start of a run, at intervals and at the end of every phase, and writes down what it sees."""
 
+    name: str
+    """What it writes, in a word."""
     every: int
     """Steps between two looks; 0: only at the start and at the ends."""
 
     def look(self, phase: str, step: int, direction: PyTree, magnitude: PyTree) -> str:
-        """What to say of it in the progress; nothing if it is empty."""
+        """Writes down what it sees; returns a line for the progress, or an empty text."""
         ...
 
     def truncate(self, phase: str, step: int) -> object:
-        """Forgets what it saw from (phase, step) on."""
+        """Removes what it wrote from (phase, step) on."""
         ...
+
+
+class Timer(Protocol):
+    """Makes a context around each thing that the loop does, which may time it."""
+
+    def __call__(self, doing: str, phase: Phase, at: PhaseState) -> AbstractContextManager[object]:
+        """`doing` is "compile", "step", "evaluate", "save", or "watch" and a watcher's name."""
+        ...
+
+
+def untimed(doing: str, phase: Phase, at: PhaseState) -> AbstractContextManager[object]:
+    """The timer of a run that nobody times."""
+    return nullcontext()
+
+
+def whole(phase: Phase) -> Phase:
+    """All of a phase."""
+    return phase
 
 
 class Loop:
@@ -102,13 +130,20 @@ class Loop:
         evaluate: Callable[[PyTree, PyTree], float] | None,
         log: MetricsLog,
         checkpoints: Checkpoints,
-        rhythm: Intervals,
+        intervals: Intervals,
         watchers: Sequence[Watcher] = (),
+        *,
+        part: Callable[[Phase], Phase] = whole,
+        timer: Timer = untimed,
     ) -> None:
-        """`evaluate` maps (direction, magnitude) to the validation loss; None where there is no validation split."""
-        self.evaluate, self.log, self.checkpoints, self.rhythm = evaluate, log, checkpoints, rhythm
-        self.watchers = tuple(watchers)
+        """`evaluate` maps (direction, magnitude) to the validation loss; None where there is no validation split.
+
+        `part` gives the steps of a phase that are run, such as its first ones; all of the phase is compiled.
+        """
+        self.evaluate, self.log, self.checkpoints, self.intervals = evaluate, log, checkpoints, intervals
+        self.watchers, self.part, self.timer = tuple(watchers), part, timer
         self.waited = 0.0
+        """Seconds that the loop waited for the inputs of a step."""
         self._began = time.monotonic()
 
     @property
@@ -117,106 +152,112 @@ class Loop:
         return time.monotonic() - self._began
 
     def truncate(self, phase: str, step: int) -> None:
-        """Forgets what was written from (phase, step) on, before it is done again."""
+        """Removes what was written from (phase, step) on, before those steps are done again."""
         kept = self.log.truncate(phase, step)
         for watcher in self.watchers:
             watcher.truncate(phase, step)
         self._began = time.monotonic() - (kept[-1].get("seconds", 0.0) if kept else 0.0)
 
-    def run(self, phase: Phase, standing: PhaseState) -> PhaseState:
-        """From where the phase stands to its end, early or not."""
-        if self._over(phase, standing):
-            return standing
-        batches = closing(prefetch(phase.work, standing.step, phase.steps))
-        with batches as work, Progress(phase.name, phase.steps, done=standing.step, every=self.rhythm.log) as progress:
-            self._compile(phase, standing, progress)
-            progress.note(f"{phase.name}: {phase.steps - standing.step} steps")
-            if not phase.first_checkpoint + standing.step:
-                self._watch(self.watchers, phase, standing, progress)
-            for reached in self._steps(phase, standing, work, progress):
-                standing = reached
-                if self._over(phase, standing):
+    def run(self, phase: Phase, at: PhaseState) -> PhaseState:
+        """Runs the phase from where it stands to its end; patience may end it early. Returns where it stands then."""
+        planned, phase = phase, self.part(phase)
+        if _over(phase, at):
+            return at
+        inputs = closing(prefetch(phase.inputs, at.step, phase.steps))
+        with inputs as ahead, Progress(phase.name, phase.steps, done=at.step, every=self.intervals.log) as progress:
+            self._compile(planned, at, progress)
+            progress.note(f"{phase.name}: {phase.steps - at.step} steps")
+            if phase.run_step(at.step) == 0:
+                self._watch(self.watchers, phase, at, progress)
+            for reached in self._steps(phase, at, ahead, progress):
+                at = reached
+                if _over(phase, at):
                     break
-        return standing
+        return at
 
-    def _compile(self, phase: Phase, standing: PhaseState, progress: Progress) -> None:
+    def _compile(self, phase: Phase, at: PhaseState, progress: Progress) -> None:
         """Compiles all that the phase will run, from shapes, before its first step."""
-        step_shapes = upcoming(phase.step_shapes, standing.step, phase.steps)
-        for number, (program, length) in enumerate(step_shapes, 1):
-            which = ", ".join(filter(None, (program.name, f"T = {length}")))
-            with progress.doing(f"{phase.name}: compiling {number} of {len(step_shapes)} shapes ({which})"):
-                program.compile(standing.state, length)
-        release_freed_memory()  # what LLVM left is in pieces, and of no use to the steps
+        with self.timer("compile", phase, at):
+            step_shapes = upcoming(phase.step_shapes, at.step, phase.steps)
+            for number, (program, length) in enumerate(step_shapes, 1):
+                which = ", ".join(filter(None, (program.name, f"T = {length}")))
+                with progress.doing(f"{phase.name}: compiling {number} of {len(step_shapes)} shapes ({which})"):
+                    program.compile(at.state, length)
+            release_freed_memory()  # LLVM's freed blocks are scattered; no step can use them
 
-    def _steps(self, phase: Phase, standing: PhaseState, batches: Iterator[StepInputs], progress: Progress):
+    def _steps(
+        self, phase: Phase, at: PhaseState, ahead: Iterator[StepInputs], progress: Progress
+    ) -> Iterator[PhaseState]:
         reporter = _Reporter(phase, progress, self.log, self.checkpoints, lambda: self.seconds)
-        for work in self._timed(batches):
-            step = standing.step
-            state, metrics = phase.advance(standing.state, work.batches)
-            reporter.add(step, work, metrics)
-            standing = standing._replace(state=state, step=step + 1)
-            last = standing.step == phase.steps
-            evaluating, saving = (
-                last or _due(standing.step, every) for every in (self.rhythm.evaluate, self.rhythm.save)
-            )
-            watching = [watcher for watcher in self.watchers if last or _due(standing.step, watcher.every)]
+        for inputs in self._waited_for(ahead):
+            with self.timer("step", phase, at):
+                state, metrics = phase.advance(at.state, inputs.batches)
+            reporter.add(at.step, inputs, metrics)
+            at = at._replace(state=state, step=at.step + 1)
+            last = at.step == phase.steps
+            evaluating, saving = (last or _due(at.step, n) for n in (self.intervals.evaluate, self.intervals.save))
+            watching = [watcher for watcher in self.watchers if last or _due(at.step, watcher.every)]
             if evaluating or saving or watching:
                 extra = {}
                 reporter.check({})
                 if evaluating:
-                    standing, extra = self._evaluated(phase, standing, progress)
+                    at, extra = self._evaluated(phase, at, progress)
                 reporter.flush(extra)
-                over = self._over(phase, standing)
-                self._watch(self.watchers if over else watching, phase, standing, progress)
+                over = _over(phase, at)
+                self._watch(self.watchers if over else watching, phase, at, progress)
                 if saving or over:
-                    self._save(phase, standing)
-            yield standing
+                    self._save(phase, at)
+            yield at
 
-    def _timed(self, batches: Iterator[StepInputs]) -> Iterator[StepInputs]:
-        """The batches, with the time that is spent waiting for them kept."""
+    def _waited_for(self, ahead: Iterator[StepInputs]) -> Iterator[StepInputs]:
+        """The inputs of each step; adds the time spent waiting for them to `waited`."""
         while True:
             began = time.monotonic()
-            work = next(batches, None)
+            inputs = next(ahead, None)
             self.waited += time.monotonic() - began
-            if work is None:
+            if inputs is None:
                 return
-            yield work
+            yield inputs
 
-    def _over(self, phase: Phase, standing: PhaseState) -> bool:
-        return standing.step >= phase.steps or bool(phase.patience and standing.stale >= phase.patience)
-
-    def _evaluated(self, phase: Phase, standing: PhaseState, progress: Progress) -> tuple[PhaseState, dict[str, float]]:
-        adapter = phase.adapter_of(standing.state)
+    def _evaluated(self, phase: Phase, at: PhaseState, progress: Progress) -> tuple[PhaseState, dict[str, float]]:
+        adapter = phase.adapter_of(at.state)
         if self.evaluate is None:
-            return standing._replace(best=_copy(adapter)), {}
-        loss = self.evaluate(*adapter)
-        better = loss < standing.best_loss
+            return at._replace(best=_copy(adapter)), {}
+        with self.timer("evaluate", phase, at):
+            loss = self.evaluate(*adapter)
+        better = loss < at.best_loss
         if better or not phase.selects:
-            standing = standing._replace(best=_copy(adapter))
+            at = at._replace(best=_copy(adapter))
         if better:
-            standing = standing._replace(best_loss=loss, best_step=standing.step, stale=0)
+            at = at._replace(best_loss=loss, best_step=at.step, stale=0)
         else:
-            standing = standing._replace(stale=standing.stale + 1)
+            at = at._replace(stale=at.stale + 1)
         chosen = "  (best)" if better and phase.selects else ""
-        progress.note(f"{phase.name} {standing.step}/{phase.steps}  validation loss {loss:.4f}{chosen}")
-        return standing, {"evaluation_loss": loss}
+        progress.note(f"{phase.name} {at.step}/{phase.steps}  validation loss {loss:.4f}{chosen}")
+        return at, {"evaluation_loss": loss}
 
-    def _watch(self, watchers: Sequence[Watcher], phase: Phase, standing: PhaseState, progress: Progress) -> None:
+    def _watch(self, watchers: Sequence[Watcher], phase: Phase, at: PhaseState, progress: Progress) -> None:
         for watcher in watchers:
-            if said := watcher.look(phase.name, standing.step, *phase.adapter_of(standing.state)):
-                progress.note(said)
+            with self.timer(f"watch {watcher.name}", phase, at):
+                line = watcher.look(phase.name, at.step, *phase.adapter_of(at.state))
+            if line:
+                progress.note(line)
 
-    def _save(self, phase: Phase, standing: PhaseState) -> None:
-        info = {"phase": phase.name} | {k: v for k, v in standing._asdict().items() if k not in ("state", "best")}
-        info["best_loss"] = None if math.isinf(standing.best_loss) else standing.best_loss
-        tree = {"state": standing.state, "best": standing.best}
-        self.checkpoints.save(phase.first_checkpoint + standing.step, tree, info)
+    def _save(self, phase: Phase, at: PhaseState) -> None:
+        info = {"phase": phase.name} | {k: v for k, v in at._asdict().items() if k not in ("state", "best")}
+        info["best_loss"] = None if math.isinf(at.best_loss) else at.best_loss
+        with self.timer("save", phase, at):
+            self.checkpoints.save(phase.run_step(at.step), {"state": at.state, "best": at.best}, info)
 
 
 def restored(tree: PyTree, info: dict[str, Any]) -> PhaseState:
-    """The standing that a checkpoint holds."""
+    """Where the phase of a checkpoint stood, from what `Checkpoints.restore` read."""
     best_loss = math.inf if info["best_loss"] is None else info["best_loss"]
     return PhaseState(tree["state"], tree["best"], info["step"], best_loss, info["best_step"], info["stale"])
+
+
+def _over(phase: Phase, at: PhaseState) -> bool:
+    return at.step >= phase.steps or bool(phase.patience and at.stale >= phase.patience)
 
 
 class _Reporter:
@@ -228,14 +269,15 @@ class _Reporter:
         self.phase, self.progress, self.log, self.checkpoints, self.seconds = phase, progress, log, checkpoints, seconds
         self.pending: tuple[int, StepInputs, dict[str, jax.Array]] | None = None
 
-    def add(self, step: int, work: StepInputs, metrics: dict[str, jax.Array]) -> None:
+    def add(self, step: int, inputs: StepInputs, metrics: dict[str, jax.Array]) -> None:
+        """Reports the step before, and keeps this one until the next call."""
         self.flush({})
-        self.pending = (step, work, metrics)
+        self.pending = (step, inputs, metrics)
 
     def check(self, extra: dict[str, float]) -> None:
         """Stops the run if a metric of the pending step, or one of `extra`, is not finite."""
         assert self.pending is not None
-        step, work, metrics = self.pending
+        step, inputs, metrics = self.pending
         wrong = {name: value for name, value in (_floats(metrics) | extra).items() if not math.isfinite(value)}
         if not wrong:
             return
@@ -243,24 +285,25 @@ class _Reporter:
         kept = self.checkpoints.latest()
         raise RunError(
             f"{', '.join(f'{name} is {value}' for name, value in wrong.items())} at step {step + 1} of {self.phase.name}, "
-            f"on the batch of training records {', '.join(work.records)}; "
+            f"on the batch of training records {', '.join(inputs.records)}; "
             + (f"the last good checkpoint is {kept}" if kept is not None else "no checkpoint was made before it")
             + "; look at those records, lower the learning rates or set inner.clip"
         )
 
     def flush(self, extra: dict[str, float]) -> None:
+        """Writes the line of the pending step, with `extra` in it."""
         if self.pending is None:
             return
         self.check(extra)
-        step, work, metrics = self.pending
+        step, inputs, metrics = self.pending
         self.pending = None
         values = _floats(metrics)
-        self.progress.step(values["train_loss"], work.tokens)
+        self.progress.step(values["train_loss"], inputs.tokens)
         speed = self.progress.speed.tokens_per_second
         self.log.append(
             {"phase": self.phase.name, "step": step + 1, **values, **extra, **self.phase.rates(step)}
             | {
-                "tokens": work.tokens,
+                "tokens": inputs.tokens,
                 "tokens_per_second": speed and round(speed, 1),
                 "seconds": round(self.seconds(), 3),
             }
@@ -276,5 +319,5 @@ def _due(step: int, every: int) -> bool:
 
 
 def _copy(adapter: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-    """The state's buffers are donated to the next step; what is kept has its own."""
+    """A copy in buffers of its own: the next step takes over those of the state, which is donated to it."""
     return jax.tree.map(jnp.copy, adapter)

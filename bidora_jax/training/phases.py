@@ -86,7 +86,7 @@ def bidora_search(
             (upper, max(_length(problem.train, buckets, train_rows), _length(problem.val, buckets, val_rows))),
         ]
 
-    def work(number: int) -> StepInputs:
+    def inputs(number: int) -> StepInputs:
         lower_rows, train_rows, val_rows = rows(number)
         lower_batches = [_batch(problem, buckets, _pick(problem.train, rows)) for rows in lower_rows]
         train_examples, val_examples = _pick(problem.train, train_rows), _pick(problem.val, val_rows)
@@ -103,9 +103,17 @@ def bidora_search(
     direction, magnitude = problem.fresh_adapter()
     start = made(lambda d, m: state.init_state(d, m, inner_tx, outer_tx, problem.key(1)), direction, magnitude)
     phase = Phase(
-        "search", steps, 0, work, advance, lambda s: (s.direction, s.magnitude), _rates(rates), True, search.patience,
-        step_shapes,
-    )  # fmt: skip
+        name="search",
+        steps=steps,
+        steps_before=0,
+        inputs=inputs,
+        advance=advance,
+        adapter_of=lambda s: (s.direction, s.magnitude),
+        rates=_rates(rates),
+        selects=True,
+        patience=search.patience,
+        step_shapes=step_shapes,
+    )
     return phase, PhaseState(start, problem.fresh_adapter())
 
 
@@ -150,7 +158,7 @@ def retrain(
     settings: RetrainConfig,
     inner: OptimizerConfig,
     found: tuple[PyTree, PyTree],
-    first_checkpoint: int,
+    steps_before: int,
 ) -> tuple[Phase, PhaseState]:
     """The direction on train and val together, at the magnitude that the search found.
 
@@ -170,7 +178,7 @@ def retrain(
         direction = problem.fresh_adapter(2)[0]
     optimizer = replace(inner, learning_rate=settings.learning_rate or inner.learning_rate)
     phase, start = _train_phase(
-        problem, "retrain", everything, stream, steps, first_checkpoint, loss, (problem.base, magnitude),
+        problem, "retrain", everything, stream, steps, steps_before, loss, (problem.base, magnitude),
         jax.tree.map(jnp.copy, direction), optimizer,
     )  # fmt: skip
     phase = replace(phase, adapter_of=lambda s: (s.params, magnitude))
@@ -178,27 +186,30 @@ def retrain(
 
 
 def _train_phase(
-    problem, name, examples, stream, steps, first_checkpoint, loss, frozen, params, optimizer: OptimizerConfig
+    problem, name, examples, stream, steps, steps_before, loss, frozen, params, optimizer: OptimizerConfig
 ) -> tuple[Phase, Any]:
     tx = optim.transformation(optimizer, steps)
     buckets = problem.buckets
     train_step = partial(step.train_step, loss=loss, tx=tx)
     program = CompiledStep("", train_step, frozen, lambda length: [problem.blank(length)], buckets)
 
-    def work(number: int) -> StepInputs:
+    def inputs(number: int) -> StepInputs:
         rows = stream.indices(number)
         batch = _batch(problem, buckets, _pick(examples, rows))
         return StepInputs(batch, _tokens(examples, rows), _places(problem, examples, rows))
 
     phase = Phase(
-        name, steps, first_checkpoint, work,
+        name=name,
+        steps=steps,
+        steps_before=steps_before,
+        inputs=inputs,
         advance=program,
         adapter_of=lambda s: s.params,
         rates=_rates({"inner_learning_rate": optim.schedule(optimizer, steps)}),
         selects=False,
         patience=0,
         step_shapes=lambda number: [(program, _length(examples, buckets, stream.indices(number)))],
-    )  # fmt: skip
+    )
     return phase, made(lambda params: state.init_train_state(params, tx, problem.key(3)), params)
 
 

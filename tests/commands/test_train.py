@@ -258,8 +258,8 @@ def test_a_validation_loss_that_is_no_number_stops_the_run_before_it_is_saved(tm
         return StepInputs(None, 5, [f"a:{step}", "b:7"])
 
     phase = Phase(
-        "search", 4, 0, inputs, lambda state, _: (state, {"train_loss": jnp.ones(())}),
-        lambda state: (state, {}), lambda _: {}, selects=True, patience=0,
+        name="search", steps=4, steps_before=0, inputs=inputs, selects=True, patience=0, rates=lambda _: {},
+        advance=lambda state, _: (state, {"train_loss": jnp.ones(())}), adapter_of=lambda state: (state, {}),
     )  # fmt: skip
     losses = iter([3.0, math.nan])
     with MetricsLog(tmp_path / "metrics.jsonl") as log, Checkpoints(tmp_path / "checkpoints", 2) as kept:

@@ -153,7 +153,7 @@ def test_the_choice_is_made_before_remat_and_both_are_said(monkeypatch):
     levels = remat_choice.MethodSettings("bidora", SearchConfig(hypergradient="auto"), OptimizerConfig(), OuterConfig())
     settled = remat_choice.choose_remat(problem, levels, Memory(1000, "this"))
     assert settled.problem.model == replace(problem.model, attention="chunked", remat="layer")
-    first, second = settled.said.splitlines()
+    first, second = settled.reason.splitlines()
     assert first == "attention: so" and second.startswith("remat layer, hypergradient exact: the fastest that fits")
 
 
@@ -208,12 +208,12 @@ def test_what_goes_through_cudnn_and_the_mixed_product_are_of_one_function(cudnn
 
 def test_one_level_and_retrain_go_through_cudnn(cudnn):
     problem = search_problem("cudnn")
-    for phase, standing in (
+    for phase, start in (
         phases.one_level(problem, SearchConfig(steps=1), OptimizerConfig()),
         phases.retrain(problem, settings.RetrainConfig(steps=1), OptimizerConfig(), problem.fresh_adapter(), 0),
     ):
         program, length = remat_choice.largest(phase)
-        jax.eval_shape(program.step, standing.state, program.frozen, *program.like(length))
+        jax.eval_shape(program.step, start.state, program.frozen, *program.like(length))
         assert cudnn, phase.name
         cudnn.clear()
 

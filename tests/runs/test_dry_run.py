@@ -43,8 +43,10 @@ def phase(*lengths: int) -> Phase:
     """A phase whose steps run one program at these padded lengths."""
     program = CompiledStep("", lambda *_: None, {}, lambda _: [], lengths)
     nothing: Any = None
-    return Phase("search", len(lengths), 0, nothing, nothing, nothing, nothing, False, 0,
-                 lambda number: [(program, lengths[number])])  # fmt: skip
+    return Phase(
+        name="search", steps=len(lengths), steps_before=0, inputs=nothing, advance=nothing, adapter_of=nothing, rates=nothing,
+        selects=False, patience=0, step_shapes=lambda number: [(program, lengths[number])],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
-"""Writes a trained adapter as a merged model, a PEFT adapter or a plain LoRA, and proves the files before they get their name."""
+"""Writes a merged model, a PEFT adapter, a plain LoRA or a bare model, and proves it before its folder gets its name."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bidora_jax.errors import RunError
 from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.settings import ModelConfig
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
@@ -15,17 +16,27 @@ if TYPE_CHECKING:
     from bidora_jax.models.formats.parity import Agreement
 
 
-def _merged(adapter: "Adapter", base: "PyTree", direction: "PyTree", magnitude: "PyTree", dtype: str) -> "PyTree":
+class Trained(NamedTuple):
+    """A model with the adapter that was trained on it."""
+
+    config: "DecoderConfig"
+    adapter: "Adapter"
+    base: "PyTree"
+    direction: "PyTree"
+    magnitude: "PyTree"
+
+
+def _merged(trained: Trained, dtype: str) -> "PyTree":
     """The dense model with the adapter folded in."""
     from bidora_jax.models.adapters import merging
 
+    _, adapter, base, direction, magnitude = trained
     return merging.dequantise(merging.merge(adapter, base, direction, magnitude, dtype), dtype)
 
 
 def write_merged(
-    folder: Path, source: Path, config: "DecoderConfig", adapter: "Adapter", base: "PyTree",
-    direction: "PyTree", magnitude: "PyTree", *, dtype: str, replace: bool = False, to: str = "trained model",
-) -> None:  # fmt: skip
+    folder: Path, source: Path, trained: Trained, *, dtype: str, replace: bool = False, to: str = "trained model"
+) -> None:
     """The model with its adapter folded in, as a Hugging Face folder like `source`, proved before it gets its name.
 
     Always dense: a quantised base is dequantised. `to` says what the proof compares with.
@@ -33,25 +44,49 @@ def write_merged(
     from bidora_jax.machine.files import staged
     from bidora_jax.models.formats import hf, parity
 
-    expected = parity.probe_logits(config, adapter, base, direction, magnitude)
+    expected = parity.probe_logits(*trained)
     with staged(folder, replace=replace) as fresh:
-        merged = _merged(adapter, base, direction, magnitude, dtype)
-        hf.write_model(fresh, source, config, merged, dtype=dtype)
+        merged = _merged(trained, dtype)
+        hf.write_model(fresh, source, trained.config, merged, dtype=dtype)
         del merged
         _prove("merged model", to, dtype, parity.verify_saved(fresh, expected))
     print(f"merged model written to {folder}")
 
 
+def write_merged_over(
+    chosen: Literal["quantized", "original"], folder: Path, source: Path, trained: Trained, *, dtype: str
+) -> None:
+    """The merged model of a run on a quantised base: the update added to the dequantised weights, or to those of `source`.
+
+    Prints for both of them how far their logits are from those of the model that was trained.
+    """
+    from bidora_jax.models.adapters import initial
+    from bidora_jax.models.formats import hf, parity
+
+    expected, over = parity.probe_logits(*trained), trained
+    for name in sorted(("quantized", "original"), key=lambda name: name == chosen):  # the chosen one last
+        over = trained
+        if name == "original":
+            over = trained._replace(base=initial.prepare_base(hf.load_base(source, trained.config), trained.adapter))
+        merged = _merged(over, dtype)
+        found = parity.compare(parity.probe_logits(trained.config, None, merged, {}, {}), expected, dtype)
+        del merged
+        print(f"update over the {name} weights: largest logit difference to the trained model {found.largest:.2e} "
+              f"(largest logit {found.scale:.3g})")  # fmt: skip
+    to = "trained model" if chosen == "quantized" else "update over the original weights"
+    write_merged(folder, source, over, dtype=dtype, to=to)
+
+
 def write_adapter(
-    folder: Path, settings: AdapterConfig, base_model_name: str, config: "DecoderConfig", adapter: "Adapter",
-    base: "PyTree", direction: "PyTree", magnitude: "PyTree", *, replace: bool = False,
-) -> None:  # fmt: skip
+    folder: Path, settings: AdapterConfig, base_model_name: str, trained: Trained, *, replace: bool = False
+) -> None:
     """The adapter as a PEFT folder that fits the base as its files hold it, proved before it gets its name."""
     from bidora_jax.machine.files import staged
     from bidora_jax.models.adapters.conversion import converted
     from bidora_jax.models.formats import parity, peft
 
-    expected = parity.probe_logits(config, adapter, base, direction, magnitude)
+    config, adapter, base, direction, magnitude = trained
+    expected = parity.probe_logits(*trained)
     adapter, settings, direction = converted(adapter, settings, base, direction)
     with staged(folder, replace=replace) as fresh:
         peft.write_adapter(fresh, config, adapter, settings, direction, magnitude, base_model_name=base_model_name)
@@ -59,24 +94,24 @@ def write_adapter(
     print(f"adapter written to {folder}")
 
 
-def write_lora(
-    folder: Path, base_model_name: str, config: "DecoderConfig", adapter: "Adapter", base: "PyTree",
-    direction: "PyTree", magnitude: "PyTree", *, rank: int = 0, max_error: float = 0.1,
-) -> str:  # fmt: skip
-    """The adapter as a plain LoRA, whose file is proved to equal the LoRA in memory. Where the LoRA is not exactly the adapter,
-    the difference is printed and returned."""
+def write_lora(folder: Path, base_model_name: str, trained: Trained, *, rank: int = 0, max_error: float = 0.1) -> str:
+    """The adapter as a plain LoRA; what is read back from the file must be what it is in memory.
+
+    Where the plain LoRA is not the adapter itself, how far it is from it is printed and returned; else the text is empty.
+    """
     from bidora_jax.machine.files import staged
     from bidora_jax.models.adapters.lora_approximation import approximate
     from bidora_jax.models.formats import parity, peft
 
+    config, adapter, base, direction, magnitude = trained
     with staged(folder) as fresh:
         found = approximate(adapter, config, base, direction, magnitude, rank=rank, max_error=max_error)
-        trained = parity.probe_logits(config, adapter, base, direction, magnitude)
-        expected, to, said = trained, "trained model", ""
+        of_trained = parity.probe_logits(*trained)
+        expected, to, said = of_trained, "trained model", ""
         if found.errors:
             expected, to = parity.probe_logits(config, found.adapter, base, found.direction, {}), "plain LoRA in memory"
-            said = _how_far(found, parity.compare(expected, trained, "float32"))
-            before = parity.compare(parity.probe_logits(config, None, base, {}, {}), trained, "float32")
+            said = _how_far(found, parity.compare(expected, of_trained, "float32"))
+            before = parity.compare(parity.probe_logits(config, None, base, {}, {}), of_trained, "float32")
             print(f"{said} (the base without an adapter {before.largest:.2e})")
         peft.write_adapter(
             fresh, config, found.adapter, found.settings, found.direction, {}, base_model_name=base_model_name
@@ -85,6 +120,26 @@ def write_lora(
         _prove(f"plain LoRA of rank {found.rank}", to, "float32", proof)
     print(f"plain LoRA written to {folder}")
     return said
+
+
+def write_model(folder: Path, settings: ModelConfig) -> None:
+    """The model of `settings.path` without an adapter, quantised as `settings` say; a quantised one is written dense where
+    they ask for no quantisation."""
+    from bidora_jax.machine.files import staged
+    from bidora_jax.models.adapters import merging
+    from bidora_jax.models.formats import hf, hf_config, parity
+
+    source = hf_config.resolve_folder(settings.path)
+    config = hf_config.read_config(source)
+    base = hf.load(settings, source, config)
+    dtype = base["norm"]["weight"].dtype.name
+    base = merging.dequantise(base) if settings.quantization == "none" else base
+    expected = parity.probe_logits(config, None, base, {}, {})
+    with staged(folder) as fresh:
+        hf.write_model(fresh, source, config, base, dtype=dtype)
+        del base
+        _prove("model", "model in memory", dtype, parity.verify_saved(fresh, expected))
+    print(f"model written to {folder}")
 
 
 def _how_far(found: "LoraApproximation", logits: "Agreement") -> str:

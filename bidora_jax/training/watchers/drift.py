@@ -22,7 +22,7 @@ class DriftLog:
     """A watcher of the loop; `measure` maps (direction, magnitude) to the changes of all layers."""
 
     def __init__(self, folder: Path, every: int, measure: Callable[[PyTree, PyTree], Sequence[Drift]]) -> None:
-        self.every = every
+        self.name, self.every = "changes", every
         self._measure, self._log = measure, MetricsLog(folder / FILE)
 
     def look(self, phase: str, step: int, direction: PyTree, magnitude: PyTree) -> str:

@@ -76,7 +76,7 @@ class Samples:
     def __init__(
         self, folder: Path, every: int, asked: Sequence[Prompt], answer: Callable[[PyTree, PyTree], list[str]]
     ) -> None:
-        self.every = every
+        self.name, self.every = "samples", every
         self._asked, self._answer, self._log = asked, answer, MetricsLog(folder / FILE)
 
     def look(self, phase: str, step: int, direction: PyTree, magnitude: PyTree) -> str:

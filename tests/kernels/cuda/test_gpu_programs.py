@@ -45,9 +45,9 @@ def step(method: str, **model):
         base = quantization.base_shapes(settings, CONFIG, jnp.bfloat16)
         problem = remat_choice.synthetic(CONFIG, settings, adapter, base, data, TOKENS)
         search = SearchConfig(steps=1, hypergradient="exact")
-        phase, standing = first_phase(method, problem, search, OptimizerConfig(), OptimizerConfig())
+        phase, start = first_phase(method, problem, search, OptimizerConfig(), OptimizerConfig())
         program, length = remat_choice.largest(phase)
-        return program.compile(standing.state, length)
+        return program.compile(start.state, length)
 
 
 @pytest.fixture(scope="module")

@@ -195,7 +195,7 @@ def test_adapters_go_to_peft_and_merged_to_transformers(saved, tmp_path, kind):
         adapted = oracle_peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     np.testing.assert_allclose(oracle.logits(adapted, ids), ours, atol=2e-5 * scale)
 
-    export.write_merged(tmp_path / "merged", folder, config, *trained, dtype="float32")
+    export.write_merged(tmp_path / "merged", folder, export.Trained(config, *trained), dtype="float32")
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", attn_implementation="eager")
     np.testing.assert_allclose(oracle.logits(merged, ids), ours, atol=2e-5 * scale)
 

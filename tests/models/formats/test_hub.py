@@ -9,6 +9,7 @@ from bidora_jax import export
 from bidora_jax.errors import command
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.formats import hub
+from bidora_jax.runs import exporting
 
 SETTINGS = AdapterConfig("lora", rank=3, alpha=6.0, target_modules=("q_proj", "v_proj"))
 
@@ -69,9 +70,9 @@ def test_the_hub_gets_the_folder_that_was_proved_and_a_card(run, server, tmp_pat
 
 
 def test_a_card_says_what_is_inexact(run):
-    arguments = export.ExportArguments(output="x", run=str(run), format="lora", push="org/name")
     note = "rank 8: relative Frobenius error of W' − W0 21.4%"
-    assert export._card(arguments, note).endswith(f"\n\nA plain LoRA only comes near to the trained adapter: {note}.\n")
+    text = exporting.card(run, "org/name", format="lora", note=note)
+    assert text.endswith(f"\n\nA plain LoRA only comes near to the trained adapter: {note}.\n")
 
 
 def test_a_card_names_a_base_that_the_hub_has():

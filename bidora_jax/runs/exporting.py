@@ -1,0 +1,89 @@
+"""Hands a finished run on as a merged model, a PEFT adapter or a plain LoRA, and uploads what was written with a model card."""
+
+from pathlib import Path
+from typing import Literal
+
+from bidora_jax.errors import InputError
+from bidora_jax.models.formats import peft_config
+from bidora_jax.runs.folder import run_config
+
+Format = Literal["merged", "adapter", "lora"]
+
+
+def export_run(
+    run: Path,
+    output: Path,
+    *,
+    format: Format,
+    rank: int = 0,
+    max_error: float = 0.1,
+    dtype: str = "source",
+    merge_base: Literal["quantized", "original"] = "quantized",
+) -> str:
+    """Loads the run's base and adapter and writes them to `output`; returns what is inexact in what was written.
+
+    `rank` and `max_error` are those of models/formats/export.py:write_lora, `dtype` that of the merged weights, where
+    "source" keeps the one of the base's files. `merge_base` says which weights of a quantised base get the update.
+    """
+    from bidora_jax.models.adapters import initial
+    from bidora_jax.models.formats import export, hf, hf_config, peft
+
+    config = run_config(str(run))
+    if not (run / "adapter").is_dir():
+        raise InputError(
+            f"{run} has no adapter/: the run is not finished; go on with train --config {run}/config.json --resume"
+        )
+    source = hf_config.resolve_folder(config.model.path)
+    decoder_config = hf_config.read_config(source)
+    quantised = config.model.quantization != "none"
+    if merge_base == "original" and not quantised:
+        raise InputError(_no_original(config.model.path, hf.is_quantised(source)))
+    adapter, direction, magnitude = peft.load_adapter(run / "adapter", decoder_config)
+    base = initial.prepare_base(hf.load(config.model, source, decoder_config), adapter)
+    trained = export.Trained(decoder_config, adapter, base, direction, magnitude)
+    if format == "lora":
+        return export.write_lora(output, config.model.path, trained, rank=rank, max_error=max_error)
+    if format == "adapter":
+        export.write_adapter(output, peft_config.read(run / "adapter"), config.model.path, trained)
+        return ""
+    written = hf.source_dtype(source).name if dtype == "source" else dtype
+    if quantised:
+        export.write_merged_over(merge_base, output, source, trained, dtype=written)
+    else:
+        export.write_merged(output, source, trained, dtype=written)
+    return ""
+
+
+def _no_original(model: str, in_files: bool) -> str:
+    if in_files:
+        return f"--merge-base original needs the 16-bit weights, and {model} holds quantised ones"
+    return "--merge-base is for runs on a quantised base; this one was trained on the weights as they are"
+
+
+def upload(run: Path, folder: Path, repository: str, *, format: Format, note: str, public: bool) -> None:
+    """Uploads `folder`, which export_run wrote of `run`, with a card that says what it is; `note` is what is inexact."""
+    from bidora_jax.models.formats import hub
+
+    hub.write_card(folder, card(run, repository, format=format, note=note))
+    print(f"uploaded to {hub.push(folder, repository, public=public)}")
+
+
+def card(run: Path, repository: str, *, format: Format, note: str) -> str:
+    """The model card; `note` is what is inexact. Of a base that is a folder it gives the last name alone: paths are private."""
+    from bidora_jax import __version__
+    from bidora_jax.models.formats import hub
+
+    config, settings = run_config(str(run)), peft_config.read(run / "adapter")
+    base = config.model.path
+    method = {"lora": "LoRA", "dora": "DoRA", "bidora": "BiDoRA"}[config.adapter.method]
+    kind = {"merged": "the merged model", "adapter": "a PEFT adapter", "lora": "a plain LoRA"}[format]
+    modules = settings.target_modules
+    modules = modules if isinstance(modules, str) else ", ".join(modules)
+    paragraphs = (
+        f"`{Path(base).name if Path(base).is_dir() else base}` fine-tuned with {method} by bidora_jax {__version__}: {kind}. "
+        f"Trained with rank {settings.rank}, alpha {settings.alpha:g}{', rsLoRA' if settings.rslora else ''} on {modules}.",
+        *([f"A plain LoRA only comes near to the trained adapter: {note}."] if note else []),
+    )
+    library = "transformers" if format == "merged" else "peft"
+    tags = (config.adapter.method, "bidora_jax")
+    return hub.card(repository.split("/")[1], library=library, base=base, tags=tags, paragraphs=paragraphs)
