@@ -1,11 +1,11 @@
-"""Answers to prompts of token ids, whole or as they grow.
+"""Answers to prompts of token ids, whole or as they grow. The programs are those of generation/decoding.py.
 
-Prompts are padded to one of a few widths and answers have room for one of a few numbers of tokens, two of each for every
-doubling, so that compilations are bounded; a filled-up batch compiles nothing anew either. What runs is generation/decoding.py.
+Prompts are padded to one of a few widths, and the room for an answer is one of a few numbers of tokens: two of each for every
+doubling. So the number of compilations is bounded. A batch that is filled up to the rows of the last one compiles nothing.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,23 +31,7 @@ class Piece(NamedTuple):
     """Whether the row has come to an end-of-text token, here or before."""
 
 
-def complete(model: Model, prompts: Sequence[Sequence[int]], **how: Any) -> list[Piece]:
-    """The whole answer to each prompt; `how` as in `stream`."""
-    *_, last = _streamed(model, prompts, chunk=None, **how)
-    return last
-
-
-def stream(model: Model, prompts: Sequence[Sequence[int]], *, chunk: int = 8, **how: Any) -> Iterator[list[Piece]]:
-    """Answers as they grow: the first token of each, then at most `chunk` more at a time.
-
-    `how`:  max_new_tokens, at least 1;  ends, the end-of-text tokens;  sampling, greedy by default;  seed;  numbers, what
-    tells the rows' draws apart (0, 1, … by default);  rows, to which the batch is filled up so that a smaller last batch
-    compiles nothing anew.  InputError for an empty prompt, and where prompt and answer do not fit the model's context.
-    """
-    return _streamed(model, prompts, chunk=chunk, **how)
-
-
-def _streamed(
+def complete(
     model: Model,
     prompts: Sequence[Sequence[int]],
     *,
@@ -57,21 +41,70 @@ def _streamed(
     seed: int = 0,
     numbers: Sequence[int] | None = None,
     rows: int = 0,
-    chunk: int | None,
-) -> Iterator[list[Piece]]:
+) -> list[Piece]:
+    """The whole answer to each prompt, of at least one token and at most `max_new_tokens`.
+
+    An answer stops before any of `ends`, the end-of-text tokens. A row's draws depend on `seed` and on its number in `numbers`
+    (0, 1, … by default). The batch is filled up to `rows`, so that a smaller last batch compiles nothing anew. Raises
+    InputError for an empty prompt, and where prompt and answer do not fit the model's context.
+    """
     check_room(model.config, prompts, max_new_tokens)
-    given, numbers = len(prompts), range(len(prompts)) if numbers is None else numbers
-    padded = _padded(prompts, max(rows, given, _fewest_rows(model)))
-    filled = jnp.asarray([*numbers, *[0] * (len(padded.lengths) - given)], jnp.int32)
-    request = padded._replace(
+    request = _request(prompts, ends, sampling, seed, numbers, max(rows, _fewest_rows(model)))
+    *_, last = _grown(model, request, len(prompts), ends, max_new_tokens, chunk=max_new_tokens, first_alone=False)
+    return last
+
+
+def stream(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    ends: Sequence[int],
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
+    chunk: int = 8,
+) -> Iterator[list[Piece]]:
+    """Answers as they grow: the first token of each, then at most `chunk` more at a time. The rest as in `complete`."""
+    check_room(model.config, prompts, max_new_tokens)
+    request = _request(prompts, ends, sampling, seed, numbers, _fewest_rows(model))
+    return _grown(model, request, len(prompts), ends, max_new_tokens, chunk=chunk, first_alone=True)
+
+
+def _request(
+    prompts: Sequence[Sequence[int]],
+    ends: Sequence[int],
+    sampling: Sampling,
+    seed: int,
+    numbers: Sequence[int] | None,
+    rows: int,
+) -> Prompts:
+    """The prompts as the device takes them; rows that no prompt is left for are filled with one token."""
+    padded = _padded(prompts, max(rows, len(prompts)))
+    numbers = range(len(prompts)) if numbers is None else numbers
+    filled = jnp.asarray([*numbers, *[0] * (len(padded.lengths) - len(prompts))], jnp.int32)
+    return padded._replace(
         numbers=filled, key=jax.random.key(seed), ends=jnp.asarray(ends, jnp.int32), sampling=sampling.as_data()
     )
-    idle = jnp.arange(len(padded.lengths)) >= given
+
+
+def _grown(
+    model: Model,
+    request: Prompts,
+    given: int,
+    ends: Sequence[int],
+    max_new_tokens: int,
+    *,
+    chunk: int,
+    first_alone: bool,
+) -> Iterator[list[Piece]]:
+    """The new tokens of the `given` rows that are prompts, `chunk` at a time; with `first_alone` the first one by itself."""
+    idle = jnp.arange(len(request.lengths)) >= given
     state = prefill(model, request, idle, room=bucket(max_new_tokens))
     shown, over = 0, [False] * given
     while shown < max_new_tokens and not all(over):
-        if shown or chunk is None:
-            state = decode(model, request, state, max_new_tokens if chunk is None else shown + chunk)
+        if shown or not first_alone:
+            state = decode(model, request, state, shown + chunk)
         made = min(int(state.made), max_new_tokens)
         new = np.array(state.answers)[:given, shown:made]
         pieces = [_piece(row.tolist(), ends, ended) for row, ended in zip(new, over, strict=True)]
