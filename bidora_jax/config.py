@@ -129,7 +129,7 @@ def named(argv: Sequence[str]) -> frozenset[str]:
 
 
 def settled(new: Config, old: Config, names: Sequence[str]) -> Config:
-    """`new` with the values of `old` for those of the fields `names` ("section.field") that are "auto" in it."""
+    """`new`, in which each field of `names` ("section.field") that is "auto" takes its value from `old`."""
     for name in names:
         section, leaf = name.split(".")
         part = getattr(new, section)
@@ -145,7 +145,7 @@ def defaults() -> ConfigDict:
 
 
 def read(path: str) -> ConfigDict:
-    """Defaults with the values of a configuration file over them. Raises InputError for whatever doesn't fit the schema."""
+    """The defaults, overlaid with a configuration file. Raises InputError for values that don't fit the schema."""
     return tree_of(Config, read_given(path))
 
 

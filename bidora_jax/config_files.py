@@ -1,7 +1,7 @@
 """Reads a configuration from configs/*.py, from a run's config.json, and from overrides, strictly.
 
-An unknown key, a wrong type and a value that nothing reads are refused with what was expected and the nearest name. Presets and
-the settings of an adapter folder fill in what is left unset.
+An unknown key, a wrong type and a preset without effect are refused; the message says what was expected, and names the nearest
+key. Presets and the settings of an adapter folder fill in what is left unset.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from bidora_jax.models.formats import peft_config
 
 
 def read_given(path: str) -> ConfigDict:
-    """What a configuration file sets; of FILE.py:ARGUMENT, what its get_config(ARGUMENT) gives."""
+    """The values that a configuration file sets; for FILE.py:ARGUMENT, those that its get_config(ARGUMENT) returns."""
     name, _, argument = path.rpartition(".py:") if ".py:" in path else (path, "", "")
     file = Path(f"{name}.py" if argument else name)
     if not file.is_file():
@@ -72,9 +72,9 @@ def _pairs(value: Any) -> Any:
 
 
 def tree_of(schema: Any, given: ConfigDict) -> ConfigDict:
-    """The defaults of `schema` overlaid with `given`; references of `given` stay references.
+    """The defaults of `schema`, overlaid with `given`; field references of `given` stay references.
 
-    A preset and an adapter to start from stand between the two."""
+    The values of a preset and of an adapter folder come over the defaults and under `given`."""
     problems: list[str] = []
     _fill(given)
     tree = _overlay(schema, given, "", problems)
@@ -86,7 +86,7 @@ def tree_of(schema: Any, given: ConfigDict) -> ConfigDict:
 
 
 def _fill(given: ConfigDict) -> None:
-    """Sets what a preset and an adapter folder say of all that `given` does not set itself."""
+    """Fills in the values of the preset and of the adapter folder that `given` leaves unset."""
     adapter = given.get("adapter")
     if not isinstance(adapter, ConfigDict):
         return
@@ -99,7 +99,7 @@ def _fill(given: ConfigDict) -> None:
 
 
 def refuse_idle(preset: str, given: ConfigDict, path: str) -> None:
-    """A preset of the command line that the file leaves nothing to fill, such as the config.json of a run."""
+    """Refuses a preset on the command line if the file (a run's config.json, say) sets all of the preset's fields already."""
     names = [f"{section}.{name}" for section, fields in PRESETS.get(preset, {}).items() for name in fields]
     already = isinstance(part := given.get("adapter"), ConfigDict) and part.get("preset") == preset
     if names and not already and all(_sets(given, name) for name in names):
@@ -116,7 +116,7 @@ def _sets(given: ConfigDict, name: str) -> bool:
 
 
 def set_unset(given: ConfigDict, values: dict[str, dict[str, Any]], *, over: bool = False) -> None:
-    """Sets values by section where `given` has none, or `over` what it has."""
+    """Sets values by section: those that `given` lacks, or with `over` all of them."""
     with given.unlocked():
         for section, fields in values.items():
             if fields and section not in given:
@@ -173,7 +173,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def as_type(kind: Any, value: Any) -> Any:
-    """The value with its lists as tuples and its numbers as the schema has them."""
+    """The value with its lists as tuples, and a whole number as a float where the schema has a float."""
     if isinstance(value, list | tuple):
         kind = next(
             option for option in (get_args(kind) if isinstance(kind, UnionType) else [kind]) if option is not str

@@ -1,9 +1,10 @@
-"""What the C library does with memory that is freed.
+"""Lets glibc keep memory that is freed, or give it back to the system.
 
-glibc returns every large block to the system as soon as it is freed, and the next step gets it again page by page, each one
-zeroed first. XLA frees all temporaries of a step at its end: on a CPU a tenth of a step's time went into that, a fifth and more
-where a step keeps its activations. What glibc is told to keep it keeps of the main thread alone: a block past 64 MB that
-another one asks for is always the system's. So a CPU's programs have to run in the thread that calls them.
+glibc returns every large block to the system as soon as it is freed. The next step then gets it back page by page, and the
+system zeroes each page first. XLA frees all temporaries of a step at its end: on a CPU that took a tenth of a step's time, and a
+fifth or more where a step keeps its activations. glibc can be told to keep freed blocks, but only those of the main thread: a
+block of more than 64 MB for another thread always comes from the system. So a CPU's programs have to run in the thread that
+calls them.
 """
 
 import ctypes
@@ -13,10 +14,10 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Lets the process keep what it frees, from here on; False where the C library is not glibc, and nothing is changed.
+    """From here on the process keeps the memory that it frees. Returns False, and changes nothing, where there is no glibc.
 
-    The peak of resident memory stays what it was, but the process does not shrink before it ends. Programs of a CPU run in the
-    thread that calls them from here on; for that it must be called before JAX has made its devices.
+    The peak of resident memory stays the same, but the process does not shrink before it ends. It also makes a CPU's programs
+    run in the thread that calls them, and so must be called before JAX has made its devices.
     """
     import jax
 
@@ -28,5 +29,5 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> bool:
-    """Gives back to the system what is free now, such as what compiling left; False where the C library is not glibc."""
+    """Gives freed memory back to the system, such as what compiling used; False where there is no glibc."""
     return platform.libc_ver()[0] == "glibc" and bool(ctypes.CDLL(None).malloc_trim(0))

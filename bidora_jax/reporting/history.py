@@ -63,7 +63,7 @@ class History:
 
 
 def read(run: Path) -> History:
-    """InputError where there is no history, or where a line that is not the last is none."""
+    """Reads what a run wrote. Raises InputError where there is no history, and for a broken line that is not the last one."""
     if not (run / "metrics.jsonl").is_file():
         what = "has no metrics.jsonl: nothing has been trained in it yet" if run.is_dir() else "is no folder"
         raise InputError(f"{run} {what}; point --run at the output_dir of a training run")

@@ -1,4 +1,4 @@
-"""report.html: one file with everything in it, which asks nothing of any other; light or dark as the reader's system is."""
+"""report.html: one file that needs no other; light or dark as the reader's system is."""
 
 from collections.abc import Sequence
 from html import escape

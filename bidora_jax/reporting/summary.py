@@ -1,4 +1,4 @@
-"""The numbers of a run in one dictionary, which summary.json holds, and the table that is printed of it."""
+"""The numbers of a run in one dictionary, which is written to summary.json and printed as a table."""
 
 import statistics
 from typing import Any
@@ -65,7 +65,7 @@ def _median(lines: list[Line], name: str) -> float | None:
 
 
 def rows(summary: Summary) -> list[tuple[str, str]]:
-    """What people want to read of it, as names and values; what is not known is left out."""
+    """The summary for people, as names and values; a value that is not known is left out."""
     parameters, memory = summary["parameters"], summary["peak_memory"]
     found = [("validation loss", _number(summary["validation_loss"], "{:.4f}"))]
     if summary["best_step"] is not None:
