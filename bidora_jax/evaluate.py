@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
 
 
 def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]:
-    """What the command prints, as a dictionary for each adapter, or for what stands in the place of all."""
+    """The results that the command prints: a dictionary for each adapter, or one for all of them as an ensemble or average."""
     from bidora_jax.data import encoding, token_cache
     from bidora_jax.data.batches import bucket_lengths, full_pass
     from bidora_jax.data.tokenizer import pad_id

@@ -2,17 +2,17 @@
 python -m bidora_jax.export --run DIR --format … --output DIR --push ORG/NAME [--public]
 python -m bidora_jax.export --model DIR --quantization nf4|int8|none --output DIR
 
-Hands a finished run back to the rest of the world: a Hugging Face model folder with the adapter folded in, or a PEFT
-adapter. Or, without a run, writes a model quantised as bitsandbytes does it, or a quantised one dense. What was written
-is read back, and its logits must be those of the model in memory before the folder gets its name. --push uploads the folder
-to the Hugging Face hub after that.
+Writes a finished run for other programs: a Hugging Face model folder with the adapter folded in, or a PEFT adapter. Or,
+without a run, writes a model quantised as bitsandbytes does it, or a quantised one dense. The written files are read back,
+and their logits must be those of the model in memory before the folder gets its name. --push uploads the folder to the
+Hugging Face hub after that.
 
-`--format lora` is for inference engines, which read plain LoRA alone: one rank, no patterns, no magnitude.
-Of a LoRA run it is exact (models/adapters/lora_approximation.py).
-Of DoRA and BiDoRA it can't be: W' − W0 = (m/‖V‖ − 1) ⊙ W0 + (m/‖V‖) ⊙ s·B·A has all of W0's rank.
-The nearest LoRA of the rank is written then, and the error that it leaves is printed; `--format merged` has none.
+`--format lora` is for inference engines that read plain LoRA only: one rank, no patterns, no magnitude.
+For a LoRA run it is exact (models/adapters/lora_approximation.py).
+For DoRA and BiDoRA it can't be: W' − W0 = (m/‖V‖ − 1) ⊙ W0 + (m/‖V‖) ⊙ s·B·A has the full rank of W0.
+The nearest LoRA of the rank is written then, and its error is printed; `--format merged` has none.
 
-Of a run on a quantised base there are two merged models. `--merge-base quantized` adds the update to the dequantised
+A run on a quantised base has two merged models. `--merge-base quantized` adds the update to the dequantised
 weights, which is the model that was trained; `original` adds it to the 16-bit weights, which it was not trained on.
 """
 
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
 
 
 def _check(arguments: ExportArguments) -> None:
-    """Flags that belong to another call, all at once; and what an upload needs."""
+    """Refuses flags that belong to another call, all in one message, and an upload that can't succeed."""
     a = arguments
     lora = a.format == "lora" and not a.model
     checks = {

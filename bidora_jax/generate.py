@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
 
 
 def _check(arguments: GenerateArguments) -> None:
-    """All that is wrong with the call by itself, at once."""
+    """Refuses flags that contradict each other and values out of bounds, all in one message."""
     a = arguments
     ways = [
         name for name, given in (("--prompt", a.prompt), ("--prompt-file", a.prompt_file), ("--chat", a.chat)) if given

@@ -1,15 +1,15 @@
 """python -m bidora_jax.info [--json] [--recommend]
 
-What this machine and this installation are: the part of a report, of a benchmark or of a question that is always missing.
---recommend adds which Qwen3 can be trained here and how, by the count that --auto goes by; it compiles for a minute the first
-time.
+The versions that are installed, the devices and the machine: a bug report, a benchmark and a question need them.
+--recommend adds the largest Qwen3 that can be trained here and how, by the same count as --auto; it compiles for a minute the
+first time.
 """
 
 import json
 from dataclasses import dataclass
 
 from bidora_jax.errors import command, program
-from bidora_jax.machine.facts import Section, Value, devices, host, software
+from bidora_jax.machine.facts import Section, as_text, devices, host, software
 from bidora_jax.planning.recommendation import recommended
 
 
@@ -36,24 +36,6 @@ def main(argv: list[str]) -> None:
 def gather() -> dict[str, Section]:
     """All facts by section. What cannot be found out is None."""
     return {"software": software(), "devices": devices(), "cuda ops": cuda_ops(), "host": host()}
-
-
-def as_text(facts: dict[str, Section]) -> str:
-    """Sections of aligned names and values."""
-    width = max(len(name) for section in facts.values() for name in section)
-    blocks = [
-        "\n".join([title, *(f"  {name:<{width}}  {_spelt(name, value)}" for name, value in section.items())])
-        for title, section in facts.items()
-    ]
-    return "\n\n".join(blocks)
-
-
-def _spelt(name: str, value: Value) -> str:
-    if value is None:
-        return "unknown"
-    if isinstance(value, list):
-        return " ".join(value) or "none"
-    return f"{value / 2**30:.1f} GiB" if isinstance(value, int) and "memory" in name else str(value)
 
 
 def cuda_ops() -> Section:

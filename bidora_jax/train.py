@@ -1,20 +1,20 @@
 """python -m bidora_jax.train --config configs/NAME.py [--SECTION.FIELD VALUE …] [--resume | --auto | --dry-run]
 
-Reads everything and refuses what is wrong before it writes the first byte of the run folder; then trains phase by phase
-and leaves the adapter, and the merged model when asked.
+Reads everything and refuses what is wrong before it writes the first byte of the run folder. Then it trains phase by phase and
+writes the adapter, and the merged model when asked.
 """
 
 from bidora_jax.config import named, parse_train
 from bidora_jax.errors import InputError, command
 from bidora_jax.runs.assembly import assemble, describe, settle
-from bidora_jax.runs.checks import as_begun, check, check_folder
+from bidora_jax.runs.checks import as_begun, check_config, check_folder
 from bidora_jax.runs.execution import run
 
 
 def main(argv: list[str]) -> None:
     config, resume = parse_train(argv)
     given = named(argv)
-    check(config)
+    check_config(config)
     if resume and "auto" in given:
         raise InputError(
             "--auto chooses settings for a new run; --resume goes on with those of the run folder: leave one out"

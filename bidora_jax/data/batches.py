@@ -3,9 +3,9 @@
     batch = {'tokens': int32 (M, B, T), 'loss_mask': float32 (M, B, T)}    and 'segments': int32 (M, B, T) of packed rows
     M micro-batches of an optimiser step, B records in each, T padded length, one of a few buckets
 
-A row is one example, or several that data/packing.py put together, right-padded with mask 0 and segment 0; rows that no example
-is left for are all padding, so a run compiles once a bucket. Nothing here has state worth saving: a resumed run asks for the
-batch of its step.
+A row is one example, or several that data/packing.py put together, right-padded with mask 0 and segment 0. Where examples run
+out, the remaining rows are all padding: so every batch of a bucket has the same shape, and a run compiles once a bucket.
+Nothing here has state worth saving: a resumed run asks for the batch of its step.
 
 Does not do: moving batches to a device.
 """
@@ -78,9 +78,9 @@ def epoch_order(lengths: Sequence[int], step_size: int, *, seed: int, epoch: int
 
 
 class Stream:
-    """An endless sequence of steps over one set of examples; any step is computed without those before it.
+    """An endless sequence of steps over one set of examples. Any step is computed without those before it.
 
-    Streams of one seed that differ in `stream` (a number) are shuffled differently.
+    Streams with the same seed and another number `stream` are shuffled in another order.
     """
 
     def __init__(self, lengths: Sequence[int], step_size: int, *, seed: int, stream: int) -> None:
@@ -121,7 +121,7 @@ def collate(examples: Examples, length: int, M: int, B: int, pad_id: int, packed
 def joint(
     train: Examples, val: Examples, buckets: Sequence[int], M: int, B: int, pad_id: int, packed: bool = False
 ) -> tuple[Batch, Batch]:
-    """The two batches of a bilevel step, padded to one length: so many shapes as buckets, not their square."""
+    """The two batches of a bilevel step, padded to one length. So n buckets need n compilations, not n²."""
     length = length_for([*train, *val], buckets)
     return collate(train, length, M, B, pad_id, packed), collate(val, length, M, B, pad_id, packed)
 
@@ -137,7 +137,7 @@ def full_pass(examples: Examples, buckets: Sequence[int], B: int, pad_id: int) -
 def prefetch(make_batch: Callable[[int], Item], start: int, stop: int, depth: int = 2) -> Generator[Item]:
     """make_batch(start), …, make_batch(stop − 1), each made in one background thread up to `depth` steps ahead.
 
-    An exception of make_batch comes out at its step. The thread ends with the generator, however that ends.
+    An exception of make_batch is raised at its step. The thread ends with the generator.
     """
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
     try:

@@ -1,21 +1,21 @@
-"""Where in a conversation, as the model's chat template writes it, the assistant's answers stand.
+"""Finds the assistant's answers in a conversation as the model's chat template writes it.
 
-    text = template(turns)                             one rendering of the whole conversation decides what is learned
+    text = template(turns)                             one rendering of the whole conversation decides what is trained
     an answer = text[start:end]                        from where the template asks for it to its end-of-turn token
     start     = len(template(turns before it, ready for an answer))
-    end       = len(template(turns up to it)), blanks aside
+    end       = len(template(turns up to it)), without trailing blanks
 
-as long as these renderings are beginnings of `text`. They need not be: Qwen3 leaves the thinking out of answers that another
-question follows. Then the place is found from the turns' contents: the content of a turn ends in a rendering where one
-letter more in it makes one letter more there and changes nothing else. What follows that place up to the answer, or from its
-content to its end of turn, is read off the shorter rendering and has to stand in `text` too. Where it does not, nothing is
-guessed: the record is refused.
+This holds where the shorter renderings are beginnings of `text`. They need not be: Qwen3 leaves the thinking out of an answer
+that is followed by another question. Then the place is found from the contents of the turns. The content of a turn ends where
+the rendering gains one letter if the content gains one, and is otherwise unchanged. The text between that place and the answer,
+or between the answer's content and its end of turn, is taken from the shorter rendering; `text` must hold it at the same place.
+Where it does not, the record is refused rather than guessed at.
 
-A template that marks what the assistant generates ({% generation %}) decides itself, and nothing is searched for.
+A template may mark what the assistant generates ({% generation %}). Its marks are used, and nothing is searched for.
 
-So of Qwen3, whose template opens the last answer with a thinking block, an empty one if need be: the block is part of the
-answer and is trained, for a model that is asked without further settings has to write it; earlier answers stand without
-theirs and are trained so. TRL makes the same of {prompt, completion}; its training template keeps all the blocks.
+Qwen3's template opens the last answer with a thinking block, which may be empty. That block is part of the answer and is trained,
+as a model that is asked with default settings has to write it. Earlier answers have no block in the rendering, and are trained
+without. TRL does the same for {prompt, completion}; its training template keeps all blocks.
 """
 
 import re
@@ -34,19 +34,17 @@ Tokens = tuple[list[int], list[bool]]
 """Ids, and which of them are trained."""
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 OPENED_THINKING = re.compile(r"<think>\s*$")
-"""Some templates begin the thinking where they ask for an answer, and write answers that hold none without it."""
-
-
+"""Some templates open the thinking where they ask for an answer, but write an answer without thinking without it."""
 BATCH = 256
-"""Conversations tokenised in one call; the places of their tokens take 200 bytes each while it lasts."""
+"""Conversations tokenised in one call. Until it returns, the offsets take 200 bytes a token."""
 
 
 class Conversation(NamedTuple):
-    """A conversation and what is learned of it."""
+    """A conversation and the turns of it that are trained."""
 
     turns: Sequence[Turn]
     numbers: Sequence[int] | None
-    """The turns of the assistant that are trained; None: all of the text is."""
+    """Numbers of the assistant's turns that are trained; None: all of the text is."""
     tools: list[Any] | None = None
 
 
@@ -59,11 +57,11 @@ class Encoding(NamedTuple):
 class Rendered(NamedTuple):
     text: str
     answers: list[tuple[int, int]]
-    """First character of each answer asked for, and the one past its end."""
+    """(start, end) of each trained answer, in characters of the text."""
 
 
 def render(turns: Sequence[Turn], tokenizer: Tokenizer, tools: list[Any] | None = None, *, ask: bool = False) -> str:
-    """The turns as text; `ask` adds what comes before an answer. Raises BadRecord where the template refuses them."""
+    """The turns as text; `ask` adds the opening of an answer. Raises BadRecord where the template refuses the turns."""
     try:
         return tokenizer.apply_chat_template(list(turns), tools=tools, tokenize=False, add_generation_prompt=ask)
     except Exception as error:  # a template is a program: it can raise anything
@@ -72,12 +70,12 @@ def render(turns: Sequence[Turn], tokenizer: Tokenizer, tools: list[Any] | None 
 
 
 def is_marked(tokenizer: Tokenizer, tools: list[Any] | None = None) -> bool:
-    """Whether the template, of several the one for these tools, says itself what the assistant generates."""
+    """Whether the template (a tokenizer may have another one for tools) marks itself what the assistant generates."""
     return bool(MARKED.search(tokenizer.get_chat_template(tools=tools)))
 
 
-def check(tokenizer: Tokenizer) -> None:
-    """InputError for a tokenizer that conversations can't be written with."""
+def check_template(tokenizer: Tokenizer) -> None:
+    """Raises InputError for a tokenizer that can't write conversations."""
     if not tokenizer.chat_template:
         raise InputError(
             "records with turns need a chat template, and the model's tokenizer has none: take a model that was trained to "
@@ -88,9 +86,9 @@ def check(tokenizer: Tokenizer) -> None:
 
 
 def tokens(talks: Sequence[Conversation], tokenizer: Tokenizer) -> list[Tokens | BadRecord]:
-    """Of each conversation its tokens and which of them are trained, or why it can't be used.
+    """The tokens of each conversation and which of them are trained, or the reason why it can't be used.
 
-    A token that would reach over the border of an answer is cut there, as it is where a model answers.
+    A token that would cross the border of an answer is cut there: when a model answers, its prompt ends there too.
     """
     found = []
     for first in range(0, len(talks), BATCH):
@@ -115,7 +113,7 @@ def _written(talk: Conversation, tokenizer: Tokenizer) -> Rendered | Tokens:
 
 
 def _marks(written: Rendered, encoding: Encoding, tokenizer: Tokenizer) -> Tokens:
-    """The tokens of a text, of which those in its answers are trained."""
+    """The tokens of a text; those in its answers are trained."""
     text, places = written
     borders = sorted({border for place in places for border in place})
     starts, ends = encoding.offsets.T
@@ -131,10 +129,10 @@ def _marks(written: Rendered, encoding: Encoding, tokenizer: Tokenizer) -> Token
 def find(
     turns: Sequence[Turn], numbers: Sequence[int] | None, tokenizer: Tokenizer, tools: list[Any] | None
 ) -> Rendered:
-    """The conversation as text and where the turns `numbers`, which are the assistant's, stand in it; None: all is an answer.
+    """The conversation as text and the places of the assistant's turns `numbers` in it; of None, the whole text is an answer.
 
-    A template that ends no answer gets the end-of-text token after the last one. Raises BadRecord where a place can't be
-    determined.
+    If the template does not end its answers, the end-of-text token is added to the last one. Raises BadRecord where a place
+    can't be determined.
     """
     view = _View(turns, tokenizer, tools)
     text = view.text
@@ -170,8 +168,8 @@ def _tokenised_apart(text: str, borders: list[int], tokenizer: Tokenizer) -> Enc
 
 
 def _marked(turns: Sequence[Turn], numbers: Sequence[int], tokenizer: Tokenizer, tools: list[Any] | None) -> Tokens:
-    """The tokens that the template's own marks enclose: one run of them for each turn of the assistant."""
-    render(turns, tokenizer, tools)  # for its message
+    """The conversation's tokens; trained are those that the template's marks enclose, one run for each turn of the assistant."""
+    render(turns, tokenizer, tools)  # raises BadRecord where the template refuses the turns
     found = tokenizer.apply_chat_template(
         list(turns), tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
@@ -189,7 +187,7 @@ def _marked(turns: Sequence[Turn], numbers: Sequence[int], tokenizer: Tokenizer,
 
 
 class _View:
-    """One conversation and its renderings."""
+    """A conversation, and what the template writes of all of it and of its beginnings."""
 
     def __init__(self, turns: Sequence[Turn], tokenizer: Tokenizer, tools: list[Any] | None) -> None:
         self._turns, self._tokenizer, self._tools = turns, tokenizer, tools
@@ -223,7 +221,7 @@ class _View:
         return render(self._turns[:number], self._tokenizer, self._tools, ask=ask)
 
     def _content_end(self, turns: Sequence[Turn], number: int, text: str, *, ask: bool = False) -> int:
-        """Where in `text`, a rendering of `turns`, the content of a turn ends: where a letter more shows."""
+        """Where the content of a turn ends in `text`, a rendering of `turns`: where a letter added to the content shows up."""
         content = turns[number]["content"]
         letter = "y" if content.endswith("x") else "x"
         longer = [*turns[:number], {**turns[number], "content": content + letter}, *turns[number + 1 :]]
@@ -245,7 +243,7 @@ class _View:
 
 
 def _without_opening(asked: str) -> list[str]:
-    """What comes before an answer, and the same without the thinking that it opens."""
+    """The text before an answer, and the same without the thinking block that it opens."""
     shorter = OPENED_THINKING.sub("", asked)
     return [asked] if shorter == asked else [asked, shorter]
 

@@ -9,19 +9,18 @@ A record (its shapes: data/records.py) becomes one sequence, and `trained` says 
     {messages}, conversations  the chat template's text of all turns; trained are the answers in it (data/chat_template.py):
                                loss_on = response the last one, turns every one of the assistant, all the whole text
 
-Of the first two, prompt and response are tokenised apart, so that no token straddles the border between them, and without
-special tokens, so that a template's own first token does not come twice; text without a template opens with the
-beginning-of-text token where the tokenizer has it so (Llama, Mistral). What is trained is decided by position, never by
-token id: a model learns to stop even when its tokenizer pads with the end-of-text token.
+Of the first two shapes, prompt and response are tokenised apart, so that no token straddles the border between them. They are
+tokenised without special tokens, so that a template's own first token does not come twice. Text without a template opens with
+the beginning-of-text token if the tokenizer adds one (Llama, Mistral). Whether a token is trained depends on its position, never
+on its id: a model learns to stop even when its tokenizer pads with the end-of-text token.
 
     chunks     tokens = chunk ‖ chunk ‖ … ‖ chunk,    each of at most max_length tokens, all but the last two of just so many
 
-A record of {code} or {text} that is too long becomes its consecutive chunks under long = split: no token is lost, and none
-stands twice. Each is a sequence of its own, so its first token has nothing before it and is not predicted. The first token
-that the tokenizer opens a text with is the first chunk's alone, and the end of text the last one's: so the model learns to
-end where the text does, and what it sees is what pretraining shows it. (axolotl's completion does the same; unsloth's
-raw_text ends every full chunk and has tokens twice.) A record that asks can't be split, as its later chunks would answer to
-nothing; it is cut.
+A record of {code} or {text} that is too long is cut into consecutive chunks under long = split. No token is lost, and none
+is repeated. Each chunk is a sequence of its own, so its first token has nothing before it and is not predicted. Only the first
+chunk has the beginning-of-text token, and only the last one the end of text: so the model learns to end where the text does, as
+in pretraining. (axolotl's completion does the same; unsloth's raw_text ends every full chunk and repeats tokens.) A record with
+a question can't be split, as its later chunks would have no question; it is cut.
 
 Does not do: packing several records into one sequence (data/packing.py); cutting a text at the ends of its lines.
 """
@@ -46,9 +45,9 @@ from bidora_jax.errors import InputError, listing
 LossOn = Literal["response", "turns", "all"]
 Long = Literal["split", "truncate", "drop", "refuse"]
 SHORTEST = 64
-"""Tokens that the last chunk of a record takes from the one before if it has fewer: an end is learned with some text before
-it, and two in a hundred places of packed rows stay empty. Chunks of even lengths would fit ill: of texts a tenth longer than
-a row, 45 in a hundred would."""
+"""The least tokens of a record's last chunk; it takes missing ones from the chunk before, so that an end is learned with some
+text before it. That leaves 2 % of packed rows empty. Chunks of equal length would pack badly: for texts a tenth longer than a
+row, they would leave 45 % empty."""
 
 
 class Example(NamedTuple):
@@ -65,7 +64,7 @@ class Split(NamedTuple):
 
     @property
     def chunks(self) -> list[int]:
-        """Into how many chunks each record went that was split."""
+        """The number of chunks of each record that was split."""
         return [count for count in Counter(example.record for example in self.examples).values() if count > 1]
 
 
@@ -113,24 +112,24 @@ def _record(row: SourceRow | Fault) -> Record:
 def encode(record: Record, tokenizer: Tokenizer, *, max_length: int, loss_on: LossOn) -> Example:
     """One record's tokens, cut at the end to `max_length` (which takes the end-of-text token away first).
 
-    A blank response is not trained, and its end of text neither: it would teach to answer nothing.
+    Neither a blank response nor its end of text is trained: the model would learn to answer nothing.
     """
     return encode_each(record, tokenizer, max_length=max_length, loss_on=loss_on, long="truncate")[0]
 
 
 def encode_each(record: Record, tokenizer: Tokenizer, *, max_length: int, loss_on: LossOn, long: Long) -> list[Example]:
-    """All that becomes of one record: the chunks of one that is split, else the one that `encode` makes."""
+    """The examples of one record: its chunks if it is split, else the one example that `encode` makes."""
     return _encode([record], tokenizer, max_length, loss_on, long)
 
 
 def encode_all(
     records: list[Record], tokenizer: Tokenizer, *, max_length: int, loss_on: LossOn, long: Long = "split"
 ) -> Split:
-    """Every record that has a trained token, and the number of the others; `long` says what becomes of those of more than
+    """Every record that has a trained token, and the number of the others. `long` says what is done with records of more than
     `max_length` tokens.
 
-    Raises InputError when none has, where the chat template can't write some, and for long ones that are refused, with all
-    of them.
+    Raises InputError when no record has a trained token, for records that the chat template can't write, and for long ones
+    that are refused; the last two messages name all of them.
     """
     encoded = _encode(records, tokenizer, max_length, loss_on, long)
     too_long = [records[example.record] for example in encoded if example.truncated]
@@ -155,7 +154,7 @@ def encode_all(
 
 
 def _encode(records: list[Record], tokenizer: Tokenizer, max_length: int, loss_on: LossOn, long: Long) -> list[Example]:
-    """What becomes of every record, in order; each has one example at least."""
+    """The examples of every record, in order; each record has at least one."""
     talks = [record for record in records if is_conversation(record)]
     texts = [record for record in records if not is_conversation(record)]
     of_talks, of_texts = iter(_of_talks(talks, tokenizer, loss_on)), iter(_of_texts(texts, tokenizer, loss_on))
@@ -173,7 +172,7 @@ def _encode(records: list[Record], tokenizer: Tokenizer, max_length: int, loss_o
 
 
 def chunk_lengths(count: int, most: int) -> list[int]:
-    """Lengths of the chunks that so many tokens go into, `most` each; see SHORTEST for the end."""
+    """Lengths of the chunks of `count` tokens: `most` each, and the last two by the rule of SHORTEST."""
     full, rest = divmod(count, most)
     lengths = [most] * full + [rest] * (rest > 0 or not full)
     lacking = min(SHORTEST, (most + 1) // 2) - lengths[-1]
@@ -194,9 +193,9 @@ def _of_texts(records: list[Record], tokenizer: Tokenizer, loss_on: LossOn) -> l
 
 
 def _of_talks(records: list[Record], tokenizer: Tokenizer, loss_on: LossOn) -> list[chat_template.Tokens]:
-    """Each conversation as the chat template writes it, and the answers in it."""
+    """The tokens of each conversation as the chat template writes it; those of its answers are trained."""
     if records:
-        chat_template.check(tokenizer)
+        chat_template.check_template(tokenizer)
     found = chat_template.tokens([_talk(record, loss_on) for record in records], tokenizer)
     problems = [
         f"{slot(record)}{one}" for record, one in zip(records, found, strict=True) if isinstance(one, BadRecord)

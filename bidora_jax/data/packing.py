@@ -2,13 +2,14 @@
 
     row = document ‖ document ‖ … ‖ padding          segments 1 … 1 2 … 2 … 0 … 0
 
-A document, which is a record or a chunk of one (encoding.py), sees itself alone: attention stops at its first token, positions
-count from 0 in it, and its first token is never predicted from the end of the one before. So the loss of a packed batch is
-that of its documents one a row, and no gradient crosses from one to another (kernels/attention.py, models/decoder.py).
+A document is a record or a chunk of one (encoding.py). Attention does not look beyond a document's first token, positions
+count from 0 in each document, and its first token is never predicted from the end of the one before. So the loss of a packed
+batch is the loss of its documents one a row, and no gradient crosses from one to another (kernels/attention.py,
+models/decoder.py).
 
-First fit decreasing: of some records the longest first, each into the first row with room for it. It is done over windows of a
-shuffled order, so that a row holds a random mixture of lengths and texts, once for a run: the rows are a pure function of
-records and seed, and their order in an epoch that of batches.py, as if each were a record.
+The algorithm is first fit decreasing: the longest document first, each into the first row with room for it. It runs over windows
+of a shuffled order, so that a row holds a random mixture of lengths and texts. A run packs once: the rows are a pure function of
+records and seed, and batches.py orders rows as it orders records.
 
 Does not do: cutting a record in two to fill a row.
 """
@@ -37,13 +38,13 @@ class PackedRow(NamedTuple):
 
 
 def capacity(splits: Sequence[Sequence[Example]], max_length: int) -> int:
-    """Tokens that a row may hold: max_length, or fewer if all of the larger split fits."""
+    """Tokens that a row may hold: max_length, or fewer if one such row holds all of the larger split."""
     most = max(sum(len(example.tokens) for example in examples) for examples in splits)
     return -(-min(max_length, most) // MULTIPLE) * MULTIPLE
 
 
 def pack(examples: Sequence[Example], room: int, *, seed: int) -> list[PackedRow]:
-    """The examples in rows of at most `room` tokens, which every one of them fits."""
+    """The examples in rows of at most `room` tokens. No example may be longer."""
     order = np.random.default_rng(seed).permutation(len(examples))
     lengths = np.array([len(examples[index].tokens) for index in order])
     windows = (np.cumsum(lengths) - lengths) // (WINDOW * room)
@@ -69,7 +70,7 @@ def records_in(item: Example | PackedRow) -> tuple[int, ...]:
 
 
 def count(examples: Sequence[Example | PackedRow]) -> int:
-    """How many records there are in examples or rows; the chunks of one are one."""
+    """How many records the examples or rows hold; the chunks of a record count as one."""
     return len({number for item in examples for number in records_in(item)})
 
 
@@ -82,7 +83,7 @@ def describe(rows: Sequence[PackedRow], room: int) -> str:
 
 
 def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Numbers of the lengths that go into each row, the longest first, each into the first row that has room for it."""
+    """Rows of indices into `lengths`: the longest first, each in the first row that has room for it."""
     left = np.full(len(lengths), room)
     rows: list[list[int]] = []
     for index in np.argsort(-np.asarray(lengths), kind="stable").tolist():

@@ -1,6 +1,6 @@
 """Splits of records -> the rows that batches are made of, and what a user should know of them.
 
-What the data command shows before a run and what the run then does are made here, once.
+The data command and training both prepare their data here, so the command shows what the run will do.
 """
 
 from typing import NamedTuple
@@ -18,23 +18,24 @@ class Prepared(NamedTuple):
     encoded: dict[str, Split]
     """train, and val where there is one."""
     rows: dict[str, Examples]
-    """The same with one record, or one chunk of one, a row, or with data.packing several."""
+    """The same as rows: of one record or chunk each, or of several with data.packing."""
     places: tuple[str, ...]
-    """Where the records of train and then of val come from: an example's `record` is a number among them."""
-    said: list[str]
+    """The places of the records of train and then of val. An example's `record` is an index into them."""
+    notes: list[str]
+    """What a user should know, in lines."""
 
 
 def prepare(data: DataConfig, splits: Splits, tokenizer: Tokenizer, positions: int, seed: int) -> Prepared:
-    """The tokens of both splits, in rows. Raises InputError for what can't be trained on by a model of so many positions."""
+    """The tokens of both splits, in rows. Raises InputError for a record that is longer than the model's `positions`."""
     given = {"train": splits.train.records, "val": splits.val.records}
-    how = {"max_length": data.max_length, "loss_on": data.loss_on, "long": data.long}
+    settings = {"max_length": data.max_length, "loss_on": data.loss_on, "long": data.long}
     places = tuple(record.place for part in given.values() for record in part)
-    encoded, said = {}, [*splits.said]
+    encoded, notes = {}, [*splits.notes]
     for name, part in given.items():
         if part:
-            found, kept = token_cache.encode_all(part, tokenizer, data.token_cache, **how)
+            found, kept = token_cache.encode_all(part, tokenizer, data.token_cache, **settings)
             encoded[name] = _numbered(found, len(given["train"]) if name == "val" else 0)
-            said += [f"{name}: {describe(found, data.max_length, data.long)}", *([kept] if kept else [])]
+            notes += [f"{name}: {describe(found, data.max_length, data.long)}", *([kept] if kept else [])]
     for name, part in encoded.items():
         longest = max(len(example.tokens) for example in part.examples)
         if longest > positions:
@@ -44,10 +45,10 @@ def prepare(data: DataConfig, splits: Splits, tokenizer: Tokenizer, positions: i
             )
     examples = {name: part.examples for name, part in encoded.items()}
     if not data.packing:
-        return Prepared(encoded, {**examples}, places, said)
+        return Prepared(encoded, {**examples}, places, notes)
     rows, room = packing.pack_all(examples, data.max_length, seed=seed)
-    said += [f"{name}: {packing.describe(part, room)}" for name, part in rows.items()]
-    return Prepared(encoded, {**rows}, places, said)
+    notes += [f"{name}: {packing.describe(part, room)}" for name, part in rows.items()]
+    return Prepared(encoded, {**rows}, places, notes)
 
 
 def _numbered(part: Split, first: int) -> Split:

@@ -1,4 +1,4 @@
-"""The text that a model is asked with: a record's question in the chat template, or in a plain one without it.
+"""The prompt of a record: its question in the tokenizer's chat template, or in a plain template where there is none.
 
 The prompt ends where the answer begins. It is tokenised apart from the answer, so that no token straddles the border.
 """
@@ -12,7 +12,7 @@ PLAIN_TEMPLATE = "### Instruction:\n{instruction}\n\n### Response:\n"  # for a t
 
 
 def question_text(record: Record) -> str:
-    """What is asked, for people to read: without template, and of a conversation the last turn before the answer."""
+    """The question for people to read, without template. Of a conversation it is the last turn before the answer."""
     if records.is_conversation(record):
         return _asked(record)[-1]["content"]
     return record.get("instruction", record.get("prompt", ""))
@@ -32,7 +32,7 @@ def prompt_text(record: Record, tokenizer: Tokenizer) -> str:
 
 
 def response_text(record: Record) -> str:
-    """The text to be learned; of a conversation, the last answer."""
+    """The text that is trained; of a conversation, the last answer."""
     if records.is_conversation(record):
         return records.turns(record)[0][-1]["content"]
     return next(record[key] for key in ("output", "completion", "code", "text") if key in record)
@@ -57,12 +57,12 @@ def encode_prompts(records: list[Record], tokenizer: Tokenizer) -> list[list[int
 
 
 def _templated(record: Record, tokenizer: Tokenizer) -> bool:
-    """Whether the prompt is the chat template's, which writes a first token itself."""
+    """Whether the chat template writes the prompt; it writes the beginning-of-text token itself."""
     return records.is_conversation(record) or ("instruction" in record and bool(tokenizer.chat_template))
 
 
 def _asked(record: Record) -> list[records.Turn]:
-    """The turns that ask: those of {instruction}, or of a conversation all but the last answer."""
+    """The turns of the question: those of {instruction}, or all turns of a conversation but the last answer."""
     if records.is_conversation(record):
         turns, _ = records.turns(record)
         return turns[:-1] if turns[-1]["role"] == "assistant" else turns

@@ -7,9 +7,9 @@
     {conversations, tools?}                   the same in ShareGPT's words, {from, value}; read as messages
     {code}, {text}                            text without a question
 
-A record keeps the keys of its shape and no others. A conversation begins with a turn of the user, after one of the system
-perhaps, and ends with one of the assistant: what comes after that would teach nothing, and is refused rather than dropped.
-Which further orders of roles are possible is the chat template's business.
+A record keeps the keys of its shape and no others. A conversation begins with a turn of the user, or of the system and then the
+user, and ends with one of the assistant. Turns after that would teach nothing, and are refused rather than dropped. The chat
+template decides which other orders of roles are possible.
 
 Does not do: images and sound in a turn.
 """
@@ -29,7 +29,7 @@ OF_A_TURN = ("tool_calls", "tool_call_id", "name", "reasoning_content")
 
 
 class Record(dict[str, Any]):
-    """The keys of a shape, and where they come from, for messages."""
+    """The keys of a shape with their values, and the record's place, for messages."""
 
     def __init__(self, values: dict[str, Any], place: str = "") -> None:
         super().__init__(values)
@@ -75,7 +75,7 @@ def record(value: dict[str, Any], place: str = "") -> Record:
 def question(value: dict[str, Any], place: str = "") -> Record:
     """The record of a row that only asks: its answer may be missing, and its conversation may end with any turn.
 
-    An answer that is there, the assistant's last turn, is left out. Raises BadRecord.
+    If the row has an answer, which is the assistant's last turn, it is left out. Raises BadRecord.
     """
     value = _renamed(value)
     key = next((key for key in ("messages", "conversations", "prompt") if isinstance(value.get(key), list)), None)
@@ -98,7 +98,7 @@ def is_conversation(record: Record) -> bool:
 
 
 def is_text(record: Record) -> bool:
-    """Whether the record is text as it stands, {code} or {text}, which may end anywhere and still be what it is."""
+    """Whether the record is {code} or {text}, which may be cut anywhere and is still text."""
     return "code" in record or "text" in record
 
 
@@ -114,7 +114,7 @@ def asking(record: Record) -> list[Turn]:
 
 
 def turns(record: Record) -> tuple[list[Turn], int]:
-    """All turns of a conversation, and the number of the first one that may be learned."""
+    """All turns of a conversation, and the number of the first one that may be trained."""
     if "messages" in record:
         return record["messages"], 0
     return [*record["prompt"], *record["completion"]], len(record["prompt"])
@@ -124,7 +124,7 @@ def turns(record: Record) -> tuple[list[Turn], int]:
 
 
 def _selected(value: dict[str, Any], place: str) -> tuple[str, Record]:
-    """The key that marks the shape, and what belongs to it."""
+    """The key that marks the shape, and the record with the keys of that shape."""
     marker = _shape_of(value)
     shape = SHAPES[marker]
     optional = [key for key in shape.optional if value.get(key) not in (None, "", [])]
@@ -137,7 +137,7 @@ def _selected(value: dict[str, Any], place: str) -> tuple[str, Record]:
 
 
 def _renamed(value: dict[str, Any]) -> dict[str, Any]:
-    """With `output` in the place of `response`."""
+    """The same row with `response` renamed to `output`."""
     if "instruction" not in value or "response" not in value:
         return value
     if "output" in value:
@@ -184,7 +184,7 @@ def _check_text(key: str, text: Any) -> None:
 
 
 def _conversation(found: Record, marker: str) -> Record:
-    """The same record with its turns checked, under `messages`, or under `prompt` and `completion`."""
+    """The record with its turns checked; ShareGPT's `conversations` become `messages`."""
     tools = _tools(found)
     if marker != "prompt":
         turns = _turns(marker, found[marker])
@@ -208,7 +208,7 @@ def _conversation(found: Record, marker: str) -> Record:
 
 
 def _turns(key: str, turns: Any) -> list[Turn]:
-    """A list of turns as {role, content, …}, all that is wrong with them in one BadRecord."""
+    """A list of turns as {role, content, …}. One BadRecord names all that is wrong with them."""
     if not isinstance(turns, list):
         raise BadRecord(f"{key!r} should be an array of turns, found {kind(turns)}")
     if not turns:
@@ -225,7 +225,7 @@ def _turns(key: str, turns: Any) -> list[Turn]:
 
 
 def _history(history: Any) -> list[Turn]:
-    """The turns of [[question, answer], …], or of its text as a table has it, as LLaMA-Factory reads them."""
+    """The turns of [[question, answer], …], or of the JSON text of such a list in a table; LLaMA-Factory's format."""
     pairs = _array("history", history)
     wrong = [
         f"pair {number} is {kind(pair)}" + (f" of {len(pair)}" if isinstance(pair, list) else "")
@@ -273,7 +273,7 @@ def _text_of(content: Any, key: str) -> str:
 
 
 def _extras(turn: dict[str, Any]) -> Turn:
-    """What else a template may read. Calls of tools are objects with a function each, whose arguments may be JSON text."""
+    """The other keys of a turn that a template may read. A tool call is an object; its arguments may be JSON text."""
     found = {key: turn[key] for key in OF_A_TURN if turn.get(key) not in (None, "", [])}
     for key, value in found.items():
         if key == "tool_calls":
@@ -297,7 +297,7 @@ def _check_opening(turns: list[Turn]) -> None:
 
 
 def _tools(value: dict[str, Any]) -> dict[str, Any]:
-    """{tools: …} where there are some: an array of JSON schemas, or its text."""
+    """{"tools": [JSON schemas]} of a row that has some, as an array or as its JSON text; else {}."""
     tools = value.get("tools")
     if tools in (None, "", []):
         return {}
@@ -308,7 +308,7 @@ def _tools(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _array(key: str, value: Any) -> list[Any]:
-    """An array, or what its text in JSON holds."""
+    """An array, or the array that a JSON text holds."""
     if isinstance(value, str):
         try:
             value = json.loads(value)

@@ -1,12 +1,12 @@
-"""Sources -> the train, val and test splits of a run: who goes where, how often, and who stands twice.
+"""Sources -> the train, val and test splits of a run: which record is in which split, how often, and which are copies.
 
-    copies      two records whose texts are the same in the same order, but for blanks and Unicode's composition
-    val_fraction    copies go to one side together, so that no record is on both
-    duplicates  copies between and within the splits are reported, left out of train, or refused
-    weight w    a source's records are seen ⌊w⌋ times an epoch, and a share w − ⌊w⌋ of them, chosen by the seed, once more
+    copies          records with the same texts in the same order; blanks and Unicode's composition do not count
+    val_fraction    copies of a record are put on the same side, so that no record is on both
+    duplicates      copies between and within the splits are reported, left out of train, or refused
+    weight w        a source's records are seen ⌊w⌋ times an epoch, and a share w − ⌊w⌋ of them, drawn by the seed, once more
 
-BiDoRA's upper level learns on val what train alone does not show: with copies of the one in the other there is nothing left
-to learn. Everything is a function of the files, the settings and the seed.
+BiDoRA's upper level learns from val how the direction generalises. If val holds copies of train, it learns nothing new.
+Everything is a function of the files, the settings and the seed.
 """
 
 import hashlib
@@ -44,12 +44,12 @@ class Splits(NamedTuple):
     train: Part
     val: Part
     test: Part
-    said: list[str]
+    notes: list[str]
     """What a user should know of them, in lines."""
 
 
-def check(data: DataConfig) -> list[str]:
-    """What is wrong with the settings by themselves."""
+def wrong_settings(data: DataConfig) -> list[str]:
+    """What is wrong with the settings themselves, in lines; no source is read."""
     count = len(names(data.train_file))
     wrong = []
     if data.weights and len(data.weights) != count:
@@ -62,7 +62,7 @@ def check(data: DataConfig) -> list[str]:
 
 
 def load(data: DataConfig, seed: int) -> Splits:
-    """Reads every source. Raises InputError for sources and rows that can't be used, and for splits that can't be made."""
+    """Reads every source into its split. Raises InputError for sources and rows that can't be used, and for an empty split."""
     given = {"train": data.train_file, "val": data.val_file, "test": data.test_file}
     found = {use: sources.scan_each(source) for use, source in given.items() if source}
     parts = {use: _part(one) for use, one in sources.rename(found, data.columns).items()}
@@ -71,13 +71,13 @@ def load(data: DataConfig, seed: int) -> Splits:
     if data.val_fraction:
         in_val = held_out(train.keys, data.val_fraction, seed)
         train, val = train.take(np.flatnonzero(~in_val).tolist()), train.take(np.flatnonzero(in_val).tolist())
-    train, said = _settled({"train": train, "val": val, "test": test}, data.duplicates)
+    train, notes = _without_copies({"train": train, "val": val, "test": test}, data.duplicates)
     train, shares = _weighted(train, names(data.train_file), data.weights, seed)
-    return Splits(train, val, test, said + shares)
+    return Splits(train, val, test, notes + shares)
 
 
 def names(source: str | tuple[str, ...]) -> tuple[str, ...]:
-    """The sources that a setting gives: one as a text, or several."""
+    """The sources of a setting, which may be one text or several."""
     return (source,) if isinstance(source, str) else source
 
 
@@ -92,9 +92,9 @@ def _part(found: sources.Found) -> Part:
 
 
 def held_out(keys: Sequence[bytes], fraction: float, seed: int) -> Bool[np.ndarray, " N"]:
-    """A random `fraction` of the records, for val; those with one key go together, so it can be somewhat less.
+    """Which records go to val: a random `fraction`. Records with the same key stay together, so it can be somewhat less.
 
-    Raises InputError when nothing would be left on one side.
+    Raises InputError when one side would be empty.
     """
     total, groups = round(len(keys) * fraction), {}
     for index, one in enumerate(keys):
@@ -118,7 +118,7 @@ def held_out(keys: Sequence[bytes], fraction: float, seed: int) -> Bool[np.ndarr
 
 
 def key(record: Record) -> bytes:
-    """The same for copies: a hash of all texts in order, with blanks as one space and accents composed."""
+    """A hash of all texts in order, with each run of blanks as one space and accents composed. Copies have the same key."""
     texts = [" ".join(unicodedata.normalize("NFC", text).split()) for text in _texts(record)]
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()
 
@@ -132,7 +132,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def copies(part: Part, of: Part | None = None) -> dict[int, str]:
-    """Records of `part` that are in `of` too, with the other's place by index; without `of`, copies of an earlier one of `part`."""
+    """{index in `part`: place of its first copy in `of`}; without `of`, of its first copy earlier in `part`."""
     if of is not None:
         first = {one: record.place for one, record in zip(reversed(of.keys), reversed(of.records), strict=True)}
         return {i: first[one] for i, one in enumerate(part.keys) if one in first}
@@ -144,8 +144,8 @@ def copies(part: Part, of: Part | None = None) -> dict[int, str]:
     return again
 
 
-def _settled(parts: dict[str, Part], policy: str) -> tuple[Part, list[str]]:
-    """The training split as the policy wants it, and what is reported."""
+def _without_copies(parts: dict[str, Part], policy: str) -> tuple[Part, list[str]]:
+    """The training split, without copies where the policy drops them, and the lines of the report."""
     train, lines, out = parts["train"], [], set()
     uses = list(parts)
     for at, use in enumerate(uses):
@@ -173,7 +173,7 @@ def _settled(parts: dict[str, Part], policy: str) -> tuple[Part, list[str]]:
 
 
 def _weighted(train: Part, given: Sequence[str], weights: Sequence[float], seed: int) -> tuple[Part, list[str]]:
-    """The records as often as an epoch has them, source by source, and each source's share where there is something to say."""
+    """The records as often as an epoch has them, source by source; and a line on each source's share where there are several."""
     if len(given) == 1 and not weights:
         return train, []
     rows, lines = [], []
@@ -189,7 +189,7 @@ def _weighted(train: Part, given: Sequence[str], weights: Sequence[float], seed:
 
 
 def repeated(count: int, weight: float, seed: int, number: int) -> list[int]:
-    """Indices below `count` as often as `weight` says, in order; its fraction is drawn by the seed and the source's number."""
+    """Each index below `count` ⌊weight⌋ times, and a share weight − ⌊weight⌋ of them, drawn by (seed, number), once more."""
     whole = int(weight)
     drawn = np.random.default_rng([seed, number]).permutation(count)[: round((weight - whole) * count)]
     return [*np.tile(np.arange(count), whole).tolist(), *np.sort(drawn).tolist()]

@@ -1,9 +1,8 @@
-"""What a run will see of its data, computed from tokens alone: which of a record's are trained, how long records are, and how
-much of what is computed is padding.
+"""Statistics of a run's tokens: which tokens of a record are trained, how long records are, and the share of padding.
 
     padding = 1 − Σ real tokens / Σ_steps M·B·T         over one epoch of the search, T the padded length of the step
 
-In a bidora search the two batches of a step share one T (batches.py), and both are counted.
+In a bidora search both batches of a step have the same T (batches.py), and both are counted.
 """
 
 from collections.abc import Sequence
@@ -31,9 +30,9 @@ class Epoch(NamedTuple):
 
     steps: int
     tokens: int
-    """Real ones, of both levels."""
+    """Tokens of the records, on both levels."""
     computed: int
-    """With padding."""
+    """The same with padding."""
     lengths: tuple[int, ...]
     """Padded lengths."""
 
@@ -43,9 +42,9 @@ class Epoch(NamedTuple):
 
 
 def pieces(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
-    """The text of a record's tokens, cut where trained and masked ones meet, and whether each piece is trained.
+    """The text of a record's tokens, cut where trained and masked tokens meet, and whether each piece is trained.
 
-    Decoded from the beginning each time, for some tokenizers leave out a blank where a text begins.
+    Each piece is decoded together with all tokens before it: some tokenizers drop a blank at the beginning of a text.
     """
     borders = [*np.flatnonzero(np.diff(example.trained.astype(np.int8))) + 1, len(example.tokens)]
     found, shown = [], ""
@@ -57,7 +56,7 @@ def pieces(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
 
 
 def histogram(lengths: Sequence[int], bins: int = BINS) -> list[Bin]:
-    """At most `bins` ranges of one width, a round number, from the shortest length to the longest."""
+    """At most `bins` ranges from the shortest length to the longest, all of one width, which is a round number."""
     width = _round_up(-(-(max(lengths) + 1) // bins))
     counts = np.bincount(np.asarray(lengths) // width)
     filled = np.flatnonzero(counts)
@@ -81,8 +80,8 @@ def several_answers(records: Sequence[Record]) -> int:
 
 
 def epoch(train: batching.Examples, val: batching.Examples, data: DataConfig, *, lower_steps: int, seed: int) -> Epoch:
-    """The first epoch over `train`, with a batch of `val` in every `lower_steps`-th step; `val` is empty where the search has
-    one level."""
+    """The first epoch over `train`, with a batch of `val` in every `lower_steps`-th step. `val` is empty for a search of one
+    level."""
     size = data.batch_size * data.accumulation
     of_train, of_val = ([len(example.tokens) for example in part] for part in (train, val))
     buckets = batching.bucket_lengths([*of_train, *of_val], data.buckets)

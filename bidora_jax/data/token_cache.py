@@ -3,8 +3,8 @@
     name  = SHA-256 of the records, the tokenizer's files, the settings, and the code and the packages that encode
     file  = safetensors: each field of the examples end to end, and their lengths
 
-So nothing has to be told stale: whatever could change a token changes the name. A file that is damaged is reported and made
-anew; one that cannot be written costs the cache and no more.
+Whatever could change a token changes the name, so no file is ever stale. A damaged file is reported, and its records are
+encoded again. Where no file can be written, the run goes on without the cache.
 """
 
 import hashlib
@@ -25,32 +25,32 @@ from bidora_jax.data import tokenizer as tokenizers
 from bidora_jax.data.encoding import Example, Split
 from bidora_jax.data.records import Record
 from bidora_jax.data.tokenizer import Tokenizer
-from bidora_jax.machine.compile_cache import AUTO, user_cache
-from bidora_jax.machine.files import whole_file
+from bidora_jax.machine.files import chosen_folder, user_cache, whole_file
 
-WORTH = 1.0  # seconds that encoding has to take to be kept
+WORTH = 1.0  # seconds: tokens that were made faster are not kept
 ROOM = 4 * 2**30  # bytes that all files may take; the least recently used go first
-TOKENIZER_FILES = (*tokenizers.TOKENIZER_FILES, "merges.txt", "added_tokens.json", "special_tokens_map.json",
-                   "chat_template.jinja", "chat_template.json")  # fmt: skip
+HASHED_FILES = (*tokenizers.TOKENIZER_FILES, "merges.txt", "added_tokens.json", "special_tokens_map.json",
+                "chat_template.jinja", "chat_template.json")  # fmt: skip
+"""Files of a model folder that a token may depend on."""
 
 
 def encode_all(
     given: list[Record], tokenizer: Tokenizer, cache: str, *, worth: float = WORTH, **settings: Any
 ) -> tuple[Split, str]:
-    """records.encode_all(given, tokenizer, **settings), read where it is kept, and kept where it took `worth` seconds.
+    """encoding.encode_all(given, tokenizer, **settings), read from the cache if it is there, and kept if it took `worth` seconds.
 
-    `cache` names a folder, "auto" the one in the user's cache folder, "" none. The text says what was done with it, if
-    anything. Raises InputError as records.encode_all does.
+    `cache` names a folder; "auto" is the one in the user's cache folder, "" is none. The text says whether tokens were read or
+    kept; it is empty where neither happened. Raises InputError as encoding.encode_all does.
     """
     if not cache:
         return encoding.encode_all(given, tokenizer, **settings), ""
-    place = user_cache() / "tokens" if cache == AUTO else Path(cache).expanduser()
+    place = chosen_folder(cache, lambda: user_cache() / "tokens")
     path, note = place / f"{name(Path(tokenizer.name_or_path), given, settings)}.safetensors", ""
     began = time.monotonic()
     if path.exists():
         try:
             found = read(path)
-            os.utime(path)  # it was used just now
+            os.utime(path)  # the least recently used files are removed first
             return found, f"tokens read in {time.monotonic() - began:.1f} s from {path}"
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             note = f"{path} is damaged and is not used: {error}"
@@ -66,10 +66,10 @@ def encode_all(
 
 
 def name(folder: Path, given: list[Record], settings: dict[str, Any]) -> str:
-    """A hash of all that the tokens of these records hang on; `folder` is the tokenizer's."""
+    """A hash of all that the tokens of these records depend on; `folder` is the tokenizer's."""
     whole = hashlib.sha256()
     code = [Path(module.__file__ or "") for module in (chat_template, encoding, prompts, records, tokenizers)]
-    for path in (*code, *(folder / file for file in TOKENIZER_FILES)):
+    for path in (*code, *(folder / file for file in HASHED_FILES)):
         content = path.read_bytes() if path.is_file() else b""
         whole.update(f"{path.name} {len(content)} ".encode() + content)
     packages = {package: version(package) for package in ("tokenizers", "transformers")}
@@ -83,7 +83,7 @@ def name(folder: Path, given: list[Record], settings: dict[str, Any]) -> str:
 
 
 def write(path: Path, split: Split) -> None:
-    """Under a temporary name first, so that the file is there whole or not at all."""
+    """Writes the file whole or not at all."""
     tensors = {field: _joined([getattr(example, field) for example in split.examples]) for field in Example._fields}
     lengths = {f"{field} lengths": np.array([np.size(getattr(example, field)) for example in split.examples])
                for field in Example._fields}  # fmt: skip

@@ -7,12 +7,8 @@ from typing import Any
 from bidora_jax.errors import InputError
 
 Tokenizer = Any  # transformers' PreTrainedTokenizerBase, whose import takes a second
-
-
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-
-
-# Tokens
+"""A folder without any of these has no tokenizer."""
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
@@ -41,5 +37,5 @@ def _auto_tokenizer() -> Any:
 
 
 def pad_id(tokenizer: Tokenizer) -> int:
-    """Any id serves, as padding is masked by position: the pad token's, or the end-of-text token's without one."""
+    """The pad token's id, or the end-of-text token's where there is none. Any id would do: padding is masked by position."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

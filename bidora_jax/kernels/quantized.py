@@ -116,8 +116,8 @@ def is_packed(leaf: Any) -> TypeGuard[Int8 | NF4 | Bits]:
 
 
 def tree_bytes(tree: PyTree) -> int:
-    """Bytes of all arrays of a tree; their shapes will do."""
-    return sum(prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+    """Bytes of all arrays of a tree, random keys among them; their shapes will do."""
+    return sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def opened(weight: Weight) -> tuple[Float[Array, "O I"], Float[Array, " O"] | None]:

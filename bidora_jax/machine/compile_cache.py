@@ -1,7 +1,7 @@
 """Compiled programs kept between runs: a second run of the same shapes starts without compiling.
 
-JAX's persistent cache, on by default for `train`. XLA compiles for the processor it finds, so the folder of a CPU names its
-features: a home that several machines share would otherwise hand one of them another's instructions.
+JAX's persistent cache, on by default for `train`. XLA compiles for the processor it finds, so the folder for a CPU has the
+CPU's features in its name. Machines that share a home would otherwise run each other's instructions.
 """
 
 import hashlib
@@ -11,23 +11,24 @@ from pathlib import Path
 
 import jax
 
-AUTO = "auto"
+from bidora_jax.machine import facts
+from bidora_jax.machine.files import chosen_folder, user_cache
 
 
 def keep_compiled(setting: str) -> Path | None:
     """Switches the cache on as `compilation_cache` says: a folder, "auto" for the user's cache folder, "" for none.
 
-    A folder that the environment names for JAX already (JAX_COMPILATION_CACHE_DIR) is left in charge. Returns the folder.
+    Returns the folder. One that the environment names for JAX already (JAX_COMPILATION_CACHE_DIR) is kept instead.
     """
     named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if named:
         return Path(named)
     if not setting:
         return None
-    folder = default_folder() if setting == AUTO else Path(setting).expanduser()
+    folder = chosen_folder(setting, default_folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # no home to write to: compiling anew is all that is lost
+    except OSError:  # no home to write to: every run compiles anew
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # the many small programs of a start add up
@@ -41,16 +42,7 @@ def default_folder() -> Path:
     return user_cache() / f"jax-{jax.__version__}-{kind}"
 
 
-def user_cache() -> Path:
-    """This package's folder in the user's cache folder; it need not exist."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bidora_jax"
-
-
 def _features() -> str:
     """A short name for the instructions this processor has."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags = next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        flags = platform.processor()
+    flags = facts.cpu_line(*facts.FLAGS) or platform.processor()
     return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]

@@ -13,7 +13,9 @@ Value: TypeAlias = str | int | float | list[str] | None
 Section: TypeAlias = dict[str, Value]
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-# What decides how fast a CPU multiplies in bfloat16 and in int8.
+FLAGS = ("flags", "Features")
+"""How a line of /proc/cpuinfo with the processor's instructions begins, on x86 and on ARM."""
+# The features that decide how fast a CPU multiplies in bfloat16 and in int8.
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "bf16", "sve")
 
 
@@ -67,18 +69,39 @@ def host() -> Section:
 
 def _cpu() -> tuple[str | None, set[str]]:
     """Name and feature flags of the first core, as Linux tells them."""
+    model, flags = (cpu_line(*names).partition(":")[2].strip() for names in (("model name",), FLAGS))
+    return model or platform.processor() or None, set(flags.split())
+
+
+def cpu_line(*names: str) -> str:
+    """The first line of /proc/cpuinfo that begins with one of the names; empty where there is none."""
     lines = memory.read("/proc/cpuinfo").splitlines()
-    pairs = [(name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
-    first = dict(reversed(pairs))
-    flags = first.get("flags") or first.get("Features") or ""
-    return first.get("model name") or platform.processor() or None, set(flags.split())
+    return next((line for line in lines if line.startswith(names)), "")
+
+
+def as_text(facts: dict[str, Section]) -> str:
+    """Sections of aligned names and values."""
+    width = max(len(name) for section in facts.values() for name in section)
+    blocks = [
+        "\n".join([title, *(f"  {name:<{width}}  {_in_words(name, value)}" for name, value in section.items())])
+        for title, section in facts.items()
+    ]
+    return "\n\n".join(blocks)
+
+
+def _in_words(name: str, value: Value) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, list):
+        return " ".join(value) or "none"
+    return f"{value / 2**30:.1f} GiB" if isinstance(value, int) and "memory" in name else str(value)
 
 
 RUN_PACKAGES = ("bidora_jax", "jax", "flax", "optax")
 
 
 def machine() -> dict[str, Any]:
-    """What the run computes on and with."""
+    """The device and the versions of a run, for run.json."""
     import jax
 
     devices = jax.local_devices()

@@ -1,13 +1,13 @@
-"""Files and folders appear whole or not at all; a missing file is refused with a remedy.
+"""Files and folders appear whole or not at all; a missing file is refused with a remedy; where the user's cache folder is.
 
-Both are written under a temporary name beside their place and renamed when they are complete. A full disk, an error or
-Ctrl-C leaves nothing behind; a killed process leaves only a hidden `.NAME.tmp-PID`.
+Files and folders are written under a temporary name beside their place and renamed when they are complete. A full disk, an
+error or Ctrl-C leaves nothing behind; a killed process leaves only a hidden `.NAME.tmp-PID`.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,6 +72,16 @@ def write_whole(path: Path, content: bytes | str) -> None:
     """Writes a file, text as UTF-8, that is there whole or not at all. Its folder must exist."""
     with whole_file(path) as fresh:
         fresh.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def user_cache() -> Path:
+    """This package's folder in the user's cache folder; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bidora_jax"
+
+
+def chosen_folder(setting: str, default: Callable[[], Path]) -> Path:
+    """The folder that a setting names; "auto" stands for the default."""
+    return default() if setting == "auto" else Path(setting).expanduser()
 
 
 def read_json(path: Path, remedy: str) -> dict:

@@ -1,10 +1,4 @@
-"""Memory of the machine: how much a device has, how much this process holds, and what the C library does with what is freed.
-
-glibc returns every large block to the system as soon as it is freed, and the next step gets it again page by page, each one
-zeroed first. XLA frees all temporaries of a step at its end: on a CPU a tenth of a step's time went into that, a fifth and more
-where a step keeps its activations. What glibc is told to keep it keeps of the main thread alone: a block past 64 MB that
-another one asks for is always the system's. So a CPU's programs have to run in the thread that calls them.
-"""
+"""Memory of the machine: how much a device has, what is available on the host, and how much this process holds."""
 
 import os
 import re
@@ -19,7 +13,7 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
 
 
 class Memory(NamedTuple):
-    """What a device has to give."""
+    """The memory that a run may plan with."""
 
     bytes: int
     source: str
@@ -27,9 +21,10 @@ class Memory(NamedTuple):
 
 
 def device_memory(limit: str = "") -> Memory:
-    """What the first device may hold: `limit` ("8GB") where it is given, a GPU's own limit, or what this host has available.
+    """What the first device may hold: `limit` ("8GB") where it is given, else a GPU's own limit, else what this host has left.
 
-    A host's figure is what the system says is available now, within the limit of the container, this process aside.
+    For a host that is what the system says is available now, within the limit of the container. Memory that this process
+    holds already is not in it.
     """
     if limit:
         return Memory(parse_size(limit), f"memory_limit {limit}")
@@ -71,7 +66,7 @@ def container_limit() -> int | None:
 
 
 def available() -> int | None:
-    """What could be had without swapping, within the container's limit; None on a system that does not tell."""
+    """Bytes that can be allocated without swapping, within the container's limit; None on a system that does not tell."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", read("/proc/meminfo"), re.MULTILINE)
     host = 1024 * int(found[1]) if found else None
     limit = container_limit()

@@ -5,6 +5,9 @@ from typing import Literal
 
 from bidora_jax.models.architectures.decoder import LINEARS
 
+QUANTIZATIONS = ("none", "int8", "nf4")
+"""Forms of the frozen weights, from most bits to fewest."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:

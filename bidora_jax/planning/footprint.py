@@ -1,15 +1,14 @@
-"""What a training step holds in memory, part by part, from the compiler's own analysis: nothing is allocated to know it.
+"""What a training step holds in memory, part by part, by the compiler's own count. Nothing is allocated for it.
 
     peak = base + adapter + optimiser + batch + results + loss + activations
 
-The first four are the step's arguments, by the shapes of their trees; `results` is what the step returns without having been
-given it (a donated state is written in place). The compiler counts all temporaries together: `loss` is what it counts for
-the loss's gradient compiled by itself, `activations` are the rest: what the layers keep and recompute, and all gradients.
-XLA's count is that of the platform it compiles for: a CPU's stands in for a GPU's where there is no GPU.
+The first four are the step's arguments, counted by the shapes of their trees. `results` is what the step returns in new
+buffers; a donated state is written in place. The compiler counts all temporaries together: `loss` is its count for the loss's
+gradient compiled by itself, and `activations` is the rest: what the layers keep and recompute, and all gradients. XLA counts
+for the platform that it compiles for; where there is no GPU, a CPU's count stands in for a GPU's.
 """
 
 from functools import partial
-from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from bidora_jax.kernels import losses
+from bidora_jax.kernels.quantized import tree_bytes
 from bidora_jax.models.base import head_of
 from bidora_jax.training.compiled_steps import StepShape, shapes
 from bidora_jax.training.loop import Phase
@@ -37,7 +37,7 @@ class Footprint(NamedTuple):
     loss: int
     activations: int
     donated: int
-    """Of adapter and optimiser, what is updated in place; not a part of the peak."""
+    """Bytes of adapter and optimiser that are updated in place; they are subtracted from the peak."""
 
     @property
     def temporaries(self) -> int:
@@ -57,7 +57,7 @@ class Footprint(NamedTuple):
 def of(problem: Problem, phase: Phase, state: PyTree, step_shape: StepShape, *, quick: bool = False) -> Footprint:
     """The footprint of one program at one padded length. The base and the state may be arrays or shapes.
 
-    `quick` is for a program that will not be run: its buffers are the same, its machine code is not optimised.
+    `quick` is for a program that will not be run: the buffers are the same, and the machine code is not optimised.
     """
     program, length = step_shape
     options = QUICK if quick and jax.default_backend() == "cpu" else None
@@ -93,11 +93,6 @@ def _analysis(compiled: jax.stages.Compiled) -> Any:
     analysis = compiled.memory_analysis()
     assert analysis is not None, f"XLA counts no memory for a {jax.default_backend()}"
     return analysis
-
-
-def tree_bytes(tree: PyTree) -> int:
-    """Bytes of all arrays of a tree, random keys among them; their shapes will do."""
-    return sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def gigabytes(value: float) -> str:

@@ -1,13 +1,13 @@
-"""Settings that make a step fit a device, found by compiling it from shapes: no weights, no data.
+"""Settings that make a step fit a device, found by compiling the step from shapes: no weights, no data.
 
-What costs the result nothing is given up first: the micro-batch, whose gradients are summed so that those of an optimiser
-step stay the same, and the fast forms of remat_choice.py; then bits of the frozen weights;
-then length, which cuts or splits records.
+The search first gives up what does not change the result: a large micro-batch, as gradients are summed over micro-batches, and
+the fast forms of remat_choice.py. Then it gives up bits of the frozen weights. Last comes length, which cuts or splits records.
 
     for length in L, L/2, …:   for quantization in none, int8, nf4:   for (batch, remat), the fastest first
 
-How fast is a matter of arithmetic, and of how many tokens share what a micro-batch costs whatever its size. Records of 1,024
-tokens are trained faster one at a time with remat dots than four together with layer, and in less memory (benchmarks/LOG.md).
+A plan's speed is estimated from its arithmetic and from the fixed cost of a micro-batch, which its tokens share. Records of
+1,024 tokens are trained faster one at a time with remat dots than four together with layer, and in less memory
+(benchmarks/LOG.md).
 """
 
 from collections.abc import Iterator
@@ -18,32 +18,34 @@ import jax
 from jaxtyping import PyTree
 
 from bidora_jax.data.settings import DataConfig
+from bidora_jax.kernels.quantized import tree_bytes
 from bidora_jax.machine.memory import Memory
 from bidora_jax.models import quantization
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.architectures.architecture import Architecture
 from bidora_jax.models.architectures.decoder import DecoderConfig
-from bidora_jax.models.settings import ModelConfig
+from bidora_jax.models.settings import QUANTIZATIONS, ModelConfig
 from bidora_jax.planning import footprint, remat_choice
+from bidora_jax.planning.attention_backend import AUTO
 from bidora_jax.planning.footprint import Footprint
 from bidora_jax.planning.remat_choice import MethodSettings
 from bidora_jax.training.phases import first_phase
 from bidora_jax.training.settings import OptimizerConfig, SearchConfig
 
 SHORTEST = 256
-"""Tokens below which a record is not cut or split to make a step fit."""
-FORMS = ("none", "int8", "nf4")
+"""The least data.max_length, in tokens, that a plan may set to make a step fit."""
 CPU_TOKENS, GPU_TOKENS = 200, 500
-"""Tokens whose products take as long as all else that a micro-batch costs. On a CPU measured: 4 x 256 tokens one by one take
-a quarter longer than in two. On a GPU not: 16-bit weights are read while the products of 250 tokens are made, opened ones twice."""
+"""The fixed cost of a micro-batch, in tokens whose products take as long. Measured on a CPU: 4 x 256 tokens one by one take a
+quarter longer than in two. Estimated for a GPU: reading 16-bit weights takes as long as the products of 250 tokens, and
+dequantised weights are read twice."""
 MAY_CHANGE = ("model.quantization", "model.remat", "data.batch_size", "data.accumulation", "data.max_length",
               "search.hypergradient")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All settings that a step's memory hangs on."""
+    """All settings that a step's memory depends on."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -58,8 +60,8 @@ class Plan:
 
 
 def counted(config: DecoderConfig, plan: Plan, dtype) -> Footprint:
-    """The footprint of the plan's largest step at a model of this shape and dtype. Nothing is allocated; the machine code,
-    which is not run, is not optimised."""
+    """The footprint of the plan's largest step at a model of this shape and dtype. Nothing is allocated. The program
+    is not run, so its machine code is not optimised."""
     adapter = adapters.resolve(plan.adapter, config)
     base = quantization.base_shapes(plan.model, config, dtype)
     problem = remat_choice.synthetic(config, plan.model, adapter, base, plan.data, plan.data.max_length)
@@ -69,14 +71,14 @@ def counted(config: DecoderConfig, plan: Plan, dtype) -> Footprint:
 
 
 def base_bytes(architecture: Architecture, plan: Plan, dtype) -> int:
-    """Bytes of the frozen weights alone: what does not fit by them needs no compiling."""
-    return footprint.tree_bytes(quantization.base_shapes(plan.model, architecture, dtype))
+    """Bytes of the frozen weights alone. A plan whose base does not fit need not be compiled."""
+    return tree_bytes(quantization.base_shapes(plan.model, architecture, dtype))
 
 
 def search(
     config: DecoderConfig, plan: Plan, dtype, memory: Memory, fixed: frozenset[str] = frozenset()
 ) -> tuple[Plan, Footprint]:
-    """The first plan that fits, or, where none does, the leanest of all. What is in `fixed` (names of MAY_CHANGE) is kept."""
+    """The first plan that fits; where none does, the one that takes least. Settings named in `fixed` (of MAY_CHANGE) are kept."""
     leanest: tuple[Plan, Footprint] | None = None
     *rest, smallest = _levels(plan, fixed)
     for level in [*rest, smallest]:
@@ -96,8 +98,10 @@ def search(
 def _fastest(
     config: DecoderConfig, choices: list[Plan], least: tuple[Plan, Footprint], dtype, memory: Memory, *, by_speed: bool
 ) -> tuple[Plan, Footprint]:
-    """The first choice that fits, as the `least` one does. A remat policy of which not even the smallest micro-batch fits costs
-    two compilations, however many sizes there are."""
+    """The first of the choices that fits. The `least` one is known to fit.
+
+    A remat policy is dropped as soon as its smallest micro-batch does not fit: it costs two compilations at most.
+    """
     counts = {_size(least[0]): least[1]}
 
     def fits(one: Plan) -> bool:
@@ -119,11 +123,11 @@ def _fastest(
 
 
 def _levels(plan: Plan, fixed: frozenset[str]) -> Iterator[Plan]:
-    """What changes the result: the length, and inside of it the quantisation."""
+    """Plans by what changes the result: every length, and for each length every quantisation."""
     lengths = [plan.data.max_length]
     while "data.max_length" not in fixed and lengths[-1] // 2 >= SHORTEST:
         lengths.append(lengths[-1] // 2)
-    forms = FORMS[FORMS.index(plan.model.quantization) :]
+    forms = QUANTIZATIONS[QUANTIZATIONS.index(plan.model.quantization) :]
     for length in lengths:
         for form in forms[:1] if "model.quantization" in fixed else forms:
             yield replace(
@@ -132,15 +136,13 @@ def _levels(plan: Plan, fixed: frozenset[str]) -> Iterator[Plan]:
 
 
 def _within(architecture: Architecture, plan: Plan, fixed: frozenset[str]) -> list[Plan]:
-    """What does not change it, the fastest first: the micro-batch, remat, and the form of the hypergradient."""
+    """Plans by what does not change the result, the fastest first: the micro-batch, remat, and the form of the hypergradient."""
     effective = plan.data.batch_size * plan.data.accumulation
     free = not fixed & {"data.batch_size", "data.accumulation"}
     sizes = [n for n in range(effective, 0, -1) if effective % n == 0] if free else [plan.data.batch_size]
-    model = plan.model if "model.remat" in fixed else replace(plan.model, remat=remat_choice.AUTO)
+    model = plan.model if "model.remat" in fixed else replace(plan.model, remat=AUTO)
     free_form = plan.search.hypergradient == "exact" and "search.hypergradient" not in fixed
-    levels = plan.levels._replace(
-        search=replace(plan.search, hypergradient=remat_choice.AUTO) if free_form else plan.search
-    )
+    levels = plan.levels._replace(search=replace(plan.search, hypergradient=AUTO) if free_form else plan.search)
     choices = []
     for size in sizes:
         data = replace(plan.data, batch_size=size, accumulation=effective // size)
@@ -157,25 +159,29 @@ def _within(architecture: Architecture, plan: Plan, fixed: frozenset[str]) -> li
 
 
 def _slowness(architecture: Architecture, plan: Plan) -> tuple[bool, float]:
-    """By what choices are ordered. What goes through the host's memory comes last; how long that takes is not counted."""
+    """Sort key of the choices. offload comes last, as the time of its transfers to the host is not counted."""
     shared = CPU_TOKENS if jax.default_backend() == "cpu" else GPU_TOKENS
     micro_batch = plan.data.batch_size * plan.data.max_length
     return plan.model.remat == "offload", arithmetic(architecture, plan) * (1 + shared / micro_batch)
 
 
 def _size(plan: Plan) -> tuple[int, int]:
-    """By what a step grows: the micro-batch, and what remat keeps of it."""
+    """Sort key of a step's memory: the micro-batch, then how much remat keeps of it."""
     return plan.data.batch_size, -("none", "dots", "layer", "offload").index(plan.model.remat)
 
 
 def arithmetic(architecture: Architecture, plan: Plan) -> float:
     """Floating-point operations of one optimiser step's products with frozen weights, on all levels.
 
-    2·N·tokens for a pass; a gradient is two passes (no weight gradient), and one more over the layers where they are computed
-    again. BiDoRA's step is two gradients and a mixed product: two more gradients as a finite difference, a gradient with its
-    tangent forward over reverse, tangents alone over the record of the train gradient: of the head in one micro-batch, which takes
-    one product more for the logits, of layers with remat dots, which make one cotangent again, that of the MLP's product. Each is
-    the count of the products in the compiled step.
+    A pass takes 2·N·tokens for N weights. A gradient is two passes, as frozen weights have no gradient; where layers are
+    recomputed it is one more over the layers. BiDoRA's step is two gradients and a mixed product, which takes
+
+        finite-difference   two more gradients
+        exact               a gradient and its tangent, forward over reverse; with a record of the train gradient the tangents
+                            alone. One micro-batch has a record of its head, and computes the logits' product once more; with
+                            remat dots it has one of its layers too, and computes the cotangent of the MLP's product once more.
+
+    Each number below was counted in the compiled step.
     """
     layers = architecture.num_layers
     linears = layers * sum(prod(linear.shape) for linear in architecture.linears)

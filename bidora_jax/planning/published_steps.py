@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from bidora_jax.machine.files import write_whole
 from bidora_jax.models.architectures.published import shape
+from bidora_jax.models.settings import QUANTIZATIONS
 
 if TYPE_CHECKING:
+    from bidora_jax.machine.memory import Memory
     from bidora_jax.models.architectures.decoder import DecoderConfig
     from bidora_jax.planning.plans import Plan
 
 
 METHODS = ("lora", "dora", "bidora")
-FORMS = ("none", "int8", "nf4")
 
 
 def counted(names: list[str], batch: int, tokens: int) -> Iterator[tuple[str, dict]]:
@@ -28,17 +29,39 @@ def counted(names: list[str], batch: int, tokens: int) -> Iterator[tuple[str, di
     for name in names:
         config = shape(name)
         steps = {
-            method: {form: step_bytes(config, listed_plan(method, form, batch, tokens)) for form in FORMS}
+            method: {form: step_bytes(config, listed_plan(method, form, batch, tokens)) for form in QUANTIZATIONS}
             for method in METHODS
         }
         yield name, {"parameters": count(dense_shapes(config, "bfloat16")), "steps": steps}
 
 
+def as_text(rows: Iterator[tuple[str, dict]], memory: "Memory", batch: int, tokens: int) -> Iterator[str]:
+    """The table of what `counted` gives, line by line; the last column says what fits the memory."""
+    import jax
+
+    from bidora_jax.planning.footprint import gigabytes
+    from bidora_jax.planning.remat_choice import FITS
+
+    allowed = FITS * memory.bytes
+    yield (f"GB at the peak of a step of {batch} x {tokens} tokens on each level: bf16, rank 8 on all linear layers, remat layer,\n"
+           f"the compiler's count for a {jax.default_backend()}; what fits is at most {gigabytes(allowed)}, "
+           f"{FITS:.0%} of {gigabytes(memory.bytes)}, {memory.source}\n")  # fmt: skip
+    forms = QUANTIZATIONS
+    columns = "  ".join(f"{method:^20s}" for method in METHODS)
+    yield f"{'':27s} {'parameters':>10s}  {columns}"
+    yield f"{'':38s}  " + "  ".join("".join(f"{form:>6s}" for form in forms) + "  " for _ in METHODS) + "  fits here"
+    for name, row in rows:
+        cells = "  ".join("".join(f"{row['steps'][m][f] / 1e9:6.1f}" for f in forms) + "  " for m in METHODS)
+        fits = {m: next((f for f in forms if row["steps"][m][f] <= allowed), None) for m in METHODS}
+        fitting = ", ".join(f"{m} {f}" for m, f in fits.items() if f) or "nothing"
+        yield f"{name:27s} {row['parameters'] / 1e9:8.2f} B  {cells}  {fitting}"
+
+
 def step_bytes(config: "DecoderConfig", plan: "Plan") -> int:
-    """What a run of this plan takes at its peak: by the compiler, or as it was counted before by this very code."""
+    """Bytes that a run of this plan takes at its peak: counted by the compiler, or kept from an earlier count by this very code."""
     from bidora_jax.planning import plans, remat_choice
 
-    file = _kept(config, plan)
+    file = _kept_file(config, plan)
     if file.is_file():
         return json.loads(file.read_text())["bytes"]
     print(f"counting {file.name}", end="\r", file=sys.stderr, flush=True) if sys.stderr.isatty() else None
@@ -46,7 +69,7 @@ def step_bytes(config: "DecoderConfig", plan: "Plan") -> int:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps({"bytes": found, "model": repr(config), "plan": repr(plan)}))
-    except OSError:  # nowhere to keep it: counting anew is all that is lost
+    except OSError:  # nowhere to keep it: the next call counts anew
         pass
     return found
 
@@ -65,8 +88,8 @@ def listed_plan(method: Any, form: Any, batch: int, tokens: int) -> "Plan":
     )  # fmt: skip
 
 
-def _kept(config: "DecoderConfig", plan: "Plan") -> Path:
-    """Where the count of this plan is kept; the name hangs on the sources, too."""
+def _kept_file(config: "DecoderConfig", plan: "Plan") -> Path:
+    """Where the count of this plan is kept. The sources of every room that shapes a step are hashed into the name."""
     from bidora_jax.machine.compile_cache import default_folder
 
     data = replace(plan.data, train_file="", val_file="")

@@ -9,19 +9,21 @@ PATIENCE = 24 * 3600.0
 def recommended() -> Section:
     """The largest Qwen3 whose BiDoRA step fits this device, and the command line that trains it.
 
-    The compiler counts the memory. On a CPU time decides as well, by the step's arithmetic at a rate measured for a moment.
+    The compiler counts the memory. On a CPU the model must also be fast enough: the arithmetic of a step is divided by a rate
+    that is measured for a moment.
     """
     import jax
 
     from bidora_jax.machine.memory import device_memory
     from bidora_jax.models.architectures import published
+    from bidora_jax.models.settings import QUANTIZATIONS
     from bidora_jax.planning import plans, published_steps, remat_choice
 
     memory = device_memory()
     rate = plans.dot_rate("bfloat16") if jax.default_backend() == "cpu" else None
-    for name in reversed([name for name, (family, *_) in published.MODELS.items() if family == "qwen3"]):
+    for name in reversed(published.names("qwen3")):
         config = published.shape(name)
-        for form in published_steps.FORMS:
+        for form in QUANTIZATIONS:
             plan = published_steps.listed_plan("bidora", form, 1, 1024)
             seconds = plans.arithmetic(config, plan) / rate if rate else 0.0
             if (

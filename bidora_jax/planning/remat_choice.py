@@ -1,21 +1,20 @@
-"""Which form of a step fits the device: the compiler is asked, the fastest form first.
+"""Which form of a step fits the device: each is compiled, the fastest first, until the compiler's count of one fits.
 
                         a CPU             a GPU
     remat               dots, layer       dots, layer, offload
     hypergradient       exact             exact
 
-On a CPU dots was never slower than layer where it was measured: up to a third faster for one gradient, 1.4 times as fast in a
-bilevel step, for two to four times the temporaries; none is slower than either (benchmarks/LOG.md). On a GPU nothing has been
-measured; by what XLA compiles for one, none has as many products with frozen weights as dots, takes 1.2 to 1.6 times as long for
-the bytes of all else and keeps four to five times as much. In a bilevel step the record of the sums that dots keeps
-(models/layer_scan.py) spares more products than none does, and with it exact takes no more than reverse. So none and reverse are
+On a CPU dots was never slower than layer in any measurement: up to a third faster for one gradient, 1.4 times as fast in a
+bilevel step, with two to four times the temporaries. `none` is slower than both (benchmarks/LOG.md). On a GPU nothing has been
+measured. In what XLA compiles for a GPU, none has as many products with frozen weights as dots, takes 1.2 to 1.6 times as long to
+move the bytes of all else, and keeps four to five times as much. In a bilevel step the record of the sums that dots keeps
+(models/layer_scan.py) saves more products than none does, and with it exact takes no more than reverse. So none and reverse are
 never chosen.
 
-Attention is settled before (attention_backend.py), so the count is of a form with it.
-A form fits if the peak that the compiler counts
-for it is at most FITS of the memory there is; the rest is for what it does not count: the interpreter, fragments, checkpoints on
-their way out. A CPU's memory is also that of all other programs, so there a form that is taken for speed alone may have SPARED of
-it. What is set is kept; `auto` is what is chosen here.
+attention_backend.py chooses the attention first, so the compiler counts a form with it. A form fits if its peak is at most FITS
+of the memory. The rest is for what the compiler does not count: the interpreter, fragmentation, checkpoints being written. A CPU
+shares its memory with all other programs, so there a form that is chosen for its speed alone may take SPARED of it. A setting
+other than `auto` is kept.
 """
 
 from dataclasses import replace
@@ -35,6 +34,7 @@ from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.base import dtype_of
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.planning import attention_backend, footprint
+from bidora_jax.planning.attention_backend import AUTO
 from bidora_jax.planning.footprint import Footprint, gigabytes
 from bidora_jax.training.compiled_steps import StepShape
 from bidora_jax.training.loop import Phase, PhaseState
@@ -45,7 +45,6 @@ from bidora_jax.training.settings import OptimizerConfig, SearchConfig
 
 FITS = 0.85
 SPARED = 0.5
-AUTO = "auto"
 
 
 class MethodSettings(NamedTuple):
@@ -58,20 +57,20 @@ class MethodSettings(NamedTuple):
 
 
 class FirstPhase(NamedTuple):
-    """The first phase in the form that was chosen, its largest program compiled."""
+    """The first phase in the form that was chosen. Its largest program is compiled."""
 
     problem: Problem
     search: SearchConfig
     phase: Phase
     start: PhaseState
     footprint: Footprint | None
-    """None where nothing was to be chosen, and nothing was compiled."""
+    """None where there was no choice, and nothing was compiled."""
     reason: str
     """What was chosen and why, a line for attention and one for the rest; empty where there was no choice."""
 
 
 def choose_remat(problem: Problem, levels: MethodSettings, memory: Memory) -> FirstPhase:
-    """The fastest form of the first phase that fits; where none does, the one that takes least, and `reason` says so."""
+    """The fastest form of the first phase that fits. Where none fits it is the one that takes least, and `reason` says so."""
     dtype = dtype_of(problem.base)
     model, reason = attention_backend.settle(problem.model, problem.config, problem.data, dtype, problem.buckets)
     settled = _settled(replace(problem, model=model), levels, memory)
@@ -97,18 +96,23 @@ def _settled(problem: Problem, levels: MethodSettings, memory: Memory) -> FirstP
 
 
 def fits(parts: Footprint, memory: Memory) -> bool:
-    """Whether a run whose largest step is this one fits; the best adapter so far is kept beside the state."""
+    """Whether a run fits whose largest step has this footprint."""
     return needed(parts) <= FITS * memory.bytes
 
 
 def share(remat: str) -> float:
-    """How much of the memory there is a run in this form may take to be chosen for its speed."""
+    """The share of the memory that a run may take for this remat policy to be chosen."""
     return SPARED if remat == "dots" and jax.default_backend() == "cpu" else FITS
 
 
 def needed(parts: Footprint) -> int:
-    """Bytes of a run at its peak: of a step, and the best adapter so far."""
+    """Bytes of a run at its peak: a step, and the best adapter so far, which is kept beside the state."""
     return parts.peak + parts.adapter
+
+
+def allowance(part: float, memory: Memory) -> str:
+    """The part of the memory that a run may take, in words."""
+    return f"{gigabytes(part * memory.bytes)} ({part:.0%} of {gigabytes(memory.bytes)}, {memory.source})"
 
 
 def largest(phase: Phase) -> StepShape:
@@ -122,8 +126,8 @@ def remats() -> tuple[str, ...]:
     return ("dots", "layer") if jax.default_backend() == "cpu" else ("dots", "layer", "offload")
 
 
-def check(model: ModelConfig) -> None:
-    """Refuses a policy that this platform can't give what it is for."""
+def check_remat(model: ModelConfig) -> None:
+    """Refuses a policy that has no use on this platform."""
     if model.remat == "offload" and jax.default_backend() == "cpu":
         raise InputError(
             "model.remat offload moves activations from a GPU's memory to the host's, and a CPU has one memory only; choose "
@@ -134,15 +138,15 @@ def check(model: ModelConfig) -> None:
 def synthetic(
     config: DecoderConfig, model: ModelConfig, adapter: Adapter, base: PyTree, data: DataConfig, length: int
 ) -> Problem:
-    """A problem over one record of `length` tokens on each level, for steps whose data do not matter. The base, as it was
-    loaded, may be shapes."""
+    """A problem with one record of `length` tokens on each level, to compile steps for. `base` is as it was loaded, or its
+    shapes."""
     example = Example(np.zeros(length, np.int32), np.arange(length) > 0, False)
     base = made(lambda base: initial.prepare_base(base, adapter), base)
     return Problem(config, model, adapter, base, [example], [example], data, 0, 0, ("a record",))
 
 
 def candidates(model: ModelConfig, levels: MethodSettings) -> list[tuple[str, str]]:
-    """(remat, hypergradient), the fastest first; what is set is kept."""
+    """Pairs (remat, hypergradient) to choose from, the fastest first. A setting other than `auto` is kept."""
     form = levels.search.hypergradient
     policies = remats() if model.remat == AUTO else (model.remat,)
     return [(policy, "exact" if form == AUTO else form) for policy in policies]
@@ -156,8 +160,7 @@ def _chosen(tried: list[FirstPhase], memory: Memory) -> FirstPhase:
         return needed(one.footprint)
 
     def allowed(one: FirstPhase) -> str:
-        part = share(one.problem.model.remat)
-        return f"{gigabytes(part * memory.bytes)} ({part:.0%} of {gigabytes(memory.bytes)}, {memory.source})"
+        return allowance(share(one.problem.model.remat), memory)
 
     *passed, last = tried
     if peak(last) <= share(last.problem.model.remat) * memory.bytes:

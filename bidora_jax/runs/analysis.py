@@ -1,12 +1,16 @@
 """How far every layer of a run has moved, at each checkpoint, in magnitude and direction."""
 
+import csv
+import io
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bidora_jax.config import Config
 from bidora_jax.errors import InputError
+from bidora_jax.machine.files import write_whole
 
 if TYPE_CHECKING:
     from bidora_jax.models.adapters.drift import Drift
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
 
 
 FINAL = "adapter"
+COLUMNS = ("checkpoint", "phase", "step", "module", "layer", "magnitude_change", "direction_change", "relative_change")
 
 
 def analyze(run: Path) -> dict[str, Any]:
@@ -24,7 +29,7 @@ def analyze(run: Path) -> dict[str, Any]:
     from bidora_jax.runs.folder import run_config
 
     config = run_config(str(run))
-    _require_something(run)
+    _refuse_empty(run)
     folder = hf_config.resolve_folder(config.model.path)
     decoder_config = hf_config.read_config(folder)
     base = hf.load(config.model, folder, decoder_config)
@@ -35,7 +40,7 @@ def analyze(run: Path) -> dict[str, Any]:
         if adapter not in prepared:  # the final adapter of a start that is not zero has twice the rank
             prepared = {adapter: initial.prepare_base(base, adapter)}
         now = drift(adapter, prepared[adapter], point.direction, point.magnitude)
-        if name == FINAL and _same(now, before):  # it is the last checkpoint's
+        if name == FINAL and _same(now, before):  # the last checkpoint holds the same adapter
             continue
         before = now
         for change in now:
@@ -49,7 +54,7 @@ def analyze(run: Path) -> dict[str, Any]:
 
 
 def _same(now: "Sequence[Drift]", before: "Sequence[Drift]") -> bool:
-    """Whether two lists hold the same changes, but for rounding."""
+    """Whether two lists hold the same changes to rounding."""
     pairs = list(zip(now, before, strict=False))
     close = [
         math.isclose(getattr(a, kind), getattr(b, kind), rel_tol=1e-4)
@@ -80,7 +85,7 @@ def fit(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _require_something(run: Path) -> None:
+def _refuse_empty(run: Path) -> None:
     checkpoints = run / "checkpoints"
     if not (run / "adapter").is_dir() and not (checkpoints.is_dir() and any(checkpoints.iterdir())):
         raise InputError(
@@ -90,7 +95,7 @@ def _require_something(run: Path) -> None:
 
 
 def _points(run: Path, config: Config, decoder_config: Any) -> "Iterator[tuple[str, Any, Point]]":
-    """(name, adapter, point) of each checkpoint that is kept, and of the final adapter."""
+    """(name, adapter, point) of each kept checkpoint, then of the final adapter."""
     from bidora_jax.models.adapters import adapter as adapters
     from bidora_jax.models.formats import peft
     from bidora_jax.training.checkpoint import Checkpoints
@@ -106,3 +111,50 @@ def _points(run: Path, config: Config, decoder_config: Any) -> "Iterator[tuple[s
     if (run / "adapter").is_dir():
         adapter, direction, magnitude = peft.load_adapter(run / "adapter", decoder_config)
         yield FINAL, adapter, Point(*ended, None, direction, magnitude)
+
+
+def write(found: dict[str, Any], output: Path) -> None:
+    """Writes what `analyze` found to the folder `output`: changes.csv and changes.png."""
+    from bidora_jax.reporting import charts, style
+
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    rows.writerows(point.values() for point in found["points"])
+    figure = charts.scatter(found["points"], found["fits"])
+    output.mkdir(parents=True, exist_ok=True)
+    for name, content in (
+        ("changes.csv", text.getvalue().encode()),
+        ("changes.png", style.png(figure, "Change of magnitude over change of direction")),
+    ):
+        write_whole(output / name, content)
+
+
+def show(found: dict[str, Any]) -> None:
+    """Prints a row a module: the mean change over its layers at the last checkpoint, and the fit over all checkpoints."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    points = found["points"]
+    last = points[-1]["checkpoint"]
+    table = Table(
+        box=box.ROUNDED, title=f"{len({point['checkpoint'] for point in points})} checkpoints; changes at {last}"
+    )
+    for name in ("module", "ΔM", "relative", "ΔD", "slope k", "correlation"):
+        table.add_column(name, justify="left" if name == "module" else "right")
+    for module, line in found["fits"].items():
+        at = [point for point in points if point["module"] == module and point["checkpoint"] == last]
+        means = [sum(point[kind] for point in at) / len(at) for kind in ("magnitude", "relative", "direction")]
+        table.add_row(
+            module,
+            f"{means[0]:.4g}",
+            f"{means[1]:.2%}",
+            f"{means[2]:.4g}",
+            *map(_number, (line["slope"], line["correlation"])),
+        )
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3g}"

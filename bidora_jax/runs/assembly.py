@@ -10,7 +10,9 @@ from bidora_jax.errors import InputError, listing
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
+    from bidora_jax.data.preparation import Prepared
     from bidora_jax.data.records import Record
+    from bidora_jax.data.splits import Splits
     from bidora_jax.data.tokenizer import Tokenizer
     from bidora_jax.machine.memory import Memory
     from bidora_jax.models.adapters.adapter import Adapter
@@ -28,11 +30,31 @@ class RunInputs(NamedTuple):
     test: "list[Record]"
     model_folder: Path
     prompts: "list[Prompt]"
-    """What samples are written for."""
+    """Prompts that are answered while training goes on."""
+
+
+class Data(NamedTuple):
+    """The data of a run, with the tokenizer that encoded it."""
+
+    splits: "Splits"
+    ready: "Prepared"
+    tokenizer: "Tokenizer"
+
+
+def read_data(config: Config) -> Data:
+    """The data as train takes it. Of the model's folder only the tokenizer and config.json are read."""
+    from bidora_jax.data import preparation, splits
+    from bidora_jax.data.tokenizer import load_tokenizer
+    from bidora_jax.models.formats import hf_config
+
+    found = splits.load(config.data, config.seed)
+    folder = hf_config.resolve_folder(config.model.path, weights=False)
+    positions, tokenizer = hf_config.read_config(folder).max_position_embeddings, load_tokenizer(folder)
+    return Data(found, preparation.prepare(config.data, found, tokenizer, positions, config.seed), tokenizer)
 
 
 def settle(config: Config, inputs: RunInputs, memory: "Memory") -> "tuple[Config, FirstPhase]":
-    """The first phase, and the configuration with what `auto` stands for."""
+    """The first phase, and the configuration with the choices made for `auto`."""
     from bidora_jax.planning import remat_choice
 
     levels = remat_choice.MethodSettings(config.adapter.method, config.search, config.inner, config.outer)
@@ -43,7 +65,7 @@ def settle(config: Config, inputs: RunInputs, memory: "Memory") -> "tuple[Config
 
 
 def assemble(config: Config) -> RunInputs:
-    """Reads the data, then the model. The order puts the cheap refusals first."""
+    """Reads the data, then the model: what is cheap to refuse is refused first."""
     from bidora_jax.data import preparation, splits
     from bidora_jax.data.tokenizer import load_tokenizer, pad_id
     from bidora_jax.models.adapters import initial
@@ -52,7 +74,7 @@ def assemble(config: Config) -> RunInputs:
     from bidora_jax.training.problem import Problem
     from bidora_jax.training.watchers import samples
 
-    remat_choice.check(config.model)
+    remat_choice.check_remat(config.model)
     attention_backend.check(config.model, config.data)
     data = splits.load(config.data, config.seed)
     model_folder = hf_config.resolve_folder(config.model.path)
@@ -62,7 +84,7 @@ def assemble(config: Config) -> RunInputs:
     asked = (data.test.records, data.val.records, data.train.records)
     prompts = samples.prompts(config.samples, asked, tokenizer, decoder_config.max_position_embeddings)
     ready = preparation.prepare(config.data, data, tokenizer, decoder_config.max_position_embeddings, config.seed)
-    print("\n".join(ready.said))
+    print("\n".join(ready.notes))
     if adapter.starts_nonzero:  # a minute and more for a large model
         print(f"adapter.init {adapter.init}: decomposing the weights")
     base = initial.prepare_base(hf.load(config.model, model_folder, decoder_config), adapter)

@@ -1,7 +1,7 @@
 """train --auto: settings that fit the device, chosen by compiling the step from shapes and reading the compiler's count.
 
-The plan is made before any weight is read (planning/plans.py). The effective batch, batch_size x accumulation, stays;
-so does what the command line sets.
+The plan is made before any weight is read (planning/plans.py). The effective batch, batch_size x accumulation, stays the
+same, and so does every setting of the command line.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def fit(config: Config, given: frozenset[str], memory: Memory) -> Config:
-    """The configuration with what has to change to fit, said line by line. InputError where nothing fits."""
+    """The configuration with the changes that make it fit, which are printed. Raises InputError where nothing fits."""
     import jax
 
     from bidora_jax.models.formats import hf, hf_config
@@ -42,7 +42,7 @@ def fit(config: Config, given: frozenset[str], memory: Memory) -> Config:
         print(feasible(decoder_config, found, dtype))
     return replace(
         config,
-        model=replace(found.model, attention=config.model.attention),  # settled again, at the lengths of the data
+        model=replace(found.model, attention=config.model.attention),  # chosen anew at the lengths of the data
         data=found.data,
         search=replace(config.search, hypergradient=found.search.hypergradient),
     )
@@ -62,11 +62,10 @@ def plan_of(config: Config) -> Plan:
 
 
 def described(start: Plan, found: Plan, parts: Footprint, memory: Memory) -> list[str]:
-    """What was changed and why, a line each."""
+    """Lines that say what was changed and why."""
     import jax
 
     old, new = plans.as_values(start), plans.as_values(found)
-    allowed = f"{gigabytes(remat_choice.FITS * memory.bytes)} ({remat_choice.FITS:.0%} of {gigabytes(memory.bytes)}, {memory.source})"
     why = {
         "model.quantization": f"the dense base leaves too little room; it takes {gigabytes(parts.base)} now",
         "data.batch_size": "the fastest that fits, with this remat",
@@ -81,12 +80,12 @@ def described(start: Plan, found: Plan, parts: Footprint, memory: Memory) -> lis
     counted = f"by the compiler's count for a {jax.default_backend()}"
     return [
         *(changed or ["auto: nothing had to be changed"]),
-        f"auto: {gigabytes(remat_choice.needed(parts))} of {allowed}, {counted}",
+        f"auto: {gigabytes(remat_choice.needed(parts))} of {remat_choice.allowance(remat_choice.FITS, memory)}, {counted}",
     ]
 
 
 def feasible(config, plan: Plan, dtype) -> str:
-    """What a step takes on this CPU: its products, at a rate measured for a moment."""
+    """How long a step takes on this CPU at least: its products, at a rate that is measured for a moment."""
     rate, work = plans.dot_rate(dtype), plans.arithmetic(config, plan)
     seconds = work / rate
     tokens = plan.data.batch_size * plan.data.accumulation * plan.data.max_length
@@ -108,7 +107,7 @@ def _refusal(plan: Plan, parts: Footprint, memory: Memory, fixed: frozenset[str]
     values = ", ".join(f"{name} {value}" for name, value in plans.as_values(plan).items())
     kept = f"; --{', --'.join(sorted(fixed))} was kept as the command line sets it" if fixed else ""
     return (
-        f"--auto found nothing that fits in {remat_choice.FITS:.0%} of {gigabytes(memory.bytes)} ({memory.source}): the leanest plan "
-        f"takes {gigabytes(remat_choice.needed(parts))}, {gigabytes(parts.base)} of it the base ({values}){kept}; take a smaller "
-        "model or a device with more memory"
+        f"--auto found nothing that fits in {remat_choice.FITS:.0%} of {gigabytes(memory.bytes)} ({memory.source}): the leanest "
+        f"plan takes {gigabytes(remat_choice.needed(parts))}, {gigabytes(parts.base)} of it the base ({values}){kept}; take a "
+        "smaller model or a device with more memory"
     )

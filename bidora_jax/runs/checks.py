@@ -1,33 +1,32 @@
-"""What is refused before a run starts: values, pairs of settings, a folder that holds another run."""
+"""Refuses before a run starts: values and pairs of settings that can't be run, and a folder that holds another run."""
 
 from pathlib import Path
-from typing import Any
 
-from bidora_jax.config import Config, differences, read, resolve, settled
+from bidora_jax.config import Config, differences, leaves, read, resolve, settled
 from bidora_jax.errors import InputError, listing
 
 MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
                         "compilation_cache", "data.token_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
                         "samples.prompts", "samples.count", "samples.max_new_tokens", "samples.temperature")  # fmt: skip
 SETTLED = ("model.remat", "model.attention", "search.hypergradient")
-"""What `auto` stands for is chosen at the start of a run; a resumed one keeps the choice."""
+"""Settings whose `auto` is resolved at the start of a run. A resumed run keeps what was chosen."""
 
 
-def check(config: Config) -> None:
-    """Refuses values and pairs that can't be meant."""
+def check_config(config: Config) -> None:
+    """Refuses values out of bounds and settings that contradict each other, all in one message."""
     from bidora_jax.data import splits
     from bidora_jax.training import optim
     from bidora_jax.training.watchers import tracking
 
-    optim.check("inner", config.inner)
-    optim.check("outer", config.outer)
+    optim.check_optimizer("inner", config.inner)
+    optim.check_optimizer("outer", config.outer)
     wrong = tracking.missing([name for name in ("tensorboard", "wandb") if getattr(config, name)])
     least_one = {"data.batch_size", "data.accumulation", "data.buckets", "search.lower_steps", "keep", "max_new_tokens",
                  "model.attention_chunk", "model.loss_chunk", "samples.count", "samples.max_new_tokens"}  # fmt: skip
     least_zero = {"seed", "log_every", "eval_every", "save_every", "data.test_limit", "search.epochs", "search.steps",
                   "search.gram_penalty", "search.patience", "retrain.epochs", "retrain.steps", "retrain.learning_rate",
                   "outer.multiplier", "samples.every", "samples.temperature"}  # fmt: skip
-    for name, value in _leaves(config).items():
+    for name, value in leaves(config):
         if (name in least_one and value < 1) or (name in least_zero and value < 0):
             wrong.append(f"{name} must be at least {1 if name in least_one else 0}, found {value}")
     if config.data.max_length < 2:
@@ -38,7 +37,7 @@ def check(config: Config) -> None:
         wrong.append("model.path is not set: give a model folder or the name of a model on the Hugging Face hub")
     if not config.data.train_file:
         wrong.append("data.train_file is not set: give a file of records, such as JSONL or CSV")
-    wrong += splits.check(config.data)
+    wrong += splits.wrong_settings(config.data)
     if config.data.val_file and config.data.val_fraction:
         wrong.append("data.val_file and data.val_fraction are both set: keep one of them")
     validated = config.data.val_file or config.data.val_fraction
@@ -58,13 +57,13 @@ def check(config: Config) -> None:
 
 
 def as_begun(config: Config) -> Config:
-    """A resumed run's configuration with the choices that it began with where it says auto."""
+    """The configuration of a resumed run: where it says auto, with what was chosen when the run began."""
     saved = Path(config.output_dir) / "config.json"
     return settled(config, resolve(read(str(saved))), SETTLED) if saved.is_file() else config
 
 
 def check_folder(config: Config, resume: bool) -> None:
-    """A new run wants a new folder; a resumed one wants its own, with the configuration it began with."""
+    """Refuses a new run in a folder that is in use, and a resumed run whose configuration differs from the folder's."""
     folder = Path(config.output_dir)
     saved = folder / "config.json"
     if not resume:
@@ -85,9 +84,3 @@ def check_folder(config: Config, resume: bool) -> None:
             f"the configuration differs from the one that {folder} was started with:\n{listing(changed)}\n"
             f"resume with --config {saved}, or start a new run with another --output-dir"
         )
-
-
-def _leaves(config: Config) -> dict[str, Any]:
-    from bidora_jax.config import leaves
-
-    return dict(leaves(config))

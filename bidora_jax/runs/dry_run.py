@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -183,26 +183,19 @@ class Timed:
         return out
 
 
-@dataclass(frozen=True)
 class Silent:
     """A watcher that writes down what it sees and says nothing in the progress."""
 
-    watcher: Watcher
-
-    @property
-    def name(self) -> str:
-        return self.watcher.name
-
-    @property
-    def every(self) -> int:
-        return self.watcher.every
+    def __init__(self, watcher: Watcher) -> None:
+        self.name, self.every = watcher.name, watcher.every
+        self._watcher = watcher
 
     def look(self, phase: str, step: int, direction: PyTree, magnitude: PyTree) -> str:
-        self.watcher.look(phase, step, direction, magnitude)
+        self._watcher.look(phase, step, direction, magnitude)
         return ""
 
-    def truncate(self, phase: str, step: int) -> object:
-        return self.watcher.truncate(phase, step)
+    def truncate(self, phase: str, step: int) -> None:
+        self._watcher.truncate(phase, step)
 
 
 class Rehearsal:

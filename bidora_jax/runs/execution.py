@@ -1,4 +1,4 @@
-"""Trains phase by phase, and leaves the adapter, the merged model when asked, and answers before and after."""
+"""Trains phase by phase; writes the adapter, the merged model when asked, and compares answers before and after."""
 
 import time
 from dataclasses import replace
@@ -87,7 +87,7 @@ def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Check
     phase, fresh = phases.retrain(problem, *begin, at.best, search.steps)
     if not in_search:
         resumed = _resumed(loop, checkpoints, phase, fresh)
-        # The magnitude is the one the checkpoint holds, not the one this process started with.
+        # The retrain phase is made anew with the magnitude of the checkpoint: this process has not searched for one.
         phase, _ = phases.retrain(problem, *begin, resumed.best, search.steps)
         fresh = resumed
     at = loop.run(phase, fresh)
@@ -134,7 +134,7 @@ def _finish(
 
 
 def answers(config: Config, inputs: RunInputs, base: "PyTree") -> "Answers | None":
-    """What a model without adapter answers to the test records; None where there are none."""
+    """The answers of a model without adapter to the test records; None where there are no such records."""
     from bidora_jax.generation import conversation
     from bidora_jax.tasks import evaluation
 

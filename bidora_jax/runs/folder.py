@@ -1,4 +1,4 @@
-"""A run folder: its configuration, and run.json, which tells what metrics.jsonl can't.
+"""A run folder: its configuration, and run.json, which holds the facts that belong to no step.
 
 config.json                                           written before anything else
 run.json   started, device, versions, parameters, records        at the start
@@ -23,7 +23,7 @@ def run_config(run: str) -> Config:
 
 
 def start_folder(config: Config) -> None:
-    """Makes the run folder with its config.json; leaves one that has it as it is."""
+    """Makes the run folder with its config.json; a folder that has one is left as it is."""
     folder = Path(config.output_dir)
     target = folder / "config.json"
     if target.exists():
@@ -45,6 +45,6 @@ def write_facts(folder: Path, **facts: Any) -> None:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """The facts known so far; none of a run that never wrote any."""
+    """The facts that were written so far."""
     file = folder / FACTS_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

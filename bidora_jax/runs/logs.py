@@ -1,8 +1,8 @@
-"""What a run writes down beside its checkpoints and its adapter, opened and closed by train.py.
+"""The files that a run writes beside its checkpoints and its adapter; runs/execution.py opens and closes them.
 
 run.json        facts of the process (runs/folder.py)          metrics.jsonl   a line a step, and who follows it
 changes.jsonl   how far each layer has moved (training/watchers/drift.py)  samples.jsonl   answers (training/watchers/samples.py)
-report/         made of all of them at the end (report.py)
+report/         made from all of them at the end (runs/report.py)
 """
 
 import uuid
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def begin(config: Config, inputs: "RunInputs") -> "MetricsLog":
-    """Writes the facts of the start, of a resumed run once more, and opens metrics.jsonl for those who follow it."""
+    """Writes the facts of the start (a resumed run writes them again), and opens metrics.jsonl with its followers."""
     from bidora_jax.data import packing
     from bidora_jax.machine import facts
     from bidora_jax.models.adapters.adapter import count, trainable
@@ -43,7 +43,7 @@ def begin(config: Config, inputs: "RunInputs") -> "MetricsLog":
 
 
 def watchers(config: Config, inputs: "RunInputs") -> "list[Watcher]":
-    """What looks at the adapter while it is trained."""
+    """The watchers of the loop: drift, and samples where they are asked for."""
     from bidora_jax.models.adapters.drift import drift
     from bidora_jax.training.watchers.drift import DriftLog
     from bidora_jax.training.watchers.samples import Samples, answerer

@@ -1,7 +1,7 @@
-"""Out of memory while training: one message with the three settings that would help most, counted and not guessed.
+"""Out of memory while training: one message with the three settings that lower the peak most.
 
-Each alternative is compiled from shapes, and the compiler's count of its peak compared with that of the run as it stands. A
-system that kills a process rather than refuse it memory (Linux, in the usual setting) gives no chance to say anything.
+Each alternative is compiled from shapes, and its peak by the compiler's count is compared with that of the run as it is. Where
+the system kills the process instead of refusing memory (Linux, as it is usually set), no message is possible.
 """
 
 from collections.abc import Iterator
@@ -21,19 +21,18 @@ MOST = 3
 
 @contextmanager
 def explained(config: Config, length: int | None = None) -> Iterator[None]:
-    """Turns running out of memory in the block into a RunError that says what would help. `length` is the largest padded
-    length of the run, data.max_length where it is not known yet."""
+    """If the block runs out of memory, raises a RunError that says what would help. `length` is the largest padded length of
+    the run; None stands for data.max_length."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        said = first
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     else:
         return
-    # Outside of the handler: what the traceback holds is free now, and compiling needs memory too.
-    raise RunError(f"out of memory ({said}); {advice(config, length)}")
+    # Outside of the handler the traceback is gone, and with it the arrays that it held: compiling needs memory too.
+    raise RunError(f"out of memory ({reason}); {advice(config, length)}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -46,7 +45,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def advice(config: Config, length: int | None = None) -> str:
-    """What a step takes, and the settings that would lower it most."""
+    """The settings that lower the peak of a step most, with the peaks."""
     from bidora_jax.models.formats import hf, hf_config
     from bidora_jax.planning import plans, remat_choice
     from bidora_jax.planning.footprint import gigabytes
@@ -60,41 +59,41 @@ def advice(config: Config, length: int | None = None) -> str:
         dtype = auto.dtype_of(config, folder)
     except InputError:
         return "choose a smaller model, or --model.quantization nf4"
-    as_it_is = remat_choice.needed(plans.counted(decoder_config, _settled(plan), dtype))
+    as_it_is = remat_choice.needed(plans.counted(decoder_config, _leanest(plan), dtype))
     found = []
-    for said, other in _alternatives(_settled(plan), quantised):
-        found.append((remat_choice.needed(plans.counted(decoder_config, other, dtype)), said))
-    helpful = [(peak, said) for peak, said in sorted(found) if peak < as_it_is][:MOST]
+    for flag, other in _alternatives(_leanest(plan), quantised):
+        found.append((remat_choice.needed(plans.counted(decoder_config, other, dtype)), flag))
+    helpful = [(peak, flag) for peak, flag in sorted(found) if peak < as_it_is][:MOST]
     if not helpful:
         return f"the run takes {gigabytes(as_it_is)} at its peak, and no setting lowers that: choose a smaller model"
-    lines = [f"{said}: {gigabytes(as_it_is)} → {gigabytes(peak)}" for peak, said in helpful]
+    lines = [f"{flag}: {gigabytes(as_it_is)} → {gigabytes(peak)}" for peak, flag in helpful]
     return f"by the compiler's count, what lowers the peak most (--auto does it by itself):\n{listing(lines)}"
 
 
-def _settled(plan: "Plan") -> "Plan":
-    """The leanest form of what is left to choose."""
+def _leanest(plan: "Plan") -> "Plan":
+    """The plan with the form that takes least in the place of each `auto`."""
     remat = "layer" if plan.model.remat == "auto" else plan.model.remat
     form = "exact" if plan.search.hypergradient == "auto" else plan.search.hypergradient
     return replace(plan, model=replace(plan.model, remat=remat), search=replace(plan.search, hypergradient=form))
 
 
 def _alternatives(plan: "Plan", quantised: bool) -> "Iterator[tuple[str, Plan]]":
-    """One setting at a time, with what to type."""
+    """(what to type, the plan with it) for each setting that may lower the peak, one setting at a time."""
     model, data = plan.model, plan.data
     if data.batch_size > 1:
         whole = data.batch_size * data.accumulation
-        said = f"--data.batch-size 1 --data.accumulation {whole} (the same gradients)"
-        yield said, replace(plan, data=replace(data, batch_size=1, accumulation=whole))
+        flag = f"--data.batch-size 1 --data.accumulation {whole} (the same gradients)"
+        yield flag, replace(plan, data=replace(data, batch_size=1, accumulation=whole))
     if model.remat != "layer":
         yield "--model.remat layer (the same gradients)", replace(plan, model=replace(model, remat="layer"))
     if plan.adapter.method == "bidora" and plan.search.hypergradient == "reverse":
-        said = "--search.hypergradient exact (the same quantity)"
-        yield said, replace(plan, search=replace(plan.search, hypergradient="exact"))
+        flag = "--search.hypergradient exact (the same quantity)"
+        yield flag, replace(plan, search=replace(plan.search, hypergradient="exact"))
     if model.quantization != "nf4" and not quantised:
         yield "--model.quantization nf4", replace(plan, model=replace(model, quantization="nf4"))
     if data.max_length >= 64:
         half = data.max_length // 2
-        said = f"--data.max-length {half} (longer records are cut or split)"
-        yield said, replace(plan, data=replace(data, max_length=half))
+        flag = f"--data.max-length {half} (longer records are cut or split)"
+        yield flag, replace(plan, data=replace(data, max_length=half))
     if model.loss_chunk > 64:
         yield "--model.loss-chunk 64 (the same loss)", replace(plan, model=replace(model, loss_chunk=64))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def write(run: Path, output: Path) -> "Summary":
-    """Writes all files of the report, each under its name only when it is whole; returns the summary."""
+    """Writes the files of the report, each of them whole or not at all; returns the summary."""
     from bidora_jax.reporting import charts, history, page, style
 
     past = history.read(run)
@@ -25,7 +25,7 @@ def write(run: Path, output: Path) -> "Summary":
         pictures["loss_narrow"] = (pictures["loss"][0], style.svg(charts.narrow_loss(past), "Loss"))
     text = page.render(
         run.absolute().name, _about(config, found), found, _tiles(found), pictures, past.samples,
-        [] if config is None else _set_apart(config), _notes(run, past),
+        [] if config is None else _changed_settings(config), _notes(run, past),
     )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     for name, (title, figure) in made.items():
@@ -55,15 +55,15 @@ def _config(run: Path) -> Config | None:
     return resolve(read(str(file))) if file.is_file() else None
 
 
-def _set_apart(config: Config) -> list[tuple[str, str, str]]:
-    """(name, value, default) of every setting that is not at its default; outer.learning_rate follows others by default."""
+def _changed_settings(config: Config) -> list[tuple[str, str, str]]:
+    """(name, value, default) of every setting that is not at its default. outer.learning_rate has the default of its reference."""
     usual = dict(leaves(Config())) | {"outer.learning_rate": config.inner.learning_rate * config.outer.multiplier}
-    return [(name, _spelt(value), _spelt(usual[name])) for name, value in leaves(config) if value != usual[name]]
+    return [(name, _as_text(value), _as_text(usual[name])) for name, value in leaves(config) if value != usual[name]]
 
 
-def _spelt(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, tuple):
-        return " ".join(_spelt(item) for item in value) or "not set"
+        return " ".join(_as_text(item) for item in value) or "not set"
     return "not set" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -78,7 +78,7 @@ def _about(config: Config | None, found: "Summary") -> str:
 
 
 def _tiles(found: "Summary") -> list[tuple[str, str, str]]:
-    """The numbers on top of the page, each with its small print; what is not known has no tile."""
+    """(name, value, small print) of the numbers on top of the page; a number that is not known has no tile."""
     from bidora_jax.reporting.summary import duration
 
     tiles: list[tuple[str, str, str]] = []
@@ -95,7 +95,7 @@ def _tiles(found: "Summary") -> list[tuple[str, str, str]]:
     steps = {phase: numbers["steps"] for phase, numbers in found["phases"].items()}
     apart = " + ".join(f"{phase} {number:,}" for phase, number in steps.items()) if len(steps) > 1 else ""
     tiles.append(("Steps", f"{sum(steps.values()):,}", apart))
-    tiles.append(("Tokens", _short(found["tokens"]), f"{found['tokens']:,}"))
+    tiles.append(("Tokens", _three_digits(found["tokens"]), f"{found['tokens']:,}"))
     if found["seconds"] is not None:
         tiles.append(("Training time", duration(found["seconds"]), ""))
     if found["tokens_per_second"] is not None:
@@ -104,12 +104,16 @@ def _tiles(found: "Summary") -> list[tuple[str, str, str]]:
         tiles.append(("Peak memory", f"{used / 2**30:.2f} GiB", f"on the {where}"))
     if parameters := found["parameters"]:
         tiles.append(
-            ("Trained parameters", _short(parameters["trainable"]), f"{parameters['trainable_share']:.3%} of all")
+            (
+                "Trained parameters",
+                _three_digits(parameters["trainable"]),
+                f"{parameters['trainable_share']:.3%} of all",
+            )
         )
     return tiles
 
 
-def _short(number: int) -> str:
+def _three_digits(number: int) -> str:
     """1,234 as it is; from 10,000 on three digits and a letter."""
     for limit, letter in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
         if number >= limit:

@@ -1,1 +1,1 @@
-"""Steps, optimisers, data, checkpoints and the loop that joins them."""
+"""Steps, optimisers, phases, checkpoints and the loop that joins them."""

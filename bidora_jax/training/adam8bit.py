@@ -5,7 +5,7 @@
     stored: Q±(m), Q₊(v)            Q±, Q₊: the dynamic 8-bit map with and without sign, in blocks of the flattened leaf
 
 The update sees the new moments before they are rounded; only what is stored is rounded, as in bitsandbytes' AdamW8bit. So
-∂u/∂g is exactly that of Adam at the moments read back, and nothing is differentiated through what is stored. Two bytes and
+∂u/∂g is exactly that of Adam at the moments read back, and no derivative goes through the stored codes. Two bytes and
 two float32 scales a block make 2.03 bytes a parameter for both moments, where optax.scale_by_adam keeps 8.
 
 A leaf below `min_size` elements keeps plain moments and follows optax.scale_by_adam bit for bit. The moments of a large one
@@ -27,7 +27,7 @@ from bidora_jax.kernels import dynamic_8bit
 
 
 class Stored(NamedTuple):
-    """One moment of one leaf, as `dynamic8.quantise` gives it."""
+    """One moment of one leaf, as `dynamic_8bit.quantise` gives it."""
 
     codes: UInt8[Array, "blocks block"]
     absmax: Float32[Array, " blocks"]

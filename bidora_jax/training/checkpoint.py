@@ -78,7 +78,7 @@ class Checkpoints:
             return sorted(self._manager.all_steps())
 
     def part(self, step: int, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """(arrays by path, info) of `step`, of the leaves whose path is `wanted`; for who does not know the whole structure.
+        """(arrays by path, info) of `step`, of the leaves whose path is `wanted`; no structure is needed.
 
         Raises InputError for a checkpoint that is damaged.
         """
@@ -161,7 +161,9 @@ class Checkpoints:
         with _quiet_orbax():
             earlier = [known for known in self._manager.all_steps() if known < step]
         remedy = f"it continues from step {max(earlier)}" if earlier else "it starts anew, there is no earlier one"
-        return InputError(f"checkpoint {folder} is damaged: {_short(cause)}\nDelete that folder and resume: {remedy}.")
+        return InputError(
+            f"checkpoint {folder} is damaged: {_one_line(cause)}\nDelete that folder and resume: {remedy}."
+        )
 
     def _require_same(self, step: int, found: Manifest, wanted: Manifest) -> None:
         differences = [f"{path}: not in the checkpoint" for path in wanted if path not in found]
@@ -186,7 +188,7 @@ class Checkpoints:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({sizes})", str(self.folder))
 
     def _discard(self, step: int) -> None:
-        """A half-written checkpoint must not go on filling the disk."""
+        """Removes a half-written checkpoint, which would go on filling the disk."""
         for leftover in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -220,7 +222,7 @@ def _checksum(array: np.ndarray) -> int:
 
 
 def _as_leaf(array: np.ndarray, like: Any) -> Any:
-    """The array as `like` is one: in NumPy, a typed key, or in JAX, spread over devices as `like` is."""
+    """The array in the form of `like`: NumPy's, a typed key, or JAX's with the sharding of `like`."""
     if isinstance(like, np.ndarray | np.generic):
         return array
     if _is_key(like):
@@ -231,7 +233,7 @@ def _as_leaf(array: np.ndarray, like: Any) -> Any:
     return jax.device_put(array, sharding) if spread else jnp.asarray(array)
 
 
-# What orbax says
+# Messages of orbax
 
 
 @contextmanager
@@ -247,14 +249,14 @@ def _quiet_orbax() -> Iterator[None]:
 
 
 def _as_os_error(error: OSError | ValueError, folder: Path) -> Exception:
-    """The OSError inside tensorstore's ValueError, if it is one: it names the system's number in its text."""
+    """The OSError behind tensorstore's ValueError, whose text holds the system's error number; else the error itself."""
     number = re.search(r"os_error_code='(\d+)'", str(error))
     if isinstance(error, OSError) or number is None:
         return error
     return OSError(int(number[1]), os.strerror(int(number[1])), str(folder))
 
 
-def _short(cause: object) -> str:
+def _one_line(cause: object) -> str:
     """One line of at most 200 characters."""
     text = f"{type(cause).__name__}: {cause}" if isinstance(cause, BaseException) else str(cause)
     return " ".join(text.split())[:200]

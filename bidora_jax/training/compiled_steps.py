@@ -2,8 +2,9 @@
 
     step: (state, frozen, *batches) -> (state, metrics)        the state is donated, `frozen` never is
 
-Compiling before the first step says how long the start will take and what a step will hold in memory, before any is held.
-A step then runs what was compiled: nothing is traced a second time. JAX's persistent cache serves here too.
+All is compiled before the first step: then the length of the start is known, and the compiler has said what a step will hold
+in memory before any of it is allocated. A step runs the compiled program and traces nothing again. JAX's persistent cache
+serves here too.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +27,7 @@ class CompiledStep:
         like: Callable[[int], Sequence[Batch]],
         lengths: Sequence[int],
     ) -> None:
-        """`like` gives batches of a padded length, whatever they hold; `lengths` are all that there may be."""
+        """`like` makes batches of a padded length, whose values do not matter; `lengths` are all padded lengths of the run."""
         self.name, self.step, self.frozen, self.like, self.lengths = name, step, frozen, like, tuple(lengths)
         self._jitted = jax.jit(step, donate_argnums=0)
         self._compiled: dict[int, jax.stages.Compiled] = {}
@@ -34,7 +35,7 @@ class CompiledStep:
     def compile(self, state: PyTree, length: int, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
         """The step for batches of one padded length. `state` may be shapes, and so may `frozen`.
 
-        With `options` of the compiler's own, none of them too, it is compiled anew and not kept.
+        With compiler `options`, an empty dictionary too, it is compiled anew and not kept.
         """
         assert length in self.lengths, f"{self.name}: a length of {length}, expected one of {self.lengths}"
         if options is None and length in self._compiled:
@@ -59,7 +60,7 @@ def shapes(tree: PyTree) -> PyTree:
 
 
 def upcoming(step_shapes: Callable[[int], Iterable[StepShape]], first: int, steps: int) -> list[StepShape]:
-    """What the steps from `first` on will run, each step_shape once, in the order in which it comes up."""
+    """The programs and lengths that the steps from `first` to `steps` run, each once, in the order of their first use."""
     met: dict[StepShape, None] = {}
     for number in range(first, steps):
         met |= dict.fromkeys(step_shapes(number))

@@ -229,9 +229,8 @@ class Loop:
         if better or not phase.selects:
             at = at._replace(best=_copy(adapter))
         if better:
-            at = at._replace(best_loss=loss, best_step=at.step, stale=0)
-        else:
-            at = at._replace(stale=at.stale + 1)
+            at = at._replace(best_loss=loss, best_step=at.step)
+        at = at._replace(stale=0 if better else at.stale + 1)
         chosen = "  (best)" if better and phase.selects else ""
         progress.note(f"{phase.name} {at.step}/{phase.steps}  validation loss {loss:.4f}{chosen}")
         return at, {"evaluation_loss": loss}

@@ -1,8 +1,8 @@
-"""What a run says while it trains: metrics.jsonl for programs, a progress bar for people.
+"""metrics.jsonl: what a run writes for programs while it trains. What people see is in progress.py.
 
-A line of metrics.jsonl is one object with at least `phase` and `step`. Lines are ordered by (phase, step), so a resumed
-run can drop what it is going to do again: apart from timings its file is the uninterrupted run's. Followers (watchers/tracking.py)
-are told every line, and after such a cut all that is left.
+A line is one object with at least `phase` and `step`. Lines are ordered by (phase, step), so a resumed run can drop those of
+the steps that it does again: apart from timings its file equals the uninterrupted run's. Followers (watchers/tracking.py) get
+every line, and after such a cut all remaining lines again.
 """
 
 import json
@@ -19,12 +19,12 @@ PHASES = ("search", "retrain")
 
 
 class Follower(Protocol):
-    """What else hears of the lines."""
+    """Receives every line that is written."""
 
     def append(self, record: dict[str, Any]) -> None: ...
 
     def restart(self, records: list[dict[str, Any]]) -> None:
-        """Forgets what it was told, by an earlier process too, for these lines."""
+        """Puts these lines in the place of all that it got, from earlier processes too."""
         ...
 
     def close(self) -> None: ...

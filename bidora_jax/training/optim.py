@@ -40,8 +40,8 @@ def transformation(settings: OptimizerConfig, steps: int) -> optax.GradientTrans
     return optax.chain(*clip, precondition, *decay, optax.scale_by_learning_rate(schedule(settings, steps)))
 
 
-def check(section: str, settings: OptimizerConfig) -> None:
-    """Raises InputError for a value that no optimiser can mean."""
+def check_optimizer(section: str, settings: OptimizerConfig) -> None:
+    """Raises InputError for a value that is out of bounds."""
     bounds = {
         "learning_rate": (0.0, None), "warmup": (0.0, 1.0), "weight_decay": (0.0, None), "clip": (0.0, None),
         "b1": (0.0, 1.0), "b2": (0.0, 1.0), "eps": (0.0, None), "eps_root": (0.0, None),

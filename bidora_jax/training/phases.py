@@ -25,13 +25,13 @@ from bidora_jax.training.problem import (
     TRAIN,
     VAL,
     Problem,
-    _batch,
-    _length,
-    _pick,
-    _places,
-    _sizes,
-    _tokens,
+    batch_sizes,
+    count_tokens,
     made,
+    make_batch,
+    padded_length,
+    pick,
+    places_of,
 )
 from bidora_jax.training.settings import OptimizerConfig, RetrainConfig, SearchConfig
 
@@ -46,7 +46,7 @@ HYPERGRADIENTS = {
 def first_phase(
     method: str, problem: Problem, search: SearchConfig, inner: OptimizerConfig, outer: OptimizerConfig
 ) -> tuple[Phase, PhaseState]:
-    """The phase that a method begins with."""
+    """The phase that a method begins with, and where it starts."""
     return bidora_search(problem, search, inner, outer) if method == "bidora" else one_level(problem, search, inner)
 
 
@@ -80,19 +80,22 @@ def bidora_search(
 
     def step_shapes(number: int) -> list[StepShape]:
         lower_rows, train_rows, val_rows = rows(number)
-        alone = [(lower, _length(problem.train, buckets, some)) for some in lower_rows]
+        alone = [(lower, padded_length(problem.train, buckets, some)) for some in lower_rows]
         return [
             *alone,
-            (upper, max(_length(problem.train, buckets, train_rows), _length(problem.val, buckets, val_rows))),
+            (
+                upper,
+                max(padded_length(problem.train, buckets, train_rows), padded_length(problem.val, buckets, val_rows)),
+            ),
         ]
 
     def inputs(number: int) -> StepInputs:
         lower_rows, train_rows, val_rows = rows(number)
-        lower_batches = [_batch(problem, buckets, _pick(problem.train, rows)) for rows in lower_rows]
-        train_examples, val_examples = _pick(problem.train, train_rows), _pick(problem.val, val_rows)
-        joint = batching.joint(train_examples, val_examples, buckets, *_sizes(problem))
-        tokens = _tokens(problem.train, *lower_rows, train_rows) + _tokens(problem.val, val_rows)
-        return StepInputs((lower_batches, *joint), tokens, _places(problem, problem.train, train_rows))
+        lower_batches = [make_batch(problem, buckets, pick(problem.train, rows)) for rows in lower_rows]
+        train_examples, val_examples = pick(problem.train, train_rows), pick(problem.val, val_rows)
+        joint = batching.joint(train_examples, val_examples, buckets, *batch_sizes(problem))
+        tokens = count_tokens(problem.train, *lower_rows, train_rows) + count_tokens(problem.val, val_rows)
+        return StepInputs((lower_batches, *joint), tokens, places_of(problem, problem.train, train_rows))
 
     rates = {
         "inner_learning_rate": lambda number: optim.schedule(inner, steps * search.lower_steps)(
@@ -195,8 +198,8 @@ def _train_phase(
 
     def inputs(number: int) -> StepInputs:
         rows = stream.indices(number)
-        batch = _batch(problem, buckets, _pick(examples, rows))
-        return StepInputs(batch, _tokens(examples, rows), _places(problem, examples, rows))
+        batch = make_batch(problem, buckets, pick(examples, rows))
+        return StepInputs(batch, count_tokens(examples, rows), places_of(problem, examples, rows))
 
     phase = Phase(
         name=name,
@@ -208,7 +211,7 @@ def _train_phase(
         rates=_rates({"inner_learning_rate": optim.schedule(optimizer, steps)}),
         selects=False,
         patience=0,
-        step_shapes=lambda number: [(program, _length(examples, buckets, stream.indices(number)))],
+        step_shapes=lambda number: [(program, padded_length(examples, buckets, stream.indices(number)))],
     )
     return phase, made(lambda params: state.init_train_state(params, tx, problem.key(3)), params)
 

@@ -1,4 +1,4 @@
-"""What every phase of a run is made of, and which batch a step takes."""
+"""The model, the adapter and the rows that every phase of a run trains on, and the batch of a step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ TRAIN, VAL, BOTH = range(3)  # streams of the data order
 
 @dataclass(frozen=True)
 class Problem:
-    """What every phase of a run is made of."""
+    """What every phase of a run has in common."""
 
     config: DecoderConfig
     model: ModelConfig
@@ -36,7 +36,7 @@ class Problem:
     places: tuple[str, ...]
     """Where the records of train and then of val come from, for messages."""
     start: tuple[PyTree, PyTree] | None = None
-    """The (direction, magnitude) that training starts from; None makes new ones."""
+    """The (direction, magnitude) that training starts from; of None, new ones are drawn."""
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -48,12 +48,12 @@ class Problem:
 
     def fresh_adapter(self, use: int = 0) -> tuple[PyTree, PyTree]:
         if self.start is not None:
-            return jax.tree.map(jnp.copy, self.start)  # a step takes over what it is given
+            return jax.tree.map(jnp.copy, self.start)  # a step donates its state
         return made(lambda base: initial.init(self.adapter, base, self.key(use)), self.base)
 
     def blank(self, length: int) -> batching.Batch:
-        """A batch of padding alone: what is compiled for has its shapes."""
-        return batching.collate([], length, *_sizes(self))
+        """A batch of nothing but padding, to compile for: every batch of this length has its shapes."""
+        return batching.collate([], length, *batch_sizes(self))
 
     def stream(self, examples: batching.Examples, number: int) -> batching.Stream:
         size = self.data.batch_size * self.data.accumulation
@@ -61,32 +61,32 @@ class Problem:
 
 
 def made(make: Callable[..., PyTree], *trees: PyTree) -> PyTree:
-    """What `make` makes of the trees; the shapes of it where they hold shapes, so that a phase can be compiled from them."""
+    """make(*trees). Where the trees hold shapes, the shapes of that: so a phase can be compiled without any array."""
     abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(trees))
     return jax.eval_shape(make, *trees) if abstract else make(*trees)
 
 
-def _sizes(problem: Problem) -> tuple[int, int, int, bool]:
+def batch_sizes(problem: Problem) -> tuple[int, int, int, bool]:
     return problem.data.accumulation, problem.data.batch_size, problem.pad_id, problem.data.packing
 
 
-def _batch(problem: Problem, buckets, examples: batching.Examples) -> batching.Batch:
-    return batching.collate(examples, batching.length_for(examples, buckets), *_sizes(problem))
+def make_batch(problem: Problem, buckets, examples: batching.Examples) -> batching.Batch:
+    return batching.collate(examples, batching.length_for(examples, buckets), *batch_sizes(problem))
 
 
-def _length(examples: batching.Examples, buckets, rows: list[int]) -> int:
-    return batching.length_for(_pick(examples, rows), buckets)
+def padded_length(examples: batching.Examples, buckets, rows: list[int]) -> int:
+    return batching.length_for(pick(examples, rows), buckets)
 
 
-def _pick(examples: Sequence[Any], rows: list[int]) -> list[Any]:
+def pick(examples: Sequence[Any], rows: list[int]) -> list[Any]:
     return [examples[row] for row in rows]
 
 
-def _places(problem: Problem, examples: batching.Examples, rows: list[int]) -> list[str]:
-    """Where the records come from that stand in some rows, each once."""
-    numbers = [number for item in _pick(examples, rows) for number in records_in(item)]
+def places_of(problem: Problem, examples: batching.Examples, rows: list[int]) -> list[str]:
+    """The places of the records in some rows, each once."""
+    numbers = [number for item in pick(examples, rows) for number in records_in(item)]
     return list(dict.fromkeys(problem.places[number] for number in numbers))
 
 
-def _tokens(examples: batching.Examples, *rows: list[int]) -> int:
+def count_tokens(examples: batching.Examples, *rows: list[int]) -> int:
     return int(np.sum([len(examples[row].tokens) for step_rows in rows for row in step_rows]))

@@ -1,4 +1,4 @@
-"""What a run says to people while it trains: a bar on a terminal, lines elsewhere."""
+"""What a run shows people while it trains: a bar on a terminal, lines elsewhere."""
 
 import math
 import sys
@@ -10,7 +10,7 @@ from typing import Any, Self, TextIO
 
 
 class Speed:
-    """Tokens and steps a second over the last steps, the first one left out: it compiles."""
+    """Tokens and steps a second over the last steps. The first step only starts the clock, as it may compile."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, window: int = 50) -> None:
         self._clock = clock
@@ -38,7 +38,7 @@ class Speed:
 class Progress:
     """A bar with loss, tokens/s and time left on a terminal; elsewhere a plain line at most every `every` seconds.
 
-    Used as a context; `done` of `total` steps were done before, in a run that is resumed.
+    Use it as a context. Of the `total` steps, `done` were done before the run was resumed.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class Progress:
         self._task = self._bar.add_task(phase, total=total, completed=done, said="") if self._bar else None
 
     def step(self, loss: float, tokens: int) -> None:
-        """One step is done: its training loss, and the tokens it went through."""
+        """Counts a step that is done, with its training loss and its number of tokens."""
         self.done += 1
         self.speed.step(tokens)
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, said=self._said(loss))
+            self._bar.update(self._task, completed=self.done, said=self._state(loss))
         elif self._clock() >= self._next_line or self.done == self.total:
             self._next_line = self._clock() + self._every
-            self.note(f"{self.phase} {self.done}/{self.total}  {self._said(loss)}")
+            self.note(f"{self.phase} {self.done}/{self.total}  {self._state(loss)}")
 
     def note(self, text: str) -> None:
         """A line that stays, above the bar."""
@@ -77,7 +77,7 @@ class Progress:
 
     @contextmanager
     def doing(self, text: str) -> Iterator[None]:
-        """Says what is being done while it is, and afterwards how long it took."""
+        """Shows `text` while the block runs, and then how long it took."""
         began = self._clock()
         if self._bar is not None:
             self._bar.update(self._task, said=text)
@@ -86,7 +86,7 @@ class Progress:
         try:
             yield
         except BaseException:
-            self.note("")  # what is said of it begins a line of its own
+            self.note("")  # so that the error's message begins a new line
             raise
         took = f"{self._clock() - began:.1f} s"
         self.note(took if self._bar is None else f"{text} … {took}")
@@ -100,7 +100,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def _said(self, loss: float) -> str:
+    def _state(self, loss: float) -> str:
         rate, seconds = self.speed.tokens_per_second, self.speed.seconds_per_step
         parts = [f"loss {loss:.4f}"]
         parts += [f"{rate:,.0f} tokens/s"] if rate is not None else []

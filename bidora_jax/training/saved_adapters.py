@@ -1,4 +1,4 @@
-"""The adapter at every checkpoint that a run has kept: what a phase had made of it by then, without its optimisers.
+"""The adapter at every checkpoint that a run has kept, without the state of its optimisers.
 
 Where direction d and magnitude m stand in a checkpoint (training/phases.py):
 
@@ -20,19 +20,19 @@ PLACES = (("state.direction", "state.magnitude"), ("state.params.0", "state.para
 
 
 class Point(NamedTuple):
-    """Where training stood."""
+    """An adapter, and the step of a phase that it belongs to."""
 
     phase: str
     step: int | None
     best_step: int | None
-    """The best step of the phase so far, by validation loss; 0 or None: there is none."""
+    """The step of the phase with the best validation loss so far; 0 or None where there is none."""
     direction: PyTree
     magnitude: PyTree
     """{} for a method without one."""
 
 
 def points(checkpoints: Checkpoints) -> Iterator[Point]:
-    """One after the other, so that one adapter is in memory at a time."""
+    """Reads them one after the other: one adapter is in memory at a time."""
     for step in checkpoints.steps():
         arrays, info = checkpoints.part(step, lambda path: path.startswith(("state.direction.", "state.magnitude.",
                                                                             "state.params.", "best.1.")))  # fmt: skip

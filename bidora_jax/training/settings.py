@@ -1,5 +1,5 @@
-"""Settings of the data, of the two optimisers, of the two phases and of the samples: `data.*`, `inner.*`, `outer.*`, `search.*`,
-`retrain.*`, `samples.*`."""
+"""Settings of the two optimisers, of the two phases and of the samples: `inner.*`, `outer.*`, `search.*`, `retrain.*`,
+`samples.*`."""
 
 from dataclasses import dataclass
 from typing import Literal

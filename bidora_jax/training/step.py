@@ -1,6 +1,6 @@
 """One-level training: LoRA, rsLoRA, DoRA, and BiDoRA's retraining of the direction at a fixed magnitude.
 
-What is trained is `state.params`, what is not is `frozen`; which tree stands where is the loss's business.
+`state.params` is trained, `frozen` is not. The loss decides which tree goes where.
 """
 
 from collections.abc import Callable

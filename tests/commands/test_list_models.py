@@ -12,7 +12,6 @@ import pytest
 from runs import ROOT
 from tiny import CONFIG
 
-from bidora_jax import list_models
 from bidora_jax.machine import compile_cache
 from bidora_jax.machine.memory import Memory
 from bidora_jax.models.adapters.adapter import count
@@ -51,7 +50,7 @@ def test_the_table_says_what_fits():
     steps = {"lora": {"none": 5e9, "int8": 3e9, "nf4": 2e9}, "dora": {"none": 9e9, "int8": 4e9, "nf4": 3.6e9},
              "bidora": {"none": 9e9, "int8": 9e9, "nf4": 9e9}}  # fmt: skip
     rows = iter([("a/b", {"parameters": 1_500_000_000, "steps": steps})])
-    *_, row = list_models.as_text(rows, Memory(5 * 10**9, "said"), list_models.ModelsArguments())
+    *_, row = published_steps.as_text(rows, Memory(5 * 10**9, "said"), batch=1, tokens=1024)
     assert row.split()[:3] == ["a/b", "1.50", "B"]
     assert row.endswith("lora int8, dora int8")
 

@@ -120,8 +120,8 @@ def test_the_splits_share_one_room_and_a_message_names_the_records_of_a_row():
     assert room == 16
     assert sorted(number for row in rows["val"] for number in row.documents) == [5, 6]
     places = SimpleNamespace(places=("a", "b", "c", "d", "e", "f", "f"))
-    assert problem._places(places, rows["val"], [0]) == ["f"]
-    assert problem._places(places, documents(), [3, 1]) == ["d", "b"]
+    assert problem.places_of(places, rows["val"], [0]) == ["f"]
+    assert problem.places_of(places, documents(), [3, 1]) == ["d", "b"]
     assert capacity([documents((5, 4)), documents((3,))], 1024) == 16
     assert capacity([documents()], 19) == 32
 

@@ -70,7 +70,7 @@ def test_a_fraction_of_a_file_with_copies_leaks_nothing(tmp_path):
     assert len(found.val.records) == 15
     assert sorted(texts(found.train) + texts(found.val), key=int) == sorted([str(i % 40) for i in range(60)], key=int)
     assert not set(texts(found.train)) & set(texts(found.val))
-    assert all("stand there twice" in line for line in found.said)
+    assert all("stand there twice" in line for line in found.notes)
 
 
 def test_all_chunks_of_a_document_are_on_one_side(tmp_path):
@@ -100,7 +100,7 @@ def test_all_chunks_of_a_document_are_on_one_side(tmp_path):
         }
     counts = {name: (len(part.chunks), sum(part.chunks)) for name, part in ready.encoded.items()}
     assert all(f", {one} of more than 16 tokens split into {chunks}" in line
-               for line, (one, chunks) in zip(ready.said, counts.values(), strict=True))  # fmt: skip
+               for line, (one, chunks) in zip(ready.notes, counts.values(), strict=True))  # fmt: skip
 
 
 # Duplicates
@@ -121,7 +121,7 @@ def test_what_is_a_copy(one, other, same):
 def test_copies_are_reported_with_their_places(files):
     train, val, test = files
     found = splits.load(DataConfig(train_file=train, val_file=val, test_file=test), seed=0)
-    assert found.said == [
+    assert found.notes == [
         f"duplicates: 1 of 6 train records stand there twice: {train}:4 = {train}:1",
         f"duplicates: 2 of 6 train records are in val too: {train}:2 = {val}:2, {train}:5 = {val}:3",
         f"duplicates: 1 of 6 train records are in test too: {train}:6 = {test}:2",
@@ -133,7 +133,7 @@ def test_copies_are_reported_with_their_places(files):
 def test_the_first_of_several_copies_is_named(tmp_path):
     train, val = write(tmp_path / "train.jsonl", ["a"]), write(tmp_path / "val.jsonl", ["b", "a", "a"])
     found = splits.load(DataConfig(train_file=train, val_file=val), seed=0)
-    assert f"{train}:1 = {val}:2" in found.said[0]
+    assert f"{train}:1 = {val}:2" in found.notes[0]
 
 
 def test_drop_takes_copies_out_of_train_only(files):
@@ -141,8 +141,8 @@ def test_drop_takes_copies_out_of_train_only(files):
     found = splits.load(DataConfig(train_file=train, val_file=val, test_file=test, duplicates="drop"), seed=0)
     assert texts(found.train) == ["a", "d"]
     assert [len(found.val.records), len(found.test.records)] == [3, 2]
-    assert "2 of 6 train records are in val too, and are left out: " in found.said[1]
-    assert "left out" not in found.said[3]
+    assert "2 of 6 train records are in val too, and are left out: " in found.notes[1]
+    assert "left out" not in found.notes[3]
     with pytest.raises(InputError, match="every training record is in another split too"):
         splits.load(DataConfig(train_file=val, val_file=write_copy(val), duplicates="drop"), seed=0)
 
@@ -158,13 +158,13 @@ def test_refuse_lists_every_kind_of_copy(files):
     with pytest.raises(InputError) as refused:
         splits.load(DataConfig(train_file=train, val_file=val, test_file=test, duplicates="refuse"), seed=0)
     assert str(refused.value).count("\n  duplicates: ") == 4
-    assert splits.load(DataConfig(train_file=test, duplicates="refuse"), seed=0).said == []
+    assert splits.load(DataConfig(train_file=test, duplicates="refuse"), seed=0).notes == []
 
 
 def test_a_long_report_is_cut(tmp_path):
     found = splits.load(DataConfig(train_file=write(tmp_path / "a.jsonl", ["same"] * 9)), seed=0)
-    assert found.said[0].startswith("duplicates: 8 of 9 train records stand there twice: ")
-    assert found.said[0].count(" = ") == 3 and found.said[0].endswith(", …")
+    assert found.notes[0].startswith("duplicates: 8 of 9 train records stand there twice: ")
+    assert found.notes[0].count(" = ") == 3 and found.notes[0].endswith(", …")
 
 
 # Mixing
@@ -187,7 +187,7 @@ def test_sources_are_mixed_by_weight_and_said(tmp_path):
     found = splits.load(DataConfig(train_file=(one, two), weights=(2.0, 0.5)), seed=1)
     assert texts(found.train)[:6] == ["a", "b", "c", "a", "b", "c"]
     assert len(texts(found.train)[6:]) == 4 == len(set(texts(found.train)[6:]))
-    assert found.said == [f"{one}: 3 records × 2 = 6 an epoch, 60%", f"{two}: 8 records × 0.5 = 4 an epoch, 40%"]
+    assert found.notes == [f"{one}: 3 records × 2 = 6 an epoch, 60%", f"{two}: 8 records × 0.5 = 4 an epoch, 40%"]
     assert texts(splits.load(DataConfig(train_file=(one, two)), seed=1).train) == ["a", "b", "c", *map(str, range(8))]
     with pytest.raises(InputError, match=r"data\.weights leave no training record"):
         splits.load(DataConfig(train_file=one, weights=(0.1,)), seed=1)
@@ -228,8 +228,8 @@ def test_one_source_and_several_are_read_from_a_file_and_from_flags(tmp_path):
      (DataConfig(train_file="a", weights=(float("nan"),)), "must be above 0, found nan")],
 )  # fmt: skip
 def test_weights_that_cannot_be_meant_are_refused(data, said):
-    assert said in splits.check(data)[0]
-    assert splits.check(DataConfig(train_file=("a", "b"), weights=(1.0, 2.5))) == []
+    assert said in splits.wrong_settings(data)[0]
+    assert splits.wrong_settings(DataConfig(train_file=("a", "b"), weights=(1.0, 2.5))) == []
 
 
 # In a run

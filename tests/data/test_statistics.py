@@ -10,7 +10,7 @@ import pytest
 from tiny import write_records
 
 from bidora_jax import show_data
-from bidora_jax.data import statistics
+from bidora_jax.data import description, statistics
 from bidora_jax.data.batches import Stream, bucket_lengths, joint
 from bidora_jax.data.encoding import Example
 from bidora_jax.data.records import record
@@ -94,7 +94,7 @@ def test_a_terminal_gets_two_colours_and_escapes_stay_visible(flags, capfd, tmp_
     assert "\x1b[1;32m" in out and "\x1b[2m" in out and "⟦" not in out
     monkeypatch.setenv("NO_COLOR", "1")
     assert "⟦" in shown(capfd, *flags, "--data.train-file", file, "--records", "1")
-    assert show_data._visible("a\x1b[2J\tb\n") == "a\\x1b[2J\tb\n"
+    assert description.visible("a\x1b[2J\tb\n") == "a\\x1b[2J\tb\n"
 
 
 def test_packed_rows_cuts_and_what_is_not_trained_are_shown(flags, capfd, tmp_path):

@@ -58,7 +58,7 @@ def test_the_page_of_a_killed_run_is_whole_and_asks_for_nothing(killed):
 
 
 def test_settings_that_differ_are_listed_with_their_defaults(killed):
-    rows = {name: (value, default) for name, value, default in report._set_apart(report._config(killed))}
+    rows = {name: (value, default) for name, value, default in report._changed_settings(report._config(killed))}
     assert rows == {"seed": ("7", "0"), "adapter.rank": ("3", "8"), "inner.learning_rate": ("0.25", "0.0002"),
                     "model.path": ("some/model", "not set")}  # fmt: skip
 

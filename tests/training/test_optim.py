@@ -171,9 +171,9 @@ def test_the_defaults_step_against_the_gradient():
 )  # fmt: skip
 def test_a_value_out_of_bounds_is_named_with_its_bounds(name, value):
     with pytest.raises(InputError, match=rf"^outer\.{name} must be (at least 0|between 0 and 1), found {value}"):
-        optim.check("outer", OuterConfig(**{name: value}))
+        optim.check_optimizer("outer", OuterConfig(**{name: value}))
 
 
 def test_the_defaults_are_within_bounds():
-    optim.check("inner", OptimizerConfig())
-    optim.check("outer", OuterConfig())
+    optim.check_optimizer("inner", OptimizerConfig())
+    optim.check_optimizer("outer", OuterConfig())

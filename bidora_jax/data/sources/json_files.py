@@ -1,7 +1,7 @@
 """JSON lines and JSON documents -> rows, each with the line it begins in.
 
-A line that cannot be read becomes a fault and the next one is read. In a document nothing after a fault can be told apart,
-and the fault says so. A key that stands twice in an object is a fault: json alone would drop one of its values.
+A line that cannot be read becomes a fault, and the next one is read. In a document nothing after a fault can be read, and the
+fault says so. An object with the same key twice is a fault: json alone would drop one of the values.
 """
 
 import json
@@ -65,7 +65,7 @@ def _object(place: str, value: Any) -> SourceRow | Fault:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object; json alone would keep the last of two values and lose the first."""
+    """The object. Raises ValueError for a repeated key, of which json alone would keep the last value."""
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -113,7 +113,7 @@ def _whole(path: Path) -> tuple[str, Fault | None]:
 
 
 def _elements(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """Where each row starts, and the row."""
+    """(start, row) of each row."""
     at = _next(text, 0)
     if not text[at : at + 1]:
         return
@@ -136,7 +136,7 @@ def _elements(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _row_lists(value: Any) -> list[str]:
-    """The keys of an object whose values are lists of objects, and not the turns of one record."""
+    """The keys of an object whose values are lists of objects; the lists that a single record has are left out."""
     if not isinstance(value, dict):
         return []
     lists = {key: item for key, item in value.items() if isinstance(item, list) and key not in RECORD_LISTS}
@@ -144,7 +144,7 @@ def _row_lists(value: Any) -> list[str]:
 
 
 def _array(text: str, at: int) -> Generator[tuple[int, Any], None, int]:
-    """Each element of the array that opens at `at` with its start; returns where the array ends."""
+    """(start, element) of each element of the array that opens at `at`; returns where the array ends."""
     at = _next(text, at + 1)
     while text[at : at + 1] != "]":
         value, end = DECODER.raw_decode(text, at)
@@ -170,7 +170,7 @@ def _member(text: str, at: int, name: str) -> int:
 
 
 def _next(text: str, at: int) -> int:
-    """The first index from `at` on that is no JSON blank."""
+    """The first index from `at` on that holds no JSON white space."""
     while at < len(text) and text[at] in " \t\n\r":
         at += 1
     return at

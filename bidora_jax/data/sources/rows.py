@@ -1,4 +1,4 @@
-"""A row: one JSON object and its place, `data.jsonl:17`, which every later message about it names."""
+"""A row of a source: one JSON object, and its place (`data.jsonl:17`), which every message about it names."""
 
 import json
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ class SourceRow(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What stands where a row should."""
+    """A row that can't be read, and why."""
 
     place: str
     why: str

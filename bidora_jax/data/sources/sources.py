@@ -1,4 +1,4 @@
-"""Sources -> rows: where data comes from, before anybody asks what a record is.
+"""Sources -> rows: reads files, folders and data sets of the hub; what a record is, is decided later (data/records.py).
 
     data.jsonl, .ndjson      one object a line                       .json       an array, or the one list in an object
     data.csv, .tsv           with a header                           .parquet    any row groups
@@ -7,8 +7,8 @@
     saved/  saved/@train     `save_to_disk` of datasets, and its split
     ORG/NAME:CONFIG@SPLIT    on the Hugging Face hub; CONFIG and SPLIT where it has several
 
-What cannot be read is handed on as a fault at its place, so that one message lists all bad rows together. Nothing is looked
-up in the network unless no file has the name and no folder the part before its slash.
+A row that cannot be read becomes a fault with its place, so that one message lists all bad rows together. The network is used
+only where no file has the source's name, and no folder the part of it before the slash.
 """
 
 import os
@@ -70,7 +70,7 @@ def scan(source: str | os.PathLike[str]) -> Iterator[SourceRow | Fault]:
 
 
 def scan_each(given: str | os.PathLike[str] | Sequence[str]) -> Found:
-    """The rows and faults of one source or of several, by name. Raises InputError for a source that stands there twice."""
+    """The rows and faults of one source or of several, by name. Raises InputError for a source that is given twice."""
     names = [os.fspath(given)] if isinstance(given, str | os.PathLike) else list(given)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -81,7 +81,7 @@ def scan_each(given: str | os.PathLike[str] | Sequence[str]) -> Found:
 
 
 def unusable(given: Iterable[str], problems: list[str], total: int, expected: str) -> str:
-    """The message about sources with bad rows; `problems` open with their places."""
+    """The message about sources with bad rows; each of `problems` begins with its place."""
     names = list(given)
     rows = "lines" if all(map(one_a_line, names)) else "rows"
     return (
@@ -101,7 +101,7 @@ def one_a_line(source: str) -> bool:
 
 
 def _ending(path: Path) -> str:
-    """The ending that says what is in a file, below that of its packing."""
+    """The ending that says what is in a file; that of its compression is taken off."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix in text_files.PACKED else suffix
 
@@ -141,9 +141,9 @@ def _folder(folder: Path, split: str) -> Iterator[SourceRow | Fault]:
 
 
 def rename(found: dict[str, Found], columns: Columns) -> dict[str, Found]:
-    """Sources with the key of a record in the place of the column that holds it, for each (key, column); by use, by name.
+    """Sources, by use and by name, with each column of a (key, column) pair renamed to the record's key.
 
-    A row without the column that has the key already stays as it is, so that differing sources go together; one that has
+    A row that has the key already and not the column stays as it is, so that differing sources can be mixed. A row that has
     neither becomes a fault. Raises InputError for a column that is in no row.
     """
     if not columns:

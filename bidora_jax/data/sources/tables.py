@@ -1,7 +1,7 @@
 """Tables -> rows: CSV and TSV, Parquet, a folder that `datasets` saved, a data set on the Hugging Face hub.
 
-A CSV row is named by the line it begins in, a row of the others by its number from 1. No code of a data set is ever run:
-`datasets` no longer can, and only the hub's own files are fetched, when a data set on it is named.
+The place of a CSV row is the line it begins in; that of other rows is their number from 1. No code of a data set is ever run,
+as `datasets` no longer can. Files are fetched from the hub only, and only for a data set that is named by its place there.
 """
 
 import csv
@@ -36,8 +36,8 @@ CSV_FAULTS = {  # by what the csv module says
 def delimited(path: Path, delimiters: str, longest: int = LONGEST_LINE) -> Iterator[SourceRow | Fault]:
     """CSV with a header, as RFC 4180 has it: quotes are doubled within quotes. All values are texts.
 
-    The delimiter is the one of `delimiters` that splits the header into most columns. A file in which the header is wrong is
-    refused with InputError, a wrong row becomes a fault.
+    The delimiter is the one of `delimiters` that splits the header into most columns. Raises InputError for a wrong header; a
+    wrong row becomes a fault.
     """
     spoilt: dict[int, str] = {}
     lines = _text_lines(path, longest, spoilt)
@@ -66,7 +66,7 @@ def delimited(path: Path, delimiters: str, longest: int = LONGEST_LINE) -> Itera
 
 
 def _text_lines(path: Path, longest: int, spoilt: dict[int, str]) -> Iterator[str]:
-    """Lines as text; what is wrong with one goes into `spoilt` under its number, as the csv module has to go on reading."""
+    """Lines as text. A line that can't be read is noted in `spoilt` under its number, and the csv module reads on."""
     for number, line in numbered_lines(path, longest):
         text, wrong = ("", too_long(longest)) if line is None else decoded(line)
         if "\0" in text:
@@ -77,7 +77,7 @@ def _text_lines(path: Path, longest: int, spoilt: dict[int, str]) -> Iterator[st
 
 
 def _csv_rows(reader: Any, spoilt: dict[int, str]) -> Iterator[tuple[int, list[str], str]]:
-    """(line, fields, what is wrong) of each row; no fields for a blank line."""
+    """(line, fields, what is wrong) of each row; a blank line has no fields."""
     while True:
         start, fields, why = reader.line_num + 1, [], ""
         try:
@@ -139,7 +139,7 @@ def _batch_rows(name: str, batch: Any, before: int) -> Iterator[SourceRow | Faul
 
 
 def saved(folder: Path, split: str) -> Iterator[SourceRow | Fault]:
-    """The rows of a folder that `save_to_disk` of `datasets` wrote, of one of its splits where it has several."""
+    """The rows of a folder that `save_to_disk` of `datasets` wrote; `split` names one of its splits where it has several."""
     import datasets
 
     try:
@@ -162,7 +162,7 @@ def hub(name: str, config: str, split: str) -> Iterator[SourceRow | Fault]:
 
     full = f"{name}:{config}" if config else name
     try:
-        # Without a split it fetches no more, works from its cache too, and train[:100] is for itself to understand.
+        # Loading all splits fetches no more files than loading one, and works from the cache; `datasets` reads train[:100] itself.
         found = datasets.load_dataset(name, config or None, split=split if "[" in split else None)
         if isinstance(found, datasets.DatasetDict):
             split = _chosen(full, list(map(str, found)), split)
@@ -179,7 +179,7 @@ def hub(name: str, config: str, split: str) -> Iterator[SourceRow | Fault]:
 
 
 def _chosen(name: Any, splits: list[str], split: str) -> str:
-    """The split that is meant. InputError when it is not there, or is not said and there are several."""
+    """The split that is meant. Raises InputError when there is no such split, and when none is named and there are several."""
     if split in splits or (not split and len(splits) == 1):
         return split or splits[0]
     asked = f"has no split {split!r}{did_you_mean(split, splits)}" if split else "has several splits"

@@ -1,7 +1,7 @@
-"""Text files, packed or not -> numbered lines; plain text -> rows.
+"""Text files, compressed or not -> numbered lines; plain text -> rows.
 
-Everything is UTF-8; a byte-order mark is passed over. A file that is something else as a whole (UTF-16, Parquet, a zip) is
-refused with what it is. A line of more than LONGEST_LINE bytes is passed over in pieces and never held whole.
+Everything is UTF-8; a byte-order mark is skipped. A file of another kind (UTF-16, Parquet, a zip) is refused with a message
+that names the kind. A line of more than LONGEST_LINE bytes is skipped in pieces and never held whole.
 """
 
 import bz2
@@ -41,9 +41,9 @@ OTHER_KINDS = {  # by their first bytes; UTF-32 opens like UTF-16
 
 
 def numbered_lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, bytes | None]]:
-    """The lines of a file, blank ones too, counted from 1; None is one of more than `longest` bytes.
+    """The lines of a file, blank ones too, counted from 1; None stands for a line of more than `longest` bytes.
 
-    Raises InputError for a file that is missing, damaged, not to be read, or no text.
+    Raises InputError for a file that is missing, damaged, unreadable, or no text.
     """
     check_file(path)
     number = 0
@@ -69,13 +69,13 @@ def check_file(path: Path) -> None:
 
 
 def opened(path: Path) -> BinaryIO:
-    """A file for reading, unpacked on the way."""
+    """A file for reading, decompressed on the way."""
     return PACKED.get(path.suffix.lower(), open)(path, "rb")
 
 
 @contextmanager
 def translated(path: Path, where: Callable[[], str]) -> Iterator[None]:
-    """What the system or an unpacker raises, as an InputError that says `where` it was."""
+    """Turns an error of the system or of decompression into an InputError that says `where` it was."""
     try:
         yield
     except DAMAGE as error:
@@ -96,7 +96,7 @@ def _refuse_other_kinds(path: Path) -> None:
 
 
 def too_long(longest: int) -> str:
-    """What is wrong with a line that was passed over."""
+    """What is wrong with a line that was skipped."""
     return f"longer than {longest:,} bytes, more than a record can be; is the file one record a line?"
 
 
@@ -113,7 +113,7 @@ def decoded(line: bytes) -> tuple[str, str]:
 
 
 def documents(path: Path, longest: int = LONGEST_LINE) -> Iterator[SourceRow | Fault]:
-    """{text} for each document of a text file: it ends with the file, or where the file says <|endoftext|>."""
+    """{text} for each document of a text file. A document ends at <|endoftext|> or at the end of the file."""
     held: list[str] = []
     start = 1
     for number, line in numbered_lines(path, longest):

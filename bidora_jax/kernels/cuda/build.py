@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from bidora_jax.errors import InputError, RunError, command
+from bidora_jax.machine.files import user_cache
 
 HERE = Path(__file__).parent
 SOURCES = ("dequantise.h", "tables.h", "checks.h", "dequantise.cu", "handlers.cc")
@@ -102,17 +103,12 @@ def _packaged_nvcc() -> str | None:
     return max(found, default=None)
 
 
-def cache_folder() -> Path:
-    """Where built libraries lie."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "bidora_jax"
-
-
 def library_path() -> Path:
     """Where the library of these very sources, flags, machine and call interface lies once it is built."""
     digest = hashlib.sha256("\0".join([_ffi_version(), platform.machine(), *NVCC_FLAGS]).encode())
     for name in SOURCES:
         digest.update(b"\0" + (HERE / name).read_bytes())
-    return cache_folder() / f"dequantise-{digest.hexdigest()[:16]}.so"
+    return user_cache() / f"dequantise-{digest.hexdigest()[:16]}.so"
 
 
 def _ffi_headers() -> str:

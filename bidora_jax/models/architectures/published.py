@@ -1,10 +1,7 @@
-"""Shapes of published models, as their config.json gives them."""
+"""Shapes of published models: the numbers of their config.json, and what their family fixes besides (families.py)."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from bidora_jax.models.architectures.decoder import DecoderConfig
-
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.architectures.families import FAMILIES
 
 # name: (family, vocabulary, hidden, intermediate, layers, heads, key/value heads, head size, tied), of its config.json
 MODELS = {
@@ -23,15 +20,17 @@ MODELS = {
 }
 
 
-def shape(name: str) -> "DecoderConfig":
-    """The model's shape. Values that change no memory (rotation, epsilon of the norms) are the same for all models here."""
-    from bidora_jax.models.architectures.decoder import DecoderConfig
-    from bidora_jax.models.architectures.families import FAMILIES
+def names(family: str) -> list[str]:
+    """The models of a family, from small to large; of "all", all models."""
+    return [name for name, (own, *_) in MODELS.items() if family in (own, "all")]
 
+
+def shape(name: str) -> DecoderConfig:
+    """The model's shape. Rotation, the norms' epsilon and the context take no memory: they are the same for all here."""
     family, vocabulary, hidden, intermediate, layers, heads, kv_heads, head_dim, tied = MODELS[name]
     return DecoderConfig(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_layers=layers, num_heads=heads,
         num_kv_heads=kv_heads, head_dim=head_dim, rms_norm_eps=1e-6, rope_theta=1e6, tie_word_embeddings=tied,
-        qk_norm=FAMILIES[family].qk_norm, qkv_bias=bool(FAMILIES[family].qkv_bias), o_bias=False,
+        qk_norm=FAMILIES[family].qk_norm, qkv_bias=bool(FAMILIES[family].qkv_bias), o_bias=bool(FAMILIES[family].o_bias),
         max_position_embeddings=32_768,
     )  # fmt: skip

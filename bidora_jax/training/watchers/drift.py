@@ -2,8 +2,8 @@
 
     {"phase": "search", "step": 20, "magnitude": {"self_attn.q_proj": [ΔM of layer 0, …]}, "direction": {… ΔD …}}
 
-ΔM and ΔD as in models/adapters/drift.py; null for a layer that is not adapted. The checkpoints of a run are few, so this file is
-what remains of the way between them.
+ΔM and ΔD as in models/adapters/drift.py; null for a layer that is not adapted. A run keeps few checkpoints; this file keeps
+the way between them.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ class DriftLog:
 
 
 def by_module(changes: Sequence[Drift]) -> dict[str, dict[str, list[float | None]]]:
-    """The changes as a line of the file holds them: {'magnitude' and 'direction': {module: one number a layer}}."""
+    """The changes as a line of the file has them: for "magnitude" and "direction", {module: one number a layer}."""
     layers = 1 + max(change.layer for change in changes)
     table: dict[str, Any] = {kind: {} for kind in ("magnitude", "direction")}
     for change in changes:

@@ -2,8 +2,8 @@
 
     {"phase": "search", "step": 20, "samples": [{"prompt": …, "answer": …, "expected": … or null}, …]}
 
-The adapter is applied, not merged. A draw hangs on the seed, the number of the prompt and the position, so that two steps
-differ in the adapter alone. On a CPU with a dense base the model holds its weights once more, turned for generation.
+The adapter is applied, not merged. A draw depends on the seed, the number of the prompt and the position, so the answers of
+two steps differ by the adapter alone. On a CPU with a dense base, generation holds a transposed copy of the weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,12 +28,12 @@ FILE = "samples.jsonl"
 
 
 class Prompt(NamedTuple):
-    """What is asked."""
+    """A prompt that is answered again and again while training goes on."""
 
     text: str
     tokens: list[int]
     expected: str | None
-    """The record's own answer, where the prompt is that of a record."""
+    """The record's own answer; None for a prompt of the settings."""
 
 
 def prompts(
@@ -41,9 +41,9 @@ def prompts(
 ) -> list[Prompt]:
     """The prompts of the settings, or of the first records that have one, in the first of `splits` that has any.
 
-    A text of the settings is an instruction where the training records (the last split) have prompts, and otherwise the
-    beginning of a text, as they are. InputError for what leaves no room for an answer in `context`, or where there is no
-    prompt.
+    A text of the settings is an instruction where the training records (the last split) have prompts; where they are plain
+    text, it is the beginning of one. Raises InputError for a prompt that leaves no room for an answer in `context`, and where
+    there is no prompt.
     """
     if not settings.every:
         return []
@@ -85,7 +85,7 @@ class Samples:
         lines = [{"prompt": asked.text, "answer": text, "expected": asked.expected} for asked, text in pairs]
         self._log.append({"phase": phase, "step": step, "samples": lines})
         self._log.close()
-        return f"{phase} {step}  sample: {_short(answers[0])}"
+        return f"{phase} {step}  sample: {_one_line(answers[0])}"
 
     def truncate(self, phase: str, step: int) -> None:
         self._log.truncate(phase, step)
@@ -100,7 +100,7 @@ def answerer(
     asked: Sequence[Prompt],
     seed: int,
 ) -> Callable[[PyTree, PyTree], list[str]]:
-    """A function (direction, magnitude) to the answers; compiled once, for every adapter of the run has one shape."""
+    """Maps (direction, magnitude) to the answers. Compiled once, as every adapter of the run has the same shapes."""
     sampling = Sampling(temperature=settings.temperature)
     prepared: list[decoding.Model] = []
 
@@ -119,6 +119,6 @@ def answerer(
     return answer
 
 
-def _short(text: str, limit: int = 80) -> str:
+def _one_line(text: str, limit: int = 80) -> str:
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,9 +1,9 @@
 """The curves of a run in TensorBoard and in Weights & Biases: followers of metrics.jsonl, each only where it is asked for.
 
-TensorBoard's files lie in tensorboard/PHASE of the run folder, so that it draws the phases over one another. A resumed run
-begins a new file that takes everything before it back (purge_step 0) and tells metrics.jsonl again: what a killed process had
-not written is there too. In Weights & Biases a resumed run goes on in its own run, and tells the steps that are done again
-once more, with the same values.
+TensorBoard's files are in tensorboard/PHASE of the run folder, so that it draws the phases over one another. A resumed run
+begins a new file, which voids all earlier ones (purge_step 0), and writes all of metrics.jsonl to it: so the lines that a
+killed process had not yet written are there too. In Weights & Biases a resumed run goes on as the same run, and sends the
+steps that it does again once more, with the same values.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ POSITION = ("phase", "step")
 
 
 def missing(wanted: Sequence[str]) -> list[str]:
-    """A line for each of the trackers, by their settings, whose package is not installed."""
+    """A line for each of the `wanted` trackers (names of settings) whose package is not installed."""
     return [
         f"{name} is set, and the package {package} is not installed: {command}, or leave {name} out"
         for name, (package, command) in PACKAGES.items()
@@ -32,13 +32,13 @@ def missing(wanted: Sequence[str]) -> list[str]:
 
 
 def followers(folder: Path, *, tensorboard: bool, wandb: str, run_id: str, config: dict[str, Any]) -> list[Follower]:
-    """What follows the metrics of the run in `folder`. `wandb` is the name of a project; `config` is what it shows of the run."""
+    """The trackers that the settings ask for. `wandb` names a project; `config` is the configuration that it shows."""
     found: list[Follower] = [TensorBoard(folder / "tensorboard")] if tensorboard else []
     return found + ([WeightsAndBiases(folder, wandb, run_id, config)] if wandb else [])
 
 
 def numbers(record: dict[str, Any]) -> dict[str, float]:
-    """What of a line is a curve; null is a number that was not finite, or not known yet."""
+    """The numbers of a line that are points of curves. A null, which was not finite or not known yet, is none."""
     return {
         name: value
         for name, value in record.items()
@@ -61,7 +61,7 @@ class TensorBoard:
     def restart(self, records: list[dict[str, Any]]) -> None:
         self.close()
         for phase in (path.name for path in self._folder.glob("*") if path.is_dir()):
-            self._writer(phase)  # takes back what it has, even if nothing of it is told again
+            self._writer(phase)  # voids what it wrote, even if no line of this phase is left
         for record in records:
             self.append(record)
 
@@ -106,7 +106,7 @@ class WeightsAndBiases:
         )
 
     def restart(self, records: list[dict[str, Any]]) -> None:
-        """Nothing: what it was told is kept by the service."""
+        """Nothing to do: the service keeps what was sent."""
 
     def close(self) -> None:
         self._run.finish()
