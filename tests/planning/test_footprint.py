@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from footprints import DEEP, MODEL, counted
 from tiny import random_base
 
+from bidora_jax.kernels.quantized import tree_bytes
 from bidora_jax.models import quantization
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.architectures import decoder
