@@ -29,7 +29,7 @@ def dtype_of(base: PyTree):
 
 
 def embedding_of(base: PyTree) -> Any:
-    """The input embedding (V, D), as it is held."""
+    """The input embedding (V, D), dense or quantised as the tree holds it."""
     return base[EMBEDDING]["weight"]
 
 

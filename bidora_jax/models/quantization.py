@@ -93,7 +93,7 @@ def packed_shapes(chosen: Quantization, shape: tuple[int, ...], dtype) -> quanti
 
 
 def describe(base) -> list[str]:
-    """Lines that say what of a base tree is quantised, at how many bits, and what is not."""
+    """Lines on the weights of a base tree: which are quantised, at how many bits, and which are not."""
     leaves = jax.tree_util.tree_leaves_with_path(base, is_leaf=quantized.is_packed)
     named = [(".".join(key.key for key in path[:-1]), leaf) for path, leaf in leaves if path[-1].key == "weight"]
     packed = [(name, leaf) for name, leaf in named if quantized.is_quantised(leaf)]

@@ -163,7 +163,7 @@ def _ending(name: str) -> Callable[[str], bool]:
 
 
 def _in_layers(settings: AdapterConfig, wanted: Names, found: set[str], architecture: Architecture) -> set[str]:
-    """Of the modules found, those in layers_to_transform."""
+    """The modules of `found` whose layers are in layers_to_transform."""
     prefix, layers = architecture.layer_prefix, architecture.num_layers
     if isinstance(wanted, str) and wanted != ALL_LINEAR:
         raise InputError(

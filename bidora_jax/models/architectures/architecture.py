@@ -138,7 +138,7 @@ def name_table(architecture: Architecture) -> dict[str, Place]:
 
 
 def module_name(architecture: Architecture, layer: int, path: str) -> str:
-    """Hugging Face's name of what has this path inside a layer."""
+    """The Hugging Face name of the module, or the tensor, that has this path inside a layer."""
     return f"{architecture.layer_prefix}.{layer}.{path}"
 
 

@@ -37,11 +37,11 @@ class RopeScaling:
     slow: float = 0.0
     """llama3, yarn: turns over that context up to which a frequency is divided by the factor."""
     fast: float = 0.0
-    """llama3, yarn: turns from which it is kept."""
+    """llama3, yarn: turns over that context from which a frequency stays unchanged."""
     whole: bool = True
     """yarn: count from whole indices."""
     gain: float = 1.0
-    """yarn: what cos and sin are multiplied by."""
+    """yarn: the factor on cos and sin."""
 
 
 def frequencies(head_dim: int, base: float, scaling: RopeScaling | None) -> tuple[rope_frequencies.Pairs, float]:
@@ -113,7 +113,7 @@ def _numbers(full: Mapping[str, Any], *keys: str) -> tuple[float, ...]:
 
 
 def _gain(full: Mapping[str, Any], factor: float) -> float:
-    """yarn's attention factor: given, or from the factor, weighted by mscale over mscale_all_dim where there are both."""
+    """yarn's attention factor: the given one, else the gain of `factor`; of mscale over mscale_all_dim where both are given."""
     if "attention_factor" in full:
         return float(full["attention_factor"])
     if "mscale" in full and "mscale_all_dim" in full:

@@ -31,7 +31,7 @@ NF4_PARTS = {"absmax", "quant_map", "nested_absmax", "nested_quant_map"}
 
 @dataclass(frozen=True)
 class Packed:
-    """A quantised weight in a file: its tensors by their part of the format, and what the JSON says."""
+    """A quantised weight in a file: its tensors by their part of the format, and the values of its JSON."""
 
     name: str
     form: str
@@ -43,7 +43,7 @@ class Packed:
 
 
 class Tensor(NamedTuple):
-    """A tensor to be written, made when its turn comes."""
+    """A tensor to be written; `make` gives its array when it is written."""
 
     shape: tuple[int, ...]
     dtype: np.dtype

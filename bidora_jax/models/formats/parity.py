@@ -80,7 +80,7 @@ def _on(base: PyTree, adapter: Adapter, direction: PyTree, magnitude: PyTree):
 
 
 def compare(found: np.ndarray, expected: np.ndarray, dtype) -> Agreement:
-    """The largest difference between two sets of logits, and what rounding weights to `dtype` may make of it."""
+    """The largest difference between two sets of logits, and the largest that rounding weights to `dtype` explains."""
     scale = float(np.max(np.abs(expected)))
     return Agreement(float(np.max(np.abs(found - expected))), scale, TOLERANCE[jnp.dtype(dtype)] * scale)
 
