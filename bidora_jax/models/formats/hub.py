@@ -71,7 +71,7 @@ def write_card(folder: Path, text: str) -> None:
 
 
 def card(title: str, *, library: str, base: str, tags: tuple[str, ...], paragraphs: tuple[str, ...]) -> str:
-    """A model card. A base that is a folder and no name on the hub is left out of what the hub reads."""
+    """A model card. Its metadata name the base only where the base has a name on the hub, and is no folder."""
     named = bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base)) and not Path(base).is_dir()
     relation = "adapter" if library == "peft" else "finetune"
     lines = ["---", f"library_name: {library}", "pipeline_tag: text-generation"]
