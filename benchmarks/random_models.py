@@ -21,6 +21,7 @@ from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.compute import Compute
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training import objective, optim
 from bidora_jax.training.bilevel import bilevel_step
@@ -117,7 +118,7 @@ class Problem:
     def step(self) -> Callable:
         tx = optim.transformation(OptimizerConfig(), 100)
         inner, outer = (
-            level(self.config, self.adapter, ModelConfig(remat="layer"))
+            level(self.config, self.adapter, Compute(remat="layer"))
             for level in (objective.inner_loss, objective.outer_loss)
         )
         if self.method != "bidora":
