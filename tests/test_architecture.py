@@ -23,6 +23,7 @@ FLOORS = (
     ("errors",),
     ("machine", "kernels", "reporting"),
     ("models.architectures",),
+    ("models.base",),
     ("models.adapters",),
     ("models",),
     ("models.tape",),

@@ -1,4 +1,7 @@
-"""An architecture is data: a made-up one goes through adapters, files, quantisation and planning by its description alone."""
+"""models/architectures/architecture.py, models/base.py: an architecture is data.
+
+A made-up one goes through adapters, files, quantisation and planning by its description alone.
+"""
 
 import json
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""config.json in both spellings, and every reason to refuse one."""
+"""config.json in both spellings, and every reason to refuse one: also models/architectures/decoder_family.py."""
 
 import json
 import math
