@@ -6,10 +6,12 @@ The public names load on first use, so that importing the package costs nothing.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from bidora_jax.training.bilevel import bilevel_step
-from bidora_jax.training.state import BilevelState, TrainState, init_state, init_train_state
-from bidora_jax.training.step import train_step
+if TYPE_CHECKING:
+    from bidora_jax.training.bilevel import bilevel_step
+    from bidora_jax.training.state import BilevelState, TrainState, init_state, init_train_state
+    from bidora_jax.training.step import train_step
 
 __version__ = "0.1.0"
 __all__ = ["BilevelState", "TrainState", "bilevel_step", "init_state", "init_train_state", "train_step"]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from bidora_jax.machine.files import write_whole
 from bidora_jax.models.architectures.published import shape
-from bidora_jax.models.settings import QUANTIZATIONS
 
 if TYPE_CHECKING:
     from bidora_jax.machine.memory import Memory
@@ -25,6 +24,7 @@ def counted(names: list[str], batch: int, tokens: int) -> Iterator[tuple[str, di
     """(name, {parameters, steps: {method: {quantization: bytes}}}) of each model, as they are counted."""
     from bidora_jax.models.adapters.adapter import count
     from bidora_jax.models.base import dense_shapes
+    from bidora_jax.models.settings import QUANTIZATIONS
 
     for name in names:
         config = shape(name)
@@ -39,6 +39,7 @@ def as_text(rows: Iterator[tuple[str, dict]], memory: "Memory", batch: int, toke
     """The table of what `counted` gives, line by line; the last column says what fits the memory."""
     import jax
 
+    from bidora_jax.models.settings import QUANTIZATIONS
     from bidora_jax.planning.footprint import gigabytes
     from bidora_jax.planning.remat_choice import FITS
 

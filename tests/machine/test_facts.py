@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from bidora_jax import info
 from bidora_jax.machine import facts, memory
 
 
@@ -19,7 +18,7 @@ def test_a_gpu_is_shown_with_its_capability_and_memory(monkeypatch):
             return {"bytes_limit": 3 * 2**30, "bytes_in_use": 2**29}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Gpu(device_kind="NVIDIA X", compute_capability="9.0")])
-    text = info.as_text({"devices": facts.devices()})
+    text = facts.as_text({"devices": facts.devices()})
     rows = dict(line.strip().split("  ", 1) for line in text.splitlines()[1:])
     assert {name: value.strip() for name, value in rows.items()} == {
         "platform": "cpu", "processes": "1", "cuda:0": "NVIDIA X, compute capability 9.0", "cuda:0 memory": "3.0 GiB",

@@ -1,7 +1,9 @@
 """Shapes of published models: the numbers of their config.json, and what their family fixes besides (families.py)."""
 
-from bidora_jax.models.architectures.decoder import DecoderConfig
-from bidora_jax.models.architectures.families import FAMILIES
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bidora_jax.models.architectures.decoder import DecoderConfig
 
 # name: (family, vocabulary, hidden, intermediate, layers, heads, key/value heads, head size, tied), of its config.json
 MODELS = {
@@ -25,8 +27,11 @@ def names(family: str) -> list[str]:
     return [name for name, (own, *_) in MODELS.items() if family in (own, "all")]
 
 
-def shape(name: str) -> DecoderConfig:
+def shape(name: str) -> "DecoderConfig":
     """The model's shape. Rotation, the norms' epsilon and the context take no memory: they are the same for all here."""
+    from bidora_jax.models.architectures.decoder import DecoderConfig  # these two load NumPy, and --help needs neither
+    from bidora_jax.models.architectures.families import FAMILIES
+
     family, vocabulary, hidden, intermediate, layers, heads, kv_heads, head_dim, tied = MODELS[name]
     return DecoderConfig(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_layers=layers, num_heads=heads,
