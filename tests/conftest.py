@@ -1,17 +1,10 @@
 import itertools
 import json
 import os
-import tempfile
+import shutil
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling is most of a test's time, and at these sizes LLVM's optimisation buys nothing back.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# bitsandbytes compiles some of its CPU code with torch.compile, for minutes.
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-# Runs inside this process keep their compiled programs away from the user's cache.
-os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "bidora_jax-tests")
-
+import environment  # sets what JAX reads when it is imported
 import jax
 import pytest
 from histories import write_run
@@ -34,6 +27,10 @@ def room_for_programs():
     mappings = Path("/proc/self/maps")
     if next(finished) % 10 == 0 and mappings.exists() and len(mappings.read_bytes().splitlines()) > MOST_MAPPINGS:
         jax.clear_caches()
+
+
+def pytest_unconfigure():
+    shutil.rmtree(environment.PROGRAMS, ignore_errors=True)
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_bad_input_is_refused_with_the_remedy_before_anything_is_written(case, s
      (["--search.steps", "0", "--search.epochs", "0"], "there is nothing to train")],
 )  # fmt: skip
 def test_a_process_exits_with_2(case, flags, said):
-    done = process(["-m", "bidora_jax.train", *case.argv, *flags], case.folder / "compiled")
+    done = process(["-m", "bidora_jax.train", *case.argv, *flags])
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from environment import keeps_programs
 from random_adapters import random_adapter
 from tiny import CONFIG
 
@@ -35,10 +36,9 @@ def inputs(model_folder: Path, data_files: tuple[Path, ...], output_dir: Path) -
             "--data.val-file", str(data_files[1]), "--output-dir", str(output_dir)]  # fmt: skip
 
 
-def process(argv: list[str], compiled: Path) -> subprocess.CompletedProcess[str]:
-    """Python with `argv`; what it compiles is kept in `compiled` for the processes after it."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}  # fmt: skip
+def process(argv: list[str], compiled: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Python with `argv`; what it compiles is kept in `compiled`, or with what this worker compiles."""
+    cache = {} if compiled is None else keeps_programs(compiled)
     return subprocess.run(
         [sys.executable, *argv], cwd=ROOT, env=os.environ | cache, capture_output=True, text=True, check=False
     )

@@ -1,0 +1,25 @@
+"""What is set before JAX and torch are imported, which read it once; imports neither. conftest.py imports this first."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling is most of a test's time, and at these sizes LLVM's optimisation buys nothing back.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# bitsandbytes compiles some of its CPU code with torch.compile, for minutes.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+# Runs inside this process keep their files away from the user's cache.
+os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "bidora_jax-tests")
+
+
+def keeps_programs(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Environment in which a process keeps every program that it compiles in `folder`, the small ones too."""
+    return {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}  # fmt: skip
+
+
+PROGRAMS = tempfile.mkdtemp(prefix="bidora_jax-programs-")
+"""Compiled programs of this process. They come back in other tests of the same shapes, after jax.clear_caches() and in the
+processes that a test starts. Each worker has a folder of its own, since JAX does not write an entry in one piece."""
+os.environ.update(keeps_programs(PROGRAMS))
