@@ -10,7 +10,7 @@ import pytest
 from histories import write_run
 from random_adapters import KINDS, random_adapter
 from runs import BIDORA, inputs, once, process
-from tiny import write_model_folder, write_records
+from tiny import CONFIG, write_model_folder, write_records
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -94,5 +94,5 @@ def adapter_folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("adapters")
     for name in ("lora", "dora"):
         adapter, *trained = random_adapter(KINDS[name])
-        peft.save_adapter(root / name, adapter, KINDS[name], *trained, base_model_name="x")
+        peft.save_adapter(root / name, CONFIG, adapter, KINDS[name], *trained, base_model_name="x")
     return {name: root / name for name in ("lora", "dora")}

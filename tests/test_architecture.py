@@ -46,6 +46,8 @@ FLOORS = (
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 ALLOWED = {
     ("kernels.cuda.build", "errors"): "a command that a user calls; every other kernel is arrays in, arrays out",
+    ("kernels.cuda.build", "machine.files"): "the same command keeps its library in the user's cache folder",
+    ("runs.exporting", ""): "the package's version, for a model card",
     ("machine.facts", ""): "the package's version, for the facts of a run",
     ("data.__main__", "show_data"): "the door of python -m bidora_jax.data",
     ("models.__main__", "list_models"): "the door of python -m bidora_jax.models",
@@ -73,7 +75,7 @@ PACKAGES = {
     "planning": ARRAYS,
     "config": {"ml_collections", "tyro"},
     "config_files": {"ml_collections"},
-    "runs": ARRAYS,
+    "runs": ARRAYS | {"rich"},
     "commands": {"jax", "jaxtyping", "numpy", "rich", "tyro"},
     "quickstart": ARRAYS | {"optax", "tokenizers"},
 }

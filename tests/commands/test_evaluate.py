@@ -13,6 +13,7 @@ import pytest
 from bidora_jax import evaluate
 from bidora_jax.config import Config
 from bidora_jax.data import encoding, token_cache
+from bidora_jax.data.records import Record
 from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import command
 from bidora_jax.models import decoder
@@ -123,7 +124,7 @@ def test_answers_to_test_records_stop_at_every_end_that_the_model_has(model_fold
     """A chat model may end a turn with another token than its tokenizer's end of text, as generate knows."""
     folder = shutil.copytree(model_folder, tmp_path / "model")
     config, tokenizer = hf_config.read_config(folder), load_tokenizer(folder)
-    test = [{"instruction": text, "output": ""} for text in ("repeat 3", "ab")]
+    test = [Record({"instruction": text, "output": ""}) for text in ("repeat 3", "ab")]
     parts = assembly.RunInputs(SimpleNamespace(config=config), tokenizer, test, folder, prompts=[])
     base = hf.load_base(folder, config)
 

@@ -100,7 +100,7 @@ def test_many_tokens_go_over_the_embedding_in_spans(monkeypatch):
 
 @pytest.mark.parametrize("span", [TOKENS, 4])
 def test_a_second_pass_takes_the_mean_rows_of_the_first(x64, monkeypatch, span):
-    """A blank's gradient is softmax(x·Eᵀ)·E; what is read of it changes no derivative, and is read."""
+    """The gradient of the empty tape is softmax(x·Eᵀ)·E; what is read of it changes no derivative, and is read."""
     x, e, targets, weights = case()
     x, e, targets, weights = (jnp.asarray(array, jnp.float64) for array in (x, e, targets, weights))
     monkeypatch.setattr(losses, "SPAN", span)
@@ -108,8 +108,8 @@ def test_a_second_pass_takes_the_mean_rows_of_the_first(x64, monkeypatch, span):
     def loss(x, **record):
         return jnp.sin(losses.cross_entropy_sum(x, e, targets.astype(int), weights, chunk=5, **record))
 
-    blank = jnp.zeros_like(x)
-    gradient, means = jax.grad(lambda x, blank: loss(x, blank=blank), argnums=(0, 1))(x, blank)
+    empty = jnp.zeros_like(x)
+    gradient, means = jax.grad(lambda x, empty: loss(x, empty=empty), argnums=(0, 1))(x, empty)
     np.testing.assert_allclose(means, jax.nn.softmax(x @ e.T) @ e, rtol=1e-12)
     np.testing.assert_allclose(gradient, jax.grad(loss)(x), rtol=1e-12)
 
@@ -122,7 +122,7 @@ def test_a_second_pass_takes_the_mean_rows_of_the_first(x64, monkeypatch, span):
 
 
 def test_blocks_hold_no_more_logits_than_a_chunk_of_tokens_would():
-    assert losses._block(256, 1024, 49_152) == losses.BLOCK
+    assert losses._block(256, 1024, 49_152) == losses.CPU_BLOCK
     assert losses._block(64, 4096, 32_000) == 384  # 500, in whole vectors
     assert losses._block(1, 17, 29) == 1
     assert losses._block(64, 17, 29) == 29

@@ -19,7 +19,6 @@ from bidora_jax.models import decoder
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial, merging
 from bidora_jax.models.adapters.settings import AdapterConfig
-from bidora_jax.models.base import dense_shapes
 from bidora_jax.models.compute import Compute
 from bidora_jax.tasks.language_modeling import token_loss_sum
 
@@ -132,11 +131,3 @@ def test_settings_that_cannot_be_meant_are_refused(settings, words):
     with pytest.raises(InputError) as refusal:
         adapters.resolve(AdapterConfig(**settings), CONFIG)
     assert all(word in str(refusal.value) for word in words)
-
-
-@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, qk_norm=False, qkv_bias=True, o_bias=True, mlp_bias=True)])
-def test_the_tensor_table_is_what_a_layer_declares(config):
-    x, angle = jnp.zeros((1, 2, config.hidden_size)), jnp.zeros((2, config.head_dim))
-    declared = jax.eval_shape(decoder.DecoderLayer(config, None).init, jax.random.key(0), x, angle, angle)["base"]
-    stacked = jax.tree.map(lambda leaf: (config.num_layers, *leaf.shape), declared)
-    assert jax.tree.map(lambda leaf: leaf.shape, dense_shapes(config, jnp.float32)["layers"]) == stacked

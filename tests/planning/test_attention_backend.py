@@ -197,10 +197,9 @@ def test_what_goes_through_cudnn_and_the_mixed_product_are_of_one_function(cudnn
     problem = search_problem("cudnn", dropout=0.3)
     _, (state, base, train, _) = step_of(problem, "exact")
     losses = phases.level_losses(problem, SearchConfig(hypergradient="exact", gram_penalty=0.1))
-    found, expected = (
-        jax.jit(jax.value_and_grad(loss))(state.direction, state.magnitude, base, train, jax.random.key(2))
-        for loss in (lambda *at: losses["inner_loss"].first(*at)[0], losses["inner_loss"].second)
-    )
+    first, second = losses["inner_loss"]
+    point = state.direction, state.magnitude, base, train, jax.random.key(2)
+    found, expected = jax.jit(first)(*point)[:2], jax.jit(jax.value_and_grad(second))(*point)
     assert cudnn and all(call["is_causal"] and call["scale"] == 10**-0.5 for call in cudnn)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -21,7 +21,7 @@ def test_the_fastest_form_that_fits_is_chosen_with_the_reason(abstract, shapes_a
     auto = problem(abstract, replace(MODEL, remat="auto"))
     roomy = remat_choice.choose_remat(auto, LEVELS, Memory(10**12, "a large device"))
     assert roomy.problem.model.remat == "dots" and roomy.search.hypergradient == "exact"
-    assert "remat dots: the fastest that fits" in roomy.said and "a large device" in roomy.said
+    assert "remat dots: the fastest that fits" in roomy.reason and "a large device" in roomy.reason
     lean, bold = shapes_alone[0], roomy.footprint
     assert bold is not None and lean.temporaries < bold.temporaries
 
@@ -30,14 +30,14 @@ def test_the_fastest_form_that_fits_is_chosen_with_the_reason(abstract, shapes_a
     monkeypatch.setattr(footprint, "of", lambda problem, *_: counts[problem.model.remat])
     tight = remat_choice.choose_remat(auto, LEVELS, Memory(2 * remat_choice.needed(bold) - 2, "this"))
     assert tight.problem.model.remat == "layer" and tight.footprint == lean
-    assert "remat layer: the fastest that fits" in tight.said and "remat dots takes" in tight.said
+    assert "remat layer: the fastest that fits" in tight.reason and "remat dots takes" in tight.reason
     none = remat_choice.choose_remat(auto, LEVELS, Memory(1000, "that"))
-    assert none.footprint == lean and "not even that fits in" in none.said
+    assert none.footprint == lean and "not even that fits in" in none.reason
 
 
 def test_what_is_set_is_kept_and_nothing_is_compiled(abstract):
     settled = remat_choice.choose_remat(problem(abstract), LEVELS, Memory(1000, "this"))
-    assert (settled.problem.model.remat, settled.footprint, settled.said) == ("layer", None, "")
+    assert (settled.problem.model.remat, settled.footprint, settled.reason) == ("layer", None, "")
 
 
 def test_speed_may_have_half_of_a_memory_that_is_not_its_own(monkeypatch):

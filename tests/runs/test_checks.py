@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -233,11 +234,12 @@ def test_a_disk_that_is_full_at_the_start_leaves_nothing_in_the_way_of_the_next_
         path.touch()
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert exit_status([*case.argv, "--model.remat", "layer"]) == 2  # nothing to choose: nothing is compiled before
     said = capfd.readouterr().err
     assert (
-        said == f"error: cannot write at {case.output / '.config.json.tmp'}: No space left on device; free some "
+        said
+        == f"error: cannot write at {case.output / f'.config.json.tmp-{os.getpid()}'}: No space left on device; free some "
         "space or choose another output folder\n"
     )
     assert not case.output.exists()

@@ -61,7 +61,7 @@ def test_no_base_matrix_is_widened(exact):
         shape for shape in hlo.arrays(exact, "f32") if tuple(n for n in shape if n not in (1, LAYERS))[-2:] in matrices
     }
     assert not widened
-    assert (LAYERS, CONFIG.intermediate_size, CONFIG.hidden_size) in hlo.arrays(exact, "u16")
+    assert (LAYERS, CONFIG.intermediate_size, CONFIG.hidden_size) in hlo.arrays(exact, "bf16")
 
 
 def test_an_exact_step_has_the_products_that_planning_counts(exact):
