@@ -1,6 +1,6 @@
 """Exports of a finished run: a merged model and a PEFT adapter, proved, or nothing at all.
 
-models/formats/export.py writes and proves them.
+runs/exporting.py decides what to write; models/formats/export.py writes and proves it.
 """
 
 import json

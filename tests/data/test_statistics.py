@@ -1,6 +1,6 @@
 """python -m bidora_jax.data: what it shows of a run's data, and that it is what the run does.
 
-show_data.py prints what data/statistics.py counts.
+show_data.py prints what data/statistics.py counts, as data/description.py puts it into words.
 """
 
 import json
