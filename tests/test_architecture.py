@@ -76,7 +76,7 @@ PACKAGES = {
     "config": {"ml_collections", "tyro"},
     "config_files": {"ml_collections"},
     "runs": ARRAYS | {"rich"},
-    "commands": {"jax", "jaxtyping", "numpy", "rich", "tyro"},
+    "commands": {"rich", "tyro"},
     "quickstart": ARRAYS | {"optax", "tokenizers"},
 }
 Arrow = tuple[str, str]
