@@ -1,17 +1,14 @@
-"""RMS norm, rotary positions and causal grouped-query attention, differentiable to second order.
+"""Causal grouped-query attention, differentiable to second order.
 
-    norm(x) = w ⊙ x / √(mean(x²) + ε)                                  RMSNorm, arXiv:1910.07467
-    rope(x)ₜ = x ∘ cos(tθ) + rotate_half(x) ∘ sin(tθ)                   RoPE, arXiv:2104.09864, half-split as in HF
     attend(q, k, v)ₜ = Σ_{u≤t} softmax_u(qₜ·k_u / √h) v_u               each of K key/value heads serves G = H/K queries
                                                                         with a window w: t − w < u ≤ t (Mistral)
                                                                         of a document from s on: s ≤ u ≤ t (packed rows)
 
-Norms, angles and softmax are float32 (float64 for float64); products have the dtype of the inputs and accumulate in
-float32. Sequences are padded on the right: under the causal mask a real token never sees padding, so no padding mask
-exists; what stands at padded positions is finite and meaningless. The only custom derivatives are those of the products
-(kernels/matmul.py), the norm, the softmax and the cut of the queries into runs, whose gradients are ordinary code: that is
-what lets a mixed second-order product pass through. `fused_attention` is the one exception: attend() by cuDNN, with a first
-derivative and no second.
+The softmax is float32 (float64 for float64); products have the dtype of the inputs and accumulate in float32. Sequences are
+padded on the right: under the causal mask a real token never sees padding, so there is no padding mask, and results at
+padded positions are finite and meaningless. The custom derivatives (products, softmax, the cut of the queries into runs)
+are ordinary code, which a mixed second-order product passes through. `fused_attention` is the exception: cuDNN's kernels,
+with a first derivative and no second.
 """
 
 from functools import partial

@@ -75,9 +75,9 @@ def _narrow_times_transpose(residuals, g):
 def product(x: Float[Array, "*batch M K"], w: Float[Array, "*batch N K"]) -> Float[Array, "*batch M N"]:
     """x·Wᵀ over equal leading axes; W is rounded to the dtype of x.
 
-    The derivative of W is a sum over rows, `over_rows`. JAX's own rule turns the cotangent, which is the large one wherever K
-    is small: low-rank factors, heads of attention. Forward-mode differentiation passes through its gradient but not
-    through the function itself.
+    The derivative of W is a sum over rows, `matmul_transposed_left`. JAX's own rule transposes the cotangent, which is the larger
+    factor wherever K is small: low-rank factors, heads of attention. It has no forward derivative of its own; a forward pass
+    over its gradient is what a mixed product takes.
     """
     return _product(x, w, -1)
 
