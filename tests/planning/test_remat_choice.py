@@ -61,8 +61,8 @@ def test_forms_in_the_order_they_are_tried(monkeypatch):
 
 def test_offload_is_refused_on_a_cpu():
     with pytest.raises(InputError, match="a CPU has one memory only; choose auto, none, dots or layer"):
-        remat_choice.check(ModelConfig(remat="offload"))
-    remat_choice.check(ModelConfig(remat="none"))
+        remat_choice.check_remat(ModelConfig(remat="offload"))
+    remat_choice.check_remat(ModelConfig(remat="none"))
 
 
 def test_offload_keeps_the_products_in_host_memory(abstract):
