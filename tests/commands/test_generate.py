@@ -11,7 +11,9 @@ from conversations import answered
 from random_adapters import KINDS, random_adapter
 
 from bidora_jax import evaluate, generate
-from bidora_jax.errors import command
+from bidora_jax.errors import InputError, command
+from bidora_jax.generate import GenerateArguments
+from bidora_jax.generate import _prompts as prompts_of
 from bidora_jax.generation import answers, ensembles
 from bidora_jax.models.formats import hf, hf_config, peft
 
@@ -161,3 +163,16 @@ def test_a_model_without_template_cannot_chat(tmp_path, capfd, flag):
         command(generate.main, argv)
     assert stopped.value.code == 2
     assert f"{flag} needs a chat template" in capfd.readouterr().err
+
+
+def test_prompts_come_from_any_source_and_text_has_one_a_line(tmp_path):
+    (tmp_path / "a.csv").write_text('question,output\n"one\ntwo",left out\nthree,\n')
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    asked = GenerateArguments(model="", prompt_file=str(tmp_path / "a.csv"), columns=(("instruction", "question"),))
+    assert [record["instruction"] for record in prompts_of(asked)] == ["one\ntwo", "three"]
+    assert prompts_of(asked)[1].place == f"{tmp_path}/a.csv:4"
+    asked = GenerateArguments(model="", prompt_file=str(tmp_path / "a.txt"))
+    assert prompts_of(asked) == [{"prompt": "one"}, {"prompt": "two"}]
+    (tmp_path / "b.csv").write_text("question\n")
+    with pytest.raises(InputError, match=r"b\.csv holds no prompt"):
+        prompts_of(GenerateArguments(model="", prompt_file=str(tmp_path / "b.csv")))

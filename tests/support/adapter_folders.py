@@ -2,12 +2,16 @@
 
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny import CONFIG
 
 from bidora_jax.errors import InputError
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.settings import AdapterConfig
-from bidora_jax.models.formats import peft
+from bidora_jax.models.formats import hf, hf_config, peft
 
 METHODS = {
     "lora": AdapterConfig(method="lora", rank=5, alpha=7.0),
@@ -39,3 +43,10 @@ def refused(folder, message, config=CONFIG):
     """The folder is refused with a message that matches."""
     with pytest.raises(InputError, match=message):
         peft.load_adapter(folder, config)
+
+
+def logits_of(folder, ids, adapter, direction, magnitude):
+    """Logits of the model in the folder under an adapter."""
+    config = hf_config.read_config(folder)
+    base = initial.prepare_base(hf.load_base(folder, config), adapter)
+    return np.asarray(decoder.logits(config, adapter, base, direction, magnitude, jnp.asarray(ids)))

@@ -22,8 +22,6 @@ from bidora_jax.data.encoding import read_records
 from bidora_jax.data.sources import json_files, sources, tables, text_files
 from bidora_jax.data.sources.rows import Fault, SourceRow
 from bidora_jax.errors import InputError, command
-from bidora_jax.generate import GenerateArguments
-from bidora_jax.generate import _prompts as prompts_of
 
 RECORDS = [{"prompt": f'p{i} "quoted", ü\nsecond', "completion": f"c{i};"} for i in range(3)]
 GOOD = b'{"text": "fine"}\n'
@@ -388,60 +386,3 @@ def test_a_line_that_is_too_long_is_passed_over_and_named(tmp_path, length, monk
     kinds = [type(item) for item in tables.delimited(path, ",", longest=20)]
     assert kinds == [SourceRow, SourceRow if fits else Fault, SourceRow]
     assert len(list(text_files.documents(path, longest=20))) == (1 if fits else 2)
-
-
-# Columns
-
-
-def test_columns_are_renamed_and_what_is_named_already_stays(tmp_path):
-    (tmp_path / "a.csv").write_text("question,reply,instruction\nq,r,old\n")
-    (tmp_path / "b.jsonl").write_text('{"instruction": "i", "output": "o"}\n{"instruction": "j", "reply": "r2"}\n')
-    columns = (("instruction", "question"), ("output", "reply"))
-    assert read_records([str(tmp_path / "a.csv"), str(tmp_path / "b.jsonl")], columns) == [
-        {"instruction": "q", "output": "r"}, {"instruction": "i", "output": "o"}, {"instruction": "j", "output": "r2"},
-    ]  # fmt: skip
-
-
-def test_a_renamed_column_is_not_there_twice():
-    rows = {"a": [SourceRow("a:1", {"body": "x", "id": 1})]}
-    assert sources.rename({"train": rows}, (("text", "body"),))["train"]["a"] == [
-        SourceRow("a:1", {"id": 1, "text": "x"})
-    ]
-
-
-def test_columns_change_places_at_once(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"prompt": "answer", "completion": "question"}')
-    columns = (("prompt", "completion"), ("completion", "prompt"))
-    assert read_records(tmp_path / "a.jsonl", columns) == [{"prompt": "question", "completion": "answer"}]
-
-
-@pytest.mark.parametrize(
-    ("columns", "said"),
-    [((("text", "bdy"),), "the rows have 'body', 'id':\n  'bdy' for 'text' (did you mean 'body'?)"),
-     ((("text", "body"), ("text", "id")), "the column mapping gives 'text' twice"),
-     ((("prompt", "body"), ("completion", "note")), "'note' for 'completion'")],
-)  # fmt: skip
-def test_columns_that_are_not_there_are_refused(tmp_path, columns, said):
-    (tmp_path / "a.csv").write_text("id,body\n1,x\n")
-    with pytest.raises(InputError) as refused:
-        read_records(tmp_path / "a.csv", columns)
-    assert said in str(refused.value)
-
-
-def test_prompts_come_from_any_source_and_text_has_one_a_line(tmp_path):
-    (tmp_path / "a.csv").write_text('question,output\n"one\ntwo",left out\nthree,\n')
-    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
-    asked = GenerateArguments(model="", prompt_file=str(tmp_path / "a.csv"), columns=(("instruction", "question"),))
-    assert [record["instruction"] for record in prompts_of(asked)] == ["one\ntwo", "three"]
-    assert prompts_of(asked)[1].place == f"{tmp_path}/a.csv:4"
-    asked = GenerateArguments(model="", prompt_file=str(tmp_path / "a.txt"))
-    assert prompts_of(asked) == [{"prompt": "one"}, {"prompt": "two"}]
-    (tmp_path / "b.csv").write_text("question\n")
-    with pytest.raises(InputError, match=r"b\.csv holds no prompt"):
-        prompts_of(GenerateArguments(model="", prompt_file=str(tmp_path / "b.csv")))
-
-
-def test_a_row_without_a_column_that_others_have_is_named(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n{"bdy": "x"}\n')
-    with pytest.raises(InputError, match=r"a\.jsonl:2: lacks 'body' of the column mapping; it has 'bdy'"):
-        read_records(tmp_path / "a.jsonl", (("text", "body"),))
