@@ -6,9 +6,8 @@
 
 The softmax is float32 (float64 for float64); products have the dtype of the inputs and accumulate in float32. Sequences are
 padded on the right: under the causal mask a real token never sees padding, so there is no padding mask, and results at
-padded positions are finite and meaningless. The custom derivatives (products, softmax, the cut of the queries into runs)
-are ordinary code, which a mixed second-order product passes through. `fused_attention` is the exception: cuDNN's kernels,
-with a first derivative and no second.
+padded positions are finite and meaningless. The custom derivatives (products, softmax) are ordinary code, which a mixed
+second-order product passes through. `fused_attention` is the exception: cuDNN's kernels, with a first derivative and no second.
 """
 
 from functools import partial
@@ -20,7 +19,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bidora_jax.kernels.matmul import dot, matmul_transposed_left
-from bidora_jax.kernels.xla_cpu.outline import outlined
 from bidora_jax.kernels.xla_cpu.reductions import row_dots, row_sums
 from bidora_jax.kernels.xla_cpu.transpose import transpose
 
@@ -65,37 +63,11 @@ def _rows_by_run(
     q: Float[Array, "B T H h"], groups: int, edges: tuple[int, ...]
 ) -> tuple[Float[Array, "B K _ h"], ...]:
     """The queries of each run, from one edge to the next. Those of all heads that share keys are the rows of one product, in an
-    order that never turns the scores.
-
-    In reverse the rows of all runs are put together in one loop: a slice's own derivative is an array as large as q for each.
-    """
-    return _cut(q, groups, edges)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _cut(q, groups: int, edges: tuple[int, ...]):
-    return _cut_forward(q, groups, edges)[0]
-
-
-def _cut_forward(q, groups: int, edges: tuple[int, ...]):
+    order that never turns the scores."""
     batch, _, heads, dim = q.shape
     shape = batch, heads // groups, -1, dim
     runs = [q[:, first:stop].reshape(batch, -1, heads // groups, groups, dim) for first, stop in pairwise(edges)]
-    return tuple(transpose(run, 1, 2).reshape(shape) for run in runs), None
-
-
-def _cut_backward(groups: int, edges: tuple[int, ...], _, rows):
-    batch, kv_heads, _, dim = rows[0].shape
-
-    @outlined
-    def joined(*rows):
-        turned = [run.reshape(batch, kv_heads, -1, groups, dim).swapaxes(1, 2) for run in rows]
-        return jnp.concatenate(turned, axis=1).reshape(batch, edges[-1], kv_heads * groups, dim)
-
-    return (joined(*rows),)
-
-
-_cut.defvjp(_cut_forward, _cut_backward)
+    return tuple(transpose(run, 1, 2).reshape(shape) for run in runs)
 
 
 @jax.custom_vjp

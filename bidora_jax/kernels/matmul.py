@@ -13,8 +13,7 @@ float64) and are returned as they are. Every function here is differentiable to 
 from functools import partial
 
 import jax
-import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero, linear_call
+from jax.custom_derivatives import linear_call
 from jaxtyping import Array, Float
 
 from bidora_jax.kernels.precision import wide
@@ -107,53 +106,13 @@ def _product_backward(axis: int, residuals, g):
 _product.defvjp(_product_forward, _product_backward)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def dot(
     left: Float[Array, "*batch _ _"], right: Float[Array, "*batch _ _"], left_axis: int, right_axis: int
 ) -> Float[Array, "*batch M N"]:
-    """Contracts one of the two last axes of each over equal leading axes: x·yᵀ for -1 and -1, x·y for -1 and -2.
-
-    For narrow factors the derivative of a result that is larger than they are is one product over twice as many numbers,
-    rather than the sum of two such results: dx·yᵀ + x·dyᵀ = [dx, x]·[y, dy]ᵀ. It is declared linear, and so can't be mapped over.
-    """
-    return _dot(left, right, left_axis, right_axis)
-
-
-def _dot(left, right, left_axis: int, right_axis: int):
+    """Contracts one of the two last axes of each over equal leading axes: x·yᵀ for -1 and -1, x·y for -1 and -2."""
     leading = tuple(range(left.ndim - 2))
     contracted = ((left.ndim + left_axis,), (right.ndim + right_axis,))
-    dims = (contracted, (leading, leading))
-    return jax.lax.dot_general(left, right, dims, preferred_element_type=wide(left.dtype))
-
-
-def _dot_jvp(left_axis: int, right_axis: int, primals, tangents):
-    (left, right), (left_t, right_t) = primals, tangents
-    y = dot(left, right, left_axis, right_axis)
-    left_moves, right_moves = (not isinstance(tangent, SymbolicZero) for tangent in tangents)
-    narrow, larger = left.dtype != y.dtype, left.shape[left_axis] * sum(y.shape[-2:]) <= y.shape[-2] * y.shape[-1]
-    if left_moves and right_moves and narrow and larger:
-        both = partial(_joined_dots, left_axis, right_axis), partial(_joined_dots_transpose, left_axis, right_axis)
-        return y, linear_call(*both, primals, tangents)
-    terms = [dot(left_t, right, left_axis, right_axis)] if left_moves else []
-    terms += [dot(left, right_t, left_axis, right_axis)] if right_moves else []
-    return y, sum(terms[1:], terms[0])
-
-
-dot.defjvp(_dot_jvp, symbolic_zeros=True)
-
-
-def _joined_dots(left_axis: int, right_axis: int, residuals, tangents):
-    (left, right), (left_t, right_t) = residuals, tangents
-    left = jnp.concatenate([left_t, left], axis=left_axis)
-    return _dot(left, jnp.concatenate([right, right_t], axis=right_axis), left_axis, right_axis)
-
-
-def _joined_dots_transpose(left_axis: int, right_axis: int, residuals, g):
-    left, right = (array.astype(g.dtype) for array in residuals)
-    left_free, right_free = -3 - left_axis, -3 - right_axis
-    of_left = (g, right, -1, right_free) if left_axis == -1 else (right, g, right_free, -1)
-    of_right = (g, left, -2, left_free) if right_axis == -1 else (left, g, left_free, -2)
-    return tuple(_dot(*of).astype(one.dtype) for of, one in zip((of_left, of_right), residuals, strict=True))
+    return jax.lax.dot_general(left, right, (contracted, (leading, leading)), preferred_element_type=wide(left.dtype))
 
 
 def matmul_transposed_left(x: Float[Array, "*batch M K"], y: Float[Array, "*batch M N"]) -> Float[Array, "*batch K N"]:
