@@ -7,6 +7,7 @@ inner.learning_rate × outer.multiplier, so it follows both wherever they are se
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
@@ -157,10 +158,17 @@ def resolve(tree: ConfigDict) -> Config:
         for item in dataclasses.fields(schema):
             kind = get_type_hints(schema)[item.name]
             value = values[item.name]
-            parts[item.name] = build(kind, value) if isinstance(value, ConfigDict) else as_type(kind, value)
+            parts[item.name] = build(kind, value) if isinstance(value, ConfigDict) else at_home(as_type(kind, value))
         return schema(**parts)
 
     return build(Config, tree)
+
+
+def at_home(value: Any) -> Any:
+    """A path, or several, with the home folder written out; any other value as it is."""
+    if isinstance(value, tuple):
+        return tuple(map(at_home, value))
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -37,9 +38,16 @@ def program(name: str) -> str:
 
 
 def command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
-    """Runs a command line; an InputError or a full disk becomes one message on stderr and exit status 2."""
+    """Runs a command line; an InputError or a full disk becomes one message on stderr and exit status 2.
+
+    A path of the home folder may stand right after a flag's "=", where the shell leaves it as it is. What the terminal's encoding
+    can't show is printed as "?".
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        main([_at_home(arg) for arg in (sys.argv[1:] if argv is None else argv)])
     except InputError as error:
         sys.exit(_refuse(str(error)))
     except RunError as error:
@@ -56,6 +64,12 @@ def command(main: Callable[[list[str]], None], argv: list[str] | None = None) ->
     except KeyboardInterrupt:
         print("stopped; the last checkpoint is kept, continue with --resume", file=sys.stderr)
         sys.exit(130)
+
+
+def _at_home(arg: str) -> str:
+    """The argument with the home folder written out in --flag=~/path and in ~/path."""
+    flag, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+    return flag + equals + (os.path.expanduser(value) if value.startswith("~/") else value)
 
 
 def _refuse(message: str) -> int:

@@ -149,7 +149,7 @@ def show(found: dict[str, Any]) -> None:
         table.add_row(
             module,
             f"{means[0]:.4g}",
-            f"{means[1]:.2%}",
+            f"{means[1]:.2%}" if math.isfinite(means[1]) else "–",  # of a magnitude that was zero
             f"{means[2]:.4g}",
             *map(_number, (line["slope"], line["correlation"])),
         )

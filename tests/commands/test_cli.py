@@ -13,6 +13,7 @@ from runs import ROOT
 
 import bidora_jax
 from bidora_jax import cli, errors
+from bidora_jax.config import parse_train
 from bidora_jax.errors import command, program
 
 
@@ -123,3 +124,20 @@ def test_usage_names_the_command_as_it_was_called(monkeypatch, called):
     assert program("train") == "python -m bidora_jax.train"
     monkeypatch.setattr(sys, "argv", [called, "train"])
     assert program("train") == "bidora-jax train"
+
+
+def test_the_home_folder_is_written_out_after_a_flag_and_in_a_configuration(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/ann")
+    seen = []
+    command(seen.append, ["--output-dir=~/x", "~/y", "--prompt", "a~/b", "--a=~"])
+    assert seen == [["--output-dir=/home/ann/x", "/home/ann/y", "--prompt", "a~/b", "--a=~"]]
+    (tmp_path / "c.json").write_text('{"output_dir": "~/runs", "data": {"train_file": ["~/a.jsonl", "b.jsonl"]}}')
+    found, _ = parse_train(["--config", str(tmp_path / "c.json")])
+    assert (found.output_dir, found.data.train_file) == ("/home/ann/runs", ("/home/ann/a.jsonl", "b.jsonl"))
+
+
+def test_what_a_terminal_cannot_show_is_replaced():
+    code = "from bidora_jax.errors import command; command(lambda argv: print('a \u2713'), [])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout == "a ?\n"

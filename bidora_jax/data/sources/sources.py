@@ -11,6 +11,7 @@ A row that cannot be read becomes a fault with its place, so that one message li
 only where no file has the source's name, and no folder the part of it before the slash.
 """
 
+import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -77,7 +78,22 @@ def scan_each(given: str | os.PathLike[str] | Sequence[str]) -> Found:
         raise InputError(
             f"{', '.join(twice)} is given twice; name a source once, and give it a weight of 2 (data.weights)"
         )
-    return {name: list(scan(name)) for name in names}
+    return {name: [item for one in _matching(name) for item in scan(one)] for name in names}
+
+
+def _matching(name: str) -> list[str]:
+    """The files that a pattern (data/*.jsonl) stands for, in order; the name itself where it is none, or is a file's own."""
+    path = os.path.expanduser(name)
+    if os.path.lexists(path) or os.path.isdir(path.rpartition("@")[0]):
+        return [name]
+    if glob.has_magic(name) and not ON_THE_HUB.fullmatch(name):
+        if found := sorted(glob.glob(path, recursive=True)):
+            return found
+        raise InputError(f"no file matches {name}; check the pattern: a relative one starts from {Path.cwd()}")
+    parts = name.split(",")
+    if len(parts) > 1 and all(os.path.lexists(os.path.expanduser(part)) for part in parts):
+        raise InputError(f"{name} is several sources in one: give them one after the other, {' '.join(parts)}")
+    return [name]
 
 
 def unusable(given: Iterable[str], problems: list[str], total: int, expected: str) -> str:

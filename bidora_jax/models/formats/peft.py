@@ -11,6 +11,7 @@ about missing tensors and ignores magnitudes without use_dora; both give another
 refuses them. The names above are a decoder's; another architecture's modules have its own names (architectures/architecture.py).
 """
 
+import re
 from pathlib import Path
 
 import jax
@@ -32,6 +33,9 @@ from bidora_jax.models.formats.safetensors_file import Entry
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """PEFT's name of the model inside its wrapper."""
+OF_AN_ADAPTER = re.compile(
+    r"(?<=\.lora_[AB])\.\w+(?=\.weight$)|(?<=\.lora_magnitude_vector)\.(?!weight$)\w+(?=$|\.weight$)"
+)
 SUFFIXES = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
 
 
@@ -102,12 +106,7 @@ def load_adapter(folder: Path | str, architecture: Architecture) -> tuple[Adapte
         raise InputError(f"{folder / CONFIG}: {error}") from None
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder} has no {WEIGHTS}; {NOT_AN_ADAPTER} (a pickled adapter_model.bin is not read)")
-    # PEFT once wrote the magnitude of a layer as "...lora_magnitude_vector.weight".
-    magnitude_name = SUFFIXES["m"]
-    entries = {
-        name.removesuffix(".weight") if name.endswith(f"{magnitude_name}.weight") else name: entry
-        for name, entry in safetensors_file.read_header(folder / WEIGHTS).items()
-    }
+    entries = {_usual(name): entry for name, entry in safetensors_file.read_header(folder / WEIGHTS).items()}
     _check(folder, adapter, architecture, entries)
     direction, magnitude = {}, {}
     for site in adapter.sites:
@@ -123,6 +122,13 @@ def load_adapter(folder: Path | str, architecture: Architecture) -> tuple[Adapte
         safetensors_file.read_into(entries[name], weight)
         direction = put(direction, f"{key}.weight", jnp.asarray(weight))
     return adapter, direction, magnitude
+
+
+def _usual(name: str) -> str:
+    """The name of a tensor as PEFT writes it today. Some programs keep the adapter's name in it (`lora_A.default.weight`), and PEFT
+    once wrote the magnitude of a layer as `lora_magnitude_vector.weight`."""
+    name = OF_AN_ADAPTER.sub("", name)
+    return name.removesuffix(".weight") if name.endswith(f"{SUFFIXES['m']}.weight") else name
 
 
 def _name(architecture: Architecture, layer: int, site: Site, leaf: str) -> str:

@@ -357,6 +357,17 @@ def test_a_data_set_on_the_hub_is_read_by_configuration_and_split_and_again_with
     assert lines("org/name:main@test", HF_HUB_OFFLINE="1") == found[:1]
 
 
+def test_a_pattern_stands_for_its_files_in_order(tmp_path, capfd):
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}"}}')
+    assert read_records(f"{tmp_path}/*.jsonl") == [{"text": "a"}, {"text": "b"}]
+    assert f"no file matches {tmp_path}/*.csv; check the pattern" in said_of(f"{tmp_path}/*.csv", capfd)
+    both = f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl"
+    assert f"give them one after the other, {both.replace(',', ' ')}" in said_of(both, capfd)
+    (tmp_path / "[a].jsonl").write_text('{"text": "itself"}')
+    assert read_records(f"{tmp_path}/[a].jsonl") == [{"text": "itself"}]
+
+
 def test_all_bad_rows_of_all_sources_are_in_one_message(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(GOOD + b"{}\n")
     (tmp_path / "b.csv").write_bytes(CSV + b"x\n")

@@ -251,6 +251,17 @@ def test_the_magnitude_of_older_files_has_a_suffix(adapter_folder):
     jax.tree.map(np.testing.assert_array_equal, peft.load_adapter(adapter_folder, tiny.CONFIG)[1:], expected[1:])
 
 
+def test_the_name_of_the_adapter_may_stand_in_a_tensors_name(adapter_folder):
+    expected = peft.load_adapter(adapter_folder, tiny.CONFIG)
+    file = adapter_folder / "adapter_model.safetensors"
+    for magnitude in ("lora_magnitude_vector.default", "lora_magnitude_vector.default.weight"):
+        named = {name.replace(".weight", ".default.weight").replace("lora_magnitude_vector", magnitude): tensor
+                 for name, tensor in load_file(file).items()}  # fmt: skip
+        copy = shutil.copytree(adapter_folder, adapter_folder.with_name(magnitude))
+        save_file(named, copy / file.name)
+        jax.tree.map(np.testing.assert_array_equal, peft.load_adapter(copy, tiny.CONFIG)[1:], expected[1:])
+
+
 def test_a_folder_is_replaced_only_on_request(adapter_folder):
     adapter, *trained = random_adapter(METHODS["lora"])
     with pytest.raises(InputError, match="not empty"):
