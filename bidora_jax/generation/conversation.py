@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bidora_jax.data import chat_template
 from bidora_jax.data.records import BadRecord, Turn
-from bidora_jax.data.tokenizer import Tokenizer
+from bidora_jax.data.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from bidora_jax.errors import InputError
 from bidora_jax.machine.files import read_json
 
@@ -44,12 +44,21 @@ def prompt_ids(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:
 
 
 def ends(folder: Path, tokenizer: Tokenizer) -> list[int]:
-    """Tokens that end an answer: the tokenizer's, and those of generation_config.json (a chat model may have several)."""
-    found = {tokenizer.eos_token_id}
-    if (folder / "generation_config.json").is_file():
-        listed = read_json(folder / "generation_config.json", "fetch it again, or remove it").get("eos_token_id")
-        found |= {token for token in (listed if isinstance(listed, list) else [listed]) if isinstance(token, int)}
-    return sorted(found)
+    """Tokens that end an answer: the tokenizer's, the one that ends a turn in the chat template, and those of
+    generation_config.json or, without one, config.json (a chat model may have several)."""
+    found = {tokenizer.eos_token_id, chat_template.end_of_turn(tokenizer)}
+    path = next(
+        (folder / name for name in ("generation_config.json", "config.json") if (folder / name).is_file()), None
+    )
+    if path is not None:
+        listed = read_json(path, "fetch it again, or remove it").get("eos_token_id")
+        found |= {*(listed if isinstance(listed, list) else [listed])}
+    return sorted(token for token in found if isinstance(token, int))
+
+
+def ends_of_folder(folder: Path) -> list[int]:
+    """`ends` of a model folder; none of one without a tokenizer."""
+    return ends(folder, load_tokenizer(folder)) if has_tokenizer(folder) else []
 
 
 class Spoken:

@@ -43,14 +43,21 @@ class Data(NamedTuple):
 
 def read_data(config: Config) -> Data:
     """The data as train takes it. Of the model's folder only the tokenizer and config.json are read."""
-    from bidora_jax.data import preparation, splits
+    from bidora_jax.data import splits
     from bidora_jax.data.tokenizer import load_tokenizer
     from bidora_jax.models.formats import hf_config
 
     found = splits.load(config.data, config.seed)
     folder = hf_config.resolve_folder(config.model.path, weights=False)
-    positions, tokenizer = hf_config.read_config(folder).max_position_embeddings, load_tokenizer(folder)
-    return Data(found, preparation.prepare(config.data, found, tokenizer, positions, config.seed), tokenizer)
+    tokenizer = load_tokenizer(folder)
+    return Data(found, _prepared(config, found, hf_config.read_config(folder), tokenizer), tokenizer)
+
+
+def _prepared(config: Config, found: "Splits", model: "DecoderConfig", tokenizer: "Tokenizer") -> "Prepared":
+    from bidora_jax.data import preparation
+
+    room = {"positions": model.max_position_embeddings, "vocab_size": model.vocab_size}
+    return preparation.prepare(config.data, found, tokenizer, **room, seed=config.seed)
 
 
 def settle(config: Config, inputs: RunInputs, memory: "Memory") -> "tuple[Config, FirstPhase]":
@@ -66,7 +73,7 @@ def settle(config: Config, inputs: RunInputs, memory: "Memory") -> "tuple[Config
 
 def assemble(config: Config) -> RunInputs:
     """Reads the data, then the model: what is cheap to refuse is refused first."""
-    from bidora_jax.data import preparation, splits
+    from bidora_jax.data import splits
     from bidora_jax.data.tokenizer import load_tokenizer, pad_id
     from bidora_jax.models.adapters import initial
     from bidora_jax.models.formats import hf, hf_config
@@ -83,7 +90,7 @@ def assemble(config: Config) -> RunInputs:
     tokenizer = load_tokenizer(model_folder)
     asked = (data.test.records, data.val.records, data.train.records)
     prompts = samples.prompts(config.samples, asked, tokenizer, decoder_config.max_position_embeddings)
-    ready = preparation.prepare(config.data, data, tokenizer, decoder_config.max_position_embeddings, config.seed)
+    ready = _prepared(config, data, decoder_config, tokenizer)
     print("\n".join(ready.notes))
     if adapter.starts_nonzero:  # a minute and more for a large model
         print(f"adapter.init {adapter.init}: decomposing the weights")

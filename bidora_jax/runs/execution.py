@@ -112,6 +112,7 @@ def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "P
 def _finish(
     config: Config, inputs: RunInputs, direction, magnitude, before: "Answers | None", losses: "Losses | None"
 ) -> None:
+    from bidora_jax.generation import conversation
     from bidora_jax.models.adapters import merging
     from bidora_jax.models.formats import export, hf
     from bidora_jax.runs import logs
@@ -125,7 +126,8 @@ def _finish(
     export.write_adapter(folder / "adapter", config.adapter, config.model.path, trained, replace=True)
     if config.merged:
         dtype = hf.source_dtype(inputs.model_folder).name
-        export.write_merged(folder / "merged", inputs.model_folder, trained, dtype=dtype, replace=True)
+        ends = conversation.ends(inputs.model_folder, inputs.tokenizer)
+        export.write_merged(folder / "merged", inputs.model_folder, trained, dtype=dtype, ends=ends, replace=True)
     if before is not None:
         after = answers(config, inputs, merging.merge(problem.adapter, problem.base, direction, magnitude))
         assert after is not None

@@ -25,6 +25,7 @@ def export_run(
     `rank` and `max_error` are those of models/formats/export.py:write_lora, `dtype` that of the merged weights, where
     "source" keeps the one of the base's files. `merge_base` says which weights of a quantised base get the update.
     """
+    from bidora_jax.generation import conversation
     from bidora_jax.models.adapters import initial
     from bidora_jax.models.formats import export, hf, hf_config, peft
 
@@ -47,10 +48,11 @@ def export_run(
         export.write_adapter(output, peft_config.read(run / "adapter"), config.model.path, trained)
         return ""
     written = hf.source_dtype(source).name if dtype == "source" else dtype
+    ends = conversation.ends_of_folder(source)
     if quantised:
-        export.write_merged_over(merge_base, output, source, trained, dtype=written)
+        export.write_merged_over(merge_base, output, source, trained, dtype=written, ends=ends)
     else:
-        export.write_merged(output, source, trained, dtype=written)
+        export.write_merged(output, source, trained, dtype=written, ends=ends)
     return ""
 
 

@@ -1,5 +1,6 @@
 """Writes a merged model, a PEFT adapter, a plain LoRA or a bare model, and proves it before its folder gets its name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -35,11 +36,19 @@ def _merged(trained: Trained, dtype: str) -> "PyTree":
 
 
 def write_merged(
-    folder: Path, source: Path, trained: Trained, *, dtype: str, replace: bool = False, to: str = "trained model"
+    folder: Path,
+    source: Path,
+    trained: Trained,
+    *,
+    dtype: str,
+    ends: Sequence[int] = (),
+    replace: bool = False,
+    to: str = "trained model",
 ) -> None:
     """The model with its adapter folded in, as a Hugging Face folder like `source`, proved before it gets its name.
 
-    Always dense: a quantised base is dequantised. `to` says what the proof compares with.
+    Always dense: a quantised base is dequantised. `ends` are the tokens that end an answer. `to` says what the proof compares
+    with.
     """
     from bidora_jax.machine.files import staged
     from bidora_jax.models.formats import hf, parity
@@ -47,14 +56,20 @@ def write_merged(
     expected = parity.probe_logits(*trained)
     with staged(folder, replace=replace) as fresh:
         merged = _merged(trained, dtype)
-        hf.write_model(fresh, source, trained.config, merged, dtype=dtype)
+        hf.write_model(fresh, source, trained.config, merged, dtype=dtype, ends=ends)
         del merged
         _prove("merged model", to, dtype, parity.verify_saved(fresh, expected))
     print(f"merged model written to {folder}")
 
 
 def write_merged_over(
-    chosen: Literal["quantized", "original"], folder: Path, source: Path, trained: Trained, *, dtype: str
+    chosen: Literal["quantized", "original"],
+    folder: Path,
+    source: Path,
+    trained: Trained,
+    *,
+    dtype: str,
+    ends: Sequence[int] = (),
 ) -> None:
     """The merged model of a run on a quantised base: the update added to the dequantised weights, or to those of `source`.
 
@@ -74,7 +89,7 @@ def write_merged_over(
         print(f"update over the {name} weights: largest logit difference to the trained model {found.largest:.2e} "
               f"(largest logit {found.scale:.3g})")  # fmt: skip
     to = "trained model" if chosen == "quantized" else "update over the original weights"
-    write_merged(folder, source, over, dtype=dtype, to=to)
+    write_merged(folder, source, over, dtype=dtype, ends=ends, to=to)
 
 
 def write_adapter(

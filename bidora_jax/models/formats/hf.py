@@ -8,7 +8,7 @@ tensor. Only `resolve_folder` downloads anything, and no file is unpickled or ex
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +185,10 @@ def write_model(
     *,
     dtype,
     max_shard_bytes: int = 5_000_000_000,
+    ends: Sequence[int] = (),
 ) -> None:
-    """`save_model` into an existing folder, for a caller that checks it before it gets its name."""
+    """`save_model` into an existing folder, for a caller that checks it before it gets its name. `ends`: tokens that end an
+    answer, which generation_config.json is to list."""
     source = Path(source_folder)
     dtype = jnp.dtype(dtype)
     apart = architecture.tied and HEAD in base  # embeddings that were tied before training
@@ -209,6 +211,16 @@ def write_model(
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    _list_ends(folder / "generation_config.json", settings, ends)
+
+
+def _list_ends(path: Path, settings: dict[str, Any], ends: Sequence[int]) -> None:
+    """Adds to the generation settings the tokens that end an answer and are not listed there, the given ones first."""
+    found = read_json(path, "fetch it again, or remove it") if path.is_file() else {}
+    listed = found.get("eos_token_id", settings.get("eos_token_id"))
+    listed = listed if isinstance(listed, list) else [token for token in [listed] if token is not None]
+    if missing := [token for token in ends if token not in listed]:
+        write_json(path, found | {"eos_token_id": [*listed, *missing]})
 
 
 def read_entries(folder: Path | str) -> dict[str, Entry]:

@@ -357,3 +357,16 @@ def test_mixed_dtypes_want_a_choice(folder):
     _refused(folder, "mixes F16 and F32; say which dtype is meant")
     config = hf_config.read_config(folder)
     assert hf.load_base(folder, config, "float32")["norm"]["weight"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("listed", [None, 2, [2, 3], [3, 2, 9]])
+def test_tokens_that_end_an_answer_are_listed(folder, listed):
+    if listed is not None:
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": listed, "top_k": 5}))
+    base = hf.load_base(folder, tiny.CONFIG)
+    (out := folder.parent / "out").mkdir()
+    hf.write_model(out, folder, tiny.CONFIG, base, dtype="float32", ends=[2, 9])
+    found = json.loads((out / "generation_config.json").read_text())
+    first = listed if isinstance(listed, list) else [token for token in [listed] if token is not None]
+    assert found["eos_token_id"] == [*first, *(token for token in (2, 9) if token not in first)]
+    assert listed is None or found["top_k"] == 5
