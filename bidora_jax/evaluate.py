@@ -62,7 +62,8 @@ def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]
     """The results that the command prints: a dictionary for each adapter, or one for all of them as an ensemble or average."""
     from bidora_jax.data import encoding, token_cache
     from bidora_jax.data.batches import bucket_lengths, full_pass
-    from bidora_jax.data.tokenizer import pad_id
+    from bidora_jax.data.records import unused_keys
+    from bidora_jax.data.tokenizer import check_known, pad_id
     from bidora_jax.tasks import evaluation
 
     if arguments.batch_size < 1 or arguments.max_length < 2:
@@ -73,8 +74,10 @@ def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]
     opened = open_folder(arguments)
     how = {"max_length": arguments.max_length, "loss_on": arguments.loss_on, "long": arguments.long}
     split, kept = token_cache.encode_all(given, opened.tokenizer, arguments.token_cache, **how)
-    if kept:
-        print(kept, file=sys.stderr, flush=True)
+    for line in (*unused_keys(given), *split.notes, *([kept] if kept else [])):
+        print(line, file=sys.stderr, flush=True)
+    tokens = (example.tokens for example in split.examples)
+    check_known(tokens, opened.tokenizer, opened.config.vocab_size, arguments.data_file)
     base, members = load_weights(arguments, opened)
     buckets = bucket_lengths([len(example.tokens) for example in split.examples], 4)
     batches = list(full_pass(split.examples, buckets, arguments.batch_size, pad_id(opened.tokenizer)))

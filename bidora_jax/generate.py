@@ -117,6 +117,7 @@ def _check(arguments: GenerateArguments) -> None:
 
 def generate(arguments: GenerateArguments) -> list[dict[str, Any]]:
     """Prints every answer and returns what --json writes: a dictionary for each prompt and adapter."""
+    from bidora_jax.data import tokenizer as tokens
     from bidora_jax.data.prompts import question_text
     from bidora_jax.generation import answers, conversation, decoding
 
@@ -126,6 +127,7 @@ def generate(arguments: GenerateArguments) -> list[dict[str, Any]]:
     if arguments.template:
         conversation.require_template(opened.folder, tokenizer, "--template")
     prompts = [_ids(record, arguments, tokenizer) for record in given]
+    tokens.check_known(prompts, tokenizer, opened.config.vocab_size, "the prompts")
     answers.check_room(opened.config, prompts, arguments.max_new_tokens)
     base, members = load_weights(arguments, opened)
     model, ends = decoding.assemble(opened.config, base), conversation.ends(opened.folder, tokenizer)
@@ -174,7 +176,8 @@ def _prompts(arguments: GenerateArguments) -> "list[Record]":
         return _records(arguments)
     path = Path(arguments.prompt_file)
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        # Lines end at newlines only, as everywhere here: str.splitlines would cut at U+2028 too.
+        lines = [line.rstrip("\r") for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise InputError(f"cannot read the prompts in {path}: {reason}; give a text file, one prompt a line") from None
@@ -202,6 +205,8 @@ def _records(arguments: GenerateArguments) -> "list[Record]":
     if wrong:
         expected = "an object with a prompt, an instruction or messages"
         raise InputError(sources.unusable([source], wrong, len(rows), expected))
+    for line in records.unused_keys(found):
+        print(line, file=sys.stderr)
     return found
 
 

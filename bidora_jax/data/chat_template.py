@@ -18,6 +18,7 @@ as a model that is asked with default settings has to write it. Earlier answers 
 without. TRL does the same for {prompt, completion}; its training template keeps all blocks.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -26,17 +27,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from bidora_jax.data.records import BadRecord, Turn
+from bidora_jax.data import left_out
 from bidora_jax.data.tokenizer import Tokenizer
+from bidora_jax.data.turns import WEIGHT, BadRecord, Turn, trained
 from bidora_jax.errors import InputError
 
-Tokens = tuple[list[int], list[bool]]
-"""Ids, and which of them are trained."""
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 OPENED_THINKING = re.compile(r"<think>\s*$")
 """Some templates open the thinking where they ask for an answer, but write an answer without thinking without it."""
 BATCH = 256
 """Conversations tokenised in one call. Until it returns, the offsets take 200 bytes a token."""
+
+
+class Tokens(NamedTuple):
+    ids: list[int]
+    trained: list[bool]
+    unwritten: tuple[str, ...] = ()
+    """What of the conversation the template does not write, in words."""
 
 
 class Conversation(NamedTuple):
@@ -58,15 +65,82 @@ class Rendered(NamedTuple):
     text: str
     answers: list[tuple[int, int]]
     """(start, end) of each trained answer, in characters of the text."""
+    unwritten: tuple[str, ...] = ()
 
 
 def render(turns: Sequence[Turn], tokenizer: Tokenizer, tools: list[Any] | None = None, *, ask: bool = False) -> str:
     """The turns as text; `ask` adds the opening of an answer. Raises BadRecord where the template refuses the turns."""
+    text = _render(turns, tokenizer, tools, ask=ask)
+    return text + _own_opening(turns, tokenizer, tools, text) if ask and not opens_answers(tokenizer) else text
+
+
+WORD = "Rindfleischetikettierung"
+"""An answer that no template writes by itself."""
+
+
+def _own_opening(turns: Sequence[Turn], tokenizer: Tokenizer, tools: list[Any] | None, text: str) -> str:
+    """What stands before the words of an answer to `turns`, for a template that does not open one where it is asked to."""
+    answered = _render([*turns, {"role": "assistant", "content": WORD}], tokenizer, tools, ask=False)
+    before = answered[len(text) :].partition(WORD)[0] if answered.startswith(text) and WORD in answered else ""
+    return before if before.strip() else ""  # Mistral's writes a blank, which is part of the answer
+
+
+def opens_answers(tokenizer: Tokenizer) -> bool:
+    """Whether the template opens an answer where it is asked to (add_generation_prompt)."""
+    asking = [{"role": "user", "content": WORD}]
+    asked, plain = (_render(asking, tokenizer, None, ask=ask) for ask in (True, False))
+    return asked != plain
+
+
+def has_own_opening(tokenizer: Tokenizer) -> bool:
+    """Whether the template writes a header before an answer, and does not open one where it is asked to."""
+    asking = [{"role": "user", "content": WORD.lower()}]
+    text = _render(asking, tokenizer, None, ask=True)
+    return not opens_answers(tokenizer) and bool(_own_opening(asking, tokenizer, None, text))
+
+
+def end_of_turn(tokenizer: Tokenizer) -> int | None:
+    """The special token that ends an answer as the chat template writes it; None where there is no template or no such token."""
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": WORD}, {"role": "assistant", "content": WORD}]
     try:
-        return tokenizer.apply_chat_template(list(turns), tools=tools, tokenize=False, add_generation_prompt=ask)
-    except Exception as error:  # a template is a program: it can raise anything
-        roles = ", ".join(turn["role"] for turn in turns)
-        raise BadRecord(f"the tokenizer's chat template refuses the turns {roles}: {error}") from error
+        after = _render(turns, tokenizer, None, ask=False).rpartition(WORD)[2].strip()
+    except BadRecord:
+        return None
+    ids = tokenizer(after, add_special_tokens=False, verbose=False)["input_ids"] if after else []
+    added = tokenizer.added_tokens_decoder
+    return ids[0] if ids and ids[0] in added and added[ids[0]].special else None
+
+
+def _render(turns: Sequence[Turn], tokenizer: Tokenizer, tools: list[Any] | None, *, ask: bool) -> str:
+    """What the template writes. Some templates read the arguments of a call as an object, others as its JSON text."""
+    shown, problem = for_template(turns), None
+    for form in (shown, [{**turn, **_as_text(turn)} for turn in shown]):
+        try:
+            return tokenizer.apply_chat_template(form, tools=tools, tokenize=False, add_generation_prompt=ask)
+        except Exception as error:  # a template is a program: it can raise anything
+            problem = problem or error
+            if not any("tool_calls" in turn for turn in shown):
+                break
+    roles = ", ".join(turn["role"] for turn in turns)
+    raise BadRecord(f"the tokenizer's chat template refuses the turns {roles}: {problem}") from problem
+
+
+def for_template(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns without what is meant for training."""
+    return [{key: value for key, value in turn.items() if key != WEIGHT} for turn in turns]
+
+
+def _as_text(turn: Turn) -> Turn:
+    """The tool calls of a turn with their arguments as JSON text."""
+    calls = [
+        call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False)}}
+        if isinstance(call.get("function"), dict) and isinstance(call["function"].get("arguments"), dict)
+        else call
+        for call in turn.get("tool_calls", [])
+    ]  # fmt: skip
+    return {"tool_calls": calls} if calls else {}
 
 
 def is_marked(tokenizer: Tokenizer, tools: list[Any] | None = None) -> bool:
@@ -114,7 +188,7 @@ def _written(talk: Conversation, tokenizer: Tokenizer) -> Rendered | Tokens:
 
 def _marks(written: Rendered, encoding: Encoding, tokenizer: Tokenizer) -> Tokens:
     """The tokens of a text; those in its answers are trained."""
-    text, places = written
+    text, places, unwritten = written
     borders = sorted({border for place in places for border in place})
     starts, ends = encoding.offsets.T
     if any(np.any((starts < border) & (border < ends)) for border in borders):
@@ -123,27 +197,35 @@ def _marks(written: Rendered, encoding: Encoding, tokenizer: Tokenizer) -> Token
     trained = np.zeros(len(encoding.ids), bool)
     for first, last in places:
         trained |= (starts >= first) & (ends <= last)
-    return encoding.ids, trained.tolist()
+    return Tokens(encoding.ids, trained.tolist(), unwritten)
 
 
 def find(
     turns: Sequence[Turn], numbers: Sequence[int] | None, tokenizer: Tokenizer, tools: list[Any] | None
 ) -> Rendered:
-    """The conversation as text and the places of the assistant's turns `numbers` in it; of None, the whole text is an answer.
+    """The conversation as text and the places of the assistant's turns `numbers` in it. Of None, the whole text is an answer,
+    but for the answers whose weight is 0.
 
     If the template does not end its answers, the end-of-text token is added to the last one. Raises BadRecord where a place
-    can't be determined.
+    can't be determined, and where the template leaves out a part of a trained answer.
     """
     view = _View(turns, tokenizer, tools)
-    text = view.text
-    if turns[-1]["role"] == "assistant" and text.rstrip().endswith(turns[-1]["content"].rstrip() or "\0"):
+    text, last = view.text, turns[-1]
+    said = last["content"].rstrip()
+    if last["role"] == "assistant" and text.rstrip().endswith(said or "\0") and not said.endswith(tokenizer.eos_token):
         text += tokenizer.eos_token
+    of_assistant = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
     if numbers is None:
-        return Rendered(text, [(0, len(text))])
-    places = [(view.start(number), view.end(number)) for number in numbers]
-    if places and places[-1][1] == len(view.text.rstrip()) and text != view.text:
-        places[-1] = (places[-1][0], len(text))
-    return Rendered(text, places)
+        read = [(view.start(number), view.end(number)) for number in of_assistant if not trained(turns[number])]
+        edges = [0, *(edge for place in read for edge in place), len(text)]
+        places = [place for place in zip(edges[::2], edges[1::2], strict=True) if place[0] < place[1]]
+        checked = {number: text for number in of_assistant if trained(turns[number])}
+    else:
+        places = [(view.start(number), view.end(number)) for number in numbers]
+        if places and numbers[-1] == len(turns) - 1 and text != view.text:
+            places[-1] = (places[-1][0], len(text))
+        checked = {number: text[start:end] for number, (start, end) in zip(numbers, places, strict=True)}
+    return Rendered(text, places, left_out.check(turns, checked, text, tools))
 
 
 def _tokenised(texts: list[str], tokenizer: Tokenizer) -> list[Encoding]:
@@ -169,9 +251,9 @@ def _tokenised_apart(text: str, borders: list[int], tokenizer: Tokenizer) -> Enc
 
 def _marked(turns: Sequence[Turn], numbers: Sequence[int], tokenizer: Tokenizer, tools: list[Any] | None) -> Tokens:
     """The conversation's tokens; trained are those that the template's marks enclose, one run for each turn of the assistant."""
-    render(turns, tokenizer, tools)  # raises BadRecord where the template refuses the turns
+    text = render(turns, tokenizer, tools)  # raises BadRecord where the template refuses the turns
     found = tokenizer.apply_chat_template(
-        list(turns), tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        for_template(turns), tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     ids, marks = found["input_ids"], [0, *found["assistant_masks"], 0]
     starts = [at for at in range(len(ids)) if marks[at + 1] and not marks[at]]
@@ -182,8 +264,10 @@ def _marked(turns: Sequence[Turn], numbers: Sequence[int], tokenizer: Tokenizer,
             f"the chat template's {{% generation %}} marks enclose {len(starts)} runs of tokens in a conversation with "
             f"{len(of_assistant)} turns of the assistant"
         )
-    runs = [run for number, run in zip(of_assistant, zip(starts, ends, strict=True), strict=True) if number in numbers]
-    return ids, [any(start <= at < end for start, end in runs) for at in range(len(ids))]
+    runs = {n: run for n, run in zip(of_assistant, zip(starts, ends, strict=True), strict=True) if n in numbers}
+    trained = {n: tokenizer.decode(ids[start:end]) for n, (start, end) in runs.items()}
+    marked = [any(start <= at < end for start, end in runs.values()) for at in range(len(ids))]
+    return Tokens(ids, marked, left_out.check(turns, trained, text, tools))
 
 
 class _View:
@@ -198,11 +282,13 @@ class _View:
         asked = self._until(number, ask=True)
         for text in _without_opening(asked):
             if self.text.startswith(text):
+                self._check_opened(number, text == asked)
                 return len(text)
         before = asked[self._content_end(self._turns[:number], number - 1, asked, ask=True) :]
         place = self._content_end(self._turns, number - 1, self.text)
         for between in _without_opening(before):
             if self.text.startswith(between, place):
+                self._check_opened(number, between == before)
                 return place + len(between)
         raise self._undetermined(number, "begins", before, self.text[place : place + len(before)])
 
@@ -216,6 +302,15 @@ class _View:
         if not self.text.startswith(after, place):
             raise self._undetermined(number, "ends", after, self.text[place : place + len(after)])
         return place + len(after)
+
+    def _check_opened(self, number: int, opened: bool) -> None:
+        """BadRecord where a model is asked for the last answer with opened thinking, and it is written without."""
+        if not opened and number == len(self._turns) - 1:
+            raise BadRecord(
+                f"turn {number + 1}: the chat template opens the thinking where it asks for an answer, and writes this "
+                "answer without it, so that what is learned does not follow what a model is asked with; write "
+                "{prompt, completion} records, whose texts are taken as they stand, or take a template that keeps it"
+            )
 
     def _until(self, number: int, *, ask: bool = False) -> str:
         return render(self._turns[:number], self._tokenizer, self._tools, ask=ask)

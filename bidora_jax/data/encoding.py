@@ -28,6 +28,7 @@ Does not do: packing several records into one sequence (data/packing.py); cuttin
 import os
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -35,11 +36,12 @@ from jaxtyping import Bool, Int32
 
 from bidora_jax.data import chat_template, records
 from bidora_jax.data.prompts import encode_prompts, question_text, response_text, slot, token_ids
-from bidora_jax.data.records import SHAPES_IN_WORDS, BadRecord, Record, is_conversation, is_text
+from bidora_jax.data.records import SHAPES_IN_WORDS, BadRecord, Record, in_records, is_conversation, is_text
 from bidora_jax.data.sources import sources
 from bidora_jax.data.sources.rows import Fault, SourceRow
 from bidora_jax.data.sources.sources import Found
 from bidora_jax.data.tokenizer import Tokenizer
+from bidora_jax.data.turns import trained as is_trained
 from bidora_jax.errors import InputError, listing
 
 LossOn = Literal["response", "turns", "all"]
@@ -61,6 +63,7 @@ class Split(NamedTuple):
     examples: list[Example]  # each has at least one trained token
     n_truncated: int  # records of more than max_length tokens: cut, or left out
     n_untrained: int  # records dropped because no token of theirs is trained
+    notes: tuple[str, ...] = ()  # what the tokens do not hold of the records, in lines
 
     @property
     def chunks(self) -> list[int]:
@@ -119,7 +122,7 @@ def encode(record: Record, tokenizer: Tokenizer, *, max_length: int, loss_on: Lo
 
 def encode_each(record: Record, tokenizer: Tokenizer, *, max_length: int, loss_on: LossOn, long: Long) -> list[Example]:
     """The examples of one record: its chunks if it is split, else the one example that `encode` makes."""
-    return _encode([record], tokenizer, max_length, loss_on, long)
+    return _encode([record], tokenizer, max_length, loss_on, long)[0]
 
 
 def encode_all(
@@ -131,7 +134,7 @@ def encode_all(
     Raises InputError when no record has a trained token, for records that the chat template can't write, and for long ones
     that are refused; the last two messages name all of them.
     """
-    encoded = _encode(records, tokenizer, max_length, loss_on, long)
+    encoded, notes = _encode(records, tokenizer, max_length, loss_on, long)
     too_long = [records[example.record] for example in encoded if example.truncated]
     if too_long and long == "refuse":
         raise InputError(
@@ -150,25 +153,40 @@ def encode_all(
             "fill the responses in, raise data.max_length or set data.loss_on to all"
         )
     untrained = {example.record for example in kept} - {example.record for example in examples}
-    return Split(examples, len(too_long), len(untrained))
+    return Split(examples, len(too_long), len(untrained), notes)
 
 
-def _encode(records: list[Record], tokenizer: Tokenizer, max_length: int, loss_on: LossOn, long: Long) -> list[Example]:
-    """The examples of every record, in order; each record has at least one."""
+def _encode(
+    records: list[Record], tokenizer: Tokenizer, max_length: int, loss_on: LossOn, long: Long
+) -> tuple[list[Example], tuple[str, ...]]:
+    """The examples of every record, in order, each record's at least one; and lines on what their tokens do not hold."""
     talks = [record for record in records if is_conversation(record)]
     texts = [record for record in records if not is_conversation(record)]
     of_talks, of_texts = iter(_of_talks(talks, tokenizer, loss_on)), iter(_of_texts(texts, tokenizer, loss_on))
-    examples = []
+    examples, unwritten, doubled = [], {}, []
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
     for number, record in enumerate(records):
-        tokens, trained = next(of_talks if is_conversation(record) else of_texts)
+        tokens, trained, left_out = next(of_talks if is_conversation(record) else of_texts)
+        for part in left_out:
+            unwritten.setdefault(part, []).append(record.place)
+        if any(one == other and one in ends for one, other in pairwise(tokens)):
+            doubled.append(record.place)
         whole = long == "split" and is_text(record)
         lengths = chunk_lengths(len(tokens), max_length) if whole else [min(len(tokens), max_length)]
-        ends = np.cumsum(lengths).tolist()
-        for length, end in zip(lengths, ends, strict=True):
-            part, mask = np.array(tokens[end - length : end], np.int32), np.array(trained[end - length : end], bool)
+        stops = np.cumsum(lengths).tolist()
+        for length, stop in zip(lengths, stops, strict=True):
+            part, mask = np.array(tokens[stop - length : stop], np.int32), np.array(trained[stop - length : stop], bool)
             mask[:1] = False
-            examples.append(Example(part, mask, end == ends[-1] < len(tokens), number))
-    return examples
+            examples.append(Example(part, mask, stop == stops[-1] < len(tokens), number))
+    notes = [
+        f"{part}: not in the text that the chat template writes, {in_records(at)}" for part, at in unwritten.items()
+    ]
+    if doubled:
+        notes.append(
+            "a token that begins or ends a text stands twice in a row, as the records hold what the template adds: "
+            f"{in_records(doubled)}"
+        )
+    return examples, tuple(notes)
 
 
 def chunk_lengths(count: int, most: int) -> list[int]:
@@ -182,14 +200,24 @@ def chunk_lengths(count: int, most: int) -> list[int]:
 
 
 def _of_texts(records: list[Record], tokenizer: Tokenizer, loss_on: LossOn) -> list[chat_template.Tokens]:
-    """Prompt and response of each record, tokenised apart."""
+    """Prompt and response of each record, tokenised apart. An end of text that the response has already is not added again."""
+    end = tokenizer.eos_token
     texts = [response_text(record) for record in records]
+    texts = [text.rstrip().removesuffix(end) if text.rstrip().endswith(end) else text for text in texts]
     responses = [
         [*ids, tokenizer.eos_token_id] if text.strip() else []
         for text, ids in zip(texts, token_ids(texts, tokenizer), strict=True)
     ]
     pairs = zip(encode_prompts(records, tokenizer), responses, strict=True)
-    return [(prompt + answer, [loss_on == "all"] * len(prompt) + [True] * len(answer)) for prompt, answer in pairs]
+    return [
+        chat_template.Tokens(prompt + answer, [loss_on == "all"] * len(prompt) + [True] * len(answer))
+        for prompt, answer in (_opened_once(*pair, tokenizer.bos_token_id) for pair in pairs)
+    ]
+
+
+def _opened_once(prompt: list[int], answer: list[int], opening: int | None) -> tuple[list[int], list[int]]:
+    """Prompt and answer with one beginning-of-text token where the record holds one too, and the tokenizer adds it."""
+    return (prompt, answer[1:]) if prompt == [opening] and answer[:1] == [opening] else (prompt, answer)
 
 
 def _of_talks(records: list[Record], tokenizer: Tokenizer, loss_on: LossOn) -> list[chat_template.Tokens]:
@@ -212,6 +240,6 @@ def _talk(record: Record, loss_on: LossOn) -> chat_template.Conversation:
     turns, first = records.turns(record)
     if loss_on == "all":
         return chat_template.Conversation(turns, None, record.get("tools"))
-    of_assistant = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
-    numbers = of_assistant[-1:] if loss_on == "response" else [number for number in of_assistant if number >= first]
-    return chat_template.Conversation(turns, numbers, record.get("tools"))
+    answers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+    answers = answers[-1:] if loss_on == "response" else [number for number in answers if number >= first]
+    return chat_template.Conversation(turns, [n for n in answers if is_trained(turns[n])], record.get("tools"))

@@ -5,9 +5,11 @@ The data command and training both prepare their data here, so the command shows
 
 from typing import NamedTuple
 
-from bidora_jax.data import packing, token_cache
+from bidora_jax.data import chat_template, packing, token_cache
+from bidora_jax.data import tokenizer as tokens
 from bidora_jax.data.batches import Examples
 from bidora_jax.data.encoding import Split
+from bidora_jax.data.records import Record, is_conversation
 from bidora_jax.data.settings import DataConfig
 from bidora_jax.data.splits import Splits
 from bidora_jax.data.tokenizer import Tokenizer
@@ -25,8 +27,11 @@ class Prepared(NamedTuple):
     """What a user should know, in lines."""
 
 
-def prepare(data: DataConfig, splits: Splits, tokenizer: Tokenizer, positions: int, seed: int) -> Prepared:
-    """The tokens of both splits, in rows. Raises InputError for a record that is longer than the model's `positions`."""
+def prepare(
+    data: DataConfig, splits: Splits, tokenizer: Tokenizer, *, positions: int, vocab_size: int, seed: int
+) -> Prepared:
+    """The tokens of both splits, in rows. Raises InputError for a record that is longer than the model's `positions`, and for one
+    with a token that is none of the model's `vocab_size`."""
     given = {"train": splits.train.records, "val": splits.val.records}
     settings = {"max_length": data.max_length, "loss_on": data.loss_on, "long": data.long}
     places = tuple(record.place for part in given.values() for record in part)
@@ -36,19 +41,44 @@ def prepare(data: DataConfig, splits: Splits, tokenizer: Tokenizer, positions: i
             found, kept = token_cache.encode_all(part, tokenizer, data.token_cache, **settings)
             encoded[name] = _numbered(found, len(given["train"]) if name == "val" else 0)
             notes += [f"{name}: {describe(found, data.max_length, data.long)}", *([kept] if kept else [])]
+            notes += [f"{name}: {note}" for note in found.notes]
     for name, part in encoded.items():
+        tokens.check_known(
+            (example.tokens for example in part.examples), tokenizer, vocab_size, f"the records of {name}"
+        )
         longest = max(len(example.tokens) for example in part.examples)
         if longest > positions:
             raise InputError(
                 f"{name}: the longest record has {longest} tokens, more than the {positions} positions of the model; "
                 "lower data.max_length"
             )
+    notes += _template_notes(given, tokenizer)
     examples = {name: part.examples for name, part in encoded.items()}
     if not data.packing:
         return Prepared(encoded, {**examples}, places, notes)
     rows, room = packing.pack_all(examples, data.max_length, seed=seed)
     notes += [f"{name}: {packing.describe(part, room)}" for name, part in rows.items()]
     return Prepared(encoded, {**rows}, places, notes)
+
+
+def _template_notes(given: dict[str, list[Record]], tokenizer: Tokenizer) -> list[str]:
+    """What a user should know of the chat template, where it writes the records."""
+    talks = any(is_conversation(record) for part in given.values() for record in part)
+    if not talks:
+        return []
+    notes, end = [], chat_template.end_of_turn(tokenizer)
+    if end not in (None, tokenizer.eos_token_id):
+        turn, text = tokenizer.convert_ids_to_tokens([end, tokenizer.eos_token_id])
+        notes.append(
+            f"the chat template ends an answer with {turn}, and the tokenizer a text with {text}: generate and a merged model "
+            "stop at both"
+        )
+    if chat_template.has_own_opening(tokenizer):
+        notes.append(
+            "the chat template has no opening of an answer (add_generation_prompt): what it writes before one is taken as "
+            "the opening, and is not trained; other programs that generate with this template will not write it"
+        )
+    return notes
 
 
 def _numbered(part: Split, first: int) -> Split:

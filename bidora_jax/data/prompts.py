@@ -6,6 +6,7 @@ The prompt ends where the answer begins. It is tokenised apart from the answer, 
 from bidora_jax.data import chat_template, records
 from bidora_jax.data.records import BadRecord, Record
 from bidora_jax.data.tokenizer import Tokenizer
+from bidora_jax.data.turns import Turn
 from bidora_jax.errors import InputError
 
 PLAIN_TEMPLATE = "### Instruction:\n{instruction}\n\n### Response:\n"  # for a tokenizer without a chat template
@@ -51,7 +52,7 @@ def encode_prompts(records: list[Record], tokenizer: Tokenizer) -> list[list[int
     bos = tokenizer.bos_token_id
     opening = [bos] if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
     return [
-        [*([] if _templated(record, tokenizer) else opening), *ids]
+        [*([] if _templated(record, tokenizer) or ids[:1] == opening else opening), *ids]
         for record, ids in zip(records, token_ids(texts, tokenizer), strict=True)
     ]
 
@@ -61,7 +62,7 @@ def _templated(record: Record, tokenizer: Tokenizer) -> bool:
     return records.is_conversation(record) or ("instruction" in record and bool(tokenizer.chat_template))
 
 
-def _asked(record: Record) -> list[records.Turn]:
+def _asked(record: Record) -> list[Turn]:
     """The turns of the question: those of {instruction}, or all turns of a conversation but the last answer."""
     if records.is_conversation(record):
         turns, _ = records.turns(record)

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from bidora_jax.data.encoding import records_of
-from bidora_jax.data.records import Record
+from bidora_jax.data.records import Record, unused_keys
 from bidora_jax.data.settings import DataConfig
 from bidora_jax.data.sources import sources
 from bidora_jax.errors import InputError, listing
@@ -66,6 +66,7 @@ def load(data: DataConfig, seed: int) -> Splits:
     given = {"train": data.train_file, "val": data.val_file, "test": data.test_file}
     found = {use: sources.scan_each(source) for use, source in given.items() if source}
     parts = {use: _part(one) for use, one in sources.rename(found, data.columns).items()}
+    unused = [f"{use}: {line}" for use, part in parts.items() for line in unused_keys(part.records)]
     empty = Part([], [], [])
     train, val, test = (parts.get(use, empty) for use in given)
     if data.val_fraction:
@@ -73,7 +74,7 @@ def load(data: DataConfig, seed: int) -> Splits:
         train, val = train.take(np.flatnonzero(~in_val).tolist()), train.take(np.flatnonzero(in_val).tolist())
     train, notes = _without_copies({"train": train, "val": val, "test": test}, data.duplicates)
     train, shares = _weighted(train, names(data.train_file), data.weights, seed)
-    return Splits(train, val, test, notes + shares)
+    return Splits(train, val, test, unused + notes + shares)
 
 
 def names(source: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -118,7 +119,10 @@ def held_out(keys: Sequence[bytes], fraction: float, seed: int) -> Bool[np.ndarr
 
 
 def key(record: Record) -> bytes:
-    """A hash of all texts in order, with each run of blanks as one space and accents composed. Copies have the same key."""
+    """A hash of all texts in order, with each run of blanks as one space and accents composed. Copies have the same key.
+
+    Keys that no token depends on don't count: rows that differ in an id alone train the same tokens.
+    """
     texts = [" ".join(unicodedata.normalize("NFC", text).split()) for text in _texts(record)]
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()
 
@@ -131,16 +135,16 @@ def _texts(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-def copies(part: Part, of: Part | None = None) -> dict[int, str]:
-    """{index in `part`: place of its first copy in `of`}; without `of`, of its first copy earlier in `part`."""
+def copies(part: Part, of: Part | None = None) -> dict[int, Record]:
+    """{index in `part`: its first copy in `of`}; without `of`, its first copy earlier in `part`."""
     if of is not None:
-        first = {one: record.place for one, record in zip(reversed(of.keys), reversed(of.records), strict=True)}
+        first = dict(zip(reversed(of.keys), reversed(of.records), strict=True))
         return {i: first[one] for i, one in enumerate(part.keys) if one in first}
     first, again = {}, {}
     for i, (one, record) in enumerate(zip(part.keys, part.records, strict=True)):
         if one in first:
             again[i] = first[one]
-        first.setdefault(one, record.place)
+        first.setdefault(one, record)
     return again
 
 
@@ -156,10 +160,11 @@ def _without_copies(parts: dict[str, Part], policy: str) -> tuple[Part, list[str
             dropped = policy == "drop" and use == "train"
             out |= found.keys() if dropped else set()
             where = "stand there twice" if other == use else f"are in {other} too"
-            pairs = [f"{parts[use].records[i].place} = {place}" for i, place in found.items()]
+            twins = [(parts[use].records[i], copy) for i, copy in found.items()]
+            pairs = [f"{one.place} = {copy.place}" for one, copy in twins]
             named = ", ".join(pairs[:SHOWN]) + (", …" if len(pairs) > SHOWN else "")
             lines.append(f"duplicates: {len(pairs)} of {len(parts[use].records)} {use} records {where}"
-                         f"{', and are left out' * dropped}: {named}")  # fmt: skip
+                         f"{', and are left out' * dropped}: {named}{_apart(twins)}")  # fmt: skip
     if lines and policy == "refuse":
         raise InputError(
             f"data.duplicates is refuse, and there are some; take them out or set it to drop:\n{listing(lines)}"
@@ -167,6 +172,13 @@ def _without_copies(parts: dict[str, Part], policy: str) -> tuple[Part, list[str
     if len(out) == len(train.records):
         raise InputError("every training record is in another split too:\n" + listing(lines) + "\ngive other files")
     return train.take([i for i in range(len(train.records)) if i not in out]) if out else train, lines
+
+
+def _apart(twins: Sequence[tuple[Record, Record]]) -> str:
+    """The keys, none of them used, in which copies differ."""
+    differing = [{key for key, _ in one.unused.items() ^ copy.unused.items()} for one, copy in twins]
+    keys = ", ".join(map(repr, sorted(set().union(*differing))))
+    return f"; {sum(map(bool, differing))} of them differ in {keys}, which no token depends on" if keys else ""
 
 
 # Mixing

@@ -20,7 +20,7 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from bidora_jax.data import chat_template, encoding, prompts, records
+from bidora_jax.data import chat_template, encoding, left_out, prompts, records, turns
 from bidora_jax.data import tokenizer as tokenizers
 from bidora_jax.data.encoding import Example, Split
 from bidora_jax.data.records import Record
@@ -68,7 +68,10 @@ def encode_all(
 def name(folder: Path, given: list[Record], settings: dict[str, Any]) -> str:
     """A hash of all that the tokens of these records depend on; `folder` is the tokenizer's."""
     whole = hashlib.sha256()
-    code = [Path(module.__file__ or "") for module in (chat_template, encoding, prompts, records, tokenizers)]
+    code = [
+        Path(module.__file__ or "")
+        for module in (chat_template, encoding, left_out, prompts, records, tokenizers, turns)
+    ]
     for path in (*code, *(folder / file for file in HASHED_FILES)):
         content = path.read_bytes() if path.is_file() else b""
         whole.update(f"{path.name} {len(content)} ".encode() + content)
@@ -87,7 +90,7 @@ def write(path: Path, split: Split) -> None:
     tensors = {field: _joined([getattr(example, field) for example in split.examples]) for field in Example._fields}
     lengths = {f"{field} lengths": np.array([np.size(getattr(example, field)) for example in split.examples])
                for field in Example._fields}  # fmt: skip
-    counts = {field: str(value) for field, value in split._asdict().items() if field != "examples"}
+    counts = {field: json.dumps(value) for field, value in split._asdict().items() if field != "examples"}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with whole_file(path) as fresh:
@@ -104,7 +107,9 @@ def read(path: Path) -> Split:
         raise ValueError("its content is not what was written")
     columns = [_parted(tensors[field], tensors[f"{field} lengths"], field) for field in Example._fields]
     examples = [Example(*row) for row in zip(*columns, strict=True)]
-    return Split(examples, **{field: int(value) for field, value in counts.items()})
+    others: dict[str, Any] = {field: json.loads(value) for field, value in counts.items()}
+    notes = tuple(others.pop("notes"))
+    return Split(examples, **others, notes=notes)
 
 
 def _joined(values: list[Any]) -> Shaped[np.ndarray, " N"]:

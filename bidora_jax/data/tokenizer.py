@@ -1,6 +1,8 @@
 """The tokenizer of a model folder, as transformers reads it."""
 
 import os
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 """A folder without any of these has no tokenizer."""
 
 
+def has_tokenizer(folder: str | os.PathLike[str]) -> bool:
+    return any((Path(folder) / name).is_file() for name in TOKENIZER_FILES)
+
+
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a Hugging Face folder. Raises InputError when there is none or it has no end-of-text token."""
-    if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         raise InputError(
             f"no tokenizer in {folder}: expected one of {', '.join(TOKENIZER_FILES)}; copy them from the model that this one "
             "was made from"
@@ -22,10 +28,19 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     try:
         tokenizer = auto.from_pretrained(os.fspath(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust tokenizers raise Exception itself
+        if not (Path(folder) / "tokenizer.json").is_file() and (Path(folder) / "tokenizer.model").is_file():
+            raise InputError(_needs_sentencepiece(folder)) from error
         raise InputError(f"cannot load the tokenizer in {folder}: {error}") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"the tokenizer in {folder} has no end-of-text token; set eos_token in tokenizer_config.json")
     return tokenizer
+
+
+def _needs_sentencepiece(folder: str | os.PathLike[str]) -> str:
+    what = f"cannot load the tokenizer in {folder}: it is tokenizer.model alone, in SentencePiece's format"
+    if find_spec("sentencepiece") is None:
+        return f"{what}; pip install sentencepiece, or put the model's tokenizer.json beside it"
+    return f"{what}, and is damaged or of another kind; put the model's tokenizer.json beside it"
 
 
 def _auto_tokenizer() -> Any:
@@ -39,3 +54,14 @@ def _auto_tokenizer() -> Any:
 def pad_id(tokenizer: Tokenizer) -> int:
     """The pad token's id, or the end-of-text token's where there is none. Any id would do: padding is masked by position."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def check_known(rows: Iterable[Iterable[int]], tokenizer: Tokenizer, vocab_size: int, what: str) -> None:
+    """InputError for a token past the model's embeddings, in whose place the last row would be read without a word."""
+    beyond = sorted({int(token) for row in rows for token in row if token >= vocab_size})
+    if beyond:
+        named = ", ".join(f"{token} ({tokenizer.convert_ids_to_tokens(token)!r})" for token in beyond[:4])
+        raise InputError(
+            f"{what} hold tokens that the model has no embedding for: {named}{', …' * (len(beyond) > 4)}; it has {vocab_size:,}, "
+            f"and the tokenizer {len(tokenizer):,} tokens: resize the model's embeddings, or take the tokenizer that belongs to it"
+        )

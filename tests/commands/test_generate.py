@@ -176,3 +176,15 @@ def test_prompts_come_from_any_source_and_text_has_one_a_line(tmp_path):
     (tmp_path / "b.csv").write_text("question\n")
     with pytest.raises(InputError, match=r"b\.csv holds no prompt"):
         prompts_of(GenerateArguments(model="", prompt_file=str(tmp_path / "b.csv")))
+
+
+def test_a_line_of_prompts_ends_at_a_newline_only(tmp_path):
+    (tmp_path / "a.txt").write_bytes("one\u2028two\r\nthree".encode())
+    asked = GenerateArguments(model="", prompt_file=str(tmp_path / "a.txt"))
+    assert prompts_of(asked) == [{"prompt": "one\u2028two"}, {"prompt": "three"}]
+
+
+def test_keys_of_a_prompt_that_nothing_reads_are_named(tmp_path, capfd):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "q", "id": 7}')
+    prompts_of(GenerateArguments(model="", prompt_file=str(tmp_path / "a.jsonl")))
+    assert f"'id' is not used: 1 record ({tmp_path}/a.jsonl:1)" in capfd.readouterr().err

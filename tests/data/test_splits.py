@@ -85,7 +85,7 @@ def test_all_chunks_of_a_document_are_on_one_side(tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     data = DataConfig(train_file=str(folder), val_fraction=0.25, max_length=16, token_cache="")
     found = splits.load(data, seed=3)
-    ready = prepare(data, found, tokenizer, positions=16, seed=3)
+    ready = prepare(data, found, tokenizer, positions=16, vocab_size=len(tokenizer), seed=3)
     train, val = ({token for one in part.examples for token in one.tokens.tolist()} for part in ready.encoded.values())
     assert train & val == {tokenizer.eos_token_id}
     for name, part in ready.encoded.items():

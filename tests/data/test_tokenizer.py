@@ -5,6 +5,7 @@ import json
 import pytest
 from byte_tokenizer import make_tokenizer
 
+from bidora_jax.data import tokenizer
 from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import InputError
 
@@ -35,3 +36,24 @@ def test_a_tokenizer_that_wants_to_run_its_own_code_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot load the tokenizer"):
         load_tokenizer(tmp_path)
     assert not ran.exists()
+
+
+def test_a_tokenizer_of_sentencepiece_alone_names_the_package(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.model").write_bytes(b"not a model")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    monkeypatch.setattr(tokenizer, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install sentencepiece, or put the model"):
+        load_tokenizer(tmp_path)
+    monkeypatch.setattr(tokenizer, "find_spec", lambda name: name)
+    with pytest.raises(InputError, match="damaged or of another kind"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_token_that_has_no_embedding_is_refused(tmp_path):
+    made = make_tokenizer(tmp_path)
+    last = len(made) - 1
+    tokenizer.check_known([[0, last]], made, len(made), "the prompts")
+    with pytest.raises(
+        InputError, match=rf"the prompts hold tokens that the model has no embedding for: {last} \('.*'\); it has"
+    ):
+        tokenizer.check_known([[0, last]], made, last, "the prompts")

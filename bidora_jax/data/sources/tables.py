@@ -130,9 +130,17 @@ def _batch_rows(name: str, batch: Any, before: int) -> Iterator[SourceRow | Faul
     for at in range(batch.num_rows):
         place = f"{name} row {before + at + 1}"
         try:
-            yield SourceRow(place, values[at] if values is not None else batch.slice(at, 1).to_pylist()[0])
+            row = values[at] if values is not None else batch.slice(at, 1).to_pylist()[0]
+            yield SourceRow(place, {name: _as_written(value) for name, value in row.items()})
         except UnicodeDecodeError as error:
             yield Fault(place, f"holds a text that is not UTF-8 (byte 0x{error.object[error.start]:02x})")
+
+
+def _as_written(value: Any) -> Any:
+    """The value without the nulls that Arrow fills in: in a column of objects every object gets all keys of the others."""
+    if isinstance(value, dict):
+        return {key: _as_written(item) for key, item in value.items() if item is not None}
+    return [_as_written(item) for item in value] if isinstance(value, list) else value
 
 
 # Data sets
