@@ -4,11 +4,14 @@ Reads everything and refuses what is wrong before it writes the first byte of th
 writes the adapter, and the merged model when asked.
 """
 
+from pathlib import Path
+
 from bidora_jax.config import named, parse_train
 from bidora_jax.errors import InputError, command
 from bidora_jax.runs.assembly import assemble, describe, settle
 from bidora_jax.runs.checks import as_begun, check_config, check_folder
 from bidora_jax.runs.execution import run
+from bidora_jax.runs.folder import hold
 
 
 def main(argv: list[str]) -> None:
@@ -24,6 +27,9 @@ def main(argv: list[str]) -> None:
     dry = "dry_run" in given
     if not dry:
         check_folder(config, resume)
+        if resume:
+            with hold(Path(config.output_dir)):
+                pass  # a process that trains there is named before anything is read
     from bidora_jax.machine.allocator import keep_freed_memory
     from bidora_jax.machine.compile_cache import keep_compiled
     from bidora_jax.machine.memory import device_memory

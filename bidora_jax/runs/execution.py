@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from bidora_jax.config import Config
 from bidora_jax.runs.assembly import RunInputs, describe
-from bidora_jax.runs.folder import start_folder
+from bidora_jax.runs.folder import hold, start_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +46,11 @@ def run(
     describe(config, inputs)
     before = answers(config, inputs, problem.base)
     start_folder(config)
-    with logs.begin(config, inputs) as log, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
+    with (
+        hold(folder),
+        logs.begin(config, inputs) as log,
+        Checkpoints(folder / "checkpoints", config.keep) as checkpoints,
+    ):
         intervals = Intervals(config.eval_every, config.save_every, config.log_every)
         loop = (make_loop or Loop)(losses, log, checkpoints, intervals, logs.watchers(config, inputs))
         direction, magnitude = _train(config, problem, loop, checkpoints, first)

@@ -2,10 +2,17 @@
 
 config.json                                           written before anything else
 run.json   started, device, versions, parameters, records        at the start
+           stands_on: checksums of data and base (runs/foundation.py)
            peak_memory, result_loss, exact_matches, finished     at the end
+.lock      held by the process that trains; the system lets go of it however that process ends
 """
 
 import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +43,30 @@ def start_folder(config: Config) -> None:
         raise
 
 
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in the folder. InputError, naming it, when one does already."""
+    import fcntl
+
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(
+                f"{folder} is in use: {file.read().strip() or 'another process'} trains in it; wait until it has ended, stop "
+                "it, or choose another --output-dir"
+            ) from None
+        except OSError as error:  # some network file systems
+            print(f"{folder} cannot be locked ({error.strerror}): let one process train in it at a time")
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+        file.flush()
+        yield
+
+
+LOCK = ".lock"
 FACTS_FILE = "run.json"
 
 

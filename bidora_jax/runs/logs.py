@@ -25,17 +25,27 @@ def begin(config: Config, inputs: "RunInputs") -> "MetricsLog":
     from bidora_jax.machine import facts
     from bidora_jax.models.adapters.adapter import count, trainable
     from bidora_jax.models.base import dense_shapes
+    from bidora_jax.runs import foundation
     from bidora_jax.runs.folder import read_facts, write_facts
     from bidora_jax.training.metrics_log import MetricsLog
     from bidora_jax.training.watchers import tracking
 
     problem, folder = inputs.problem, Path(config.output_dir)
-    known = read_facts(folder)
+    known, stands_on = read_facts(folder), foundation.of(config, inputs)
+    foundation.check(folder, known.get("stands_on"), stands_on)
     started = known.get("started") or datetime.now().astimezone().isoformat(timespec="seconds")
     run_id = known.get("id") or uuid.uuid4().hex[:12]
     parameters = {"frozen": count(dense_shapes(problem.config, "float32"))} | trainable(problem.adapter, problem.config)
     records = {"train": packing.count(problem.train), "val": packing.count(problem.val), "test": len(inputs.test)}
-    write_facts(folder, id=run_id, started=started, parameters=parameters, records=records, **facts.machine())
+    write_facts(
+        folder,
+        id=run_id,
+        started=started,
+        parameters=parameters,
+        records=records,
+        stands_on=stands_on,
+        **facts.machine(),
+    )
     following = tracking.followers(
         folder, tensorboard=config.tensorboard, wandb=config.wandb, run_id=run_id, config=asdict(config)
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 from event_files import curves, without_clock
-from runs import BIDORA, SMALL, exit_status, inputs, metrics, process
+from runs import BIDORA, SMALL, contents, exit_status, inputs, metrics, process
 from safetensors.numpy import load_file
 
 from bidora_jax.config import parse_train, read, resolve, settled
@@ -37,7 +37,7 @@ RETRAIN = EVERY_STEP | {"grad_norm"}
 def test_a_run_leaves_its_folder_complete(finished_run):
     run = finished_run / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        "adapter", "changes.jsonl", "checkpoints", "config.json", "merged", "metrics.jsonl", "report", "run.json",
+        ".lock", "adapter", "changes.jsonl", "checkpoints", "config.json", "merged", "metrics.jsonl", "report", "run.json",
         "samples.jsonl", "tensorboard",
     ]  # fmt: skip
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["8", "9"]
@@ -143,6 +143,23 @@ def test_a_run_that_was_killed_three_times_ends_bit_equal_to_one_that_was_not(
             curves(whole / "tensorboard" / phase)
         )
     assert checkpoints(run) == checkpoints(whole)
+
+
+@pytest.mark.slow
+def test_a_resume_on_other_data_is_refused_and_changes_nothing(finished_run, tmp_path, capfd):
+    run = shutil.copytree(finished_run / "run", tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["stands_on"].keys() == {
+        "training data", "validation data", "tokenizer", "chat template", "base weights",
+    }  # fmt: skip
+    facts["stands_on"]["validation data"] = "another"
+    (run / "run.json").write_text(json.dumps(facts))
+    before = contents(run)
+    assert exit_status(["--config", str(run / "config.json"), "--output-dir", str(run), "--resume"]) == 2
+    assert "has changed since it began:\n  validation data\nput it back" in capfd.readouterr().err
+    assert {name: held for name, held in contents(run).items() if name != ".lock"} == {
+        name: held for name, held in before.items() if name != ".lock"
+    }
 
 
 # Roads
