@@ -43,12 +43,15 @@ COMMANDS = {
                       "Models with their parameters and memory, and what fits this machine."),
     "info": Command("bidora_jax.info", "bidora_jax.info:InfoArguments", "Versions, devices and this machine."),
 }  # fmt: skip
+OTHER_NAMES = {"list-models": "models"}
+"""Names of commands in the PyPI package bidora."""
 SHELLS = ("bash", "zsh")
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command that the first argument names, or says which there are."""
     name, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
+    name = OTHER_NAMES.get(name, name)
     if name in ("-h", "--help", "help"):
         print(help_text())
     elif name == "--version":

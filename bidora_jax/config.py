@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
 
+from bidora_jax import flags
 from bidora_jax.config_files import as_type, read_given, refuse_idle, set_unset, tree_of
 from bidora_jax.data.settings import DataConfig
 from bidora_jax.errors import InputError, program
@@ -74,7 +75,7 @@ class TrainArguments(Config):
     """Fine-tune a language model with BiDoRA, DoRA or LoRA."""
 
     config: str = ""
-    """Configuration file: configs/NAME.py, configs/NAME.py:ARGUMENT, or the config.json of a run folder."""
+    """Configuration file: configs/NAME.py, configs/NAME.py:ARGUMENT, a .yaml file, or the config.json of a run folder."""
     resume: bool = False
     """Go on from the last checkpoint of output_dir."""
     dry_run: bool = False
@@ -106,8 +107,13 @@ def parse_data(argv: Sequence[str]) -> tuple[Config, int]:
 
 
 def _parse(schema: Any, argv: Sequence[str], command: str) -> tuple[Config, Any]:
+    if {"--help", "-h"} & set(argv):
+        print(flags.help_text(command, (schema.__doc__ or "").strip()))
+        raise SystemExit(0)
     import tyro
 
+    argv = ["--help" if arg == "--help-all" else arg for arg in flags.written_out(argv)]
+    flags.check(schema, argv, command)
     path = _flag_value(argv, "config")
     given = read_given(path) if path else ConfigDict()
     sources = {name: _flag_value(argv, f"adapter.{name}") for name in ("preset", "path")}
@@ -126,7 +132,7 @@ def _parse(schema: Any, argv: Sequence[str], command: str) -> tuple[Config, Any]
 
 def named(argv: Sequence[str]) -> frozenset[str]:
     """Dotted names of the fields and switches that a command line sets."""
-    return frozenset(_name(arg) for arg in argv if arg.startswith("--"))
+    return frozenset(_name(arg) for arg in flags.written_out(argv) if arg.startswith("--"))
 
 
 def settled(new: Config, old: Config, names: Sequence[str]) -> Config:

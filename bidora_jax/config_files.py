@@ -7,6 +7,7 @@ key. Presets and the settings of an adapter folder fill in what is left unset.
 import dataclasses
 import inspect
 import json
+import re
 import runpy
 from pathlib import Path
 from types import UnionType
@@ -25,10 +26,12 @@ def read_given(path: str) -> ConfigDict:
     file = Path(f"{name}.py" if argument else name)
     if not file.is_file():
         raise InputError(f"configuration file {path} does not exist; configs/quickstart.py is an example of one")
-    if file.suffix == ".json":
-        return _read_json(file)
+    if file.suffix in (".json", ".yaml", ".yml"):
+        return _read_values(file)
     if file.suffix != ".py":
-        raise InputError(f"configuration file {path}: expected a .py file with get_config() or a config.json")
+        raise InputError(
+            f"configuration file {path}: expected a .py file with get_config(), a .yaml file or a config.json"
+        )
     namespace = runpy.run_path(str(file))
     if "get_config" not in namespace:
         raise InputError(f"configuration file {path} has no function get_config()")
@@ -51,19 +54,60 @@ def read_given(path: str) -> ConfigDict:
     return values
 
 
-def _read_json(file: Path) -> ConfigDict:
+def _read_values(file: Path) -> ConfigDict:
+    """The sections of a JSON or YAML file."""
+    kind = "JSON" if file.suffix == ".json" else "YAML"
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        values = json.loads(text, object_pairs_hook=_once) if kind == "JSON" else _parsed_yaml(text)
     except ValueError as error:
-        raise InputError(f"configuration file {file} is not JSON: {error}") from error
+        raise InputError(f"configuration file {file} is not {kind}: {error}") from error
     if not isinstance(values, dict):
-        raise InputError(f"configuration file {file}: expected a JSON object, found {type(values).__name__}")
+        raise InputError(f"configuration file {file}: expected a {kind} object, found {type(values).__name__}")
     return ConfigDict(
         {
             name: {key: _pairs(value) for key, value in section.items()} if isinstance(section, dict) else section
             for name, section in values.items()
         }
     )
+
+
+def _parsed_yaml(text: str) -> Any:
+    """YAML with the words of YAML 1.2: 2e-4 is a number, and no and off are words. ValueError for what is none."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Reads plain values only, and each key of an object once."""
+
+        def construct_mapping(self, node, deep=False):
+            return _once(
+                [
+                    (self.construct_object(key, deep=True), self.construct_object(value, deep=True))
+                    for key, value in node.value
+                ]
+            )
+
+    left = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"}
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in forms if tag not in left]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|false|False)$"), list("tTfF"))
+    number = re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The object of these pairs. ValueError for a key that is there twice: one of its values would be lost."""
+    keys = [key for key, _ in pairs]
+    twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} is there twice")
+    return dict(pairs)
 
 
 def _pairs(value: Any) -> Any:

@@ -18,7 +18,7 @@ from tiny import CONFIG
 import bidora_jax
 from bidora_jax import config as configuration
 from bidora_jax.config import Config, leaves, parse_train, read, resolve, to_json
-from bidora_jax.errors import InputError
+from bidora_jax.errors import InputError, command
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.adapters.targets import Site
 from bidora_jax.models.architectures.decoder import ATTENTION, LINEARS
@@ -319,21 +319,21 @@ def test_a_value_of_the_command_line_stands_over_the_files(file):
 )  # fmt: skip
 def test_a_command_line_that_does_not_fit_is_refused(argv, said, capsys):
     with pytest.raises(SystemExit) as stopped:
-        parse_train(argv)
+        command(parse_train, argv)
     out, err = capsys.readouterr()
     assert (stopped.value.code, out) == (2, "")
     assert said in err
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "export"])
-def test_help_needs_neither_a_model_nor_jax(command):
+@pytest.mark.parametrize("name", ["train", "evaluate", "export"])
+def test_help_needs_neither_a_model_nor_jax(name):
     code = (
-        f"import sys\nfrom bidora_jax import {command}\ntry:\n    {command}.main(['--help'])\n"
+        f"import sys\nfrom bidora_jax import {name}\ntry:\n    {name}.main(['--help'])\n"
         "except SystemExit as stopped:\n    print(stopped.code, sorted({'jax', 'transformers'} & sys.modules.keys()))"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.endswith("\n0 []\n")
-    assert {"train": "--adapter.target-modules", "evaluate": "--data-file", "export": "--format"}[command] in run.stdout
+    assert {"train": "--train-file", "evaluate": "--data-file", "export": "--format"}[name] in run.stdout
 
 
 # Round trip, files, fields

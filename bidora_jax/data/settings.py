@@ -25,6 +25,8 @@ class DataConfig:
     """Pairs of a record's key and the column that holds it, where it has another name: instruction question output answer."""
     duplicates: Literal["report", "drop", "refuse"] = "report"
     """Records that are in two splits, or twice in one: said; left out of train; or no reason to start at all."""
+    max_samples: int = 0
+    """At most this many records of train_file, the first ones; 0 takes all. A val_fraction is split off them."""
     test_limit: int = 0
     """At most this many test records; 0 takes all."""
     max_length: int = 1024

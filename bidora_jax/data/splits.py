@@ -69,12 +69,14 @@ def load(data: DataConfig, seed: int) -> Splits:
     unused = [f"{use}: {line}" for use, part in parts.items() for line in unused_keys(part.records)]
     empty = Part([], [], [])
     train, val, test = (parts.get(use, empty) for use in given)
+    first = [f"train: the first {data.max_samples} of {len(train.records)} records"] * bool(data.max_samples)
+    train = train.take(range(len(train.records))[: data.max_samples or None])
     if data.val_fraction:
         in_val = held_out(train.keys, data.val_fraction, seed)
         train, val = train.take(np.flatnonzero(~in_val).tolist()), train.take(np.flatnonzero(in_val).tolist())
     train, notes = _without_copies({"train": train, "val": val, "test": test}, data.duplicates)
     train, shares = _weighted(train, names(data.train_file), data.weights, seed)
-    return Splits(train, val, test, unused + notes + shares)
+    return Splits(train, val, test, first + unused + notes + shares)
 
 
 def names(source: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -23,7 +23,8 @@ def check_config(config: Config) -> None:
     wrong = tracking.missing([name for name in ("tensorboard", "wandb") if getattr(config, name)])
     least_one = {"data.batch_size", "data.accumulation", "data.buckets", "search.lower_steps", "keep", "max_new_tokens",
                  "model.attention_chunk", "model.loss_chunk", "samples.count", "samples.max_new_tokens"}  # fmt: skip
-    least_zero = {"seed", "log_every", "eval_every", "save_every", "data.test_limit", "search.epochs", "search.steps",
+    least_zero = {"seed", "log_every", "eval_every", "save_every", "data.test_limit", "data.max_samples",
+                  "search.epochs", "search.steps",
                   "search.gram_penalty", "search.patience", "retrain.epochs", "retrain.steps", "retrain.learning_rate",
                   "outer.multiplier", "samples.every", "samples.temperature"}  # fmt: skip
     for name, value in leaves(config):

@@ -75,7 +75,7 @@ def test_flags_go_through_and_so_does_the_exit_status():
 
 
 def test_help_of_train_is_in_sections_with_defaults():
-    said = run("train", "--help").stdout
+    said = run("train", "--help-all").stdout
     for section in ("model", "adapter", "data", "inner", "outer", "search", "retrain", "samples"):
         assert f"─ {section} options ─" in said
     assert "(default: runs/default)" in said and "(default: bidora)" in said

@@ -65,7 +65,8 @@ def check_file(path: Path) -> None:
         raise InputError(f"no data file at {path}: it is a link to {path.readlink()}, which does not exist")
     if not path.is_file():
         what = " (it is a folder)" if path.is_dir() else ""
-        raise InputError(f"no data file at {path}{what}; check the path: a relative one starts from {Path.cwd()}")
+        hub = "" if what or path.suffix or len(path.parts) > 1 else ", and a data set on the hub is named ORG/NAME"
+        raise InputError(f"no data file at {path}{what}; check the path: a relative one starts from {Path.cwd()}{hub}")
 
 
 def opened(path: Path) -> BinaryIO:
