@@ -12,7 +12,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 
 import bidora_jax
-from bidora_jax import cli
+from bidora_jax import cli, flags
 from bidora_jax.config import Config, TrainArguments, leaves
 
 PACKAGE = Path(bidora_jax.__file__).parent
@@ -111,7 +111,8 @@ def test_every_other_flag_is_that_of_a_command(document):
         flag for path in (ROOT / "benchmarks").rglob("*.py") for flag in script_flags(str(path.relative_to(ROOT)))
     }
     known = {f"--{name.replace('_', '-')}" for command in cli.COMMANDS for name in fields(command)} | scripts | OTHERS
-    known |= {"--help", *(f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainArguments))}
+    known |= {"--help", "--help-all", *(name for one in flags.SHORT for name in one.names)}
+    known |= {*(f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainArguments))}
     assert sorted(set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", read(document))) - known) == []
 
 
