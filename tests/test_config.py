@@ -183,8 +183,8 @@ def test_the_records_for_qwen3_are_read():
 
 def test_a_file_that_is_missing_or_of_another_kind(tmp_path):
     assert "does not exist; configs/quickstart.py is an example" in refused(str(tmp_path / "none.py"))
-    (tmp_path / "c.yaml").write_text("seed: 1")
-    assert "expected a .py file with get_config() or a config.json" in refused(str(tmp_path / "c.yaml"))
+    (tmp_path / "c.toml").write_text("seed = 1")
+    assert "expected a .py file with get_config(), a .yaml file or a config.json" in refused(str(tmp_path / "c.toml"))
     with pytest.raises(InputError, match="--config needs a value"):
         parse_train(["--config"])
 
