@@ -74,7 +74,8 @@ PACKAGES = {
     "training.watchers": {"jaxtyping", "tensorboardX", "wandb"},  # the last two on request only
     "planning": ARRAYS,
     "config": {"ml_collections", "tyro"},
-    "config_files": {"ml_collections"},
+    "config_files": {"ml_collections", "yaml"},
+    "flags": set(),
     "runs": ARRAYS | {"rich"},
     "commands": {"rich", "tyro"},
     "quickstart": ARRAYS | {"optax", "tokenizers"},
