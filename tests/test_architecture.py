@@ -204,6 +204,7 @@ def test_each_room_uses_its_own_packages_only():
     for name, path in modules().items():
         place = room(name)
         while place not in PACKAGES:
+            assert place, f"{name}: PACKAGES has no line for it"
             place = place.rpartition(".")[0]
         others = {found.partition(".")[0] for found in imports(path)} - sys.stdlib_module_names - {PACKAGE.name}
         used[place] |= others
