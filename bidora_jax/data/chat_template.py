@@ -21,6 +21,7 @@ without. TRL does the same for {prompt, completion}; its training template keeps
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -76,6 +77,7 @@ def render(turns: Sequence[Turn], tokenizer: Tokenizer, tools: list[Any] | None 
 
 WORD = "Rindfleischetikettierung"
 """An answer that no template writes by itself."""
+QUESTION = [{"role": "user", "content": "question"}]
 
 
 def _own_opening(turns: Sequence[Turn], tokenizer: Tokenizer, tools: list[Any] | None, text: str) -> str:
@@ -87,16 +89,24 @@ def _own_opening(turns: Sequence[Turn], tokenizer: Tokenizer, tools: list[Any] |
 
 def opens_answers(tokenizer: Tokenizer) -> bool:
     """Whether the template opens an answer where it is asked to (add_generation_prompt)."""
-    asking = [{"role": "user", "content": WORD}]
-    asked, plain = (_render(asking, tokenizer, None, ask=ask) for ask in (True, False))
+    return _opens_answers(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=8)
+def _opens_answers(tokenizer: Tokenizer, template: str) -> bool:
+    del template  # a tokenizer can be given another one
+    try:
+        asked, plain = (_render(QUESTION, tokenizer, None, ask=ask) for ask in (True, False))
+    except BadRecord:  # it wants more than a question: nothing is known of it, and nothing added
+        return True
     return asked != plain
 
 
 def has_own_opening(tokenizer: Tokenizer) -> bool:
     """Whether the template writes a header before an answer, and does not open one where it is asked to."""
-    asking = [{"role": "user", "content": WORD.lower()}]
-    text = _render(asking, tokenizer, None, ask=True)
-    return not opens_answers(tokenizer) and bool(_own_opening(asking, tokenizer, None, text))
+    if opens_answers(tokenizer):
+        return False
+    return bool(_own_opening(QUESTION, tokenizer, None, _render(QUESTION, tokenizer, None, ask=True)))
 
 
 def end_of_turn(tokenizer: Tokenizer) -> int | None:

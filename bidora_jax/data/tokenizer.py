@@ -58,7 +58,9 @@ def pad_id(tokenizer: Tokenizer) -> int:
 
 def check_known(rows: Iterable[Iterable[int]], tokenizer: Tokenizer, vocab_size: int, what: str) -> None:
     """InputError for a token past the model's embeddings, in whose place the last row would be read without a word."""
-    beyond = sorted({int(token) for row in rows for token in row if token >= vocab_size})
+    beyond = sorted(
+        {token for row in rows if max(row, default=0) >= vocab_size for token in map(int, row) if token >= vocab_size}
+    )
     if beyond:
         named = ", ".join(f"{token} ({tokenizer.convert_ids_to_tokens(token)!r})" for token in beyond[:4])
         raise InputError(
