@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from bidora_jax import flags
 from bidora_jax.config_files import as_type, read_given, refuse_idle, set_unset, tree_of
 from bidora_jax.data.settings import DataConfig
-from bidora_jax.errors import InputError, program
+from bidora_jax.errors import TEXTS, InputError, program
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training.settings import (
@@ -164,7 +164,8 @@ def resolve(tree: ConfigDict) -> Config:
         for item in dataclasses.fields(schema):
             kind = get_type_hints(schema)[item.name]
             value = values[item.name]
-            parts[item.name] = build(kind, value) if isinstance(value, ConfigDict) else at_home(as_type(kind, value))
+            found = build(kind, value) if isinstance(value, ConfigDict) else as_type(kind, value)
+            parts[item.name] = found if item.name in TEXTS else at_home(found)
         return schema(**parts)
 
     return build(Config, tree)

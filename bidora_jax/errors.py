@@ -40,7 +40,7 @@ def program(name: str) -> str:
 def command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """Runs a command line; an InputError or a full disk becomes one message on stderr and exit status 2.
 
-    A path of the home folder may stand right after a flag's "=", where the shell leaves it as it is. What the terminal's encoding
+    A path of the home folder may stand right after a flag's "=", where some shells leave it as it is. What the terminal's encoding
     can't show is printed as "?".
     """
     for stream in (sys.stdout, sys.stderr):
@@ -67,9 +67,14 @@ def command(main: Callable[[list[str]], None], argv: list[str] | None = None) ->
 
 
 def _at_home(arg: str) -> str:
-    """The argument with the home folder written out in --flag=~/path and in ~/path."""
-    flag, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
-    return flag + equals + (os.path.expanduser(value) if value.startswith("~/") else value)
+    """The argument with the home folder written out in --flag=~/path; a prompt stays as it is."""
+    flag, equals, value = arg.partition("=")
+    path = flag.startswith("--") and value.startswith("~/") and flag.rpartition(".")[2].lstrip("-") not in TEXTS
+    return flag + equals + (os.path.expanduser(value) if path else value)
+
+
+TEXTS = ("prompt", "prompts", "system")
+"""Last parts of flags whose values are no paths."""
 
 
 def _refuse(message: str) -> int:

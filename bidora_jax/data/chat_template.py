@@ -124,11 +124,15 @@ def end_of_turn(tokenizer: Tokenizer) -> int | None:
 
 
 def _render(turns: Sequence[Turn], tokenizer: Tokenizer, tools: list[Any] | None, *, ask: bool) -> str:
-    """What the template writes. Some templates read the arguments of a call as an object, others as its JSON text."""
-    shown, problem = for_template(turns), None
+    return _applied(turns, tokenizer, tools=tools, tokenize=False, add_generation_prompt=ask)
+
+
+def _applied(turns: Sequence[Turn], tokenizer: Tokenizer, **how: Any) -> Any:
+    """What the template makes of the turns. Some read the arguments of a call as an object, others as its JSON text."""
+    shown, problem = _for_template(turns), None
     for form in (shown, [{**turn, **_as_text(turn)} for turn in shown]):
         try:
-            return tokenizer.apply_chat_template(form, tools=tools, tokenize=False, add_generation_prompt=ask)
+            return tokenizer.apply_chat_template(form, **how)
         except Exception as error:  # a template is a program: it can raise anything
             problem = problem or error
             if not any("tool_calls" in turn for turn in shown):
@@ -137,7 +141,7 @@ def _render(turns: Sequence[Turn], tokenizer: Tokenizer, tools: list[Any] | None
     raise BadRecord(f"the tokenizer's chat template refuses the turns {roles}: {problem}") from problem
 
 
-def for_template(turns: Sequence[Turn]) -> list[Turn]:
+def _for_template(turns: Sequence[Turn]) -> list[Turn]:
     """The turns without what is meant for training."""
     return [{key: value for key, value in turn.items() if key != WEIGHT} for turn in turns]
 
@@ -261,10 +265,8 @@ def _tokenised_apart(text: str, borders: list[int], tokenizer: Tokenizer) -> Enc
 
 def _marked(turns: Sequence[Turn], numbers: Sequence[int], tokenizer: Tokenizer, tools: list[Any] | None) -> Tokens:
     """The conversation's tokens; trained are those that the template's marks enclose, one run for each turn of the assistant."""
-    text = render(turns, tokenizer, tools)  # raises BadRecord where the template refuses the turns
-    found = tokenizer.apply_chat_template(
-        for_template(turns), tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    text = render(turns, tokenizer, tools)
+    found = _applied(turns, tokenizer, tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     ids, marks = found["input_ids"], [0, *found["assistant_masks"], 0]
     starts = [at for at in range(len(ids)) if marks[at + 1] and not marks[at]]
     ends = [at + 1 for at in range(len(ids)) if marks[at + 1] and not marks[at + 2]]

@@ -1,10 +1,12 @@
 """The tokenizer of a model folder, as transformers reads it."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bidora_jax.errors import InputError
 
@@ -56,11 +58,10 @@ def pad_id(tokenizer: Tokenizer) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def check_known(rows: Iterable[Iterable[int]], tokenizer: Tokenizer, vocab_size: int, what: str) -> None:
+def check_known(rows: Iterable[Sequence[int] | np.ndarray], tokenizer: Tokenizer, vocab_size: int, what: str) -> None:
     """InputError for a token past the model's embeddings, in whose place the last row would be read without a word."""
-    beyond = sorted(
-        {token for row in rows if max(row, default=0) >= vocab_size for token in map(int, row) if token >= vocab_size}
-    )
+    tokens = np.unique(np.concatenate([np.asarray(row, np.int64) for row in rows] or [np.zeros(0, np.int64)]))
+    beyond = tokens[tokens >= vocab_size].tolist()
     if beyond:
         named = ", ".join(f"{token} ({tokenizer.convert_ids_to_tokens(token)!r})" for token in beyond[:4])
         raise InputError(

@@ -129,8 +129,8 @@ def test_usage_names_the_command_as_it_was_called(monkeypatch, called):
 def test_the_home_folder_is_written_out_after_a_flag_and_in_a_configuration(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/home/ann")
     seen = []
-    command(seen.append, ["--output-dir=~/x", "~/y", "--prompt", "a~/b", "--a=~"])
-    assert seen == [["--output-dir=/home/ann/x", "/home/ann/y", "--prompt", "a~/b", "--a=~"]]
+    command(seen.append, ["--output-dir=~/x", "~/y", "--prompt=~/b", "--samples.prompts=~/c", "--a=~"])
+    assert seen == [["--output-dir=/home/ann/x", "~/y", "--prompt=~/b", "--samples.prompts=~/c", "--a=~"]]
     (tmp_path / "c.json").write_text('{"output_dir": "~/runs", "data": {"train_file": ["~/a.jsonl", "b.jsonl"]}}')
     found, _ = parse_train(["--config", str(tmp_path / "c.json")])
     assert (found.output_dir, found.data.train_file) == ("/home/ann/runs", ("/home/ann/a.jsonl", "b.jsonl"))
