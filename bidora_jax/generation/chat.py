@@ -123,6 +123,6 @@ class Talk:
             for piece in pieces:
                 print(spoken.add(piece[0].tokens), end="", flush=True)
         except KeyboardInterrupt:
-            pass
+            pass  # it cuts this answer, and the chat goes on
         print(spoken.rest(), flush=True)
         self.turns = [*turns, conversation.said_by("assistant", spoken.text)]

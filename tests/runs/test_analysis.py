@@ -43,6 +43,13 @@ def test_a_fit_without_spread_is_not_defined(given, slope, correlation):
     assert (found["slope"], found["correlation"]) == (slope, pytest.approx(correlation) if correlation else None)
 
 
+def test_a_change_relative_to_nothing_is_a_dash(capsys):
+    whole = point(1.0, 2.0) | {"checkpoint": 3, "relative": float("inf"), "module": "q_proj"}
+    analysis.show({"points": [whole], "fits": {"q_proj": {"slope": None, "correlation": None}}})
+    said = capsys.readouterr().out
+    assert "inf" not in said and "│        – │" in said
+
+
 def test_checkpoints_of_every_phase_give_direction_and_magnitude(tmp_path):
     """Written as the loop writes them: the state, and what the phase will hand on."""
     d, m, other = (
