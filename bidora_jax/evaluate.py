@@ -74,7 +74,7 @@ def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]
     opened = open_folder(arguments)
     how = {"max_length": arguments.max_length, "loss_on": arguments.loss_on, "long": arguments.long}
     split, kept = token_cache.encode_all(given, opened.tokenizer, arguments.token_cache, **how)
-    for line in (*unused_keys(given), *split.notes, *([kept] if kept else [])):
+    for line in (*unused_keys(given), *encoding.remarks_of(split, given), *([kept] if kept else [])):
         print(line, file=sys.stderr, flush=True)
     tokens = (example.tokens for example in split.examples)
     check_known(tokens, opened.tokenizer, opened.config.vocab_size, arguments.data_file)

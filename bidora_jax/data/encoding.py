@@ -52,6 +52,9 @@ text before it. That leaves 2 % of packed rows empty. Chunks of equal length wou
 row, they would leave 45 % empty."""
 
 
+DOUBLED = "a token that begins or ends a text stands twice in a row, as the records hold what is added to them"
+
+
 class Example(NamedTuple):
     tokens: Int32[np.ndarray, " T"]
     trained: Bool[np.ndarray, " T"]  # the tokens to be predicted; never the first, which has nothing before it
@@ -63,7 +66,9 @@ class Split(NamedTuple):
     examples: list[Example]  # each has at least one trained token
     n_truncated: int  # records of more than max_length tokens: cut, or left out
     n_untrained: int  # records dropped because no token of theirs is trained
-    notes: tuple[str, ...] = ()  # what the tokens do not hold of the records, in lines
+    remarks: dict[
+        str, list[int]
+    ] = {}  # what a user should know of some records' tokens, and the numbers of those records
 
     @property
     def chunks(self) -> list[int]:
@@ -134,7 +139,7 @@ def encode_all(
     Raises InputError when no record has a trained token, for records that the chat template can't write, and for long ones
     that are refused; the last two messages name all of them.
     """
-    encoded, notes = _encode(records, tokenizer, max_length, loss_on, long)
+    encoded, remarks = _encode(records, tokenizer, max_length, loss_on, long)
     too_long = [records[example.record] for example in encoded if example.truncated]
     if too_long and long == "refuse":
         raise InputError(
@@ -153,24 +158,31 @@ def encode_all(
             "fill the responses in, raise data.max_length or set data.loss_on to all"
         )
     untrained = {example.record for example in kept} - {example.record for example in examples}
-    return Split(examples, len(too_long), len(untrained), notes)
+    return Split(examples, len(too_long), len(untrained), remarks)
+
+
+def remarks_of(split: Split, records: Sequence[Record]) -> list[str]:
+    """The remarks on the records that the split was made of, with the places of those records, in lines."""
+    return [
+        f"{what}: {in_records([records[number].place for number in found])}" for what, found in split.remarks.items()
+    ]
 
 
 def _encode(
     records: list[Record], tokenizer: Tokenizer, max_length: int, loss_on: LossOn, long: Long
-) -> tuple[list[Example], tuple[str, ...]]:
-    """The examples of every record, in order, each record's at least one; and lines on what their tokens do not hold."""
+) -> tuple[list[Example], dict[str, list[int]]]:
+    """The examples of every record, in order, each record's at least one; and the remarks of a Split."""
     talks = [record for record in records if is_conversation(record)]
     texts = [record for record in records if not is_conversation(record)]
     of_talks, of_texts = iter(_of_talks(talks, tokenizer, loss_on)), iter(_of_texts(texts, tokenizer, loss_on))
-    examples, unwritten, doubled = [], {}, []
+    examples, remarks = [], {}
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
     for number, record in enumerate(records):
         tokens, trained, left_out = next(of_talks if is_conversation(record) else of_texts)
         for part in left_out:
-            unwritten.setdefault(part, []).append(record.place)
+            remarks.setdefault(f"{part}: not in the text that the chat template writes", []).append(number)
         if any(one == other and one in ends for one, other in pairwise(tokens)):
-            doubled.append(record.place)
+            remarks.setdefault(DOUBLED, []).append(number)
         whole = long == "split" and is_text(record)
         lengths = chunk_lengths(len(tokens), max_length) if whole else [min(len(tokens), max_length)]
         stops = np.cumsum(lengths).tolist()
@@ -178,15 +190,7 @@ def _encode(
             part, mask = np.array(tokens[stop - length : stop], np.int32), np.array(trained[stop - length : stop], bool)
             mask[:1] = False
             examples.append(Example(part, mask, stop == stops[-1] < len(tokens), number))
-    notes = [
-        f"{part}: not in the text that the chat template writes, {in_records(at)}" for part, at in unwritten.items()
-    ]
-    if doubled:
-        notes.append(
-            "a token that begins or ends a text stands twice in a row, as the records hold what the template adds: "
-            f"{in_records(doubled)}"
-        )
-    return examples, tuple(notes)
+    return examples, remarks
 
 
 def chunk_lengths(count: int, most: int) -> list[int]:

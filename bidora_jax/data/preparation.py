@@ -8,7 +8,7 @@ from typing import NamedTuple
 from bidora_jax.data import chat_template, packing, token_cache
 from bidora_jax.data import tokenizer as tokens
 from bidora_jax.data.batches import Examples
-from bidora_jax.data.encoding import Split
+from bidora_jax.data.encoding import Split, remarks_of
 from bidora_jax.data.records import Record, is_conversation
 from bidora_jax.data.settings import DataConfig
 from bidora_jax.data.splits import Splits
@@ -41,7 +41,7 @@ def prepare(
             found, kept = token_cache.encode_all(part, tokenizer, data.token_cache, **settings)
             encoded[name] = _numbered(found, len(given["train"]) if name == "val" else 0)
             notes += [f"{name}: {describe(found, data.max_length, data.long)}", *([kept] if kept else [])]
-            notes += [f"{name}: {note}" for note in found.notes]
+            notes += [f"{name}: {line}" for line in remarks_of(found, part)]
     for name, part in encoded.items():
         tokens.check_known(
             (example.tokens for example in part.examples), tokenizer, vocab_size, f"the records of {name}"

@@ -107,9 +107,7 @@ def read(path: Path) -> Split:
         raise ValueError("its content is not what was written")
     columns = [_parted(tensors[field], tensors[f"{field} lengths"], field) for field in Example._fields]
     examples = [Example(*row) for row in zip(*columns, strict=True)]
-    others: dict[str, Any] = {field: json.loads(value) for field, value in counts.items()}
-    notes = tuple(others.pop("notes"))
-    return Split(examples, **others, notes=notes)
+    return Split(examples, **{field: json.loads(value) for field, value in counts.items()})
 
 
 def _joined(values: list[Any]) -> Shaped[np.ndarray, " N"]:

@@ -11,7 +11,7 @@ from chat_templates import CHATML, LLAMA3, MISTRAL, QWEN3, chat_tokenizer, marke
 from turns import said, turn
 
 from bidora_jax.data import splits
-from bidora_jax.data.encoding import encode_all, read_records
+from bidora_jax.data.encoding import DOUBLED, encode_all, read_records, remarks_of
 from bidora_jax.data.records import BadRecord, question, record, unused_keys
 from bidora_jax.data.settings import DataConfig
 from bidora_jax.errors import InputError
@@ -111,7 +111,7 @@ def test_thoughts_left_out_of_earlier_answers_are_said(tokenizer):
     talk = record({"messages": said("q", "<think>hm</think>a", "r", "b")}, "f:3")
     found = encode_all([talk], tokenizer, max_length=99, loss_on="turns")
     what = "the thoughts of a turn of the assistant: not in the text that the chat template writes"
-    assert found.notes == (f"{what}, 1 record (f:3)",)
+    assert remarks_of(found, [talk]) == [f"{what}: 1 record (f:3)"]
 
 
 @pytest.mark.parametrize("template", [LLAMA3, CHATML])
@@ -130,8 +130,8 @@ def test_tools_names_and_ids_that_the_template_does_not_write_are_said(tokenizer
         turn("assistant", "b"),
     ]
     row = record({"messages": turns, "tools": [{"function": {"name": "f"}}]}, "f:1")
-    notes = encode_all([row], tokenizer, max_length=99, loss_on="response").notes
-    assert [note.partition(":")[0] for note in notes] == [
+    found = encode_all([row], tokenizer, max_length=99, loss_on="response").remarks
+    assert [remark.partition(":")[0] for remark in found] == [
         "the name of a turn of the user", "the tool_call_id of a turn of the tool", "tools",
     ]  # fmt: skip
 
@@ -258,10 +258,10 @@ def test_a_beginning_of_text_that_a_record_has_is_not_added_again(tmp_path):
 
 def test_a_doubled_token_in_a_conversation_is_said(tokenizer):
     tokenizer.chat_template = CHATML
-    found = encode_all([record({"messages": said("q", f"a{E}")}, "f:9")], tokenizer, max_length=99, loss_on="response")
-    assert len(found.notes) == 1 and "stands twice in a row" in found.notes[0] and "f:9" in found.notes[0]
-    found = encode_all([record({"messages": said("q", "a")})], tokenizer, max_length=99, loss_on="response")
-    assert found.notes == ()
+    rows = [record({"messages": said("q", answer)}, f"f:{n}") for n, answer in enumerate(("a", f"a{E}"))]
+    found = encode_all(rows, tokenizer, max_length=99, loss_on="response")
+    assert found.remarks == {DOUBLED: [1]}
+    assert remarks_of(found, rows) == [f"{DOUBLED}: 1 record (f:1)"]
 
 
 def test_a_template_that_opens_no_answer_does_not_train_its_header(tokenizer):

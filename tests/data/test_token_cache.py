@@ -126,3 +126,18 @@ def test_the_least_recently_used_go_first(folder, tokenizer, monkeypatch):
     encoded(folder, tokenizer, max_length=80)
     assert len(list((folder / "cache").iterdir())) == 2
     assert [encoded(folder, tokenizer, max_length=length)[1].split()[1] for length in (50, 80)] == ["read", "read"]
+
+
+def test_remarks_name_the_places_of_the_records_that_were_given(folder, tokenizer):
+    """The tokens of the same records under another name are read, and nothing of the old name with them."""
+    turns = [{"role": "user", "content": "a", "name": "b"}, {"role": "assistant", "content": "c"}]
+    for file in ("old.jsonl", "new.jsonl"):
+        given = [
+            Record({"text": "x"}, f"{file}:1"),
+            Record({"messages": turns, "tools": [{"name": "zz"}]}, f"{file}:2"),
+        ]
+        split, said = encoded(folder, tokenizer, given)
+        assert encoding.remarks_of(split, given)[-1] == (
+            f"tools: not in the text that the chat template writes: 1 record ({file}:2)"
+        )
+    assert said.startswith("tokens read")
