@@ -66,9 +66,8 @@ class Split(NamedTuple):
     examples: list[Example]  # each has at least one trained token
     n_truncated: int  # records of more than max_length tokens: cut, or left out
     n_untrained: int  # records dropped because no token of theirs is trained
-    remarks: dict[
-        str, list[int]
-    ] = {}  # what a user should know of some records' tokens, and the numbers of those records
+    remarks: dict[str, list[int]]
+    """What a user should know of some records' tokens, and the numbers of those records."""
 
     @property
     def chunks(self) -> list[int]:
