@@ -97,7 +97,7 @@ def _parsed_yaml(text: str) -> Any:
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
     try:
         return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, TypeError) as error:  # TypeError: a list as a key
         raise ValueError(" ".join(str(error).split())) from error
 
 

@@ -46,16 +46,13 @@ def run(
     describe(config, inputs)
     before = answers(config, inputs, problem.base)
     start_folder(config)
-    with (
-        hold(folder),
-        logs.begin(config, inputs) as log,
-        Checkpoints(folder / "checkpoints", config.keep) as checkpoints,
-    ):
-        intervals = Intervals(config.eval_every, config.save_every, config.log_every)
-        loop = (make_loop or Loop)(losses, log, checkpoints, intervals, logs.watchers(config, inputs))
-        direction, magnitude = _train(config, problem, loop, checkpoints, first)
-    _finish(config, inputs, direction, magnitude, before, losses)
-    logs.end(config)
+    with hold(folder):
+        with logs.begin(config, inputs) as log, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
+            intervals = Intervals(config.eval_every, config.save_every, config.log_every)
+            loop = (make_loop or Loop)(losses, log, checkpoints, intervals, logs.watchers(config, inputs))
+            direction, magnitude = _train(config, problem, loop, checkpoints, first)
+        _finish(config, inputs, direction, magnitude, before, losses)
+        logs.end(config)
     seconds = time.monotonic() - began
     print(f"finished in {seconds:.0f} s; {loop.waited / seconds:.1%} of it the device waited for data")
 
