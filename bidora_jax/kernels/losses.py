@@ -47,6 +47,18 @@ def cross_entropy_sum(
     return _frozen_sum(chunk, x, embedding, targets, weights, empty, means)
 
 
+def cross_entropy_and_hits(
+    x: Float[Array, "N D"],
+    embedding: Float[Array, "V D"],
+    targets: Int[Array, " N"],
+    weights: Float[Array, " N"],
+    *,
+    chunk: int,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The same sum, and the weighted number of tokens whose target has the largest logit. Has no derivative."""
+    return _by_span(partial(_loss_and_hits, chunk), x, embedding, targets, weights)
+
+
 def trained_cross_entropy_sum(
     x: Float[Array, "N D"],
     embedding: Float[Array, "V D"],
@@ -68,12 +80,11 @@ def trained_cross_entropy_sum(
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _frozen_sum(chunk: int, x, embedding, targets, weights, empty, means):
     del empty, means
-    return _by_span(partial(_loss_and_slope, chunk, slope=False), x, embedding, targets, weights)[0]
+    return _by_span(partial(_loss_and_hits, chunk), x, embedding, targets, weights)[0]
 
 
 def _frozen_sum_forward(chunk: int, x, embedding, targets, weights, empty, means):
-    one = partial(_loss_and_slope, chunk, slope=True)
-    loss, slopes, found = _by_span(one, x, embedding, targets, weights, means)
+    loss, slopes, found = _by_span(partial(_loss_and_slope, chunk), x, embedding, targets, weights, means)
     return loss, (slopes, None if empty is None else found)
 
 
@@ -112,14 +123,16 @@ def _in_chunks(chunk: int, first: Array, *more: Array | None) -> tuple[Any, ...]
 
 
 def _by_span(one, x, embedding, *rest: Array | None):
-    """one(x, embedding, targets, weights, …) of at most SPAN tokens at a time: the sum of the losses, and what else it makes."""
+    """one(x, embedding, targets, weights, …) of at most SPAN tokens at a time: sums are added up, what it makes of each token is
+    joined."""
     spans = -(-x.shape[0] // SPAN)
     if spans == 1:
         return one(x, embedding, *rest)
     parts = _in_chunks(-(-x.shape[0] // spans), x, *rest)
-    sums, *others = jax.lax.map(lambda part: one(part[0], embedding, *part[1:]), parts)
-    whole = jax.tree.map(lambda stack: stack.reshape(-1, x.shape[1])[: x.shape[0]], others)
-    return jnp.sum(sums), *whole
+    made = jax.lax.map(lambda part: one(part[0], embedding, *part[1:]), parts)
+    return jax.tree.map(
+        lambda stack: jnp.sum(stack) if stack.ndim == 1 else stack.reshape(-1, x.shape[1])[: x.shape[0]], tuple(made)
+    )
 
 
 def _loss_and_slope(
@@ -129,43 +142,76 @@ def _loss_and_slope(
     targets: Int[Array, " N"],
     weights: Float[Array, " N"],
     means: Float[Array, "N D"] | None = None,
-    *,
-    slope: bool,
-) -> tuple[Float[Array, ""], Float[Array, "N D"] | None, Float[Array, "N D"] | None]:
-    """The weighted sum of the tokens' losses and, if asked for, its gradient with respect to x and softmax(x·Eᵀ)·E.
+) -> tuple[Float[Array, ""], Float[Array, "N D"], Float[Array, "N D"]]:
+    """The weighted sum of the tokens' losses, its gradient with respect to x, and softmax(x·Eᵀ)·E.
 
     Over the blocks b of E, with m the largest logit so far, s = Σ exp(l − m) and a = Σ exp(l − m)·E:
 
         m' = max(m, max l_b),   s ← s·exp(m − m') + Σ exp(l_b − m'),   a ← a·exp(m − m') + exp(l_b − m')·E_b
     """
-    tokens, vocabulary = x.shape[0], embedding.shape[0]
-    block = _block(chunk, tokens, vocabulary)
-    zeros = jnp.zeros(tokens, wide(x.dtype))
+
+    def step(carried, rows, logits, first):
+        del first
+        top, total, sums = carried
+        highest, powers, shrunk = _under(top, logits)
+        total = total * shrunk + jnp.sum(powers, axis=1)
+        sums = sums * shrunk[:, None] + dot(powers.astype(x.dtype), rows, -1, -2)
+        return highest, total, sums
+
+    zeros = jnp.zeros(x.shape[0], wide(x.dtype))
+    start = zeros - jnp.inf, zeros, jnp.zeros(x.shape, zeros.dtype)
+    top, total, sums = _over_blocks(chunk, x, embedding, step, start)
+    loss, aimed = _loss(x, embedding, targets, weights, top, total)
+    found: Any = sums / total[:, None] if means is None else _mean(means, sums, total[:, None])
+    return loss, (weights[:, None] * (found - aimed)).astype(x.dtype), found
+
+
+def _loss_and_hits(chunk: int, x, embedding, targets, weights) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The weighted sum of the tokens' losses, and the weighted number of those whose target's logit is the largest."""
+
+    def step(carried, rows, logits, first):
+        del rows
+        top, total, reached = carried
+        highest, powers, shrunk = _under(top, logits)
+        place = jnp.clip(targets - first, 0, logits.shape[1] - 1)
+        inside = place == targets - first
+        own = jnp.where(inside, jnp.take_along_axis(logits, place[:, None], axis=1)[:, 0], -jnp.inf)
+        return highest, total * shrunk + jnp.sum(powers, axis=1), jnp.maximum(reached, own)
+
+    zeros = jnp.zeros(x.shape[0], wide(x.dtype))
+    top, total, reached = _over_blocks(chunk, x, embedding, step, (zeros - jnp.inf, zeros, zeros - jnp.inf))
+    loss, _ = _loss(x, embedding, targets, weights, top, total)
+    return loss, jnp.sum(jnp.where(reached >= top, weights, 0.0).astype(zeros.dtype))
+
+
+def _over_blocks(chunk: int, x: Float[Array, "N D"], embedding: Float[Array, "V D"], step: Any, start: Any) -> Any:
+    """Carries `start` over the blocks of E: step(carried, rows, logits, first row). Logits of rows that were there are −∞."""
+    vocabulary = embedding.shape[0]
+    block = _block(chunk, x.shape[0], vocabulary)
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def step(carried, number):
-        top, total, sums = carried
+    def one(carried, number):
         first = jnp.minimum(number * block, vocabulary - block)
         rows = slice_rows(embedding, first, block)
         logits = frozen_dot(x, rows)
         if vocabulary % block:  # the last block begins among the rows of the one before it
             logits = jnp.where(first + jnp.arange(block) >= number * block, logits, -jnp.inf)
-        highest = jax.lax.stop_gradient(jnp.maximum(top, jnp.max(logits, axis=1)))
-        powers, shrunk = jnp.exp(logits - highest[:, None]), jnp.exp(top - highest)
-        total = total * shrunk + jnp.sum(powers, axis=1)
-        if slope:
-            sums = sums * shrunk[:, None] + dot(powers.astype(x.dtype), rows, -1, -2)
-        return (highest, total, sums), None
+        return step(carried, rows, logits, first), None
 
-    start = zeros - jnp.inf, zeros, jnp.zeros(x.shape, zeros.dtype) if slope else None
-    (top, total, sums), _ = jax.lax.scan(step, start, jnp.arange(-(-vocabulary // block)))
-    aimed = floats(bits(embedding)[targets], embedding).astype(zeros.dtype)
-    picked = jnp.sum(x.astype(zeros.dtype) * aimed, axis=1)
-    loss = jnp.sum((jnp.log(total) + top - picked) * weights)
-    if sums is None:
-        return loss, None, None
-    means = sums / total[:, None] if means is None else _mean(means, sums, total[:, None])
-    return loss, (weights[:, None] * (means - aimed)).astype(x.dtype), means
+    return jax.lax.scan(one, start, jnp.arange(-(-vocabulary // block)))[0]
+
+
+def _under(top: Float[Array, " N"], logits: Float[Array, "N b"]) -> tuple[Array, Array, Array]:
+    """The largest logit with this block, exp(logits) under it, and by what the sums so far shrink."""
+    highest = jax.lax.stop_gradient(jnp.maximum(top, jnp.max(logits, axis=1)))
+    return highest, jnp.exp(logits - highest[:, None]), jnp.exp(top - highest)
+
+
+def _loss(x, embedding, targets, weights, top, total) -> tuple[Float[Array, ""], Float[Array, "N D"]]:
+    """Σ w·(logsumexp − logit of the target), and the rows of the targets."""
+    aimed = floats(bits(embedding)[targets], embedding).astype(total.dtype)
+    picked = jnp.sum(x.astype(total.dtype) * aimed, axis=1)
+    return jnp.sum((jnp.log(total) + top - picked) * weights), aimed
 
 
 def _block(chunk: int, tokens: int, vocabulary: int) -> int:

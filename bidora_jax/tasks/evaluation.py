@@ -19,9 +19,12 @@ from bidora_jax.tasks import language_modeling
 
 
 class Evaluation(NamedTuple):
-    """Σ −log p over all trained tokens of a file, divided by their number."""
+    """Means over all trained tokens of a file."""
 
     loss: float
+    """−log p, in nats"""
+    accuracy: float
+    """Share of the tokens that the model holds for the most probable, given the text before them."""
     tokens: int
 
     @property
@@ -35,7 +38,7 @@ Evaluator = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], Evaluation]
 def evaluator(
     config: DecoderConfig, adapter: Adapter | None, model: ModelConfig, combine: ensembles.Combine | None = None
 ) -> Evaluator:
-    """A function (base, direction, magnitude, batches) that gives the token-weighted mean loss; sums on the host are float64.
+    """A function (base, direction, magnitude, batches) that gives the means over all tokens; sums on the host are float64.
 
     With `combine`, direction and magnitude are stacks of an ensemble's members.
     """
@@ -46,16 +49,16 @@ def evaluator(
     def sums(base, trained, batch):
         if adapter is not None and combine is not None:
             member = ensembles.Member(adapter, *trained)
-            return language_modeling.combined_token_loss_sum(config, member, compute, base, batch, combine=combine)
-        return language_modeling.token_loss_sum(config, adapter, compute, base, trained, batch)
+            return language_modeling.combined_token_scores(config, member, compute, base, batch, combine=combine)
+        return language_modeling.token_scores(config, adapter, compute, base, trained, batch)
 
     def evaluate(base, direction, magnitude, batches):
-        total = count = 0.0
+        total = right = count = 0.0
         for batch in batches:
             micro = {name: part[0] for name, part in batch.items() if name in ("tokens", "loss_mask", "segments")}
-            loss, predicted = sums(base, (direction, magnitude), micro)
-            total, count = total + float(loss), count + float(predicted)
-        return Evaluation(total / max(count, 1.0), round(count))
+            loss, hits, tokens = map(float, sums(base, (direction, magnitude), micro))
+            total, right, count = total + loss, right + hits, count + tokens
+        return Evaluation(total / max(count, 1.0), right / max(count, 1.0), round(count))
 
     return evaluate
 

@@ -1,6 +1,7 @@
 """The loss of a language model: −log p of every token that is trained."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,16 @@ from bidora_jax.models.decoder import Batch, Trained
 from bidora_jax.models.tape import EmptyTape, TapeValues
 
 
+class Scores(NamedTuple):
+    """Sums over the trained tokens of a batch."""
+
+    loss: Float[Array, ""]
+    """Σ −log p"""
+    hits: Float[Array, ""]
+    """Tokens that have the largest logit."""
+    tokens: Float[Array, ""]
+
+
 def token_loss_sum(
     config: DecoderConfig,
     adapter: Adapter | None,
@@ -33,22 +44,37 @@ def token_loss_sum(
 
     In a row of several documents it marks the first token of none of them: the one before it is another's.
     """
-    x = decoder.hidden(config, adapter, compute, base, trained, batch, key, tape)
-    x = x[:, :-1].reshape(-1, config.hidden_size)
-    targets, weights = batch["tokens"][:, 1:].reshape(-1), batch["loss_mask"][:, 1:].reshape(-1)
-    vocabulary = head_of(with_whole_modules(base, trained[0]))
+    x, vocabulary, targets, weights = _predictions(config, adapter, compute, base, trained, batch, key, tape)
     # Only a trained head gets a gradient. It is float32, and so is its product.
     loss = losses.trained_cross_entropy_sum
     if adapter is None or "lm_head" not in adapter.whole_modules:
         given = {} if tape is None else {"empty" if isinstance(tape, EmptyTape) else "means": tape.means}
         loss = partial(losses.cross_entropy_sum, **given)
-    return loss(x.astype(vocabulary.dtype), vocabulary, targets, weights, chunk=compute.loss_chunk), jnp.sum(weights)
+    return loss(x, vocabulary, targets, weights, chunk=compute.loss_chunk), jnp.sum(weights)
 
 
-def combined_token_loss_sum(
+def token_scores(
+    config: DecoderConfig, adapter: Adapter | None, compute: Compute, base: PyTree, trained: Trained, batch: Batch
+) -> Scores:
+    """What `token_loss_sum` sums up, forward only, with the number of tokens that the model would have written itself."""
+    x, vocabulary, targets, weights = _predictions(config, adapter, compute, base, trained, batch)
+    loss, hits = losses.cross_entropy_and_hits(x, vocabulary, targets, weights, chunk=compute.loss_chunk)
+    return Scores(loss, hits, jnp.sum(weights))
+
+
+def _predictions(config, adapter, compute: Compute, base, trained, batch, key=None, tape=None):
+    """The last hidden states (N, D) in the dtype of the head (V, D), the head, the next tokens (N,) and their weights (N,)."""
+    x = decoder.hidden(config, adapter, compute, base, trained, batch, key, tape)
+    x = x[:, :-1].reshape(-1, config.hidden_size)
+    targets, weights = batch["tokens"][:, 1:].reshape(-1), batch["loss_mask"][:, 1:].reshape(-1)
+    vocabulary = head_of(with_whole_modules(base, trained[0]))
+    return x.astype(vocabulary.dtype), vocabulary, targets, weights
+
+
+def combined_token_scores(
     config: DecoderConfig, stacked: Member, compute: Compute, base: PyTree, batch: Batch, *, combine: Combine
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """`token_loss_sum` of an ensemble, forward only. Members pass one after the other, N of one hidden state remain."""
+) -> Scores:
+    """`token_scores` of an ensemble. Members pass one after the other, N of one hidden state remain."""
 
     def member(trained):
         return decoder.hidden(config, stacked.adapter, compute, base, trained, batch)
@@ -65,14 +91,17 @@ def combined_token_loss_sum(
     )
     head = head_of(base).astype(x.dtype)
 
-    def chunk(total, start):
+    def chunk(sums, start):
         part, wanted, weight = (
             jax.lax.dynamic_slice_in_dim(whole, start, loss_chunk, axis)
             for whole, axis in ((x, 1), (targets, 0), (weights, 0))
         )
         log_p = jax.nn.log_softmax(combined(frozen_dot(part, head), combine), axis=-1)
-        return total - jnp.sum(jnp.take_along_axis(log_p, wanted[:, None], axis=1)[:, 0] * weight), None
+        own = jnp.take_along_axis(log_p, wanted[:, None], axis=1)[:, 0]
+        hits = jnp.sum(weight * (own >= jnp.max(log_p, axis=-1)))
+        return (sums[0] - jnp.sum(own * weight), sums[1] + hits), None
 
     starts = jnp.arange(x.shape[1] // loss_chunk) * loss_chunk
-    total, _ = jax.lax.scan(chunk, jnp.zeros((), wide(x.dtype)), starts)
-    return total, jnp.sum(weights)
+    zero = jnp.zeros((), wide(x.dtype))
+    (total, hits), _ = jax.lax.scan(chunk, (zero, zero), starts)
+    return Scores(total, hits, jnp.sum(weights))

@@ -33,6 +33,17 @@ def test_chunked_cross_entropy_is_the_whole_one(chunk):
     np.testing.assert_allclose(found, whole(x, e, targets, weights), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("chunk", "span"), [(1, 64), (5, 64), (TOKENS, 64), (5, 7)])
+def test_hits_are_the_tokens_whose_logit_is_the_largest(chunk, span, monkeypatch):
+    monkeypatch.setattr(losses, "SPAN", span)
+    x, e, targets, weights = case()
+    best = np.argmax(np.asarray(x) @ np.asarray(e).T, axis=1)
+    targets[::2] = best[::2]
+    loss, hits = losses.cross_entropy_and_hits(x, e, jnp.asarray(targets), jnp.asarray(weights), chunk=chunk)
+    np.testing.assert_allclose(loss, whole(x, e, targets, weights), rtol=1e-5)
+    assert 0 < hits < weights.sum() and hits == weights[targets == best].sum()
+
+
 @pytest.mark.parametrize("chunk", [5, 64])
 def test_the_gradient_made_beside_the_loss_is_that_of_the_trained_form(x64, chunk):
     x, e, targets, weights = case()
