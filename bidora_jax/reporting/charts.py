@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bidora_jax.reporting import style
-from bidora_jax.reporting.history import Curve, History, Line, largest, reach_of, smoothed
+from bidora_jax.reporting.history import Curve, History, Line, reach_of, smoothed
 from bidora_jax.reporting.style import LIGHT
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
@@ -38,29 +38,40 @@ def all_charts(history: History) -> dict[str, tuple[str, Figure]]:
     return {name: (title, figure) for name, (title, figure) in made.items() if figure is not None}
 
 
-def narrow_loss(history: History) -> Figure:
-    """The losses once more, for a narrow page."""
-    return style.figure(lambda figure: _loss(history, figure), height=3.3)
+def narrow_charts(history: History) -> dict[str, tuple[str, Figure]]:
+    """The broad pictures once more, for a narrow page."""
+    made = {
+        "loss": ("Loss", style.figure(lambda figure: _loss(history, figure), height=3.3)),
+        "magnitude": (
+            "Magnitude change ΔM by layer",
+            _heat(history, "magnitude", "ΔM, lengths of rows", most_columns=2),
+        ),
+        "direction": ("Direction change ΔD by layer", _heat(history, "direction", "ΔD, 1 − cos", most_columns=2)),
+    }
+    return {name: (title, figure) for name, (title, figure) in made.items() if figure is not None}
 
 
 def _loss(history: History, figure: Figure) -> None:
-    axes = figure.subplots()
+    axes, drawn = figure.subplots(), [np.zeros(0)]
     for number, phase in enumerate(history.phases):
         train = history.curve("train_loss", phase=phase)
-        _faint_and_smooth(axes, train, "blue", "training" if not number else None)
+        drawn.append(_faint_and_smooth(axes, train, "blue", "training" if not number else None))
         batches = history.curve("val_loss", phase=phase)
         if len(batches.steps):
             reach = reach_of(len(batches.steps))
-            axes.plot(batches.steps, smoothed(batches.values, reach), color=LIGHT["pink"], linewidth=1.2, alpha=0.9,
+            drawn.append(smoothed(batches.values, reach))
+            axes.plot(batches.steps, drawn[-1], color=LIGHT["pink"], linewidth=1.2, alpha=0.9,
                       linestyle=(0, (4, 1.6)), label="validation batches")  # fmt: skip
         val = history.curve("evaluation_loss", phase=phase)
+        drawn.append(val.values)
         marker = "o" if len(val.steps) <= 30 else ""
         axes.plot(val.steps, val.values, color=LIGHT["orange"], marker=marker, markersize=3.6, markeredgewidth=0.8,
                   markeredgecolor=LIGHT["card"], label="validation split" if not number and len(val.steps) else None)  # fmt: skip
-    values = np.concatenate([history.curve(name).values for name in ("train_loss", "val_loss", "evaluation_loss")])
-    low, high = values.min(), np.quantile(values, 0.995)  # one spike must not flatten the rest
-    spread = (high - low) or 1.0
-    axes.set_ylim(max(low - 0.05 * spread, 0), high + 0.12 * spread)
+    values = np.concatenate(drawn)  # the noise of batches may leave the picture
+    if len(values):
+        low, high = values.min(), np.quantile(values, 0.995)  # one spike must not flatten the rest
+        spread = (high - low) or 1.0
+        axes.set_ylim(max(low - 0.08 * spread, 0), high + 0.15 * spread)
     axes.set_ylabel("nats per token")
     style.plain_steps(axes)
     _mark_phases(history, axes)
@@ -117,11 +128,12 @@ def _single(history: History, curve: Curve, label: str, colour: str, *, from_zer
     return style.figure(draw)
 
 
-def _faint_and_smooth(axes: Axes, curve: Curve, colour: str, label: str | None) -> None:
-    """The values as they are, or of many the band that holds four fifths of them, and their smoothed course over it."""
+def _faint_and_smooth(axes: Axes, curve: Curve, colour: str, label: str | None) -> np.ndarray:
+    """The values as they are, or of many the band that holds four fifths of them, and over it their smoothed course, which is
+    returned."""
     count = len(curve.steps)
     if not count:
-        return
+        return curve.values
     if count <= SINGLE:
         axes.plot(curve.steps, curve.values, color=LIGHT[colour], alpha=0.28, linewidth=0.8)
     else:
@@ -131,6 +143,7 @@ def _faint_and_smooth(axes: Axes, curve: Curve, colour: str, label: str | None) 
         axes.fill_between(middles, low, high, color=LIGHT[colour], alpha=0.2, linewidth=0)
     smooth = smoothed(curve.values, reach_of(count))
     axes.plot(curve.steps, smooth, color=LIGHT[colour], label=label, marker=_alone(curve))
+    return smooth
 
 
 def _alone(curve: Curve) -> str:
@@ -153,15 +166,17 @@ def _mark_phases(history: History, axes: Axes, end: float = math.inf) -> None:
 # Layers
 
 
-def _heat(history: History, kind: str, label: str) -> Figure | None:
-    """A panel a module: layers upwards, looks rightwards."""
+def _heat(history: History, kind: str, label: str, most_columns: int = 4) -> Figure | None:
+    """A panel a module: layers upwards, looks rightwards. A few layers that moved far more than the others leave the scale."""
     lines = [line for line in history.changes if line.get(kind)]
     if not lines:
         return None
     modules = list(lines[0][kind])
-    columns = min(len(modules), 4)
+    columns = min(len(modules), most_columns)
     rows = math.ceil(len(modules) / columns)
-    top = largest([value for line in lines for layers in line[kind].values() for value in layers]) or 1.0
+    moved = [value for line in lines for layers in line[kind].values() for value in layers if value]
+    most = max(moved, default=1.0)
+    top = min(most, 2 * float(np.quantile(moved, 0.9))) if moved else most
     depth = max(len(layers) for layers in lines[0][kind].values())
     height = 0.75 + rows * min(max(0.55 + 0.085 * depth, 1.0), 2.6)
 
@@ -182,9 +197,10 @@ def _heat(history: History, kind: str, label: str) -> Figure | None:
             axes.set_ylabel("layer")
         for number, axes in enumerate(grid.flat[: len(modules)]):
             axes.set_xlabel("step" if number + columns >= len(modules) else "")
-        bar = figure.colorbar(image, ax=grid, pad=0.015, fraction=0.04, aspect=20)
+        beyond: Any = "max" if most > top else "neither"
+        bar = figure.colorbar(image, ax=grid, pad=0.015, fraction=0.04, aspect=20, extend=beyond)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue] - a Spine; the stubs say otherwise
-        bar.set_label(label)
+        bar.set_label(label if top == most else f"{label} (up to {most:.2g})")
         formatter: Any = bar.formatter
         formatter.set_powerlimits((-3, 4))
         formatter.set_useMathText(True)

@@ -1,7 +1,6 @@
 """The written history of a run: metrics.jsonl, changes.jsonl, samples.jsonl and run.json, whole or cut short by a kill."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,8 +113,3 @@ def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
 def reach_of(count: int) -> int:
     """How far to smooth a curve of `count` values: a thirtieth of it on either side."""
     return max(count // 30, 1)
-
-
-def largest(values: Sequence[float | None]) -> float | None:
-    """The largest number of a list; None where there is none."""
-    return max((value for value in values if value is not None), default=None)

@@ -1,6 +1,8 @@
 """The numbers of a run in one dictionary, which is written to summary.json and printed as a table."""
 
+import math
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 from bidora_jax.reporting.history import History, Line
@@ -15,13 +17,17 @@ def summarise(history: History) -> Summary:
     the step of the search that validated best.
     """
     facts, lines = history.facts, history.lines
-    search = [line for line in history.of(history.phases[0]) if line.get("evaluation_loss") is not None]
-    best = min(search, key=lambda line: line["evaluation_loss"], default={})
+    scored = [line for line in history.of(history.phases[0]) if line.get("evaluation_loss") is not None]
+    best = min((line for line in scored if line["step"]), key=lambda line: line["evaluation_loss"], default={})
+    before = scored[0] if scored and not scored[0]["step"] else {}
     return {
         "finished": bool(facts.get("finished")),
         "started": facts.get("started"),
         "device": facts.get("device"),
         "validation_loss": facts.get("result_loss", _last(lines, "evaluation_loss")),
+        "validation_accuracy": facts.get("result_accuracy", _last(lines, "evaluation_accuracy")),
+        "validation_before": {"loss": before.get("evaluation_loss"), "accuracy": before.get("evaluation_accuracy")},
+        "test": facts.get("test"),
         "best_step": best.get("step"),
         "best_validation_loss": best.get("evaluation_loss"),
         "exact_matches": facts.get("exact_matches"),
@@ -67,7 +73,9 @@ def _median(lines: list[Line], name: str) -> float | None:
 def rows(summary: Summary) -> list[tuple[str, str]]:
     """The summary for people, as names and values; a value that is not known is left out."""
     parameters, memory = summary["parameters"], summary["peak_memory"]
-    found = [("validation loss", _number(summary["validation_loss"], "{:.4f}"))]
+    found = change_rows(summary)
+    if "retrain" in summary["phases"]:
+        found[:2] = [(name, value and f"{value}; retrain trains on this split too") for name, value in found[:2]]
     if summary["best_step"] is not None:
         found.append(
             ("best step of the search", f"{summary['best_step']} (loss {summary['best_validation_loss']:.4f})")
@@ -87,6 +95,28 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
     ]  # fmt: skip
     found += [(name, summary.get(name) or "") for name in ("adapter", "merged", "report")]
     return [(name, value) for name, value in found if value]
+
+
+def change_rows(summary: Summary) -> list[tuple[str, str]]:
+    """What training changed, as names and values: loss, perplexity and accuracy before → after, on each split that there is."""
+    before = summary["validation_before"]
+    after = {"loss": summary["validation_loss"], "accuracy": summary["validation_accuracy"]}
+    test = summary["test"] or {"before": {}, "after": {}}
+    return [
+        (f"{split} {name}", _change(one.get(of), other.get(of), form))
+        for split, one, other in (("validation", before, after), ("test", test["before"], test["after"]))
+        for name, of, form in (("loss", "loss", loss_in_words), ("accuracy", "accuracy", "{:.1%} of the tokens".format))
+    ]
+
+
+def _change(before: float | None, after: float | None, form: Callable[[float], str]) -> str:
+    """before → after; one of them where the other is not known."""
+    return " → ".join(form(value) for value in (before, after) if value is not None)
+
+
+def loss_in_words(loss: float) -> str:
+    """A loss with its perplexity, e to the power of it."""
+    return f"{loss:.4f} (perplexity {math.exp(min(loss, 700.0)):.4g})"
 
 
 def show(summary: Summary) -> None:

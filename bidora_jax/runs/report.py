@@ -1,6 +1,7 @@
 """The report of a run, from what the run wrote down: report.html, pictures, summary.json. Reads no model."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,8 @@ def write(run: Path, output: Path) -> "Summary":
     found = _summary(run, past) | {"report": str(output / "report.html")}
     made = charts.all_charts(past)
     pictures = {name: (title, style.svg(figure, title)) for name, (title, figure) in made.items()}
-    if "loss" in pictures:
-        pictures["loss_narrow"] = (pictures["loss"][0], style.svg(charts.narrow_loss(past), "Loss"))
+    for name, (title, figure) in charts.narrow_charts(past).items():
+        pictures[name + page.NARROW] = (title, style.svg(figure, title))
     text = page.render(
         run.absolute().name, _about(config, found), found, _tiles(found), pictures, past.samples,
         [] if config is None else _changed_settings(config), _notes(run, past),
@@ -82,10 +83,14 @@ def _tiles(found: "Summary") -> list[tuple[str, str, str]]:
     from bidora_jax.reporting.summary import duration
 
     tiles: list[tuple[str, str, str]] = []
-    if (loss := found["validation_loss"]) is not None:
-        tiles.append(
-            ("Validation loss", f"{loss:.4f}", "of the result" if found["finished"] else "at the last evaluation")
-        )
+    when = "of the result" if found["finished"] else "at the last evaluation"
+    test = found["test"] or {"before": {}, "after": {}}
+    for name, loss, before in (
+        ("Validation loss", found["validation_loss"], found["validation_before"]["loss"]),
+        ("Test loss", test["after"].get("loss"), test["before"].get("loss")),
+    ):
+        if loss is not None:
+            tiles.append((name, f"{loss:.4f}", f"{when}, {before:.4f} before" if before is not None else when))
     if found["best_step"] is not None:
         tiles.append(
             ("Best step", f"{found['best_step']:,}", f"of the search, loss {found['best_validation_loss']:.4f}")
@@ -95,7 +100,16 @@ def _tiles(found: "Summary") -> list[tuple[str, str, str]]:
     steps = {phase: numbers["steps"] for phase, numbers in found["phases"].items()}
     apart = " + ".join(f"{phase} {number:,}" for phase, number in steps.items()) if len(steps) > 1 else ""
     tiles.append(("Steps", f"{sum(steps.values()):,}", apart))
-    tiles.append(("Tokens", _three_digits(found["tokens"]), f"{found['tokens']:,}"))
+    short, full = _three_digits(found["tokens"]), f"{found['tokens']:,}"
+    tiles.append(("Tokens", short, full if full != short else ""))
+    if records := {split: number for split, number in found["records"].items() if number}:
+        tiles.append(
+            (
+                "Records",
+                f"{records.pop('train', 0):,}",
+                ", ".join(["to train on", *(f"{n:,} {s}" for s, n in records.items())]),
+            )
+        )
     if found["seconds"] is not None:
         tiles.append(("Training time", duration(found["seconds"]), ""))
     if found["tokens_per_second"] is not None:
@@ -123,4 +137,9 @@ def _three_digits(number: int) -> str:
 
 def _notes(run: Path, past: "History") -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in past.facts.get("versions", {}).items())
-    return [f"Made of what lies in {run.absolute()}.", *([versions] if versions else [])]
+    again = shlex.join(["--config", str(run / "config.json"), "--output-dir", f"{run}-again"])
+    return [
+        f"Made of what lies in {run.absolute()}.",
+        *([versions] if versions else []),
+        *([f"The same run once more: python -m bidora_jax.train {again}"] if (run / "config.json").is_file() else []),
+    ]

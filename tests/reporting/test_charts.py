@@ -38,11 +38,11 @@ def test_curves_count_steps_over_phases_and_leave_out_what_is_not_there():
 
 def test_a_long_curve_is_drawn_as_the_band_of_four_fifths_of_its_values():
     past = [{"phase": "search", "step": step, "train_loss": float(step % 10)} for step in range(1, 2001)]
-    axes = charts.narrow_loss(History(past)).axes[0]
+    axes = charts.narrow_charts(History(past))["loss"][1].axes[0]
     (band,) = axes.collections
     low, high = band.get_paths()[0].get_extents().intervaly
     assert (low, high) == pytest.approx((0.9, 8.1))  # of 0 to 9, ten values in each of 200 parts
-    assert len(charts.narrow_loss(History(past[:600])).axes[0].collections) == 0
+    assert len(charts.narrow_charts(History(past[:600]))["loss"][1].axes[0].collections) == 0
 
 
 @pytest.mark.parametrize(("count", "reach"), [(1, 1), (2, 3), (17, 3)])

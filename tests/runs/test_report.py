@@ -8,11 +8,12 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from histories import TRICKY
+from histories import TRICKY, lines
 
 from bidora_jax.errors import command
 from bidora_jax.report import main
 from bidora_jax.reporting import charts, summary
+from bidora_jax.reporting.history import History
 from bidora_jax.runs import report
 
 
@@ -81,6 +82,49 @@ def test_the_summary_holds_the_numbers_of_the_run(killed):
                                          "tokens_per_second": 700.0}  # fmt: skip
     assert found["parameters"]["trainable"] == 100 and found["parameters"]["trainable_share"] == 0.1
     assert "adapter" not in found
+
+
+def test_what_training_changed_is_said_with_before_and_after():
+    before = {"phase": "search", "step": 0, "evaluation_loss": 0.5, "evaluation_accuracy": 0.25}
+    end = {"evaluation_loss": 2.0, "evaluation_accuracy": 0.5}  # worse: the model before training is no best step
+    scores = {
+        "before": {"loss": 3.0, "accuracy": 0.125, "tokens": 9},
+        "after": {"loss": 1.0, "accuracy": 0.75, "tokens": 9},
+    }
+    found = summary.summarise(History([before, *lines(4, **end)], facts={"test": scores}))
+    assert (found["best_step"], found["best_validation_loss"]) == (1, 2.0)
+    assert found["phases"]["search"]["steps"] == 4
+    assert dict(summary.rows(found))["validation loss"] == "0.5000 (perplexity 1.649) → 2.0000 (perplexity 7.389)"
+    assert dict(summary.rows(found))["validation accuracy"] == "25.0% of the tokens → 50.0% of the tokens"
+    assert dict(summary.rows(found))["test loss"] == "3.0000 (perplexity 20.09) → 1.0000 (perplexity 2.718)"
+    assert dict(summary.rows(found))["test accuracy"] == "12.5% of the tokens → 75.0% of the tokens"
+    tiles = {name: (value, small) for name, value, small in report._tiles(found)}
+    assert tiles["Test loss"] == ("1.0000", "at the last evaluation, 3.0000 before")
+    assert tiles["Validation loss"] == ("2.0000", "at the last evaluation, 0.5000 before")
+    retrained = summary.summarise(History([before, *lines(4, **end), *lines(2, "retrain")]))
+    assert dict(summary.rows(retrained))["validation loss"].endswith("; retrain trains on this split too")
+    assert "test loss" not in dict(summary.rows(retrained))
+
+
+def test_the_page_says_how_many_records_there_were_and_how_to_run_once_more(killed):
+    shown = "\n".join(Page((killed / "report" / "report.html").read_text()).texts)
+    assert f"The same run once more: python -m bidora_jax.train --config '{killed}/config.json'" in shown
+    facts = {"records": {"train": 1200, "val": 7, "test": 0}}
+    tiles = {name: rest for name, *rest in report._tiles(summary.summarise(History(lines(3), facts=facts)))}
+    assert tiles["Records"] == ["1,200", "to train on, 7 val"]
+    assert tiles["Tokens"] == ["30", ""]  # not once more in small print
+
+
+def test_one_layer_that_moved_far_leaves_the_scale_of_the_others():
+    moved = {"mlp.up_proj": [0.01] * 19 + [9.0]}
+    changes = [{"phase": "search", "step": step, "magnitude": moved} for step in (1, 2)]
+    figure = charts._heat(History(lines(2), changes), "magnitude", "ΔM")
+    assert figure is not None
+    image = figure.axes[0].images[0]
+    assert image.get_clim() == (0, pytest.approx(0.02))
+    assert "up to 9" in figure.axes[-1].get_ylabel()
+    even = charts._heat(History(lines(2), [changes[0] | {"magnitude": {"mlp.up_proj": [0.1, 0.2]}}]), "magnitude", "ΔM")
+    assert even is not None and even.axes[0].images[0].get_clim() == (0, 0.2)
 
 
 def test_the_command_prints_the_summary_as_a_table_or_as_json(killed, tmp_path, capsys, monkeypatch):
