@@ -39,10 +39,10 @@ class Config:
     """Seed of the split, the data order, the direction's start and the dropout."""
     log_every: int = 10
     """Seconds between two printed lines where the output is no terminal."""
-    eval_every: int = 50
-    """Steps between two passes over the validation split; 0 evaluates at the end of a phase only."""
-    save_every: int = 100
-    """Steps between two checkpoints; 0 saves at the end of a phase only."""
+    eval_every: float = 50.0
+    """Steps between two passes over the validation split, or below 1 a share of an epoch; 0: at the end of a phase only."""
+    save_every: float = 100.0
+    """Steps between two checkpoints, or below 1 a share of an epoch; 0: at the end of a phase only."""
     keep: int = 2
     """Checkpoints kept."""
     merged: bool = False

@@ -16,6 +16,14 @@ class RunError(Exception):
     """A run that had to stop though its input was good. The command line prints the message and exits with 1."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to stop, and saved where it stands. The command line prints the message and exits with `status`."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """The nearest of `options` as a suffix for a message, or nothing when none is near."""
     close = difflib.get_close_matches(word, list(options), n=1)
@@ -61,8 +69,11 @@ def command(main: Callable[[list[str]], None], argv: list[str] | None = None) ->
             raise
         where = f" at {os.fspath(error.filename)}" if error.filename else ""
         sys.exit(_refuse(f"cannot write{where}: {error.strerror}; free some space or choose another output folder"))
+    except Stopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
-        print("stopped; the last checkpoint is kept, continue with --resume", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         sys.exit(130)
 
 

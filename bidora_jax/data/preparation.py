@@ -25,6 +25,8 @@ class Prepared(NamedTuple):
     """The places of the records of train and then of val. An example's `record` is an index into them."""
     notes: list[str]
     """What a user should know, in lines."""
+    test: Examples
+    """The records to test on, a row each."""
 
 
 def prepare(
@@ -33,10 +35,11 @@ def prepare(
     """The tokens of both splits, in rows. Raises InputError for a record that is longer than the model's `positions`, and for one
     with a token that is none of the model's `vocab_size`."""
     given = {"train": splits.train.records, "val": splits.val.records}
+    test = splits.test.records[: data.test_limit or None]
     settings = {"max_length": data.max_length, "loss_on": data.loss_on, "long": data.long}
     places = tuple(record.place for part in given.values() for record in part)
     encoded, notes = {}, [*splits.notes]
-    for name, part in given.items():
+    for name, part in (*given.items(), ("test", test)):
         if part:
             found, kept = token_cache.encode_all(part, tokenizer, data.token_cache, **settings)
             encoded[name] = _numbered(found, len(given["train"]) if name == "val" else 0)
@@ -53,12 +56,13 @@ def prepare(
                 "lower data.max_length"
             )
     notes += _template_notes(given, tokenizer)
+    tested = encoded.pop("test").examples if test else []
     examples = {name: part.examples for name, part in encoded.items()}
     if not data.packing:
-        return Prepared(encoded, {**examples}, places, notes)
+        return Prepared(encoded, {**examples}, places, notes, tested)
     rows, room = packing.pack_all(examples, data.max_length, seed=seed)
     notes += [f"{name}: {packing.describe(part, room)}" for name, part in rows.items()]
-    return Prepared(encoded, {**rows}, places, notes)
+    return Prepared(encoded, {**rows}, places, notes, tested)
 
 
 def _template_notes(given: dict[str, list[Record]], tokenizer: Tokenizer) -> list[str]:

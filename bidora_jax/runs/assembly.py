@@ -10,6 +10,7 @@ from bidora_jax.errors import InputError, listing
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
+    from bidora_jax.data.batches import Examples
     from bidora_jax.data.preparation import Prepared
     from bidora_jax.data.records import Record
     from bidora_jax.data.splits import Splits
@@ -28,9 +29,13 @@ class RunInputs(NamedTuple):
     problem: "Problem"
     tokenizer: "Tokenizer"
     test: "list[Record]"
+    test_rows: "Examples"
+    """The same, as tokens."""
     model_folder: Path
     prompts: "list[Prompt]"
     """Prompts that are answered while training goes on."""
+    question: str
+    """What the first record asks; empty where none asks anything."""
 
 
 class Data(NamedTuple):
@@ -74,6 +79,7 @@ def settle(config: Config, inputs: RunInputs, memory: "Memory") -> "tuple[Config
 def assemble(config: Config) -> RunInputs:
     """Reads the data, then the model: what is cheap to refuse is refused first."""
     from bidora_jax.data import splits
+    from bidora_jax.data.prompts import question_text
     from bidora_jax.data.tokenizer import load_tokenizer, pad_id
     from bidora_jax.models.adapters import initial
     from bidora_jax.models.formats import hf, hf_config
@@ -100,7 +106,8 @@ def assemble(config: Config) -> RunInputs:
         pad_id(tokenizer), config.seed, ready.places, start,
     )  # fmt: skip
     test = data.test.records[: config.data.test_limit or None]
-    return RunInputs(problem, tokenizer, test, Path(model_folder), prompts)
+    question = next(filter(None, (question_text(record) for split in asked for record in split[:1])), "")
+    return RunInputs(problem, tokenizer, test, ready.test, Path(model_folder), prompts, question)
 
 
 def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter, tuple[PyTree, PyTree] | None]":

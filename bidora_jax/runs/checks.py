@@ -4,6 +4,7 @@ from pathlib import Path
 
 from bidora_jax.config import Config, differences, leaves, read, resolve, settled
 from bidora_jax.errors import InputError, listing
+from bidora_jax.runs import lengthening
 
 MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
                         "compilation_cache", "data.token_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
@@ -30,6 +31,9 @@ def check_config(config: Config) -> None:
     for name, value in leaves(config):
         if (name in least_one and value < 1) or (name in least_zero and value < 0):
             wrong.append(f"{name} must be at least {1 if name in least_one else 0}, found {value}")
+    wrong += [f"{name} must be whole steps, or a share of an epoch below 1, found {value:g}"
+              for name, value in (("eval_every", config.eval_every), ("save_every", config.save_every))
+              if value > 1 and value % 1]  # fmt: skip
     if config.data.max_length < 2:
         wrong.append(f"data.max_length must be at least 2, found {config.data.max_length}")
     if not 0 <= config.data.val_fraction < 1:
@@ -79,8 +83,11 @@ def check_folder(config: Config, resume: bool) -> None:
         return
     if not saved.is_file():
         raise InputError(f"nothing to resume: {saved} does not exist; start without --resume, or name its --output-dir")
-    changed = differences(resolve(read(str(saved))), config, MAY_CHANGE_ON_RESUME)
-    if changed:
+    begun = resolve(read(str(saved)))
+    changed = differences(begun, config, MAY_CHANGE_ON_RESUME + lengthening.LENGTHS)
+    if not changed:
+        lengthening.check(folder, begun, config)
+    else:
         raise InputError(
             f"the configuration differs from the one that {folder} was started with:\n{listing(changed)}\n"
             f"resume with --config {saved}, or start a new run with another --output-dir"

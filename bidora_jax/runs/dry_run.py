@@ -35,6 +35,7 @@ from bidora_jax.machine.memory import Memory, process_seconds, resident
 from bidora_jax.planning import footprint
 from bidora_jax.planning.footprint import Footprint, gigabytes
 from bidora_jax.planning.remat_choice import FirstPhase, largest
+from bidora_jax.tasks.evaluation import Evaluation
 from bidora_jax.training.checkpoint import Checkpoints
 from bidora_jax.training.compiled_steps import StepShape, shapes, upcoming
 from bidora_jax.training.loop import Intervals, Loop, Phase, PhaseState, Watcher
@@ -157,11 +158,14 @@ def rehearsed(config: Config, inputs: "RunInputs", first: FirstPhase, clock: Clo
     # Nothing is shown of what a few steps come to: their losses above all would only mislead.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         small = replace(config, output_dir=f"{folder}/run", merged=False, tensorboard=False, wandb="")
-        execution.run(small, inputs._replace(test=[]), first, losses=losses, make_loop=rehearsal.make_loop)
+        execution.run(
+            small, inputs._replace(test=[], test_rows=[]), first, losses=losses, make_loop=rehearsal.make_loop
+        )
     often = rehearsal.often()
     if losses is not None:
         all_tokens, some_tokens = (sum(map(_length, passed)) for passed in (batches, some))
-        count = 1 + sum(_due(phase.steps, config.eval_every) for phase in rehearsal.phases)  # one more of the result
+        # Two more: before the first step, and of the result.
+        count = 2 + sum(_due(phase.steps, phase.interval(config.eval_every)) for phase in rehearsal.phases)
         often["evaluations"] = Often(count, losses.last * all_tokens / some_tokens, losses.last * losses.calls)
     if inputs.test:
         often["batches of test answers"] = _answers(config, inputs)
@@ -214,7 +218,7 @@ class Rehearsal:
         self._counts: list[tuple[Footprint, int | None, tuple[int, ...]]] = []
 
     def make_loop(
-        self, evaluate: Callable[[PyTree, PyTree], float] | None, log: MetricsLog, checkpoints: Checkpoints,
+        self, evaluate: Callable[[PyTree, PyTree], Evaluation] | None, log: MetricsLog, checkpoints: Checkpoints,
         intervals: Intervals, watchers: Sequence[Watcher],
     ) -> Loop:  # fmt: skip
         silent = [Silent(watcher) for watcher in watchers]
@@ -259,10 +263,10 @@ class Rehearsal:
         each = sum(cost.steps * cost.step_seconds for cost in self.costs()) / steps
         by_phase = [self._seconds["step", phase.name] for phase in self.phases]
         found = {"steps": Often(steps, each, sum(len(seconds) * seconds[-1] for seconds in by_phase))}
-        saves = sum(_due(phase.steps, self._loop.intervals.save) for phase in self.phases)
+        saves = sum(_due(phase.steps, phase.interval(self._loop.intervals.save)) for phase in self.phases)
         found["checkpoints"] = self._times("save", saves)
         for watcher in self._loop.watchers:
-            count = 1 + sum(_due(phase.steps, watcher.every) for phase in self.phases)
+            count = 1 + sum(_due(phase.steps, phase.interval(watcher.every)) for phase in self.phases)
             found[f"looks ({watcher.name})"] = self._times(f"watch {watcher.name}", count)
         return found
 

@@ -1,11 +1,15 @@
 """Trains phase by phase; writes the adapter, the merged model when asked, and compares answers before and after."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from bidora_jax.config import Config
+from bidora_jax.machine import interrupts
+from bidora_jax.runs import next_steps
 from bidora_jax.runs.assembly import RunInputs, describe
 from bidora_jax.runs.folder import hold, start_folder
 
@@ -14,17 +18,25 @@ if TYPE_CHECKING:
 
     from jaxtyping import PyTree
 
-    from bidora_jax.data.batches import Batch
+    from bidora_jax.data.batches import Batch, Examples
     from bidora_jax.data.records import Record
     from bidora_jax.planning.remat_choice import FirstPhase
-    from bidora_jax.tasks.evaluation import Answers
+    from bidora_jax.tasks.evaluation import Answers, Evaluation
     from bidora_jax.training.checkpoint import Checkpoints
     from bidora_jax.training.loop import Loop, Phase, PhaseState
     from bidora_jax.training.problem import Problem
 
 
-Losses: TypeAlias = "Callable[[PyTree, PyTree], float]"
-"""(direction, magnitude) to the validation loss."""
+Losses: TypeAlias = "Callable[[PyTree, PyTree], Evaluation]"
+"""(direction, magnitude) to the scores on some batches."""
+
+
+class Tested(NamedTuple):
+    """A model on the test records."""
+
+    answers: "Answers | None"
+    scores: "Evaluation | None"
+    """None where no test record has a token that is trained."""
 
 
 def run(
@@ -35,7 +47,10 @@ def run(
     losses: "Losses | None" = None,
     make_loop: "Callable[..., Loop] | None" = None,
 ) -> None:
-    """Trains, and writes the run folder. A rehearsal (runs/dry_run.py) brings a shorter validation and a loop that it times."""
+    """Trains, and writes the run folder. A rehearsal (runs/dry_run.py) brings a shorter validation and a loop that it times.
+
+    Raises Stopped where a signal asks for it; the run can then go on from where it stopped.
+    """
     from bidora_jax.runs import logs
     from bidora_jax.training.checkpoint import Checkpoints
     from bidora_jax.training.loop import Intervals, Loop
@@ -44,32 +59,47 @@ def run(
     if losses is None and problem.val:
         losses = validator(problem, validation_batches(problem))
     describe(config, inputs)
-    before = answers(config, inputs, problem.base)
+    on_test = validator(problem, _padded(problem, inputs.test_rows)) if inputs.test_rows else None
+    start = first.phase.adapter_of(first.start.state)
+    before = Tested(answers(config, inputs, problem.base), on_test(*start) if on_test else None)
     start_folder(config)
     with hold(folder):
-        with logs.begin(config, inputs) as log, Checkpoints(folder / "checkpoints", config.keep) as checkpoints:
+        with (
+            logs.begin(config, inputs) as log,
+            Checkpoints(folder / "checkpoints", config.keep) as checkpoints,
+            nullcontext() if make_loop else interrupts.noted(next_steps.to_go_on(config)) as signals,
+        ):
             intervals = Intervals(config.eval_every, config.save_every, config.log_every)
-            loop = (make_loop or Loop)(losses, log, checkpoints, intervals, logs.watchers(config, inputs))
+            make_loop = make_loop or partial(Loop, interrupts=signals)
+            loop = make_loop(losses, log, checkpoints, intervals, logs.watchers(config, inputs))
             direction, magnitude = _train(config, problem, loop, checkpoints, first)
-        _finish(config, inputs, direction, magnitude, before, losses)
+        _finish(config, inputs, direction, magnitude, before, losses, on_test)
         logs.end(config)
     seconds = time.monotonic() - began
     print(f"finished in {seconds:.0f} s; {loop.waited / seconds:.1%} of it the device waited for data")
+    print("\n".join(next_steps.after(config, inputs.question)))
 
 
 def validation_batches(problem: "Problem") -> "list[Batch]":
     """The validation split, padded as it is evaluated; none where there is no such split."""
-    from bidora_jax.data.batches import full_pass
+    return _padded(problem, problem.val) if problem.val else []
 
-    return list(full_pass(problem.val, problem.buckets, problem.data.batch_size, problem.pad_id)) if problem.val else []
+
+def _padded(problem: "Problem", rows: "Examples") -> "list[Batch]":
+    """All rows once, padded to the lengths of the run, and beyond the largest one to the longest row."""
+    from bidora_jax.data.batches import bucket_lengths, full_pass
+
+    longest = bucket_lengths([len(row.tokens) for row in rows], 1)[0]
+    buckets = problem.buckets if longest <= problem.buckets[-1] else (*problem.buckets, longest)
+    return list(full_pass(rows, buckets, problem.data.batch_size, problem.pad_id))
 
 
 def validator(problem: "Problem", batches: "list[Batch]") -> "Losses":
-    """The loss over these batches of an adapter: (direction, magnitude) to a number."""
+    """The scores of an adapter on these batches, by (direction, magnitude)."""
     from bidora_jax.tasks import evaluation
 
     evaluate = evaluation.evaluator(problem.config, replace(problem.adapter, dropout=0.0), problem.model)
-    return lambda direction, magnitude: evaluate(problem.base, direction, magnitude, batches).loss
+    return lambda direction, magnitude: evaluate(problem.base, direction, magnitude, batches)
 
 
 def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Checkpoints", first: "FirstPhase"):
@@ -111,8 +141,15 @@ def _resumed(loop: "Loop", checkpoints: "Checkpoints", phase: "Phase", fresh: "P
 
 
 def _finish(
-    config: Config, inputs: RunInputs, direction, magnitude, before: "Answers | None", losses: "Losses | None"
+    config: Config,
+    inputs: RunInputs,
+    direction,
+    magnitude,
+    before: Tested,
+    losses: "Losses | None",
+    on_test: "Losses | None",
 ) -> None:
+    """Scores the result, and writes it."""
     from bidora_jax.generation import conversation
     from bidora_jax.models.adapters import merging
     from bidora_jax.models.formats import export, hf
@@ -120,20 +157,23 @@ def _finish(
 
     problem, folder = inputs.problem, Path(config.output_dir)
     if losses is not None:
-        loss = losses(direction, magnitude)
-        logs.note(config, result_loss=loss)
-        print(f"validation loss of the result {loss:.4f}")
+        found = losses(direction, magnitude)
+        logs.note(config, result_loss=found.loss, result_accuracy=found.accuracy)
+        print(f"validation loss of the result {found.loss:.4f}")
+    if on_test is not None and before.scores is not None:
+        after = on_test(direction, magnitude)
+        logs.note(config, test={"before": before.scores._asdict(), "after": after._asdict()})
     trained = export.Trained(problem.config, problem.adapter, problem.base, direction, magnitude)
     export.write_adapter(folder / "adapter", config.adapter, config.model.path, trained, replace=True)
     if config.merged:
         dtype = hf.source_dtype(inputs.model_folder).name
         ends = conversation.ends(inputs.model_folder, inputs.tokenizer)
         export.write_merged(folder / "merged", inputs.model_folder, trained, dtype=dtype, ends=ends, replace=True)
-    if before is not None:
+    if before.answers is not None:
         after = answers(config, inputs, merging.merge(problem.adapter, problem.base, direction, magnitude))
         assert after is not None
-        logs.note(config, exact_matches={"before": before.right, "after": after.right, "of": len(inputs.test)})
-        _compare_answers(inputs.test, before, after)
+        logs.note(config, exact_matches={"before": before.answers.right, "after": after.right, "of": len(inputs.test)})
+        _compare_answers(inputs.test, before.answers, after)
 
 
 def answers(config: Config, inputs: RunInputs, base: "PyTree") -> "Answers | None":

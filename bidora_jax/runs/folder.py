@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from bidora_jax.config import Config, read, resolve, to_json
 from bidora_jax.errors import InputError
 from bidora_jax.machine.files import write_whole
+from bidora_jax.runs import lengthening
 
 
 def run_config(run: str) -> Config:
@@ -30,10 +32,13 @@ def run_config(run: str) -> Config:
 
 
 def start_folder(config: Config) -> None:
-    """Makes the run folder with its config.json; a folder that has one is left as it is."""
+    """Makes the run folder with its config.json; in one that is there, a run that goes on may have become longer."""
     folder = Path(config.output_dir)
     target = folder / "config.json"
     if target.exists():
+        begun = run_config(str(folder))
+        if lengthening.changed(begun, config):
+            write_whole(target, to_json(replace(begun, search=config.search, retrain=config.retrain)))
         return
     folder.mkdir(parents=True, exist_ok=True)
     try:

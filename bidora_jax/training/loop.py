@@ -18,8 +18,11 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from bidora_jax.data.batches import prefetch
-from bidora_jax.errors import RunError
+from bidora_jax.errors import RunError, Stopped
+from bidora_jax.machine import interrupts
 from bidora_jax.machine.allocator import release_freed_memory
+from bidora_jax.machine.interrupts import Interrupts
+from bidora_jax.tasks.evaluation import Evaluation
 from bidora_jax.training.checkpoint import Checkpoints
 from bidora_jax.training.compiled_steps import StepShape, upcoming
 from bidora_jax.training.metrics_log import MetricsLog
@@ -42,6 +45,8 @@ class Phase:
 
     name: str
     steps: int
+    epoch: float
+    """Steps of a pass over its training records."""
     steps_before: int
     """Steps of the run that are planned before this phase."""
     inputs: Callable[[int], StepInputs]
@@ -63,6 +68,10 @@ class Phase:
         """`step` of this phase counted from the start of the run; a checkpoint is numbered by it."""
         return self.steps_before + step
 
+    def interval(self, every: float) -> int:
+        """An interval in steps: `every` itself, or that share of an epoch where it is below 1. 0 stays 0."""
+        return int(every) if every >= 1 or not every else max(round(every * self.epoch), 1)
+
 
 class PhaseState(NamedTuple):
     """Where a phase stands: all that a checkpoint holds."""
@@ -80,11 +89,12 @@ class PhaseState(NamedTuple):
 
 @dataclass(frozen=True)
 class Intervals:
-    """How often things happen, in steps; 0 means at the end of the phase only."""
+    """How often things happen, in steps or, below 1, in a share of an epoch; 0 means at the end of the phase only."""
 
-    evaluate: int
-    save: int
+    evaluate: float
+    save: float
     log: int
+    """Seconds between two lines of the progress."""
 
 
 class Watcher(Protocol):
@@ -92,8 +102,11 @@ class Watcher(Protocol):
 
     name: str
     """What it writes, in a word."""
-    every: int
-    """Steps between two looks; 0: only at the start and at the ends."""
+
+    @property
+    def every(self) -> float:
+        """Between two looks, as in `Intervals`; 0: only at the start and at the ends."""
+        ...
 
     def look(self, phase: str, step: int, direction: PyTree, magnitude: PyTree) -> str:
         """Writes down what it sees; returns a line for the progress, or an empty text."""
@@ -127,7 +140,7 @@ class Loop:
 
     def __init__(
         self,
-        evaluate: Callable[[PyTree, PyTree], float] | None,
+        evaluate: Callable[[PyTree, PyTree], Evaluation] | None,
         log: MetricsLog,
         checkpoints: Checkpoints,
         intervals: Intervals,
@@ -135,13 +148,16 @@ class Loop:
         *,
         part: Callable[[Phase], Phase] = whole,
         timer: Timer = untimed,
+        interrupts: Interrupts | None = None,
     ) -> None:
-        """`evaluate` maps (direction, magnitude) to the validation loss; None where there is no validation split.
+        """`evaluate` scores (direction, magnitude) on the validation split; None where there is no such split.
 
-        `part` gives the steps of a phase that are run, such as its first ones; all of the phase is compiled.
+        `part` gives the steps of a phase that are run, such as its first ones; all of the phase is compiled. `interrupts` says
+        when to stop.
         """
         self.evaluate, self.log, self.checkpoints, self.intervals = evaluate, log, checkpoints, intervals
         self.watchers, self.part, self.timer = tuple(watchers), part, timer
+        self.interrupts = interrupts or Interrupts()
         self.waited = 0.0
         """Seconds that the loop waited for the inputs of a step."""
         self._began = time.monotonic()
@@ -163,17 +179,37 @@ class Loop:
         planned, phase = phase, self.part(phase)
         if _over(phase, at):
             return at
+        self._stop_if_asked(phase, at)
         inputs = closing(prefetch(phase.inputs, at.step, phase.steps))
         with inputs as ahead, Progress(phase.name, phase.steps, done=at.step, every=self.intervals.log) as progress:
-            self._compile(planned, at, progress)
-            progress.note(f"{phase.name}: {phase.steps - at.step} steps")
-            if phase.run_step(at.step) == 0:
-                self._watch(self.watchers, phase, at, progress)
+            with self.interrupts.nothing_unsaved():
+                self._compile(planned, at, progress)
+                progress.note(f"{phase.name}: {phase.steps - at.step} steps")
+                if phase.run_step(at.step) == 0:
+                    self._start(phase, at, progress)
             for reached in self._steps(phase, at, ahead, progress):
                 at = reached
                 if _over(phase, at):
                     break
+        self._stop_if_asked(phase, at)
         return at
+
+    def _start(self, phase: Phase, at: PhaseState, progress: Progress) -> None:
+        """Scores the model before its first step: a line of step 0. It is no candidate for the best step."""
+        if self.evaluate is not None:
+            with self.timer("evaluate", phase, at):
+                found = self.evaluate(*phase.adapter_of(at.state))
+            progress.note(f"before training  {_in_words(found)}")
+            self.log.append({"phase": phase.name, "step": 0, **_as_metrics(found), "seconds": round(self.seconds, 3)})
+        self._watch(self.watchers, phase, at, progress)
+
+    def _stop_if_asked(self, phase: Phase, at: PhaseState) -> None:
+        """Raises Stopped if a signal asked for it; the state is saved by then."""
+        if (asked := self.interrupts.asked) is not None:
+            raise Stopped(
+                f"{self.interrupts.name} after step {at.step} of {phase.name}, which is saved; {self.interrupts.advice}",
+                interrupts.status(asked),
+            )
 
     def _compile(self, phase: Phase, at: PhaseState, progress: Progress) -> None:
         """Compiles all that the phase will run, from shapes, before its first step."""
@@ -195,9 +231,12 @@ class Loop:
             reporter.add(at.step, inputs, metrics)
             at = at._replace(state=state, step=at.step + 1)
             last = at.step == phase.steps
-            evaluating, saving = (last or _due(at.step, n) for n in (self.intervals.evaluate, self.intervals.save))
-            watching = [watcher for watcher in self.watchers if last or _due(at.step, watcher.every)]
-            if evaluating or saving or watching:
+            stopping = self.interrupts.asked is not None
+            evaluating, saving = (
+                last or _due(at.step, phase.interval(every)) for every in (self.intervals.evaluate, self.intervals.save)
+            )
+            watching = [one for one in self.watchers if last or _due(at.step, phase.interval(one.every))]
+            if evaluating or saving or watching or stopping:
                 extra = {}
                 reporter.check({})
                 if evaluating:
@@ -205,8 +244,10 @@ class Loop:
                 reporter.flush(extra)
                 over = _over(phase, at)
                 self._watch(self.watchers if over else watching, phase, at, progress)
-                if saving or over:
+                if saving or over or stopping:
                     self._save(phase, at)
+                if stopping:
+                    self._stop_if_asked(phase, at)
             yield at
 
     def _waited_for(self, ahead: Iterator[StepInputs]) -> Iterator[StepInputs]:
@@ -224,16 +265,16 @@ class Loop:
         if self.evaluate is None:
             return at._replace(best=_copy(adapter)), {}
         with self.timer("evaluate", phase, at):
-            loss = self.evaluate(*adapter)
-        better = loss < at.best_loss
+            found = self.evaluate(*adapter)
+        better = found.loss < at.best_loss
         if better or not phase.selects:
             at = at._replace(best=_copy(adapter))
         if better:
-            at = at._replace(best_loss=loss, best_step=at.step)
+            at = at._replace(best_loss=found.loss, best_step=at.step)
         at = at._replace(stale=0 if better else at.stale + 1)
         chosen = "  (best)" if better and phase.selects else ""
-        progress.note(f"{phase.name} {at.step}/{phase.steps}  validation loss {loss:.4f}{chosen}")
-        return at, {"evaluation_loss": loss}
+        progress.note(f"{phase.name} {at.step}/{phase.steps}  {_in_words(found)}{chosen}")
+        return at, _as_metrics(found)
 
     def _watch(self, watchers: Sequence[Watcher], phase: Phase, at: PhaseState, progress: Progress) -> None:
         for watcher in watchers:
@@ -297,7 +338,7 @@ class _Reporter:
         step, inputs, metrics = self.pending
         self.pending = None
         values = _floats(metrics)
-        self.progress.step(values["train_loss"], inputs.tokens)
+        self.progress.step(values, inputs.tokens)
         speed = self.progress.speed.tokens_per_second
         self.log.append(
             {"phase": self.phase.name, "step": step + 1, **values, **extra, **self.phase.rates(step)}
@@ -307,6 +348,14 @@ class _Reporter:
                 "seconds": round(self.seconds(), 3),
             }
         )
+
+
+def _as_metrics(found: Evaluation) -> dict[str, float]:
+    return {"evaluation_loss": found.loss, "evaluation_accuracy": found.accuracy}
+
+
+def _in_words(found: Evaluation) -> str:
+    return f"validation loss {found.loss:.4f}, {found.accuracy:.1%} of its tokens right"
 
 
 def _floats(metrics: dict[str, jax.Array]) -> dict[str, float]:

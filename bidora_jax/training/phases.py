@@ -108,6 +108,7 @@ def bidora_search(
     phase = Phase(
         name="search",
         steps=steps,
+        epoch=train.steps_per_epoch / search.lower_steps,
         steps_before=0,
         inputs=inputs,
         advance=advance,
@@ -204,6 +205,7 @@ def _train_phase(
     phase = Phase(
         name=name,
         steps=steps,
+        epoch=stream.steps_per_epoch,
         steps_before=steps_before,
         inputs=inputs,
         advance=program,

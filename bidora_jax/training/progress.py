@@ -4,9 +4,14 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self, TextIO
+
+from bidora_jax.machine.facts import peak_memory
+
+NORMS = {"grad_norm": "gradient", "direction_grad_norm": "gradient", "hypergrad_norm": "hypergradient"}
+"""Norms that a line shows, by their names in the metrics."""
 
 
 class Speed:
@@ -58,15 +63,15 @@ class Progress:
         self._bar = _bar(self._stream) if self._stream.isatty() else None
         self._task = self._bar.add_task(phase, total=total, completed=done, said="") if self._bar else None
 
-    def step(self, loss: float, tokens: int) -> None:
-        """Counts a step that is done, with its training loss and its number of tokens."""
+    def step(self, metrics: Mapping[str, float], tokens: int) -> None:
+        """Counts a step that is done, with its metrics and its number of tokens."""
         self.done += 1
         self.speed.step(tokens)
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, said=self._state(loss))
+            self._bar.update(self._task, completed=self.done, said=self._state(metrics))
         elif self._clock() >= self._next_line or self.done == self.total:
             self._next_line = self._clock() + self._every
-            self.note(f"{self.phase} {self.done}/{self.total}  {self._state(loss)}")
+            self.note(f"{self.phase} {self.done}/{self.total}  {self._state(metrics)}")
 
     def note(self, text: str) -> None:
         """A line that stays, above the bar."""
@@ -100,11 +105,14 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def _state(self, loss: float) -> str:
+    def _state(self, metrics: Mapping[str, float]) -> str:
         rate, seconds = self.speed.tokens_per_second, self.speed.seconds_per_step
-        parts = [f"loss {loss:.4f}"]
+        parts = [f"loss {metrics['train_loss']:.4f}"]
+        parts += [f"{word} {metrics[name]:.2g}" for name, word in NORMS.items() if name in metrics]
         parts += [f"{rate:,.0f} tokens/s"] if rate is not None else []
         parts += [f"{_duration(seconds * (self.total - self.done))} left"] if seconds is not None else []
+        peaks = peak_memory()
+        parts += [f"peak {peaks[where] / 2**30:.1f} GiB" for where in ("device", "host") if where in peaks][:1]
         return "  ".join(parts)
 
 

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from bidora_jax.config import parse_train, read, resolve, settled
 from bidora_jax.errors import RunError
 from bidora_jax.runs import checks
+from bidora_jax.tasks.evaluation import Evaluation
 from bidora_jax.training.checkpoint import Checkpoints
 from bidora_jax.training.loop import Intervals, Loop, Phase, PhaseState, StepInputs
 from bidora_jax.training.metrics_log import MetricsLog
@@ -59,12 +60,15 @@ def test_the_configuration_of_a_run_reads_back(finished_run):
 @pytest.mark.slow
 def test_the_metrics_hold_one_line_a_step_of_both_phases(finished_run):
     lines = metrics(finished_run / "run")
-    wanted = [("search", step) for step in range(1, 5)] + [("retrain", step) for step in range(1, 6)]
+    wanted = [("search", step) for step in range(5)] + [("retrain", step) for step in range(1, 6)]
     assert [(line["phase"], line["step"]) for line in lines] == wanted
-    for line in lines:
-        assert set(line) == (SEARCH if line["phase"] == "search" else RETRAIN) | {"evaluation_loss"}
+    evaluated = {"evaluation_loss", "evaluation_accuracy"}
+    assert set(lines[0]) == {"phase", "step"} | evaluated  # before the first step
+    for line in lines[1:]:
+        assert set(line) == (SEARCH if line["phase"] == "search" else RETRAIN) | evaluated
+        assert 0 <= line["evaluation_accuracy"] <= 1
         assert all(math.isfinite(value) for name, value in line.items() if name != "phase")
-    assert lines[-1]["evaluation_loss"] < lines[0]["val_loss"] - 0.3  # it learns: about 5.8 without a step
+    assert lines[-1]["evaluation_loss"] < lines[0]["evaluation_loss"] - 0.3  # it learns: about 5.8 without a step
 
 
 @pytest.mark.slow
@@ -145,6 +149,49 @@ def test_a_run_that_was_killed_three_times_ends_bit_equal_to_one_that_was_not(
     assert checkpoints(run) == checkpoints(whole)
 
 
+STOP_AT = """
+import os, signal, sys, time
+from bidora_jax import errors, train
+from bidora_jax.training import metrics_log as metrics
+
+point, name, argv = sys.argv[1], sys.argv[2], sys.argv[3:]
+append = metrics.MetricsLog.append
+
+def appending(log, record):
+    append(log, record)
+    if "train_loss" in record and f"{record['phase']} {record['step']}" == point:
+        os.kill(os.getpid(), signal.Signals[name])
+        time.sleep(0.2)  # the thread that listens has seen it
+
+metrics.MetricsLog.append = appending
+errors.command(train.main, argv)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_was_asked_to_stop_twice_ends_bit_equal_to_one_that_was_not(
+    finished_run, model_folder, data_files, tmp_path
+):
+    """Ctrl-C in the search and SIGTERM in the retraining, at steps that no checkpoint is due at."""
+    run, compiled = tmp_path / "run", finished_run / "compiled"
+    resume = ["--config", str(run / "config.json"), "--resume"]
+    begin = [*inputs(model_folder, data_files, run), *BIDORA]
+    for argv, point, name, said in (
+        (begin, "search 2", "SIGINT", "Ctrl-C after step 3 of search, which is saved"),
+        (resume, "retrain 2", "SIGTERM", "SIGTERM after step 3 of retrain, which is saved"),
+    ):
+        done = process(["-c", STOP_AT, point, name, *argv], compiled)
+        assert done.returncode == 128 + signal.Signals[name], done.stderr
+        assert f"stopped: {said}; go on with\n" in done.stderr and "Traceback" not in done.stderr
+        assert f"--config {run}/config.json --resume" in done.stderr
+    done = process(["-m", "bidora_jax.train", *resume], compiled)
+    assert done.returncode == 0 and "resumed retrain after step 3 of 5" in done.stdout, done.stderr
+    whole = finished_run / "run"
+    assert (run / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert metrics(run) == metrics(whole)
+    assert (run / "changes.jsonl").read_bytes() == (whole / "changes.jsonl").read_bytes()
+
+
 @pytest.mark.slow
 def test_a_resume_on_other_data_is_refused_and_changes_nothing(finished_run, tmp_path, capfd):
     run = shutil.copytree(finished_run / "run", tmp_path / "run")
@@ -175,6 +222,8 @@ def test_several_lower_steps_accumulation_packed_rows_the_gram_penalty_and_answe
             "--data.test-limit", "3", "--max-new-tokens", "2"]  # fmt: skip
     assert exit_status(argv) == 0
     lines = metrics(tmp_path / "run")
+    before, *lines = lines
+    assert (before["phase"], before["step"]) == ("search", 0)
     assert [(line["phase"], line["step"]) for line in lines] == [("search", 1), ("search", 2), ("retrain", 1)]
     assert all(math.isfinite(value) for line in lines for value in line.values() if not isinstance(value, str))
     assert [line["step"] for line in lines if "evaluation_loss" in line] == [2, 1]  # at the end of each phase
@@ -194,7 +243,8 @@ def test_dora_ends_early_when_the_validation_loss_stays_and_has_no_retraining(
     argv = [*inputs(model_folder, data_files, tmp_path / "run"), *SMALL, "--adapter.method", "dora", "--eval-every", "1",
             "--search.steps", "20", "--search.patience", "2", "--inner.learning-rate", "0"]  # fmt: skip
     assert exit_status(argv) == 0
-    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3]  # the best, and two that are no better
+    # Before the first step, which is no candidate; the best, and two that are no better.
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3]
     assert "search: 3 of 20 steps, best validation loss" in (said := capfd.readouterr().out)
     assert "at step 1" in said
     assert checkpoints(tmp_path / "run") == ["3"]
@@ -212,7 +262,7 @@ def test_a_dry_run_says_what_a_run_takes_and_auto_what_it_changed(model_folder, 
     assert not (tmp_path / "run").exists()
     for part in ("auto: model.remat auto → dots: the fastest that fits", "by the compiler's count for a cpu",
                  "without a GPU a step of 768 tokens", "search: 7 steps of ", " s, padded to ", "peak of a step",
-                 " of 6.0 MB, memory_limit 6MB", ", 7 steps ", ", 2 checkpoints ", ", 4 looks (changes) ", ", 4 evaluations ",
+                 " of 6.0 MB, memory_limit 6MB", ", 7 steps ", ", 2 checkpoints ", ", 4 looks (changes) ", ", 5 evaluations ",
                  ", 2 batches of test answers ", "and the run reads them in", "direction 516 (", "resident: ",
                  "dry run: nothing was written"):  # fmt: skip
         assert part in said, part
@@ -275,10 +325,10 @@ def test_a_validation_loss_that_is_no_number_stops_the_run_before_it_is_saved(tm
         return StepInputs(None, 5, [f"a:{step}", "b:7"])
 
     phase = Phase(
-        name="search", steps=4, steps_before=0, inputs=inputs, selects=True, patience=0, rates=lambda _: {},
+        name="search", steps=4, epoch=4, steps_before=0, inputs=inputs, selects=True, patience=0, rates=lambda _: {},
         advance=lambda state, _: (state, {"train_loss": jnp.ones(())}), adapter_of=lambda state: (state, {}),
     )  # fmt: skip
-    losses = iter([3.0, math.nan])
+    losses = iter([Evaluation(loss, 0.5, 7) for loss in (4.0, 3.0, math.nan)])
     with MetricsLog(tmp_path / "metrics.jsonl") as log, Checkpoints(tmp_path / "checkpoints", 2) as kept:
         loop = Loop(lambda *_: next(losses), log, kept, Intervals(2, 2, 0))
         with pytest.raises(RunError, match=r"^evaluation_loss is nan at step 4 of search, on the batch of training "

@@ -44,8 +44,8 @@ def phase(*lengths: int) -> Phase:
     program = CompiledStep("", lambda *_: None, {}, lambda _: [], lengths)
     nothing: Any = None
     return Phase(
-        name="search", steps=len(lengths), steps_before=0, inputs=nothing, advance=nothing, adapter_of=nothing, rates=nothing,
-        selects=False, patience=0, step_shapes=lambda number: [(program, lengths[number])],
+        name="search", steps=len(lengths), epoch=1, steps_before=0, inputs=nothing, advance=nothing, adapter_of=nothing,
+        rates=nothing, selects=False, patience=0, step_shapes=lambda number: [(program, lengths[number])],
     )  # fmt: skip
 
 

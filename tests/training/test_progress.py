@@ -2,6 +2,7 @@
 
 import io
 
+from bidora_jax.training import progress as progress_module
 from bidora_jax.training.progress import Progress, Speed
 
 
@@ -36,18 +37,19 @@ def test_speed_leaves_out_the_first_step_and_forgets_old_ones():
     assert (speed.tokens_per_second, speed.seconds_per_step) == (50, 4)
 
 
-def test_without_a_terminal_there_are_plain_lines_now_and_then():
+def test_without_a_terminal_there_are_plain_lines_now_and_then(monkeypatch):
+    monkeypatch.setattr(progress_module, "peak_memory", lambda: {"host": 3 * 2**29})
     clock, stream = Clock(), io.StringIO()
     with Progress("search", 25, done=3, every=10, stream=stream, clock=clock) as progress:
         for step in range(3, 25):
-            progress.step(loss=step / 8, tokens=1500)
+            progress.step({"train_loss": step / 8, "grad_norm": 0.25, "lr": 1.0}, tokens=1500)
             clock.now += 1
         progress.note("done")
     assert stream.getvalue().splitlines() == [
-        "search 4/25  loss 0.3750",
-        "search 14/25  loss 1.6250  1,500 tokens/s  0:11 left",
-        "search 24/25  loss 2.8750  1,500 tokens/s  0:01 left",
-        "search 25/25  loss 3.0000  1,500 tokens/s  0:00 left",
+        "search 4/25  loss 0.3750  gradient 0.25  peak 1.5 GiB",
+        "search 14/25  loss 1.6250  gradient 0.25  1,500 tokens/s  0:11 left  peak 1.5 GiB",
+        "search 24/25  loss 2.8750  gradient 0.25  1,500 tokens/s  0:01 left  peak 1.5 GiB",
+        "search 25/25  loss 3.0000  gradient 0.25  1,500 tokens/s  0:00 left  peak 1.5 GiB",
         "done",
     ]
 
@@ -55,10 +57,10 @@ def test_without_a_terminal_there_are_plain_lines_now_and_then():
 def test_hours_are_written_out():
     clock, stream = Clock(), io.StringIO()
     progress = Progress("retrain", 3602, every=0, stream=stream, clock=clock)
-    progress.step(1.0, 1)
+    progress.step({"train_loss": 1.0}, 1)
     clock.now += 2
-    progress.step(1.0, 1)
-    assert stream.getvalue().splitlines()[-1].endswith("0 tokens/s  2:00:00 left")
+    progress.step({"train_loss": 1.0, "direction_grad_norm": 2.0, "hypergrad_norm": 3e-5}, 1)
+    assert "loss 1.0000  gradient 2  hypergradient 3e-05  0 tokens/s  2:00:00 left" in stream.getvalue()
 
 
 def test_on_a_terminal_there_is_a_bar_and_notes_stay_above_it(monkeypatch):
@@ -66,9 +68,9 @@ def test_on_a_terminal_there_is_a_bar_and_notes_stay_above_it(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     stream = Terminal()
     with Progress("search", 5, stream=stream) as progress:
-        progress.step(0.5, 10)
+        progress.step({"train_loss": 0.5}, 10)
         progress.note("val [bold] loss")
-        progress.step(0.25, 10)
+        progress.step({"train_loss": 0.25}, 10)
     shown = stream.getvalue()
     assert "search" in shown
     assert "2/5" in shown

@@ -21,7 +21,7 @@ FILE = "changes.jsonl"
 class DriftLog:
     """A watcher of the loop; `measure` maps (direction, magnitude) to the changes of all layers."""
 
-    def __init__(self, folder: Path, every: int, measure: Callable[[PyTree, PyTree], Sequence[Drift]]) -> None:
+    def __init__(self, folder: Path, every: float, measure: Callable[[PyTree, PyTree], Sequence[Drift]]) -> None:
         self.name, self.every = "changes", every
         self._measure, self._log = measure, MetricsLog(folder / FILE)
 

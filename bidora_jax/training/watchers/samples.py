@@ -85,7 +85,7 @@ class Samples:
         lines = [{"prompt": asked.text, "answer": text, "expected": asked.expected} for asked, text in pairs]
         self._log.append({"phase": phase, "step": step, "samples": lines})
         self._log.close()
-        return f"{phase} {step}  sample: {_one_line(answers[0])}"
+        return f"{phase} {step}  sample: {_one_line(self._asked[0].text, 40)} → {_one_line(answers[0])}"
 
     def truncate(self, phase: str, step: int) -> None:
         self._log.truncate(phase, step)
