@@ -77,6 +77,6 @@ def load_weights(served: Served, opened: Opened) -> "tuple[PyTree, dict[str, Mem
     from bidora_jax.generation import ensembles
     from bidora_jax.models.formats import hf
 
-    base = hf.load(served.settings, opened.folder, opened.config)
+    base = hf.load(served.settings, opened.folder, opened.config, flag="--dtype")
     base, chosen = ensembles.for_serving(base, opened.members, served.combine, served.average, served.weight)
     return base, dict(chosen) or {"": None}

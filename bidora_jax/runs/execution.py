@@ -166,7 +166,7 @@ def _finish(
     trained = export.Trained(problem.config, problem.adapter, problem.base, direction, magnitude)
     export.write_adapter(folder / "adapter", config.adapter, config.model.path, trained, replace=True)
     if config.merged:
-        dtype = hf.source_dtype(inputs.model_folder).name
+        dtype = hf.source_dtype(inputs.model_folder, config.model.dtype).name
         ends = conversation.ends(inputs.model_folder, inputs.tokenizer)
         export.write_merged(folder / "merged", inputs.model_folder, trained, dtype=dtype, ends=ends, replace=True)
     if before.answers is not None:

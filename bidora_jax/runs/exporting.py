@@ -47,7 +47,7 @@ def export_run(
     if format == "adapter":
         export.write_adapter(output, peft_config.read(run / "adapter"), config.model.path, trained)
         return ""
-    written = hf.source_dtype(source).name if dtype == "source" else dtype
+    written = hf.source_dtype(source, config.model.dtype).name if dtype == "source" else dtype
     ends = conversation.ends_of_folder(source)
     if quantised:
         export.write_merged_over(merge_base, output, source, trained, dtype=written, ends=ends)

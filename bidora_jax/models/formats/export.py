@@ -76,13 +76,16 @@ def write_merged_over(
     Prints for both of them how far their logits are from those of the model that was trained.
     """
     from bidora_jax.models.adapters import initial
+    from bidora_jax.models.base import dtype_of
     from bidora_jax.models.formats import hf, parity
 
     expected, over = parity.probe_logits(*trained), trained
     for name in sorted(("quantized", "original"), key=lambda name: name == chosen):  # the chosen one last
         over = trained
         if name == "original":
-            over = trained._replace(base=initial.prepare_base(hf.load_base(source, trained.config), trained.adapter))
+            original = hf.load_base(source, trained.config, hf.source_dtype(source, dtype_of(trained.base).name))
+            over = trained._replace(base=initial.prepare_base(original, trained.adapter))
+            del original
         merged = _merged(over, dtype)
         found = parity.compare(parity.probe_logits(trained.config, None, merged, {}, {}), expected, dtype)
         del merged
@@ -146,7 +149,7 @@ def write_model(folder: Path, settings: ModelConfig) -> None:
 
     source = hf_config.resolve_folder(settings.path)
     config = hf_config.read_config(source)
-    base = hf.load(settings, source, config)
+    base = hf.load(settings, source, config, flag="--dtype")
     dtype = base["norm"]["weight"].dtype.name
     base = merging.dequantise(base) if settings.quantization == "none" else base
     expected = parity.probe_logits(config, None, base, {}, {})

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from bidora_jax.errors import InputError, listing
+from bidora_jax.errors import InputError
 from bidora_jax.kernels import quantized
 from bidora_jax.kernels.xla_cpu import weights
 from bidora_jax.kernels.xla_cpu.weights import Bits, held_as_bits
@@ -34,14 +34,13 @@ from bidora_jax.models.architectures.architecture import (
     name_table,
 )
 from bidora_jax.models.base import dense_shapes
-from bidora_jax.models.formats import bnb, safetensors_file
+from bidora_jax.models.formats import bnb, hf_tensors, safetensors_file
 from bidora_jax.models.formats.bnb import Packed
 from bidora_jax.models.formats.hf_config import NOT_A_MODEL, read_config, resolve_folder
+from bidora_jax.models.formats.hf_tensors import INDEX, WEIGHTS, is_quantised, read_entries, source_dtype
 from bidora_jax.models.formats.safetensors_file import Entry
 from bidora_jax.models.settings import ModelConfig
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 COPIED = (
     "generation_config.json",
     "tokenizer.json",
@@ -55,6 +54,8 @@ COPIED = (
 )
 
 __all__ = [
+    "INDEX",
+    "WEIGHTS",
     "Place",
     "is_quantised",
     "load",
@@ -69,29 +70,25 @@ __all__ = [
 ]
 
 
-def source_dtype(folder: Path | str) -> np.dtype:
-    """The dtype that all dense tensors of a folder share; InputError when there are several, or one is not floating point."""
-    return _common_dtype(Path(folder), _weights(read_entries(folder)))
-
-
-def is_quantised(folder: Path | str) -> bool:
-    """Whether bitsandbytes quantised the weights of a folder."""
-    return any(isinstance(weight, Packed) for weight in _weights(read_entries(folder)).values())
-
-
 def load_base(
-    folder: Path | str, architecture: Architecture, dtype=None, to: quantization.Quantization | None = None
+    folder: Path | str,
+    architecture: Architecture,
+    dtype=None,
+    to: quantization.Quantization | None = None,
+    flag: str = "--model.dtype",
 ) -> PyTree:
-    """The base tree of a model folder, in `dtype` or, without one, in the dtype of the files.
+    """The base tree of a model folder, in `dtype` or, without one, in the dtype of the files (models/formats/hf_tensors.py).
 
-    Weights that the files hold quantised keep their bytes; with `to`, dense ones are quantised as they are read. All names,
-    shapes and dtypes are checked before any weight is read, and one InputError lists all that is wrong. Host memory peaks at
-    the model's size on a CPU, and at one stacked leaf where the weights go to a device.
+    `flag` is the caller's for a dtype; the message names it where nothing else decides. Weights that the files hold quantised keep
+    their bytes; with `to`, dense ones are quantised as they are read. All names, shapes and dtypes are checked before any weight is
+    read, and one InputError lists all that is wrong. Host memory peaks at the model's size on a CPU, and at one stacked leaf where
+    the weights go to a device.
     """
     folder = Path(folder)
-    weights = _weights(read_entries(folder))
-    _check(folder, architecture, weights)
-    shapes = dense_shapes(architecture, jnp.dtype(dtype) if dtype is not None else _common_dtype(folder, weights))
+    weights = hf_tensors.read_weights(folder)
+    hf_tensors.check(folder, architecture, weights)
+    dtype = jnp.dtype(dtype) if dtype is not None else hf_tensors.dense_dtype(folder, weights, flag=flag)
+    shapes = dense_shapes(architecture, dtype)
     sources: dict[tuple[str, ...], list[Entry | Packed]] = {}
     for name, place in name_table(architecture).items():
         sources.setdefault(place.path, []).append(weights[name])
@@ -125,10 +122,12 @@ def load_base(
     return jax.tree_util.tree_map_with_path(load, shapes)
 
 
-def load(settings: ModelConfig, folder: Path | str, architecture: Architecture) -> PyTree:
-    """The base of a folder as `model.dtype` and `model.quantization` ask for it."""
+def load(
+    settings: ModelConfig, folder: Path | str, architecture: Architecture, *, flag: str = "--model.dtype"
+) -> PyTree:
+    """The base of a folder as `model.dtype` and `model.quantization` ask for it; `flag` is the command's for a dtype."""
     dtype = None if settings.dtype == "auto" else jnp.dtype(settings.dtype)
-    return load_base(folder, architecture, dtype, quantization.resolve(settings, architecture))
+    return load_base(folder, architecture, dtype, quantization.resolve(settings, architecture), flag)
 
 
 def _stacked(parts: Iterable[PyTree], count: int, stacked: bool) -> PyTree:
@@ -221,74 +220,6 @@ def _list_ends(path: Path, settings: dict[str, Any], ends: Sequence[int]) -> Non
     listed = listed if isinstance(listed, list) else [token for token in [listed] if token is not None]
     if missing := [token for token in ends if token not in listed]:
         write_json(path, found | {"eos_token_id": [*listed, *missing]})
-
-
-def read_entries(folder: Path | str) -> dict[str, Entry]:
-    """Every tensor of a model folder by name, over all shards, from the headers alone."""
-    folder = Path(folder)
-    if not (folder / INDEX).is_file():
-        return safetensors_file.read_header(_existing(folder / WEIGHTS))
-    where = read_json(folder / INDEX, safetensors_file.DAMAGED).get("weight_map")
-    if not isinstance(where, dict) or not all(Path(str(file)).name == file for file in where.values()):
-        raise InputError(f"{folder / INDEX} has no weight_map of file names; {safetensors_file.DAMAGED}")
-    files = sorted(set(where.values()))
-    absent = [file for file in files if not (folder / file).is_file()]
-    if absent:
-        raise InputError(f"{folder / INDEX} names shards that are not there; fetch them again:\n{listing(absent)}")
-    shards = {file: safetensors_file.read_header(folder / file) for file in files}
-    lost = [f"{name} in {file}" for name, file in where.items() if name not in shards[file]]
-    if lost:
-        raise InputError(f"{folder / INDEX} names tensors that their shards lack:\n{listing(lost)}")
-    # A name that the index leaves out is still seen, so that a stray tensor is refused and not overlooked.
-    return {name: entry for shard in shards.values() for name, entry in shard.items()} | {
-        name: shards[file][name] for name, file in where.items()
-    }
-
-
-def _existing(file: Path) -> Path:
-    if file.is_file():
-        return file
-    pickled = sorted(path.name for path in file.parent.glob("pytorch_model*.bin"))
-    if pickled:
-        raise InputError(
-            f"{file.parent} holds {pickled[0]} and no safetensors; pickled weights are not read: load the model with "
-            "transformers and save it with save_pretrained"
-        )
-    raise InputError(f"{file.parent} has no {file.name} and no {INDEX}; {NOT_A_MODEL}")
-
-
-def _weights(entries: dict[str, Entry]) -> dict[str, Entry | Packed]:
-    """The weights of a folder. The rotary frequencies of old checkpoints are left out: they follow from rope_theta."""
-    return {name: weight for name, weight in bnb.grouped(entries).items() if not name.endswith("rotary_emb.inv_freq")}
-
-
-def _check(folder: Path, architecture: Architecture, entries: dict[str, Entry | Packed]) -> None:
-    table, shapes = name_table(architecture), {one.path: one.shape for one in architecture.tensors}
-    wrong = [f"missing: {name}" for name in table if name not in entries]
-    known = table.keys() | name_table(architecture.untied()).keys()  # a tied model may ship a copy of its head
-    wrong += [f"not part of this model: {name}" for name in entries if name not in known]
-    for name, place in table.items():
-        shape = shapes[place.path]
-        if name in entries and entries[name].shape != shape:
-            wrong.append(f"shape of {name}: expected {shape}, found {entries[name].shape}")
-    if wrong:
-        raise InputError(
-            f"{folder}: {len(wrong)} tensors do not fit config.json:\n{listing(wrong)}\n"
-            "the weights and config.json must come from the same model; fetch the folder again"
-        )
-
-
-def _common_dtype(folder: Path, weights: dict[str, Entry | Packed]) -> np.dtype:
-    found = sorted({weight.dtype for weight in weights.values() if isinstance(weight, Entry)})
-    unknown = [dtype for dtype in found if dtype not in safetensors_file.FLOATS]
-    if unknown:
-        raise InputError(
-            f"{folder}: tensors of dtype {', '.join(unknown)}; expected {', '.join(safetensors_file.FLOATS)}: "
-            "point at the model before it was quantised"
-        )
-    if len(found) != 1:
-        raise InputError(f"{folder} mixes {' and '.join(found)}; say which dtype is meant (float32 keeps all digits)")
-    return safetensors_file.DTYPES[found[0]]
 
 
 def _write_weights(folder: Path, places: dict[str, Place], base: PyTree, dtype: np.dtype, limit: int) -> None:

@@ -1,4 +1,5 @@
-"""Model folders: transformers is the oracle for what they mean, bit equality the law for the way there and back."""
+"""models/formats/hf.py, models/formats/hf_tensors.py: transformers is the oracle for what model folders mean, bit equality the law
+for the way there and back."""
 
 import json
 import shutil
@@ -17,6 +18,7 @@ from bidora_jax.models import decoder
 from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.base import dense_shapes
 from bidora_jax.models.formats import hf, hf_config
+from bidora_jax.models.settings import ModelConfig
 
 UNTIED_WITH_BIAS = {"tie_word_embeddings": False, "attention_bias": True}
 
@@ -352,11 +354,34 @@ def test_integer_tensors(folder):
     _refused(folder, r"dtype I16; expected F32, BF16, F16")
 
 
-def test_mixed_dtypes_want_a_choice(folder):
-    _keep_tensors(folder, lambda tensors: tensors.update({"model.norm.weight": np.ones(26, np.float16)}))
-    _refused(folder, "mixes F16 and F32; say which dtype is meant")
+def _norms_apart(folder, dtype=None):
+    """Makes the folder's norms float16; config.json names `dtype`, in both spellings, or none."""
+    half = {"model.norm.weight": np.ones(26, np.float16)}
+    _keep_tensors(folder, lambda tensors: tensors.update(half))
+    settings = json.loads((folder / "config.json").read_text())
+    settings.pop("dtype")
+    (folder / "config.json").write_text(json.dumps(settings | (dtype or {})))
+
+
+@pytest.mark.parametrize(
+    "named", [{"dtype": "bfloat16"}, {"torch_dtype": "bfloat16"}, {"torch_dtype": "torch.bfloat16"}]
+)
+def test_of_mixed_dtypes_config_json_decides(folder, named):
+    _norms_apart(folder, named)
+    found = hf.load_base(folder, hf_config.read_config(folder))
+    assert {leaf.dtype for leaf in jax.tree.leaves(found, is_leaf=quantized.is_packed)} == {jnp.dtype(jnp.bfloat16)}
+    assert hf.source_dtype(folder) == hf.source_dtype(folder, "float32") == jnp.bfloat16
+
+
+def test_of_mixed_dtypes_that_nothing_decides_the_message_names_the_flag(folder):
+    _norms_apart(folder)
+    said = r"mixes F16 and F32, and its config\.json names no dtype: say which one the model has with {} float16 or float32"
+    _refused(folder, said.format("--model.dtype"))
     config = hf_config.read_config(folder)
+    with pytest.raises(InputError, match=said.format("--dtype")):
+        hf.load(ModelConfig(), folder, config, flag="--dtype")
     assert hf.load_base(folder, config, "float32")["norm"]["weight"].dtype == jnp.float32
+    assert hf.source_dtype(folder, "float32") == jnp.float32
 
 
 @pytest.mark.parametrize("listed", [None, 2, [2, 3], [3, 2, 9]])
