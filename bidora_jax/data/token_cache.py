@@ -26,12 +26,10 @@ from bidora_jax.data.encoding import Example, Split
 from bidora_jax.data.records import Record
 from bidora_jax.data.tokenizer import Tokenizer
 from bidora_jax.machine.files import chosen_folder, user_cache, whole_file
+from bidora_jax.models.formats import tokenizer_files
 
 WORTH = 1.0  # seconds: tokens that were made faster are not kept
 ROOM = 4 * 2**30  # bytes that all files may take; the least recently used go first
-HASHED_FILES = (*tokenizers.TOKENIZER_FILES, "merges.txt", "added_tokens.json", "special_tokens_map.json",
-                "chat_template.jinja", "chat_template.json")  # fmt: skip
-"""Files of a model folder that a token may depend on."""
 
 
 def encode_all(
@@ -72,9 +70,10 @@ def name(folder: Path, given: list[Record], settings: dict[str, Any]) -> str:
         Path(module.__file__ or "")
         for module in (chat_template, encoding, left_out, prompts, records, tokenizers, turns)
     ]
-    for path in (*code, *(folder / file for file in HASHED_FILES)):
-        content = path.read_bytes() if path.is_file() else b""
-        whole.update(f"{path.name} {len(content)} ".encode() + content)
+    read = [*tokenizer_files.tokenizer_files(folder), *tokenizer_files.template_files(folder)]
+    for name, path in [*((path.name, path) for path in code), *((str(file), folder / file) for file in read)]:
+        content = path.read_bytes()
+        whole.update(f"{name} {len(content)} ".encode() + content)
     packages = {package: version(package) for package in ("tokenizers", "transformers")}
     whole.update(json.dumps([settings, packages], sort_keys=True).encode())
     for record in given:

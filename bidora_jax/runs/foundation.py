@@ -23,15 +23,14 @@ PIECE = 2**24  # bytes read at a time
 
 def of(config: Config, inputs: "RunInputs") -> dict[str, str]:
     """The checksums by what they are of, in words. A base of 16 GB takes some ten seconds."""
-    from bidora_jax.data.token_cache import HASHED_FILES
+    from bidora_jax.models.formats.tokenizer_files import tokenizer_files
 
     folder, problem = inputs.model_folder, inputs.problem
-    template = str(inputs.tokenizer.chat_template or "")
-    of_tokenizer = [folder / name for name in HASHED_FILES if not name.startswith("chat_template")]
+    template = str(inputs.tokenizer.chat_template or "")  # all of them, where there are several by name
     found = {
         "training data": _of_rows(problem.train),
         "validation data": _of_rows(problem.val),
-        "tokenizer": _of_files(of_tokenizer),
+        "tokenizer": _of_files(folder / file for file in tokenizer_files(folder)),
         "chat template": hashlib.sha256(template.encode()).hexdigest()[:16],
         "base weights": _of_files(sorted(folder.glob("*.safetensors"))),
     }

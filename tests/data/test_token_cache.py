@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from tiny import write_tokenizer
+from tiny import TEMPLATE, write_tokenizer
 
 from bidora_jax.data import encoding, token_cache
 from bidora_jax.data.records import Record
@@ -73,13 +73,28 @@ def test_whatever_could_change_a_token_changes_the_name(folder, tokenizer, monke
             yield token_cache.name(folder, RECORDS, SETTINGS | other)
         (folder / "chat_template.jinja").write_text("{{ messages }}")
         yield token_cache.name(folder, RECORDS, SETTINGS)
+        for template in ("{{ messages }}", "{{ tools }}"):
+            (folder / "additional_chat_templates").mkdir(exist_ok=True)
+            (folder / "additional_chat_templates" / "tool_use.jinja").write_text(template)
+            yield token_cache.name(folder, RECORDS, SETTINGS)
         (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + "\n")
         yield token_cache.name(folder, RECORDS, SETTINGS)
         monkeypatch.setattr(token_cache, "version", lambda package: "another")
         yield token_cache.name(folder, RECORDS, SETTINGS)
 
     found = list(names())
-    assert len(set(found)) == len(found) == 10
+    assert len(set(found)) == len(found) == 12
+
+
+def test_an_edited_template_for_tools_is_not_read_stale(folder):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    given = [Record({"messages": turns, "tools": [{"name": "z"}]})]
+    (folder / "additional_chat_templates").mkdir()
+    for opening in ("cab", "dab"):
+        (folder / "additional_chat_templates" / "tool_use.jinja").write_text(opening + TEMPLATE)
+        tokenizer = load_tokenizer(folder)
+        split, _ = encoded(folder, tokenizer, given)
+        assert tokenizer.decode(split.examples[0].tokens).startswith(opening)
 
 
 def test_only_what_takes_long_is_kept_and_nothing_without_a_folder(folder, tokenizer):

@@ -38,6 +38,12 @@ class Ground:
     def template(self, text) -> None:
         self.tokenizer_config(chat_template=text)
 
+    def template_for_tools(self, text) -> None:
+        file = self.model / "additional_chat_templates" / "tool_use.jinja"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+        (self.model / "chat_template.jinja").write_text(TEMPLATE)  # beside files by name, transformers reads no other
+
     def tokenizer_config(self, **changes) -> None:
         file = self.model / "tokenizer_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | changes))
@@ -95,6 +101,15 @@ def test_every_change_of_what_a_run_stands_on_is_refused_by_name(ground, tmp_pat
     said = str(refused.value)
     assert f"what the run in {tmp_path} stands on has changed since it began" in said
     assert set(names) == {line.strip() for line in said.splitlines()} & known.keys()
+
+
+def test_an_edited_template_for_tools_in_a_file_of_its_own_is_refused(ground, tmp_path):
+    ground.template_for_tools("{{ messages }}")
+    known = ground.checksums()
+    ground.template_for_tools("{{ tools }}")
+    with pytest.raises(InputError, match="  chat template\n") as refused:
+        foundation.check(tmp_path, known, ground.checksums())
+    assert {"chat template"} == {line.strip() for line in str(refused.value).splitlines()} & known.keys()
 
 
 def test_tokens_that_a_template_dates_are_refused_on_another_day(ground, tmp_path, monkeypatch):

@@ -39,19 +39,10 @@ from bidora_jax.models.formats.bnb import Packed
 from bidora_jax.models.formats.hf_config import NOT_A_MODEL, read_config, resolve_folder
 from bidora_jax.models.formats.hf_tensors import INDEX, WEIGHTS, is_quantised, read_entries, source_dtype
 from bidora_jax.models.formats.safetensors_file import Entry
+from bidora_jax.models.formats.tokenizer_files import template_files, tokenizer_files
 from bidora_jax.models.settings import ModelConfig
 
-COPIED = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
+GENERATION = "generation_config.json"
 
 __all__ = [
     "INDEX",
@@ -207,10 +198,11 @@ def write_model(
         settings["quantization_config"] = bnb.settings(packed[0], _dense_linears(architecture, base))
     spellings = [key for key in ("dtype", "torch_dtype") if key in settings]
     write_json(folder / "config.json", settings | dict.fromkeys(spellings or ["torch_dtype"], dtype.name))
-    for name in COPIED:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    _list_ends(folder / "generation_config.json", settings, ends)
+    copied = [*tokenizer_files(source), *template_files(source), Path(GENERATION)]
+    for name in (name for name in copied if (source / name).is_file()):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, folder / name)
+    _list_ends(folder / GENERATION, settings, ends)
 
 
 def _list_ends(path: Path, settings: dict[str, Any], ends: Sequence[int]) -> None:

@@ -1,5 +1,5 @@
-"""models/formats/hf.py, models/formats/hf_tensors.py: transformers is the oracle for what model folders mean, bit equality the law
-for the way there and back."""
+"""models/formats/hf.py, models/formats/hf_tensors.py, models/formats/tokenizer_files.py: transformers is the oracle for what
+model folders mean, bit equality the law for the way there and back."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from runs import contents
 from safetensors.numpy import load_file, save_file
 
 from bidora_jax.errors import InputError
@@ -223,13 +224,16 @@ def test_shards_respect_the_limit_and_the_index_adds_up(model_folder, tmp_path):
 
 def test_everything_but_the_weights_comes_from_the_source(folder, tmp_path):
     extra = {"generation_config.json": "{}", "chat_template.jinja": "{{ x }}", "merges.txt": "a b", "vocab.json": "{}"}
+    extra |= {"chat_template.json": "{}", "additional_chat_templates/tool_use.jinja": "{{ tools }}"}
+    (folder / "additional_chat_templates").mkdir()
     for name, text in extra.items():
         (folder / name).write_text(text)
     (folder / "modeling_evil.py").write_text("")
+    (folder / "additional_chat_templates" / "evil.py").write_text("")
     settings = json.loads((folder / "config.json").read_text()) | {"quantization_config": None, "kept": [1]}
     (folder / "config.json").write_text(json.dumps(settings))
     hf.save_model(tmp_path / "out", folder, tiny.CONFIG, hf.load_base(folder, tiny.CONFIG), dtype="bfloat16")
-    written = {path.name for path in (tmp_path / "out").iterdir()}
+    written = {path for path, content in contents(tmp_path / "out").items() if content is not None}
     assert written == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", *extra}
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     settings.pop("quantization_config")
