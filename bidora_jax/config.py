@@ -19,6 +19,7 @@ from bidora_jax.config_files import as_type, read_given, refuse_idle, set_unset,
 from bidora_jax.data.settings import DataConfig
 from bidora_jax.errors import TEXTS, InputError, program
 from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.formats import peft_config
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.training.settings import (
     OptimizerConfig,
@@ -126,7 +127,8 @@ def _parse(schema: Any, argv: Sequence[str], command: str) -> tuple[Config, Any]
     for name, value in leaves(arguments):
         section, _, leaf = name.rpartition(".")
         if name in given_names or f"{section}.no_{leaf}".strip(".") in given_names:
-            _set(tree, name, value)
+            is_adapter = name == "adapter.path" and value
+            _set(tree, name, str(peft_config.meant(value)) if is_adapter else value)
     return resolve(tree), arguments
 
 

@@ -137,7 +137,8 @@ def _fill(given: ConfigDict) -> None:
     preset, folder = str(adapter.get("preset", "")), adapter.get("path", "")
     set_unset(given, PRESETS.get(preset, {}))
     if isinstance(folder, str) and folder:
-        found = dataclasses.asdict(peft_config.read(Path(folder)))
+        found = dataclasses.asdict(peft_config.read(peft_config.meant(folder)))
+        set_unset(given, {"adapter": {"path": str(peft_config.meant(folder))}}, over=True)
         unsaid = {"preset", "path", "init", "norm"} | ({"method"} if found["method"] == "dora" else set())
         set_unset(given, {"adapter": {name: value for name, value in found.items() if name not in unsaid}})
 

@@ -1,26 +1,30 @@
-"""python -m bidora_jax.evaluate --model DIR [--adapter DIR] [--quantization nf4] --data-file F [--json OUT]
+"""python -m bidora_jax.evaluate --run DIR [--data-file F] [--json OUT]
+python -m bidora_jax.evaluate --model DIR [--adapter DIR] [--quantization nf4] --data-file F [--json OUT]
 
 The loss of a model, with or without an adapter, on a file: the token-weighted mean over all trained tokens. Several adapters
-are evaluated in turn, with one compiled program, or as one: --ensemble, --average.
+are evaluated in turn, with one compiled program, or as one: --ensemble, --average. A run is evaluated on its own test records,
+or else on its validation records, and records are cut and counted as in its training.
 """
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from bidora_jax.errors import InputError, command, program
 from bidora_jax.generation.served_model import Served, load_weights, open_folder
 from bidora_jax.machine.files import write_whole
+from bidora_jax.runs.serving import as_trained, named, records_to_evaluate, settled
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments(Served):
     """Loss and perplexity of a model on a file of records."""
 
-    data_file: str
-    """Records, in any kind of file or folder and in any shape that training takes."""
+    data_file: tuple[str, ...] = ()
+    """Records, in any kind of file or folder and in any shape that training takes; repeat it for several. With --run: the run's
+    test records, or else its validation records."""
     json: str = ""
     """Also write the result to this file."""
     max_length: int = 1024
@@ -36,11 +40,18 @@ class EvaluateArguments(Served):
     """Folder where encoded records are kept for the next time; auto: the user's cache folder, empty: nowhere."""
 
 
+LIKE_TRAINING = ("max_length", "long", "loss_on", "token_cache")
+"""What a run's settings say of records."""
+
+
 def main(argv: list[str]) -> None:
     import tyro
 
     arguments = tyro.cli(EvaluateArguments, args=argv, prog=program("evaluate"), config=(tyro.conf.UseAppendAction,))
+    arguments, remark = _settled(arguments, named(argv))
     results = evaluate(arguments)
+    if remark:
+        print(remark)
     for result in results:
         print(f"adapter     {result['adapter']}\n" * (len(results) > 1) + f"loss        {result['loss']:.6f}\n"
               f"perplexity  {result['perplexity']:.4f}\ntokens      {result['tokens']:,}")  # fmt: skip
@@ -58,6 +69,24 @@ def main(argv: list[str]) -> None:
         write_whole(Path(arguments.json), json.dumps(written, indent=2) + "\n")
 
 
+def _settled(arguments: EvaluateArguments, given: frozenset[str]) -> tuple[EvaluateArguments, str]:
+    """The arguments with all that a run says of itself, and a line on the records that it chose."""
+    arguments = settled(arguments, given)
+    if not arguments.run:
+        if not arguments.data_file:
+            raise InputError(
+                "evaluate needs records: give them with --data-file, or a run that has test records with --run"
+            )
+        return arguments, ""
+    if arguments.data_file:
+        return as_trained(arguments.run, arguments, given, LIKE_TRAINING), ""
+    chosen = records_to_evaluate(arguments.run)
+    arguments = as_trained(
+        arguments.run, replace(arguments, data_file=chosen.sources), given, (*LIKE_TRAINING, "columns")
+    )
+    return arguments, f"records     {' and '.join(chosen.sources)}: {chosen.what}"
+
+
 def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]:
     """The results that the command prints: a dictionary for each adapter, or one for all of them as an ensemble or average."""
     from bidora_jax.data import encoding, token_cache
@@ -70,14 +99,14 @@ def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]
         raise InputError("--batch-size must be at least 1 and --max-length at least 2")
     if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
         raise InputError(f"there is no folder for --json {arguments.json}; make it, or name another file")
-    given = encoding.read_records(arguments.data_file, arguments.columns)
+    given, source = encoding.read_records(arguments.data_file, arguments.columns), " and ".join(arguments.data_file)
     opened = open_folder(arguments)
     how = {"max_length": arguments.max_length, "loss_on": arguments.loss_on, "long": arguments.long}
     split, kept = token_cache.encode_all(given, opened.tokenizer, arguments.token_cache, **how)
     for line in (*unused_keys(given), *encoding.remarks_of(split, given), *([kept] if kept else [])):
         print(line, file=sys.stderr, flush=True)
     tokens = (example.tokens for example in split.examples)
-    check_known(tokens, opened.tokenizer, opened.config.vocab_size, arguments.data_file)
+    check_known(tokens, opened.tokenizer, opened.config.vocab_size, source)
     base, members = load_weights(arguments, opened)
     buckets = bucket_lengths([len(example.tokens) for example in split.examples], 4)
     batches = list(full_pass(split.examples, buckets, arguments.batch_size, pad_id(opened.tokenizer)))
@@ -89,7 +118,7 @@ def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]
         result = measure(base, direction, magnitude, batches)
         results.append({
             "model": arguments.model, "adapter": name, "quantization": arguments.quantization,
-            "data_file": arguments.data_file,
+            "data_file": source,
             "loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens,
             "records": len(given), "records_split": len(split.chunks), "chunks": sum(split.chunks),
             "records_cut": split.n_truncated, "records_dropped": split.n_untrained,

@@ -1,4 +1,5 @@
-"""python -m bidora_jax.generate --model DIR [--adapter DIR] --prompt TEXT [--max-new-tokens N] [--temperature T]
+"""python -m bidora_jax.generate --run DIR --prompt TEXT [--max-new-tokens N] [--temperature T]
+python -m bidora_jax.generate --model DIR [--adapter DIR] --prompt TEXT [--max-new-tokens N] [--temperature T]
 python -m bidora_jax.generate --model DIR [--adapter NAME=DIR …] --prompt-file F | --chat
 
 What a model writes after a prompt, with or without adapters, which are applied and not merged. Greedy unless there is a
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bidora_jax.errors import InputError, command, program
 from bidora_jax.generation.served_model import Served, load_weights, open_folder
 from bidora_jax.machine.files import write_whole
+from bidora_jax.runs.serving import named, settled
 
 if TYPE_CHECKING:
     from bidora_jax.data.records import Record
@@ -68,6 +70,7 @@ def main(argv: list[str]) -> None:
 
     arguments = tyro.cli(GenerateArguments, args=argv, prog=program("generate"), config=(tyro.conf.UseAppendAction,))
     _check(arguments)
+    arguments = settled(arguments, named(argv))
     if arguments.chat:
         from bidora_jax.generation.chat import chat
 

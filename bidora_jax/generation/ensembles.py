@@ -49,13 +49,13 @@ def load(given: Sequence[str], architecture: Architecture) -> dict[str, Member]:
 
     InputError for two adapters of one name, and one InputError with the faults of all folders.
     """
-    named = [_named(text) for text in given]
-    names = [name for name, _ in named]
+    pairs = [named(text) for text in given]
+    names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"several adapters are called {', '.join(twice)}; name them apart: --adapter NAME=DIR")
     members, wrong = {}, []
-    for name, folder in named:
+    for name, folder in pairs:
         try:
             members[name] = Member(*peft.load_adapter(folder, architecture))
         except InputError as error:
@@ -65,7 +65,8 @@ def load(given: Sequence[str], architecture: Architecture) -> dict[str, Member]:
     return members
 
 
-def _named(text: str) -> tuple[str, str]:
+def named(text: str) -> tuple[str, str]:
+    """Name and folder of an adapter that is given as NAME=DIR, or as DIR."""
     name, equals, folder = text.partition("=")
     return (name, folder) if equals and name and folder and "/" not in name else (text, text)
 

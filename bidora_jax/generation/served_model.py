@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from bidora_jax.models.architectures.decoder import LINEARS
 from bidora_jax.models.settings import ModelConfig
 
 if TYPE_CHECKING:
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 class Served:
     """Which model answers, with which adapters, in which form."""
 
-    model: str
-    """Model folder, or the name of a model on the Hugging Face hub."""
+    run: str = ""
+    """Folder of a finished run: its base model, in the form that it was trained in, with its adapter."""
+    model: str = ""
+    """Instead of a run: a model folder, or the name of a model on the Hugging Face hub."""
     adapter: tuple[str, ...] = ()
-    """PEFT adapter folder, such as the adapter/ of a run, or NAME=DIR; repeat it for several, which answer in turn."""
+    """PEFT adapter folder or run folder, or NAME=DIR; repeat it for several, which answer in turn."""
     ensemble: Literal["none", "logits", "probabilities"] = "none"
     """Take several adapters as one, by the mean of their logits or of their probabilities."""
     average: bool = False
@@ -38,6 +41,8 @@ class Served:
     """Quantise the model's linear layers first; a folder that bitsandbytes quantised is read as it is."""
     double_quant: bool = True
     """nf4: keep the block scales in 8 bits too."""
+    quantized_modules: tuple[str, ...] = ()
+    """Module to quantise, by its name; repeat it for several. Without it, all linear layers."""
 
     @property
     def combine(self) -> "Combine | None":
@@ -46,7 +51,10 @@ class Served:
 
     @property
     def settings(self) -> ModelConfig:
-        return ModelConfig(dtype=self.dtype, quantization=self.quantization, double_quant=self.double_quant)
+        return ModelConfig(
+            dtype=self.dtype, quantization=self.quantization, double_quant=self.double_quant,
+            quantized_modules=self.quantized_modules or LINEARS,
+        )  # fmt: skip
 
 
 class Opened(NamedTuple):

@@ -54,8 +54,8 @@ def read_data(config: Config) -> Data:
 
     found = splits.load(config.data, config.seed)
     folder = hf_config.resolve_folder(config.model.path, weights=False)
-    tokenizer = load_tokenizer(folder)
-    return Data(found, _prepared(config, found, hf_config.read_config(folder), tokenizer), tokenizer)
+    model, tokenizer = hf_config.read_config(folder), load_tokenizer(folder)
+    return Data(found, _prepared(config, found, model, tokenizer), tokenizer)
 
 
 def _prepared(config: Config, found: "Splits", model: "DecoderConfig", tokenizer: "Tokenizer") -> "Prepared":

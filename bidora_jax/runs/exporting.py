@@ -30,22 +30,19 @@ def export_run(
     from bidora_jax.models.formats import export, hf, hf_config, peft
 
     config = run_config(str(run))
-    if not (run / "adapter").is_dir():
-        raise InputError(
-            f"{run} has no adapter/: the run is not finished; go on with train --config {run}/config.json --resume"
-        )
+    folder = peft_config.meant(run)
     source = hf_config.resolve_folder(config.model.path)
     decoder_config = hf_config.read_config(source)
     quantised = config.model.quantization != "none"
     if merge_base == "original" and not quantised:
         raise InputError(_no_original(config.model.path, hf.is_quantised(source)))
-    adapter, direction, magnitude = peft.load_adapter(run / "adapter", decoder_config)
+    adapter, direction, magnitude = peft.load_adapter(folder, decoder_config)
     base = initial.prepare_base(hf.load(config.model, source, decoder_config), adapter)
     trained = export.Trained(decoder_config, adapter, base, direction, magnitude)
     if format == "lora":
         return export.write_lora(output, config.model.path, trained, rank=rank, max_error=max_error)
     if format == "adapter":
-        export.write_adapter(output, peft_config.read(run / "adapter"), config.model.path, trained)
+        export.write_adapter(output, peft_config.read(folder), config.model.path, trained)
         return ""
     written = hf.source_dtype(source, config.model.dtype).name if dtype == "source" else dtype
     ends = conversation.ends_of_folder(source)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bidora_jax.errors import InputError, did_you_mean, listing
+from bidora_jax.errors import InputError, did_you_mean, listing, program
 from bidora_jax.machine.files import read_json
 from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.architectures.decoder_family import DecoderFamily
@@ -27,6 +27,8 @@ def read_config(folder: Path | str) -> DecoderConfig:
             f"{folder} is an adapter; a model is expected here: name its base model, and the folder as the adapter"
         )
     given = read_json(path, NOT_A_MODEL)
+    if _of_a_run(given):
+        raise InputError(_not_merged(Path(folder)))
     family = _family(path, given)
     raw = family.completed(given)
     problems = family.wrong_values(raw) or [
@@ -38,6 +40,26 @@ def read_config(folder: Path | str) -> DecoderConfig:
             f"{path} asks for what is not supported:\n{listing(problems)}\nuse another model, or its plain form"
         )
     return family.architecture(raw)
+
+
+def is_run(folder: Path | str) -> bool:
+    """Whether a folder is one that training wrote: its config.json holds the settings of a run, and not a model's."""
+    path = Path(folder).expanduser() / "config.json"
+    return path.is_file() and _of_a_run(read_json(path, NOT_A_MODEL))
+
+
+def _of_a_run(config: dict) -> bool:
+    return "output_dir" in config and "model_type" not in config
+
+
+def _not_merged(run: Path) -> str:
+    """What is said of a run folder where a model is expected."""
+    if (run / "merged" / "config.json").is_file():
+        return f"{run} is a run folder; the model that it made is {run / 'merged'}: name that"
+    return (
+        f"{run} is a run folder, which holds an adapter; a model is expected here: write one with "
+        f"{program('export')} --run {run} --format merged --output {run}-merged, and name that"
+    )
 
 
 def _family(path: Path, raw: dict) -> DecoderFamily:

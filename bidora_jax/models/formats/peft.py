@@ -97,7 +97,7 @@ def load_adapter(folder: Path | str, architecture: Architecture) -> tuple[Adapte
     InputError when the folder means anything but LoRA, rsLoRA or DoRA on the linear layers of this model, and when a tensor
     is missing, unknown, or of another shape.
     """
-    folder = Path(folder)
+    folder = peft_config.meant(folder)
     settings = peft_config.read(folder)
     peft_config.check_layers_pattern(folder, architecture)
     try:

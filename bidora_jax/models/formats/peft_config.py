@@ -15,6 +15,7 @@ from bidora_jax.machine.files import read_json, write_json
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.adapters.targets import ALL_LINEAR, Site, as_pattern
 from bidora_jax.models.architectures.architecture import Architecture, endings, module_name
+from bidora_jax.models.formats.hf_config import is_run
 
 CONFIG = "adapter_config.json"
 NOT_AN_ADAPTER = f"point at a PEFT adapter folder ({CONFIG}, adapter_model.safetensors)"
@@ -73,6 +74,18 @@ UNDERSTOOD = {
 }
 # Initialisations that leave the base as it was; the others subtract from it, so A and B do not fit the original model.
 HARMLESS_INIT = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+
+
+def meant(folder: Path | str) -> Path:
+    """The adapter folder that is meant: of a run folder, its adapter/. InputError for a run that has none yet."""
+    folder = Path(folder).expanduser()
+    if (folder / CONFIG).is_file() or not is_run(folder):
+        return folder
+    if not (folder / "adapter").is_dir():
+        raise InputError(
+            f"{folder} has no adapter/: the run is not finished; go on with train --config {folder}/config.json --resume"
+        )
+    return folder / "adapter"
 
 
 def read(folder: Path) -> AdapterConfig:
