@@ -2,8 +2,9 @@
 python -m bidora_jax.generate --model DIR [--adapter DIR] --prompt TEXT [--max-new-tokens N] [--temperature T]
 python -m bidora_jax.generate --model DIR [--adapter NAME=DIR …] --prompt-file F | --chat
 
-What a model writes after a prompt, with or without adapters, which are applied and not merged. Greedy unless there is a
-temperature. Several adapters answer in turn, or as one: their mean in outputs (--ensemble) or in weights (--average).
+What a model answers to a prompt, in its own chat template where it has one, with or without adapters, which are applied and not
+merged. Greedy unless there is a temperature. Several adapters answer in turn, or as one: their mean in outputs (--ensemble) or in
+weights (--average).
 """
 
 import json
@@ -11,12 +12,12 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bidora_jax.errors import InputError, command, program
 from bidora_jax.generation.served_model import Served, load_weights, open_folder
 from bidora_jax.machine.files import write_whole
-from bidora_jax.runs.serving import named, settled
+from bidora_jax.runs.serving import asked_in_training, named, settled
 
 if TYPE_CHECKING:
     from bidora_jax.data.records import Record
@@ -28,16 +29,18 @@ class GenerateArguments(Served):
     """Write text with a model: after one prompt, after each prompt of a file, or in a chat."""
 
     prompt: str = ""
-    """Text to go on from."""
+    """Question to answer, in the model's own chat template; without a template, text to go on from."""
     prompt_file: str = ""
     """File of prompts: one a line, or rows with a prompt, an instruction or messages in any kind of file or folder that
-    training takes; answers that are there are left out."""
-    chat: bool = False
-    """Talk with the model, with its own chat template; /reset starts anew, /exit or Ctrl-D ends."""
+    training takes; answers that are there are left out. The prompt of a row is text to go on from."""
+    raw: bool = False
+    """Go on from --prompt, or from each line of a text file, as it stands, without the chat template."""
     template: bool = False
-    """Wrap each prompt as a user's turn in the model's chat template."""
+    """Insist on the chat template, around the prompts of rows too."""
     system: str = ""
-    """System prompt, with --chat or --template."""
+    """System prompt, which the chat template writes."""
+    chat: bool = False
+    """Talk with the model; bidora-jax chat does the same."""
     max_new_tokens: int = 256
     """Tokens that an answer may have."""
     temperature: float = 0.0
@@ -97,7 +100,10 @@ def _check(arguments: GenerateArguments) -> None:
             ways
         )
         != 1,
-        "--system needs --chat or --template": bool(a.system) and not (a.chat or a.template),
+        "--raw leaves out the chat template, which --system, --template and --chat need": a.raw
+        and bool(a.system or a.template or a.chat),
+        "--raw is for --prompt and for text files: each row of other files says itself what it asks": a.raw
+        and not _are_lines(a),
         "--json is for --prompt and --prompt-file": a.chat and bool(a.json),
         f"--max-new-tokens must be at least 1, found {a.max_new_tokens}": a.max_new_tokens < 1,
         f"--batch-size must be at least 1, found {a.batch_size}": a.batch_size < 1,
@@ -127,9 +133,12 @@ def generate(arguments: GenerateArguments) -> list[dict[str, Any]]:
     given = _prompts(arguments)
     opened = open_folder(arguments)
     tokenizer = opened.tokenizer
-    if arguments.template:
-        conversation.require_template(opened.folder, tokenizer, "--template")
-    prompts = [_ids(record, arguments, tokenizer) for record in given]
+    if flag := "--template" * arguments.template or "--system" * bool(arguments.system):
+        conversation.require_template(opened.folder, tokenizer, flag)
+    form, remark = _form(arguments, tokenizer)
+    prompts = [_ids(record, form, arguments.system, tokenizer) for record in given]
+    if remark:
+        print(remark, file=sys.stderr, flush=True)
     tokens.check_known(prompts, tokenizer, opened.config.vocab_size, "the prompts")
     answers.check_room(opened.config, prompts, arguments.max_new_tokens)
     base, members = load_weights(arguments, opened)
@@ -171,11 +180,10 @@ def _show(answer: dict[str, Any], *, several: bool) -> None:
 def _prompts(arguments: GenerateArguments) -> "list[Record]":
     """Records that ask something."""
     from bidora_jax.data.records import Record
-    from bidora_jax.data.sources import sources
 
     if not arguments.prompt_file:
         return [Record({"prompt": arguments.prompt})]
-    if sources.has_keys(arguments.prompt_file):
+    if not _are_lines(arguments):
         return _records(arguments)
     path = Path(arguments.prompt_file)
     try:
@@ -213,17 +221,48 @@ def _records(arguments: GenerateArguments) -> "list[Record]":
     return found
 
 
-def _ids(record: "Record", arguments: GenerateArguments, tokenizer: Any) -> list[int]:
+Form = Literal["raw", "chat template", "plain template"]
+
+
+def _form(arguments: GenerateArguments, tokenizer: Any) -> tuple[Form, str]:
+    """The form in which the model is asked, and a line on it where nobody chose it."""
+    a = arguments
+    if a.template or a.system:
+        return "chat template", ""
+    if a.raw or not _are_lines(a):
+        return "raw", ""
+    trained = asked_in_training(a)
+    if trained == "with texts":
+        return "raw", "the prompt is taken as it stands, as texts were in training" + (
+            " (--template wraps it in the chat template)" if tokenizer.chat_template else ""
+        )
+    if tokenizer.chat_template:
+        return "chat template", "the model's chat template is applied (--raw leaves it out)"
+    if trained == "with questions":
+        return "plain template", "the prompt is asked in the plain template of the training (--raw leaves it out)"
+    return "raw", ""
+
+
+def _are_lines(arguments: GenerateArguments) -> bool:
+    """Whether the prompts are texts without keys."""
+    from bidora_jax.data.sources import sources
+
+    return not arguments.prompt_file or not sources.has_keys(arguments.prompt_file)
+
+
+def _ids(record: "Record", form: Form, system: str, tokenizer: Any) -> list[int]:
     from bidora_jax.data import prompts, records
     from bidora_jax.generation import conversation
 
     if records.is_conversation(record):
         turns = record["messages"]
-        opening = [] if turns[0]["role"] == "system" else conversation.opening(arguments.system)
+        opening = [] if turns[0]["role"] == "system" else conversation.opening(system)
         return prompts.prompt_ids(records.Record({**record, "messages": [*opening, *turns]}, record.place), tokenizer)
-    if not arguments.template:
+    if form == "raw":
         return prompts.prompt_ids(record, tokenizer)
-    opening = conversation.opening(record.get("system") or arguments.system)
+    if form == "plain template":
+        return prompts.prompt_ids(records.Record({"instruction": record["prompt"]}), tokenizer)
+    opening = conversation.opening(record.get("system") or system)
     user = "\n\n".join(record[key] for key in ("prompt", "instruction", "input") if record.get(key))
     return conversation.prompt_ids([*opening, conversation.said_by("user", user)], tokenizer)
 

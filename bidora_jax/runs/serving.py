@@ -8,7 +8,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from bidora_jax.config import Config
 from bidora_jax.data.settings import DataConfig
@@ -106,6 +106,38 @@ def records_to_evaluate(run: str) -> Records:
         return Records(_sources(config.data.val_file), f"the run's validation records{seen}")
     split = "; its validation records are a share of those it trained on" if config.data.val_fraction else ""
     raise InputError(f"{run} names no test file and no validation file: give records with --data-file{split}")
+
+
+Asked = Literal["with texts", "with questions", "unknown"]
+
+
+def asked_in_training(served: Served) -> Asked:
+    """How the runs that answer were asked in training, as the first rows of their data have it: with texts as they stand, or with
+    questions in a template."""
+    runs = [served.run] if served.run else map(_run_of, served.adapter)
+    found: set[Asked] = {_asked(run) if run else "unknown" for run in runs}
+    return found.pop() if len(found) == 1 else "unknown"
+
+
+def _asked(run: str) -> Asked:
+    from bidora_jax.data import records
+    from bidora_jax.data.sources import sources
+
+    data = run_config(run).data
+    source = _sources(data.train_file)[0]
+    try:
+        if (
+            not source or not Path(source).expanduser().exists()
+        ):  # a pattern, or a data set on the hub, which would be fetched
+            return "unknown"
+        first = next(iter(sources.scan(source)))
+        row = sources.rename({"": {source: [first]}}, data.columns)[""][source][0]
+        found = records.record(row.value) if isinstance(row, sources.SourceRow) else None
+    except (InputError, records.BadRecord, StopIteration):  # its files have changed since
+        return "unknown"
+    if found is None:
+        return "unknown"
+    return "with questions" if records.is_conversation(found) or "instruction" in found else "with texts"
 
 
 def as_trained(run: str, arguments: Any, given: Collection[str], names: Collection[str]) -> Any:

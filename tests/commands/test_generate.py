@@ -4,18 +4,22 @@ generation/served_model.py opens the model and its adapters.
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
-from conversations import answered
+from conversations import answered, turn
 from random_adapters import KINDS, random_adapter
+from runs import trained_run
 
 from bidora_jax import evaluate, generate
+from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import InputError, command
-from bidora_jax.generate import GenerateArguments
+from bidora_jax.generate import GenerateArguments, _form, _ids
 from bidora_jax.generate import _prompts as prompts_of
 from bidora_jax.generation import answers, ensembles
 from bidora_jax.models.formats import hf, hf_config, peft
+from bidora_jax.runs.serving import settled
 
 LINES = ["repeat 5 x2", "abc", "v1; v2; and so on"]
 
@@ -25,13 +29,28 @@ def written(*argv, to) -> list[dict]:
     return json.loads(to.read_text())
 
 
+def asked(text: str) -> str:
+    """A question as the tiny model's template asks it."""
+    return turn("user", text) + "<|im_start|>assistant\n"
+
+
+def without_template(folder):
+    """A tiny model whose tokenizer has no chat template."""
+    tiny.write_model_folder(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
 def test_a_prompt_is_answered_on_standard_output(model_folder, tmp_path, capfd):
     found = written("--model", model_folder, "--prompt", LINES[0], to=tmp_path / "out.json")
-    text = answered(model_folder, LINES[:1])[0]
+    text = answered(model_folder, [asked(LINES[0])])[0]
     assert [(one["prompt"], one["adapter"], one["answer"]) for one in found] == [(LINES[0], "", text)]
     out, err = capfd.readouterr()
     assert out == text + "\n"
     assert "tokens in" in err
+    assert err.startswith("the model's chat template is applied (--raw leaves it out)\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json"]
 
 
@@ -42,6 +61,42 @@ def test_a_file_is_answered_in_batches_that_change_nothing(model_folder, tmp_pat
     assert [one["prompt"] for one in found] == LINES
     assert found == written(*argv, "--batch-size", "8", to=tmp_path / "eight.json")
     assert found != written(*argv[:-1], "6", to=tmp_path / "other.json")
+
+
+def test_raw_text_and_a_model_without_template_go_on_from_the_prompt(model_folder, tmp_path, capfd):
+    text = answered(model_folder, LINES[:1])[0]
+    (tmp_path / "one.txt").write_text(LINES[0])
+    assert text != answered(model_folder, [asked(LINES[0])])[0]
+    assert written("--model", model_folder, "--prompt", LINES[0], "--raw", to=tmp_path / "a")[0]["answer"] == text
+    plain = without_template(tmp_path / "plain")
+    assert written("--model", plain, "--prompt-file", tmp_path / "one.txt", to=tmp_path / "b")[0]["answer"] == text
+    assert "template" not in capfd.readouterr().err
+    lines = written("--model", model_folder, "--prompt-file", tmp_path / "one.txt", to=tmp_path / "c")
+    assert [(one["prompt"], one["answer"]) for one in lines] == [
+        (LINES[0], answered(model_folder, [asked(LINES[0])])[0])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "template", "plain"),
+    [({"text": "abc"}, "{}", "{}"), ({"prompt": "a", "completion": "b"}, "{}", "{}"),
+     ({"instruction": "a", "output": "b"}, asked("{}"), "### Instruction:\n{}\n\n### Response:\n"),
+     ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, asked("{}"), None),
+     ({"odd": "a"}, asked("{}"), "{}")],
+)  # fmt: skip
+def test_a_run_is_asked_as_its_records_asked_in_training(model_folder, tmp_path, record, template, plain):
+    """Texts are texts; a question is put into the template that training put it in; a file that is gone says nothing."""
+    (tmp_path / "train.jsonl").write_text(json.dumps(record) + "\n")
+    forms = [(model_folder, template), (without_template(tmp_path / "plain"), plain)]
+    for folder, form in forms if plain else forms[:1]:
+        run = trained_run(
+            tmp_path / f"run-{folder.name}", folder, KINDS["lora"], "--data.train-file", str(tmp_path / "train.jsonl")
+        )
+        tokenizer = load_tokenizer(folder)
+        for served in (GenerateArguments(run=str(run)), GenerateArguments(adapter=(str(run),))):
+            served = settled(replace(served, prompt="b c"), ())
+            ids = _ids(prompts_of(served)[0], _form(served, tokenizer)[0], "", tokenizer)
+            assert ids == tokenizer(form.format("b c"), add_special_tokens=False)["input_ids"]
 
 
 def test_records_and_templates_are_what_training_makes_of_them(model_folder, tmp_path):
@@ -64,7 +119,7 @@ def test_records_and_templates_are_what_training_makes_of_them(model_folder, tmp
 
 
 def test_adapters_answer_in_turn_and_together(model_folder, adapter_folders, tmp_path):
-    argv = ["--model", model_folder, "--prompt", LINES[0]]
+    argv = ["--model", model_folder, "--prompt", LINES[0], "--raw"]
     for name, folder in adapter_folders.items():
         argv += ["--adapter", f"{name}={folder}"]
     config = hf_config.read_config(model_folder)
@@ -112,7 +167,8 @@ def test_interrupted_it_stops_without_a_traceback(model_folder, capfd, monkeypat
     monkeypatch.setattr(answers, "complete", interrupted)
     with pytest.raises(SystemExit) as stopped:
         command(generate.main, ["--model", str(model_folder), "--prompt", "a", "--max-new-tokens", "7"])
-    assert (stopped.value.code, capfd.readouterr().err) == (130, "stopped\n")
+    assert stopped.value.code == 130
+    assert capfd.readouterr().err.splitlines()[1:] == ["stopped"]
 
 
 # What is refused
@@ -122,10 +178,11 @@ def test_interrupted_it_stops_without_a_traceback(model_folder, capfd, monkeypat
     ("flags", "said"),
     [([], "give one of --prompt TEXT, --prompt-file FILE and --chat, found none of them"),
      (["--prompt", "a", "--chat"], "found --prompt and --chat"),
-     (["--prompt", "a", "--system", "b"], "--system needs --chat or --template"),
+     (["--prompt", "a", "--system", "b", "--raw"], "--raw leaves out the chat template"),
+     (["--prompt-file", "bad.jsonl", "--raw"], "--raw is for --prompt and for text files"),
      (["--prompt", "a", "--temperature", "-1", "--top-p", "0"], "--top-p must be above 0"),
      (["--prompt", "a", "--top-k", "5"], "give a --temperature above 0"),
-     (["--prompt", "a" * 250], "prompt 1 has 250 tokens"),
+     (["--prompt", "a" * 250, "--raw"], "prompt 1 has 250 tokens"),
      (["--prompt-file", "none.txt"], "cannot read the prompts in none.txt: No such file"),
      (["--prompt-file", "empty.txt"], "empty.txt holds no prompt"),
      (["--prompt-file", "bad.jsonl"], "2 of the 3 lines of bad.jsonl cannot be used"),
@@ -152,13 +209,15 @@ def test_bad_input_is_refused_with_one_message(model_folder, tmp_path, capfd, mo
     assert said in err
 
 
-@pytest.mark.parametrize("flag", ["--chat", "--template"])
+@pytest.mark.parametrize("flag", ["--chat", "--template", "--system"])
 def test_a_model_without_template_cannot_chat(tmp_path, capfd, flag):
-    folder = tiny.write_model_folder(tmp_path / "plain")
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    del settings["chat_template"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    argv = ["--model", str(folder), flag, *(["--prompt", "a"] if flag == "--template" else [])]
+    folder = without_template(tmp_path / "plain")
+    argv = [
+        "--model",
+        str(folder),
+        flag,
+        *{"--template": ["--prompt", "a"], "--system": ["s", "--prompt", "a"]}.get(flag, []),
+    ]
     with pytest.raises(SystemExit) as stopped:
         command(generate.main, argv)
     assert stopped.value.code == 2
