@@ -1,0 +1,67 @@
+"""From a configuration to a finished run: what `train` on the command line and `finetune` from Python both do.
+
+`checked` refuses what can be refused without reading a file of data; `launch` reads everything and refuses what is wrong before it
+writes the first byte of the run folder.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from bidora_jax.config import Config
+from bidora_jax.errors import InputError
+from bidora_jax.runs.assembly import assemble, describe, settle
+from bidora_jax.runs.checks import as_begun, check_config, check_folder
+from bidora_jax.runs.execution import run
+from bidora_jax.runs.folder import hold
+
+
+class Request(NamedTuple):
+    """What is asked beside the settings."""
+
+    given: frozenset[str] = frozenset()
+    """Dotted names of the settings that the caller has chosen: --auto leaves those as they are."""
+    resume: bool = False
+    auto: bool = False
+    dry_run: bool = False
+
+
+def checked(config: Config, request: Request) -> Config:
+    """The configuration that will be run. InputError for settings and a run folder that do not allow it."""
+    check_config(config)
+    if request.resume and request.auto:
+        raise InputError(
+            "--auto chooses settings for a new run; --resume goes on with those of the run folder: leave one out"
+        )
+    if request.resume:
+        config = as_begun(config)
+    if not request.dry_run:
+        check_folder(config, request.resume)
+        if request.resume:
+            with hold(Path(config.output_dir)):
+                pass  # a process that trains there is named before anything is read
+    return config
+
+
+def launch(config: Config, request: Request) -> None:
+    """Trains as a checked configuration says, or rehearses it with dry_run."""
+    from bidora_jax.machine.allocator import keep_freed_memory
+    from bidora_jax.machine.compile_cache import keep_compiled
+    from bidora_jax.machine.memory import device_memory
+    from bidora_jax.runs import auto, dry_run, out_of_memory
+
+    keep_freed_memory()
+    kept = keep_compiled(config.compilation_cache)
+    clock = dry_run.Clock() if request.dry_run else None
+    memory = device_memory(config.memory_limit)
+    if request.auto:
+        config = auto.fit(config, request.given, memory)
+    with out_of_memory.explained(config):
+        inputs = assemble(config)
+        config, first = settle(config, inputs, memory)
+    inputs = inputs._replace(problem=first.problem)
+    with out_of_memory.explained(config, inputs.problem.buckets[-1]):
+        if clock is not None:
+            describe(config, inputs)
+            dry_run.main(config, inputs, first, memory, clock, kept=kept is not None)
+        else:
+            run(config, inputs, first)
