@@ -131,16 +131,16 @@ def _batch_rows(name: str, batch: Any, before: int) -> Iterator[SourceRow | Faul
         place = f"{name} row {before + at + 1}"
         try:
             row = values[at] if values is not None else batch.slice(at, 1).to_pylist()[0]
-            yield SourceRow(place, {name: _as_written(value) for name, value in row.items()})
+            yield SourceRow(place, {name: as_written(value) for name, value in row.items()})
         except UnicodeDecodeError as error:
             yield Fault(place, f"holds a text that is not UTF-8 (byte 0x{error.object[error.start]:02x})")
 
 
-def _as_written(value: Any) -> Any:
+def as_written(value: Any) -> Any:
     """The value without the nulls that Arrow fills in: in a column of objects every object gets all keys of the others."""
     if isinstance(value, dict):
-        return {key: _as_written(item) for key, item in value.items() if item is not None}
-    return [_as_written(item) for item in value] if isinstance(value, list) else value
+        return {key: as_written(item) for key, item in value.items() if item is not None}
+    return [as_written(item) for item in value] if isinstance(value, list) else value
 
 
 # Data sets
@@ -155,13 +155,13 @@ def saved(folder: Path, split: str) -> Iterator[SourceRow | Fault]:
     except Exception as error:  # Arrow's and json's errors, missing files
         raise InputError(f"cannot read {folder} as a saved data set: {_brief(error)}; save it anew") from None
     if isinstance(found, datasets.DatasetDict):
-        yield from _data_set_rows(
+        yield from data_set_rows(
             f"{folder}@{split}" if split else str(folder), found[_chosen(folder, list(map(str, found)), split)]
         )
     elif split:
         raise InputError(f"{folder} is one split without a name, and {folder}@{split} asks for one; leave @{split} out")
     else:
-        yield from _data_set_rows(str(folder), found)
+        yield from data_set_rows(str(folder), found)
 
 
 def hub(name: str, config: str, split: str) -> Iterator[SourceRow | Fault]:
@@ -183,7 +183,7 @@ def hub(name: str, config: str, split: str) -> Iterator[SourceRow | Fault]:
             "check the path, or its ORG/NAME:CONFIGURATION@SPLIT; without a network, save it with save_to_disk where "
             "there is one, and name the folder"
         ) from None
-    yield from _data_set_rows(f"{full}@{split}", found)
+    yield from data_set_rows(f"{full}@{split}", found)
 
 
 def _chosen(name: Any, splits: list[str], split: str) -> str:
@@ -194,7 +194,7 @@ def _chosen(name: Any, splits: list[str], split: str) -> str:
     raise InputError(f"{name} {asked}; name one of {', '.join(f'{name}@{one}' for one in splits)}")
 
 
-def _data_set_rows(name: str, found: Any) -> Iterator[SourceRow | Fault]:
+def data_set_rows(name: str, found: Any) -> Iterator[SourceRow | Fault]:
     count = 0
     for batch in found.with_format("arrow").iter(BATCH):
         yield from _batch_rows(name, batch, count)
