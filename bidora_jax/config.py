@@ -5,17 +5,18 @@ folder's config.json is read the same way. Command-line values are set last. `ou
 inner.learning_rate × outer.multiplier, so it follows both wherever they are set, until it is set itself.
 """
 
+import copy
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
 
 from bidora_jax import flags
-from bidora_jax.config_files import as_type, read_given, refuse_idle, set_unset, tree_of
+from bidora_jax.config_files import as_type, given_by, read_given, refuse_idle, set_given, set_unset, tree_of
 from bidora_jax.data.settings import DataConfig
 from bidora_jax.errors import TEXTS, InputError, program
 from bidora_jax.models.adapters.settings import AdapterConfig
@@ -130,6 +131,41 @@ def _parse(schema: Any, argv: Sequence[str], command: str) -> tuple[Config, Any]
             is_adapter = name == "adapter.path" and value
             _set(tree, name, str(peft_config.meant(value)) if is_adapter else value)
     return resolve(tree), arguments
+
+
+def parse_call(config: Any, settings: Mapping[str, Any]) -> tuple[Config, frozenset[str]]:
+    """The configuration that a call of `finetune` means, and the dotted names of the settings that it gives.
+
+    `config` is a path, a ConfigDict, a Config, a dictionary or None, and stays as it is; the settings are set over it.
+    """
+    chosen = flags.by_setting(Config, settings, "finetune")
+    given = _given(config)
+    refuse_idle(str(chosen.get("adapter.preset", "")), given, "the configuration")
+    for name, value in chosen.items():
+        set_given(given, name, value)
+    return resolve(tree_of(Config, given)), frozenset(chosen)
+
+
+def _given(config: Any) -> ConfigDict:
+    if config is None:
+        return ConfigDict()
+    if isinstance(config, str | os.PathLike):
+        return read_given(os.path.expanduser(config))
+    if isinstance(config, ConfigDict):
+        return copy.deepcopy(config)
+    values = dataclasses.asdict(config) if isinstance(config, Config) else config
+    if not isinstance(values, Mapping):
+        raise InputError(
+            "the configuration of finetune is a path, a ConfigDict, a Config or a dictionary of settings, found "
+            f"{type(config).__name__}; rows to train on are given as train="
+        )
+    sections = {name: value for name, value in values.items() if isinstance(value, Mapping)}
+    given = given_by(sections)
+    for name, value in flags.by_setting(
+        Config, {k: v for k, v in values.items() if k not in sections}, "finetune"
+    ).items():
+        set_given(given, name, value)
+    return given
 
 
 def named(argv: Sequence[str]) -> frozenset[str]:

@@ -7,8 +7,10 @@ key. Presets and the settings of an adapter folder fill in what is left unset.
 import dataclasses
 import inspect
 import json
+import os
 import re
 import runpy
+from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -64,12 +66,29 @@ def _read_values(file: Path) -> ConfigDict:
         raise InputError(f"configuration file {file} is not {kind}: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"configuration file {file}: expected a {kind} object, found {type(values).__name__}")
+    return given_by(values)
+
+
+def given_by(values: Mapping[str, Any]) -> ConfigDict:
+    """The sections of a dictionary."""
     return ConfigDict(
         {
-            name: {key: _pairs(value) for key, value in section.items()} if isinstance(section, dict) else section
+            name: {key: _pairs(value) for key, value in section.items()} if isinstance(section, Mapping) else section
             for name, section in values.items()
         }
     )
+
+
+def set_given(given: ConfigDict, name: str, value: Any) -> None:
+    """Sets what a program gives under a dotted name: a path may be a Path, and a number one of numpy."""
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    value = _pairs(value.item() if getattr(value, "ndim", None) == 0 else value)
+    section, _, leaf = name.rpartition(".")
+    if section:
+        set_unset(given, {section: {leaf: value}}, over=True)
+        return
+    with given.unlocked(), given.ignore_type():
+        given[leaf] = value
 
 
 def _parsed_yaml(text: str) -> Any:

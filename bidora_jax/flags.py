@@ -6,7 +6,7 @@ the ones that PEFT's examples, TRL, unsloth and the PyPI package bidora use.
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_type_hints
 
 from bidora_jax.errors import InputError, listing, program
@@ -76,6 +76,29 @@ def check(schema: Any, argv: Sequence[str], command: str) -> None:
         raise InputError(
             f"{command} has no flag\n{listing(lines)}\n{program(command)} --help shows the usual ones, --help-all every setting"
         )
+
+
+def by_setting(schema: Any, given: Mapping[str, Any], call: str) -> dict[str, Any]:
+    """The keyword arguments of a Python call by dotted name; a short flag's long name is its name there, with underscores.
+
+    InputError for names that there are not, each with the nearest, and for a setting that two names give.
+    """
+    short = {name[2:].replace("-", "_"): one.setting for one in SHORT for name in one.names if name.startswith("--")}
+    dotted = [name[2:].replace("-", "_") for name in _names(schema) if "--no-" not in name and ".no-" not in name]
+    unknown = [name for name in given if name not in short and name not in dotted]
+    if unknown:
+        lines = [f"{name}{_nearest(name, [*dotted, *short])}" for name in unknown]
+        raise InputError(
+            f"{call} has no setting\n{listing(lines)}\na short name is a keyword (lr=1e-3); a dotted one is given as "
+            '**{"inner.learning_rate": 1e-3}'
+        )
+    names: dict[str, list[str]] = {}
+    for name in given:
+        names.setdefault(short.get(name, name), []).append(name)
+    twice = [f"{' and '.join(both)} both set {name}: give one" for name, both in names.items() if len(both) > 1]
+    if twice:
+        raise InputError("\n".join(twice))
+    return {short.get(name, name): value for name, value in given.items()}
 
 
 def help_text(command: str, about: str) -> str:

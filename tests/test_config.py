@@ -12,12 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from tiny import CONFIG
 
 import bidora_jax
 from bidora_jax import config as configuration
-from bidora_jax.config import Config, leaves, parse_train, read, resolve, to_json
+from bidora_jax.config import Config, leaves, parse_call, parse_train, read, resolve, to_json
 from bidora_jax.errors import InputError, command
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.adapters.targets import Site
@@ -379,3 +381,90 @@ def test_every_field_is_explained():
             bare = [f"{schema.name}.{ast.unparse(field.target)}" for field, after in follows
                     if isinstance(field, ast.AnnAssign) and not isinstance(after, ast.Expr)]  # fmt: skip
             assert bare == []
+
+
+# From Python
+
+
+def test_the_settings_of_a_call_are_those_of_the_command_line():
+    line = ["-m", "m", "--output", "o", "-r", "3", "--lr", "1e-3", "--upper-lr-mult", "4", "-e", "2", "-b", "5",
+            "--method", "dora", "--preset", "balanced", "--max-samples", "7", "--merged",
+            "--adapter.target-modules", "q_proj"]  # fmt: skip
+    config, names = parse_call(
+        None,
+        {"model": Path("m"), "output": Path("o"), "rank": np.int64(3), "lr": 1e-3, "upper_lr_mult": 4, "epochs": 2,
+         "batch_size": 5, "method": "dora", "preset": "balanced", "max_samples": 7, "merged": True,
+         "adapter.target_modules": ["q_proj"]},
+    )  # fmt: skip
+    assert config == parse_train(line)[0]
+    assert config.outer.learning_rate == 4e-3
+    assert {"model.path", "inner.learning_rate", "merged"} < names
+
+
+def test_every_short_flag_and_every_setting_is_a_name_of_the_call():
+    from bidora_jax import flags
+
+    for one in flags.SHORT:
+        for name in (one.names[-1][2:].replace("-", "_"), one.setting):
+            assert flags.by_setting(Config, {name: 1}, "finetune") == {one.setting: 1}
+    for name in PATHS:
+        assert flags.by_setting(Config, {name: 1}, "finetune") == {name: 1}
+
+
+VALUES = {
+    "seed": 3,
+    "inner": {"learning_rate": 1e-3, "clip": 0.5},
+    "adapter": {"rank_pattern": {"layers.0.self_attn": 4}},
+}
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "short names", "ConfigDict", ".json", ".py", "Config"])
+def test_a_configuration_of_a_call_stays_as_it_is_and_its_settings_go_over_it(kind, file):
+    plain = {**VALUES, "adapter": {"rank_pattern": [["layers.0.self_attn", 4]]}}
+    expected = parse_train(["--config", file(plain), "--inner.clip", "2"])[0]
+    given = {
+        "dictionary": lambda: VALUES, "short names": lambda: {"lr": 1e-3, "inner.clip": 0.5, **VALUES, "inner": {}},
+        "ConfigDict": lambda: ConfigDict(plain), ".json": lambda: file(plain), ".py": lambda: Path(file(plain, ".py")),
+        "Config": lambda: resolve(read(file(plain))),
+    }[kind]()  # fmt: skip
+    before = str(given)
+    assert parse_call(given, {"inner.clip": 2})[0] == expected
+    assert str(given) == before
+
+
+def test_what_refers_to_a_setting_of_a_call_follows_it():
+    config = ConfigDict({"inner": {"learning_rate": 1e-3}, "retrain": {"learning_rate": 0.0}})
+    config.retrain.learning_rate = config.inner.get_ref("learning_rate")
+    found, _ = parse_call(config, {"lr": 5e-3})
+    assert (found.retrain.learning_rate, found.outer.learning_rate, config.inner.learning_rate) == (5e-3, 1e-2, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "says"),
+    [
+        (
+            None,
+            {"learning_rate": 1},
+            "finetune has no setting\n  learning_rate: did you mean inner.learning_rate, outer.",
+        ),
+        (None, {"rankk": 1, "xyzzy": 2}, "\n  rankk: did you mean adapter.rank, rank?\n  xyzzy\n"),
+        ({"ranck": 1}, {}, "\n  ranck: did you mean adapter.rank, rank?\n"),
+        ({"adapter": {"ranc": 1}}, {}, "unknown key adapter.ranc (did you mean 'rank'?)"),
+        (None, {"rank": 3, "adapter.rank": 3}, "rank and adapter.rank both set adapter.rank: give one"),
+        (None, {"rank": "3"}, "adapter.rank: expected an integer, found '3'"),
+        (None, {"method": "pissa"}, "adapter.method: expected one of"),
+        ([{"instruction": "a"}], {}, "found list; rows to train on are given as train="),
+        ("no.json", {}, "configuration file no.json does not exist"),
+        ({"model": "m", "adapter": {"preset": "x"}}, {}, "adapter.preset"),
+    ],
+)
+def test_a_call_with_what_is_no_setting_is_refused(config, settings, says):
+    with pytest.raises(InputError) as refused:
+        parse_call(config, settings)
+    assert says in str(refused.value)
+
+
+def test_an_unknown_setting_of_a_call_gets_at_most_five_names():
+    with pytest.raises(InputError) as refused:
+        parse_call(None, {"eps": 1})
+    assert str(refused.value).splitlines()[1].count(",") <= 4

@@ -74,7 +74,8 @@ def test_numbers_of_numpy_missing_cells_and_dates_become_what_json_has(tmp_path)
            "half": np.float16("nan"), "list": [np.int64(1), (2, [day])], "stamp": pd.Timestamp("2026-11-29 12:00"),
            "day": np.datetime64("2026-11-29"), "time": datetime.time(12, 5)}  # fmt: skip
     wanted = {"i": 3, "f": 0.5, "b": True, "nan": None, "na": None, "nat": None, "half": None,
-              "list": [1, [2, ["2026-11-29"]]], "stamp": "2026-11-29T12:00:00", "day": "2026-11-29", "time": "12:05:00"}  # fmt: skip
+              "list": [1, [2, ["2026-11-29"]]], "stamp": "2026-11-29T12:00:00", "day": "2026-11-29",
+              "time": "12:05:00"}  # fmt: skip
     assert read_back([row], tmp_path) == [wanted]
     frame = pd.DataFrame({"stamp": [pd.Timestamp("2026-11-29 12:00"), pd.NaT]})
     assert read_back(frame, tmp_path) == [{"stamp": "2026-11-29T12:00:00"}, {"stamp": None}]
