@@ -13,13 +13,16 @@ import runpy
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ml_collections import ConfigDict
 
 from bidora_jax.errors import InputError, did_you_mean, listing
 from bidora_jax.models.adapters.settings import PRESETS
 from bidora_jax.models.formats import peft_config
+
+UNIONS = (Union, UnionType)
+"""Where a union comes from: `int | Literal["auto"]` is of the first kind before Python 3.14, `str | int` of the second."""
 
 
 def read_given(path: str) -> ConfigDict:
@@ -222,7 +225,7 @@ def _overlay(schema: Any, given: ConfigDict, prefix: str, problems: list[str]) -
 def _fits(kind: Any, value: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
-    if isinstance(kind, UnionType):
+    if get_origin(kind) in UNIONS:
         return any(_fits(option, value) for option in get_args(kind))
     if get_origin(kind) is tuple:
         items = get_args(kind)
@@ -240,7 +243,7 @@ def as_type(kind: Any, value: Any) -> Any:
     """The value with its lists as tuples, and a whole number as a float where the schema has a float."""
     if isinstance(value, list | tuple):
         kind = next(
-            option for option in (get_args(kind) if isinstance(kind, UnionType) else [kind]) if option is not str
+            option for option in (get_args(kind) if get_origin(kind) in UNIONS else [kind]) if option is not str
         )
         items = get_args(kind)
         return tuple(as_type(items[0] if items[-1] is ... else items[at], item) for at, item in enumerate(value))
@@ -250,7 +253,7 @@ def as_type(kind: Any, value: Any) -> Any:
 def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(repr, get_args(kind)))
-    if isinstance(kind, UnionType):
+    if get_origin(kind) in UNIONS:
         return " or ".join(map(_describe, get_args(kind)))
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     check_config(config)
     if count < 0:
         raise InputError(f"--records must be at least 0, found {count}")
-    splits, ready, tokenizer = read_data(config)
+    splits, ready, tokenizer, settings = read_data(config)
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     coloured = console.is_terminal and not os.environ.get("NO_COLOR")
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         say("(trained text stands between ⟦ and ⟧)")
     say(*description.of_lengths(splits, ready, config.data))
     two_levels = config.adapter.method == "bidora"
-    say(*description.of_epoch(ready, config.data, two_levels, lower_steps=config.search.lower_steps, seed=config.seed))
+    say(*description.of_epoch(ready, settings, two_levels, lower_steps=config.search.lower_steps, seed=config.seed))
 
 
 if __name__ == "__main__":

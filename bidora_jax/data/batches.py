@@ -37,10 +37,12 @@ def bucket_lengths(lengths: Sequence[int], count: int, multiple: int = 16) -> tu
     cost[j] = min over i < j of cost'[i] + u_j (C_j − C_i), cost' being that of one bucket fewer.
     """
     u, counts = np.unique(-(-np.asarray(lengths) // multiple) * multiple, return_counts=True)
+    if count >= len(u):
+        return tuple(map(int, u))
     C = np.concatenate([[0], np.cumsum(counts)])
     cost = np.concatenate([[0.0], np.full(len(u), np.inf)])
     choices = []
-    for _ in range(min(count, len(u))):
+    for _ in range(count):
         totals = [cost[: j + 1] + u[j] * (C[j + 1] - C[: j + 1]) for j in range(len(u))]
         choices.append([int(total.argmin()) for total in totals])
         cost = np.array([np.inf, *(total.min() for total in totals)])

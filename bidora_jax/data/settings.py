@@ -45,5 +45,6 @@ class DataConfig:
     assistant; all, the questions too."""
     packing: bool = False
     """Put several records into one row of up to max_length tokens, where they don't see each other; batch_size counts rows."""
-    buckets: int = 4
-    """At most this many padded lengths, shared by train and val: the number of compilations is bounded by it."""
+    buckets: int | Literal["auto"] = "auto"
+    """At most this many padded lengths, shared by train and val: every program is compiled once for each. auto: as many as make
+    compiling plus training shortest."""

@@ -142,7 +142,8 @@ def synthetic(
     shapes."""
     example = Example(np.zeros(length, np.int32), np.arange(length) > 0, False)
     base = made(lambda base: initial.prepare_base(base, adapter), base)
-    return Problem(config, model, adapter, base, [example], [example], data, 0, 0, ("a record",))
+    alone = replace(data, buckets=1)
+    return Problem(config, model, adapter, base, [example], [example], alone, 0, 0, ("a record",))
 
 
 def candidates(model: ModelConfig, levels: MethodSettings) -> list[tuple[str, str]]:

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from bidora_jax.data.batches import Examples
     from bidora_jax.data.preparation import Prepared
     from bidora_jax.data.records import Record
+    from bidora_jax.data.settings import DataConfig
     from bidora_jax.data.splits import Splits
     from bidora_jax.data.tokenizer import Tokenizer
     from bidora_jax.machine.memory import Memory
     from bidora_jax.models.adapters.adapter import Adapter
     from bidora_jax.models.architectures.decoder import DecoderConfig
-    from bidora_jax.planning.remat_choice import FirstPhase
+    from bidora_jax.planning.remat_choice import FirstPhase, MethodSettings
     from bidora_jax.training.problem import Problem
     from bidora_jax.training.watchers.samples import Prompt
 
@@ -44,6 +45,8 @@ class Data(NamedTuple):
     splits: "Splits"
     ready: "Prepared"
     tokenizer: "Tokenizer"
+    settings: "DataConfig"
+    """With the number of padded lengths that `auto` stands for."""
 
 
 def read_data(config: Config) -> Data:
@@ -54,8 +57,27 @@ def read_data(config: Config) -> Data:
 
     found = splits.load(config.data, config.seed)
     folder = hf_config.resolve_folder(config.model.path, weights=False)
-    model, tokenizer = hf_config.read_config(folder), load_tokenizer(folder)
-    return Data(found, _prepared(config, found, model, tokenizer), tokenizer)
+    tokenizer, model = load_tokenizer(folder), hf_config.read_config(folder)
+    ready = _prepared(config, found, model, tokenizer)
+    return Data(found, ready, tokenizer, _settings(config, model, ready))
+
+
+def _settings(config: Config, model: "DecoderConfig", ready: "Prepared") -> "DataConfig":
+    """The settings of the data as `assemble` finds them, from the shapes of the weights."""
+    if config.data.buckets != "auto":
+        return config.data
+    from bidora_jax.models import quantization
+    from bidora_jax.models.adapters import initial
+    from bidora_jax.planning import padded_lengths
+    from bidora_jax.training.problem import Problem, made
+
+    adapter, _ = _adapter(config, model)
+    base = quantization.base_shapes(replace(config.model, quantization="none"), model, "bfloat16")
+    problem = Problem(
+        model, config.model, adapter, made(lambda base: initial.prepare_base(base, adapter), base), ready.rows["train"],
+        ready.rows.get("val", []), config.data, 0, config.seed, ready.places,
+    )  # fmt: skip
+    return padded_lengths.settle(problem, _levels(config), config.retrain, eval_every=config.eval_every)[0].data
 
 
 def _prepared(config: Config, found: "Splits", model: "DecoderConfig", tokenizer: "Tokenizer") -> "Prepared":
@@ -69,11 +91,16 @@ def settle(config: Config, inputs: RunInputs, memory: "Memory") -> "tuple[Config
     """The first phase, and the configuration with the choices made for `auto`."""
     from bidora_jax.planning import remat_choice
 
-    levels = remat_choice.MethodSettings(config.adapter.method, config.search, config.inner, config.outer)
-    first = remat_choice.choose_remat(inputs.problem, levels, memory)
+    first = remat_choice.choose_remat(inputs.problem, _levels(config), memory)
     if first.reason:
         print(first.reason)
-    return replace(config, model=first.problem.model, search=first.search), first
+    return replace(config, model=first.problem.model, data=first.problem.data, search=first.search), first
+
+
+def _levels(config: Config) -> "MethodSettings":
+    from bidora_jax.planning.remat_choice import MethodSettings
+
+    return MethodSettings(config.adapter.method, config.search, config.inner, config.outer)
 
 
 def assemble(config: Config) -> RunInputs:
@@ -83,7 +110,7 @@ def assemble(config: Config) -> RunInputs:
     from bidora_jax.data.tokenizer import load_tokenizer, pad_id
     from bidora_jax.models.adapters import initial
     from bidora_jax.models.formats import hf, hf_config
-    from bidora_jax.planning import attention_backend, remat_choice
+    from bidora_jax.planning import attention_backend, padded_lengths, remat_choice
     from bidora_jax.training.problem import Problem
     from bidora_jax.training.watchers import samples
 
@@ -105,6 +132,9 @@ def assemble(config: Config) -> RunInputs:
         decoder_config, config.model, adapter, base, ready.rows["train"], ready.rows.get("val", []), config.data,
         pad_id(tokenizer), config.seed, ready.places, start,
     )  # fmt: skip
+    problem, reason = padded_lengths.settle(problem, _levels(config), config.retrain, eval_every=config.eval_every)
+    if reason:
+        print(reason)
     test = data.test.records[: config.data.test_limit or None]
     question = next(filter(None, (question_text(record) for split in asked for record in split[:1])), "")
     return RunInputs(problem, tokenizer, test, ready.test, Path(model_folder), prompts, question)

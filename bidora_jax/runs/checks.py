@@ -9,7 +9,7 @@ from bidora_jax.runs import lengthening
 MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
                         "compilation_cache", "data.token_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
                         "samples.prompts", "samples.count", "samples.max_new_tokens", "samples.temperature")  # fmt: skip
-SETTLED = ("model.remat", "model.attention", "search.hypergradient")
+SETTLED = ("model.remat", "model.attention", "search.hypergradient", "data.buckets")
 """Settings whose `auto` is resolved at the start of a run. A resumed run keeps what was chosen."""
 
 
@@ -29,7 +29,7 @@ def check_config(config: Config) -> None:
                   "search.gram_penalty", "search.patience", "retrain.epochs", "retrain.steps", "retrain.learning_rate",
                   "outer.multiplier", "samples.every", "samples.temperature"}  # fmt: skip
     for name, value in leaves(config):
-        if (name in least_one and value < 1) or (name in least_zero and value < 0):
+        if value != "auto" and ((name in least_one and value < 1) or (name in least_zero and value < 0)):
             wrong.append(f"{name} must be at least {1 if name in least_one else 0}, found {value}")
     wrong += [f"{name} must be whole steps, or a share of an epoch below 1, found {value:g}"
               for name, value in (("eval_every", config.eval_every), ("save_every", config.save_every))

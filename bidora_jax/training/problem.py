@@ -40,8 +40,9 @@ class Problem:
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        lengths = [len(example.tokens) for example in [*self.train, *self.val]]
-        return batching.bucket_lengths(lengths, self.data.buckets)
+        count = self.data.buckets
+        assert count != "auto", "data.buckets auto is settled before a phase is made (planning/padded_lengths.py)"
+        return batching.bucket_lengths([len(example.tokens) for example in [*self.train, *self.val]], count)
 
     def key(self, use: int) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.seed), use)
