@@ -126,8 +126,17 @@ class Clock:
     """Seconds that the process has been running, and seconds in JAX's compiler since this clock was made."""
 
     def __init__(self) -> None:
-        self.compiling, self._made = 0.0, time.monotonic()
+        self._made = time.monotonic()
+        self._compiled: list[tuple[float, float]] = []
         jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    @property
+    def compiling(self) -> float:
+        """Seconds in which something was compiled: programs that are compiled at once count once."""
+        total, end = 0.0, -math.inf
+        for began, ended in sorted(self._compiled):
+            total, end = total + max(ended - max(began, end), 0.0), max(end, ended)
+        return total
 
     @property
     def running(self) -> float:
@@ -136,7 +145,8 @@ class Clock:
 
     def _add(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == COMPILED:
-            self.compiling += duration_secs
+            now = time.monotonic()
+            self._compiled.append((now - duration_secs, now))
 
 
 def main(config: Config, inputs: "RunInputs", first: FirstPhase, memory: Memory, clock: Clock, *, kept: bool) -> None:

@@ -5,9 +5,14 @@
 All is compiled before the first step: then the length of the start is known, and the compiler has said what a step will hold
 in memory before any of it is allocated. A step runs the compiled program and traces nothing again. JAX's persistent cache
 serves here too.
+
+Of a program's compilation on a CPU, tracing and XLA's passes take one core each, and LLVM takes two (2026-11-29: 3 and 6 + 6 s of
+a DoRA step of SmolLM2's shape). So several programs are compiled at once, a traced one in a thread while the next is traced.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
 import jax
@@ -32,18 +37,28 @@ class CompiledStep:
         self._jitted = jax.jit(step, donate_argnums=0)
         self._compiled: dict[int, jax.stages.Compiled] = {}
 
+    def has(self, length: int) -> bool:
+        """Whether it is compiled for batches of this padded length."""
+        return length in self._compiled
+
+    def lower(self, state: PyTree, length: int) -> jax.stages.Lowered:
+        """The step traced for batches of one padded length. `state` may be shapes, and so may `frozen`."""
+        assert length in self.lengths, f"{self.name}: a length of {length}, expected one of {self.lengths}"
+        return self._jitted.lower(*shapes((state, self.frozen, *self.like(length))))
+
+    def keep(self, length: int, compiled: jax.stages.Compiled) -> None:
+        """Runs this program for batches of this padded length."""
+        self._compiled[length] = compiled
+
     def compile(self, state: PyTree, length: int, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
         """The step for batches of one padded length. `state` may be shapes, and so may `frozen`.
 
         With compiler `options`, an empty dictionary too, it is compiled anew and not kept.
         """
-        assert length in self.lengths, f"{self.name}: a length of {length}, expected one of {self.lengths}"
-        if options is None and length in self._compiled:
-            return self._compiled[length]
-        lowered = self._jitted.lower(*shapes((state, self.frozen, *self.like(length))))
         if options is not None:
-            return lowered.compile(options)
-        self._compiled[length] = lowered.compile()
+            return self.lower(state, length).compile(options)
+        if not self.has(length):
+            self.keep(length, self.lower(state, length).compile())
         return self._compiled[length]
 
     def __call__(self, state: PyTree, *batches: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
@@ -67,3 +82,34 @@ def upcoming(step_shapes: Callable[[int], Iterable[StepShape]], first: int, step
         if met and len(met) == sum(len(program.lengths) for program in {program for program, _ in met}):
             break
     return list(met)
+
+
+def compile_all(step_shapes: Sequence[StepShape], state: PyTree) -> Generator[StepShape]:
+    """Compiles programs, several at once, and yields each when it is done. They are traced here, one after the other.
+
+    On a GPU they are compiled one at a time: there XLA times kernels on the device, which others would disturb.
+    """
+    pool = ThreadPoolExecutor(_at_once(), thread_name_prefix="compile")
+    try:
+        pending: dict[Future[jax.stages.Compiled], StepShape] = {}
+        for program, length in step_shapes:
+            lowered = program.lower(state, length)
+            pending[pool.submit(lowered.compile)] = (program, length)
+        for done in as_completed(pending):
+            program, length = pending[done]
+            program.keep(length, done.result())
+            yield program, length
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _at_once() -> int:
+    """Programs to compile at once."""
+    if jax.default_backend() != "cpu":
+        return 1
+    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def in_words(step_shapes: Iterable[StepShape]) -> str:
+    """The programs with their padded lengths: T = 64, lower steps T = 96."""
+    return ", ".join(" ".join(filter(None, (program.name, f"T = {length}"))) for program, length in step_shapes)

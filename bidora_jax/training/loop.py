@@ -24,7 +24,7 @@ from bidora_jax.machine.allocator import release_freed_memory
 from bidora_jax.machine.interrupts import Interrupts
 from bidora_jax.tasks.evaluation import Evaluation
 from bidora_jax.training.checkpoint import Checkpoints
-from bidora_jax.training.compiled_steps import StepShape, upcoming
+from bidora_jax.training.compiled_steps import StepShape, compile_all, in_words, upcoming
 from bidora_jax.training.metrics_log import MetricsLog
 from bidora_jax.training.progress import Progress
 
@@ -214,11 +214,14 @@ class Loop:
     def _compile(self, phase: Phase, at: PhaseState, progress: Progress) -> None:
         """Compiles all that the phase will run, from shapes, before its first step."""
         with self.timer("compile", phase, at):
-            step_shapes = upcoming(phase.step_shapes, at.step, phase.steps)
-            for number, (program, length) in enumerate(step_shapes, 1):
-                which = ", ".join(filter(None, (program.name, f"T = {length}")))
-                with progress.doing(f"{phase.name}: compiling {number} of {len(step_shapes)} shapes ({which})"):
-                    program.compile(at.state, length)
+            needed = upcoming(phase.step_shapes, at.step, phase.steps)
+            left = [(program, length) for program, length in needed if not program.has(length)]
+            kept = "; kept, so the next run need not wait" if jax.config.jax_compilation_cache_dir else ""
+            with closing(compile_all(left, at.state)) as compiled:
+                while left:
+                    what = f"{len(left)} of {len(needed)} programs left ({in_words(left)}){kept}"
+                    with progress.doing(f"{phase.name}: compiling, {what}"):
+                        left.remove(next(compiled))
             release_freed_memory()  # LLVM's freed blocks are scattered; no step can use them
 
     def _steps(

@@ -69,5 +69,7 @@ def test_the_clock_counts_compiling_and_a_timer_calls():
         jax.jit(lambda x: (x @ x.T).sum())(jax.numpy.ones((length, length)))
         times.append(clock.compiling)
     assert 0 < times[0] < times[1]
+    clock._compiled = [(3.0, 5.0), (1.0, 2.5), (2.0, 4.0), (7.0, 7.5)]  # from 1 to 5, and half a second
+    assert clock.compiling == 4.5
     double = Timed(lambda x: 2 * x)
     assert (double(3), double(4), double.calls) == (6, 8, 2) and double.last >= 0

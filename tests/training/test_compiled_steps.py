@@ -1,11 +1,14 @@
 """training/compiled_steps.py: steps are compiled from shapes, once for each padded length, and run without being traced again."""
 
+import threading
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bidora_jax.training.compiled_steps import CompiledStep, shapes, upcoming
+from bidora_jax.training.compiled_steps import CompiledStep, compile_all, in_words, shapes, upcoming
 
 
 def blank(length):
@@ -56,3 +59,38 @@ def test_only_what_a_phase_will_meet_is_compiled():
     assert upcoming(lambda number: step_shapes(3 - number), 0, 10**9) == [(lower, 16), (upper, 16), (upper, 48)]
     assert asked == [3, 2]  # all lengths were met
     assert upcoming(step_shapes, 4, 4) == []
+
+
+def test_programs_are_compiled_at_once_while_the_next_is_traced(monkeypatch):
+    """The first compilation waits until the last program is traced: one after the other they would never end."""
+    traced, order = [], []
+    compiled = program(traced, (16, 32, 48))
+    state, compiling = shapes({"w": jnp.arange(5.0)}), jax.stages.Lowered.compile
+
+    def slow(lowered):
+        first, deadline = not order, time.monotonic() + 60
+        order.append(threading.current_thread().name)
+        while first and len(traced) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return compiling(lowered)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", slow)
+    left = [(compiled, length) for length in (32, 16, 48)]
+    assert in_words(left) == "T = 32, T = 16, T = 48"
+    assert set(compile_all(left, state)) == set(left)
+    assert all(name.startswith("compile") for name in order)
+    first, _ = compiled({"w": jnp.arange(5.0)}, blank(16), blank(16))
+    np.testing.assert_array_equal(first["w"], np.arange(5.0))
+    assert len(traced) == 3 and all(map(compiled.has, (16, 32, 48)))
+
+
+def test_what_the_compiler_refuses_is_raised_here(monkeypatch):
+    def refuse(lowered):
+        raise MemoryError("no room for the program")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    compiled = program([])
+    with pytest.raises(MemoryError, match="no room for the program"):
+        list(compile_all([(compiled, 16), (compiled, 48)], {"w": jax.ShapeDtypeStruct((5,), jnp.float32)}))
+    assert not compiled.has(16)
