@@ -66,7 +66,9 @@ class Program(NamedTuple):
         return len(np.unique(padded)) * self.compiling, float(padded.sum()) * self.weight
 
 
-def settle(problem: Problem, levels: MethodSettings, retrain: RetrainConfig, *, eval_every: int) -> tuple[Problem, str]:
+def settle(
+    problem: Problem, levels: MethodSettings, retrain: RetrainConfig, *, eval_every: float
+) -> tuple[Problem, str]:
     """The problem with its number of padded lengths, and one line on the choice; empty where it was set."""
     if problem.data.buckets != AUTO:
         return problem, ""
@@ -96,7 +98,7 @@ def _reason(count: int, costs: list[np.ndarray]) -> str:
     return f"{line}; one more would compile for {ratio:,.1f} times as long as its shorter steps save"
 
 
-def _programs(problem: Problem, levels: MethodSettings, retrain: RetrainConfig, eval_every: int) -> Iterator[Program]:
+def _programs(problem: Problem, levels: MethodSettings, retrain: RetrainConfig, eval_every: float) -> Iterator[Program]:
     """The programs of all phases and of the evaluation. Nothing is compiled: the phases are made from shapes, with all lengths
     there are. `auto` of other settings, which is not settled yet, stands for the fastest form."""
     model, search = problem.model, levels.search
@@ -120,7 +122,8 @@ def _programs(problem: Problem, levels: MethodSettings, retrain: RetrainConfig, 
             work = plans.arithmetic(problem.config, plan) * phase.steps / looked_at
             yield Program(np.asarray(lengths), work, known.bilevel if two else known.gradient)
     if problem.val:
-        passes = 1 + sum(1 + (phase.steps // eval_every if eval_every else 0) for phase in phases)
+        intervals = [(phase.steps, phase.interval(eval_every)) for phase in phases]
+        passes = 2 + sum(1 + (steps // interval if interval else 0) for steps, interval in intervals)
         batches = full_pass(problem.val, problem.buckets, problem.data.batch_size, problem.pad_id)
         lengths = np.array([batch["tokens"].shape[-1] for batch in batches])
         forward = plans.arithmetic(problem.config, gradient) / 2 / problem.data.accumulation

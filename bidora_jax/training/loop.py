@@ -216,7 +216,11 @@ class Loop:
         with self.timer("compile", phase, at):
             needed = upcoming(phase.step_shapes, at.step, phase.steps)
             left = [(program, length) for program, length in needed if not program.has(length)]
-            kept = "; kept, so the next run need not wait" if jax.config.jax_compilation_cache_dir else ""
+            kept = (
+                "; kept, so the next run need not wait"
+                if getattr(jax.config, "jax_compilation_cache_dir", None)
+                else ""
+            )
             with closing(compile_all(left, at.state)) as compiled:
                 while left:
                     what = f"{len(left)} of {len(needed)} programs left ({in_words(left)}){kept}"
