@@ -108,7 +108,7 @@ def assemble(config: Config) -> RunInputs:
     from bidora_jax.data import splits
     from bidora_jax.data.prompts import question_text
     from bidora_jax.data.tokenizer import load_tokenizer, pad_id
-    from bidora_jax.models.adapters import initial
+    from bidora_jax.models.adapters import initial, merging
     from bidora_jax.models.formats import hf, hf_config
     from bidora_jax.planning import attention_backend, padded_lengths, remat_choice
     from bidora_jax.training.problem import Problem
@@ -127,7 +127,12 @@ def assemble(config: Config) -> RunInputs:
     print("\n".join(ready.notes))
     if adapter.starts_nonzero:  # a minute and more for a large model
         print(f"adapter.init {adapter.init}: decomposing the weights")
-    base = initial.prepare_base(hf.load(config.model, model_folder, decoder_config), adapter)
+    base = hf.load(config.model, model_folder, decoder_config)
+    if start and adapter.frozen_modules:
+        print(f"{' and '.join(adapter.frozen_modules)} of {config.adapter.path} take the base's place, frozen")
+        base, direction = merging.place_frozen(adapter, base, start[0])
+        start = direction, start[1]
+    base = initial.prepare_base(base, adapter)
     problem = Problem(
         decoder_config, config.model, adapter, base, ready.rows["train"], ready.rows.get("val", []), config.data,
         pad_id(tokenizer), config.seed, ready.places, start,
@@ -154,7 +159,7 @@ def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter,
     if adapter.magnitude != loaded.magnitude:
         has = "a magnitude" if loaded.magnitude else "no magnitude"
         wrong.append(f"adapter.method is {config.adapter.method}, and the folder has {has}")
-    if adapter.whole_modules != loaded.whole_modules:
+    if not set(adapter.whole_modules) <= set(loaded.whole_modules):
         wrong.append(f"adapter.modules_to_save: {list(adapter.whole_modules)}, found {list(loaded.whole_modules)}")
     if adapter.starts_nonzero:
         wrong.append(f"adapter.init {adapter.init} makes factors of its own, and the folder holds some already")
@@ -163,7 +168,8 @@ def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter,
             f"adapter.path {config.adapter.path} does not fit the settings of this run:\n{listing(wrong)}\n"
             "leave those settings out, and the folder gives its own"
         )
-    return adapter, (start[0], start[1])
+    frozen = tuple(name for name in loaded.whole_modules if name not in adapter.whole_modules)
+    return replace(adapter, frozen_modules=frozen), (start[0], start[1])
 
 
 def describe(config: Config, inputs: RunInputs) -> None:

@@ -5,12 +5,15 @@ import shutil
 
 import numpy as np
 import pytest
+from random_adapters import random_adapter
 from runs import SMALL, exit_status, inputs, refused_export, trained_run
 from safetensors.numpy import load_file, save_file
+from tiny import CONFIG
 
-from bidora_jax import export, generate
+from bidora_jax import evaluate, export, generate, train
 from bidora_jax.errors import command
 from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.formats import peft
 
 SETTINGS = AdapterConfig("lora", rank=3, target_modules=("q_proj",))
 
@@ -68,3 +71,61 @@ def test_the_export_of_a_folder_of_two_dtypes_has_that_of_its_config_json(folder
         command(export.main, ["--run", str(run), "--output", str(tmp_path / name)])
         written = load_file(tmp_path / name / "model.safetensors")
         assert {tensor.dtype for tensor in written.values()} == {np.dtype("float16")}
+
+
+EMBEDDING, HEAD = "base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"
+
+
+def saved_with_embeddings(folder, rows=97):
+    """An adapter folder as PEFT writes it with save_embedding_layers, of a model whose tied embeddings were trained."""
+    adapter, *trees = random_adapter(SETTINGS)
+    peft.save_adapter(folder, CONFIG, adapter, SETTINGS, *trees, base_model_name="a/b")
+    weight = np.random.default_rng(3).normal(size=(rows, 26)).astype(np.float32)
+    change_tensors(folder / "adapter_model.safetensors", lambda all: all | {EMBEDDING: weight, HEAD: weight.copy()})
+    return folder
+
+
+def loss(model, data_files, tmp_path, *flags) -> float:
+    out = tmp_path / "loss.json"
+    command(evaluate.main, ["--model", str(model), "--data-file", str(data_files[1]), "--json", str(out), *flags])
+    return json.loads(out.read_text())["loss"]
+
+
+@pytest.mark.slow
+def test_embeddings_beside_an_adapter_are_seen_by_every_command(model_folder, data_files, tmp_path, capsys):
+    start = saved_with_embeddings(tmp_path / "start")
+    expected = loss(model_folder, data_files, tmp_path, "--adapter", str(start))
+    assert abs(expected - loss(model_folder, data_files, tmp_path)) > 0.1
+    flags = ["--adapter.path", str(start), "--inner.learning-rate", "1e-12", "--search.steps", "2", "--merged"]
+    run = tmp_path / "run"
+    command(train.main, [*inputs(model_folder, data_files, run), *SMALL[-3:], "--adapter.method", "lora", *flags])
+    said = capsys.readouterr().out
+    assert f"embed_tokens and lm_head of {start} take the base's place, frozen" in said
+    assert "lora, rank 3: direction 516 (" in said
+    # What was trained stands over the same embeddings: as adapter, as merged model, and exported.
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (start, run / "adapter"))
+    assert before.keys() == after.keys()
+    for name in (EMBEDDING, HEAD):
+        np.testing.assert_array_equal(before[name], after[name])
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["modules_to_save"] is None
+    for kind in ("merged", "adapter"):
+        command(export.main, ["--run", str(run), "--format", kind, "--output", str(tmp_path / kind)])
+    for found in (
+        loss(model_folder, data_files, tmp_path, "--adapter", str(run / "adapter")),
+        loss(model_folder, data_files, tmp_path, "--adapter", str(tmp_path / "adapter")),
+        loss(run / "merged", data_files, tmp_path),
+        loss(tmp_path / "merged", data_files, tmp_path),
+    ):
+        assert abs(found - expected) < 1e-5
+    assert (
+        load_file(tmp_path / "merged" / "model.safetensors").keys()
+        == load_file(model_folder / "model.safetensors").keys()
+    )
+
+
+def test_embeddings_of_another_vocabulary_are_refused_by_name(model_folder, tmp_path, capfd):
+    start = saved_with_embeddings(tmp_path / "start", rows=99)
+    argv = ["--model", str(model_folder), "--adapter", str(start), "--prompt", "a", "--max-new-tokens", "3"]
+    said = refused(generate.main, argv, capfd)
+    assert f"{EMBEDDING} has 99 rows, and the base 97: the vocabulary was resized" in said
+    assert "model.resize_token_embeddings(99)" in said and said.endswith("the adapter was made for a/b\n")

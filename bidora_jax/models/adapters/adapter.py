@@ -55,6 +55,8 @@ class Adapter:
     """See kernels/lora_init.py."""
     whole_modules: tuple[str, ...] = ()
     """Modules outside the layers that are trained whole, by their key in the base tree."""
+    frozen_modules: tuple[str, ...] = ()
+    """Those that the adapter's folder holds beside the adapter, and that are not trained: they stand in the base."""
 
     @property
     def starts_nonzero(self) -> bool:

@@ -16,13 +16,14 @@ from bidora_jax.models.adapters.adapter import (
     update_factors,
 )
 from bidora_jax.models.adapters.targets import Site
+from bidora_jax.models.architectures.architecture import EMBEDDING, HEAD
 from bidora_jax.models.base import dtype_of, with_whole_modules
 
 
 def merge(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree, dtype=None) -> PyTree:
     """The base with every adapted weight replaced by W', summed in float32 and rounded once to `dtype` (the base's own).
 
-    Quantised weights without an adapter are left as they are.
+    Quantised weights without an adapter are left as they are. Tied embeddings stay tied where both have the same new values.
     """
     layers = base["layers"]
     for site in adapter.sites:
@@ -34,6 +35,8 @@ def merge(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree, 
         layers = put(layers, site.path, kept | {"weight": merged})
     to = jnp.dtype(dtype or dtype_of(base))
     rounded = {name: {"weight": direction[name]["weight"].astype(to)} for name in adapter.whole_modules}
+    if HEAD not in base and len(rounded) == 2 and jnp.array_equal(*(one["weight"] for one in rounded.values())):
+        return {**base, EMBEDDING: rounded[EMBEDDING], "layers": layers}
     return {**with_whole_modules(base, rounded), "layers": layers}
 
 
@@ -42,6 +45,23 @@ def move_whole_modules(adapter: Adapter, base: PyTree, direction: PyTree) -> tup
     of linear layers alone."""
     layers = {"layers": direction["layers"]}
     return with_whole_modules(base, direction), replace(adapter, whole_modules=()), layers
+
+
+def place_frozen(adapter: Adapter, base: PyTree, direction: PyTree) -> tuple[PyTree, PyTree]:
+    """Moves the modules that an adapter's folder holds and that are not trained from the direction into the base, in its dtype."""
+    to, rest = dtype_of(base), {name: part for name, part in direction.items() if name not in adapter.frozen_modules}
+    found = {name: {"weight": direction[name]["weight"].astype(to)} for name in adapter.frozen_modules}
+    if HEAD in found and HEAD not in base:  # tied: one matrix is both
+        found = {EMBEDDING: found[HEAD]}
+    return {**base, **found}, rest
+
+
+def held_whole(adapter: Adapter, base: PyTree, direction: PyTree) -> tuple[Adapter, PyTree]:
+    """The adapter and the direction with the frozen modules that stand in the base, as its folder holds them."""
+    frozen = {name: base.get(name, base[EMBEDDING])["weight"] for name in adapter.frozen_modules}
+    whole = tuple(name for name in (EMBEDDING, HEAD) if name in adapter.whole_modules or name in frozen)
+    direction = direction | {name: {"weight": weight.astype(jnp.float32)} for name, weight in frozen.items()}
+    return replace(adapter, whole_modules=whole, frozen_modules=()), direction
 
 
 def merged_layer(site: Site, w0: jax.Array, pair: dora.Direction, scale: dora.Scale, m: jax.Array | None) -> jax.Array:

@@ -100,12 +100,14 @@ def write_adapter(
 ) -> None:
     """The adapter as a PEFT folder that fits the base as its files hold it, proved before it gets its name."""
     from bidora_jax.machine.files import staged
+    from bidora_jax.models.adapters import merging
     from bidora_jax.models.adapters.conversion import converted
     from bidora_jax.models.formats import parity, peft
 
     config, adapter, base, direction, magnitude = trained
     expected = parity.probe_logits(*trained)
     adapter, settings, direction = converted(adapter, settings, base, direction)
+    adapter, direction = merging.held_whole(adapter, base, direction)
     with staged(folder, replace=replace) as fresh:
         peft.write_adapter(fresh, config, adapter, settings, direction, magnitude, base_model_name=base_model_name)
         _prove("adapter", "trained model", "float32", parity.verify_adapter(fresh, config, base, expected))

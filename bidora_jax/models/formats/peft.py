@@ -3,7 +3,7 @@
     base_model.model.model.layers.N.self_attn.q_proj.lora_A.weight          (r, in)
     base_model.model.model.layers.N.self_attn.q_proj.lora_B.weight          (out, r)
     base_model.model.model.layers.N.self_attn.q_proj.lora_magnitude_vector  (out,)   DoRA; older files add ".weight"
-    base_model.model.lm_head.weight, base_model.model.model.embed_tokens.weight      modules_to_save
+    base_model.model.lm_head.weight, base_model.model.model.embed_tokens.weight      modules_to_save, or save_embedding_layers
 
 All tensors are float32, in PEFT's layout, which is this package's: nothing is transposed. A file holds each layer's factors at
 the layer's own rank, and no tensor of a layer without an adapter; the stacks here are filled up with zeros. PEFT only warns
@@ -12,6 +12,7 @@ refuses them. The names above are a decoder's; another architecture's modules ha
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -25,7 +26,14 @@ from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters.adapter import Adapter, get, put
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.adapters.targets import Site
-from bidora_jax.models.architectures.architecture import Architecture, embeddings, linear_shapes, module_name
+from bidora_jax.models.architectures.architecture import (
+    EMBEDDING,
+    HEAD,
+    Architecture,
+    embeddings,
+    linear_shapes,
+    module_name,
+)
 from bidora_jax.models.formats import peft_config, safetensors_file
 from bidora_jax.models.formats.peft_config import CONFIG, NOT_AN_ADAPTER
 from bidora_jax.models.formats.safetensors_file import Entry
@@ -107,6 +115,8 @@ def load_adapter(folder: Path | str, architecture: Architecture) -> tuple[Adapte
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder} has no {WEIGHTS}; {NOT_AN_ADAPTER} (a pickled adapter_model.bin is not read)")
     entries = {_usual(name): entry for name, entry in safetensors_file.read_header(folder / WEIGHTS).items()}
+    trained = adapter.whole_modules
+    adapter = _with_held(adapter, architecture, entries)
     _check(folder, adapter, architecture, entries)
     direction, magnitude = {}, {}
     for site in adapter.sites:
@@ -121,7 +131,21 @@ def load_adapter(folder: Path | str, architecture: Architecture) -> tuple[Adapte
         weight = np.empty(shape, np.float32)
         safetensors_file.read_into(entries[name], weight)
         direction = put(direction, f"{key}.weight", jnp.asarray(weight))
+    if (
+        architecture.tied and adapter.whole_modules and not trained
+    ):  # one matrix of PEFT's model; what is read last counts
+        both = direction[HEAD if HEAD in direction else EMBEDDING]
+        adapter = replace(adapter, whole_modules=(EMBEDDING, HEAD))
+        direction = {**direction, EMBEDDING: both, HEAD: both}
     return adapter, direction, magnitude
+
+
+def _with_held(adapter: Adapter, architecture: Architecture, entries: dict[str, Entry]) -> Adapter:
+    """The adapter with the embeddings that its file holds though it did not train them (PEFT's save_embedding_layers): PEFT puts
+    them in the base's place, as it does with those that were trained."""
+    specs = embeddings(architecture)
+    held = tuple(key for key in specs if key in adapter.whole_modules or PREFIX + specs[key].name in entries)
+    return replace(adapter, whole_modules=held)
 
 
 def _usual(name: str) -> str:
@@ -183,6 +207,7 @@ def _check(folder: Path, adapter: Adapter, architecture: Architecture, entries: 
         for layer in site.layers
     }
     expected |= dict(_whole(adapter, architecture).values())
+    _refuse_resized(file, entries, architecture)
     wrong = [f"missing: {name}" for name in expected if name not in entries]
     wrong += [f"not used by {CONFIG}: {name}" for name in entries if name not in expected]
     for name in expected.keys() & entries.keys():
@@ -195,3 +220,16 @@ def _check(folder: Path, adapter: Adapter, architecture: Architecture, entries: 
             f"{file}: {len(wrong)} tensors do not fit:\n{listing(sorted(wrong))}\n"
             f"{CONFIG}, the tensors and the base model must belong together{peft_config.says_of_its_base(folder)}"
         )
+
+
+def _refuse_resized(file: Path, entries: dict[str, Entry], architecture: Architecture) -> None:
+    """InputError where the file holds embeddings of another number of tokens than the base has."""
+    for name, rows, width in ((PREFIX + spec.name, *spec.shape) for spec in embeddings(architecture).values()):
+        found = entries[name].shape if name in entries else (rows, width)
+        if len(found) == 2 and found[1] == width and found[0] != rows:
+            raise InputError(
+                f"{file}: {name} has {found[0]:,} rows, and the base {rows:,}: the vocabulary was resized before the adapter was "
+                f"trained. Resize the base alike (transformers: model.resize_token_embeddings({found[0]}), then save_pretrained, "
+                "with the tokenizer of the adapter), and name that folder as the model"
+                f"{peft_config.says_of_its_base(file.parent)}"
+            )

@@ -1,5 +1,6 @@
 """Adapter folders: PEFT is the oracle for the function, the gradients and the files; what it lets pass is refused."""
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -129,6 +130,39 @@ def test_tied_embeddings_come_apart_as_in_peft(tmp_path, saved):
 
 
 # Files, both ways
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("tied", "left_out"), [(False, None), (True, None), (True, "lm_head"), (True, "embed_tokens")])
+def test_embeddings_that_were_saved_beside_the_adapter_take_the_bases_place_as_in_peft(tmp_path, tied, left_out):
+    import oracle
+    import torch
+    from peft import PeftModel
+
+    oracle.qwen3(tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
+    adapted = peft_model(oracle.qwen3(tie_word_embeddings=tied), METHODS["lora"])
+    for weight in {adapted.get_input_embeddings().weight, adapted.get_output_embeddings().weight}:
+        weight.data += torch.rand(weight.shape, generator=torch.Generator().manual_seed(len(weight))) - 0.5
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != WHOLE.get(left_out or "")}, file)
+    read = PeftModel.from_pretrained(oracle.qwen3(tie_word_embeddings=tied), tmp_path / "adapter")
+    ids = oracle.tokens()
+    expected = oracle.logits(read, ids)
+    before = oracle.logits(oracle.qwen3(tie_word_embeddings=tied), ids)
+    assert np.abs(before - expected).max() > 1
+    config = hf_config.read_config(tmp_path / "base")
+    loaded = peft.load_adapter(tmp_path / "adapter", config)
+    np.testing.assert_allclose(logits_of(tmp_path / "base", ids.numpy(), *loaded), expected, atol=1e-4)
+    # Tied embeddings stay tied, in a base under training and in a merged model.
+    adapter, direction, magnitude = loaded
+    frozen = dataclasses.replace(adapter, whole_modules=(), frozen_modules=adapter.whole_modules)
+    base, direction = merging.place_frozen(frozen, hf.load_base(tmp_path / "base", config), direction)
+    for again in (merging.merge(adapter, hf.load_base(tmp_path / "base", config), *loaded[1:]),
+                  merging.merge(frozen, base, direction, magnitude)):  # fmt: skip
+        assert ("lm_head" in again) is not tied
+        found = decoder.logits(config, None, again, {}, {}, jnp.asarray(ids.numpy()))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.torch
