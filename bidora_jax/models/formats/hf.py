@@ -7,6 +7,7 @@ dense or as bitsandbytes quantised them (models/formats/bnb.py); dense ones can 
 tensor. Only `resolve_folder` downloads anything, and no file is unpickled or executed.
 """
 
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -76,7 +77,7 @@ def load_base(
     the weights go to a device.
     """
     folder = Path(folder)
-    weights = hf_tensors.read_weights(folder)
+    weights = hf_tensors.named(hf_tensors.read_weights(folder), architecture)
     hf_tensors.check(folder, architecture, weights)
     dtype = jnp.dtype(dtype) if dtype is not None else hf_tensors.dense_dtype(folder, weights, flag=flag)
     shapes = dense_shapes(architecture, dtype)
@@ -193,6 +194,10 @@ def write_model(
     _write_weights(folder, places, base, dtype, max_shard_bytes)
     settings = read_json(source / "config.json", NOT_A_MODEL)
     settings.pop("quantization_config", None)
+    if listed := settings.get(
+        "architectures"
+    ):  # saved from AutoModel: engines would take it for a model without an output
+        settings["architectures"] = [re.sub(r"(?<=[a-z0-9])Model$", "ForCausalLM", name) for name in listed]
     settings |= {"tie_word_embeddings": False} if apart else {}
     if packed := [leaf for leaf in _flatten(base).values() if quantized.is_quantised(leaf)]:
         settings["quantization_config"] = bnb.settings(packed[0], _dense_linears(architecture, base))

@@ -73,6 +73,16 @@ def read_weights(folder: Path | str) -> dict[str, Entry | Packed]:
     return {name: weight for name, weight in found.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
+def named(weights: dict[str, Entry | Packed], architecture: Architecture) -> dict[str, Entry | Packed]:
+    """The weights under the names that a model with an output has. A folder that was saved from transformers' AutoModel has those
+    of the model inside it, without "model." before them, and transformers reads it all the same."""
+    prefix = f"{architecture.layer_prefix.rpartition('.')[0]}."
+    if any(name.startswith(prefix) for name in weights):
+        return weights
+    table = name_table(architecture)
+    return {prefix + name if prefix + name in table else name: weight for name, weight in weights.items()}
+
+
 def check(folder: Path, architecture: Architecture, entries: dict[str, Entry | Packed]) -> None:
     """InputError, listing all, for tensors that are not those of the architecture, or of another shape."""
     table, shapes = name_table(architecture), {one.path: one.shape for one in architecture.tensors}

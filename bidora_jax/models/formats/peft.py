@@ -131,9 +131,8 @@ def load_adapter(folder: Path | str, architecture: Architecture) -> tuple[Adapte
         weight = np.empty(shape, np.float32)
         safetensors_file.read_into(entries[name], weight)
         direction = put(direction, f"{key}.weight", jnp.asarray(weight))
-    if (
-        architecture.tied and adapter.whole_modules and not trained
-    ):  # one matrix of PEFT's model; what is read last counts
+    if architecture.tied and adapter.whole_modules and not trained:
+        # One matrix of PEFT's model; what it reads last counts.
         both = direction[HEAD if HEAD in direction else EMBEDDING]
         adapter = replace(adapter, whole_modules=(EMBEDDING, HEAD))
         direction = {**direction, EMBEDDING: both, HEAD: both}

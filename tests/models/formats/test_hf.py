@@ -146,6 +146,36 @@ def test_narrowing_while_loading_rounds_to_nearest(model_folder):
     )
 
 
+def test_a_folder_that_was_saved_from_automodel(folder, model_folder, tmp_path):
+    def bare(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+    _keep_tensors(folder, bare)
+    settings = json.loads((folder / "config.json").read_text()) | {"architectures": ["Qwen3Model"]}
+    (folder / "config.json").write_text(json.dumps(settings))
+    _assert_same_model(folder, model_folder)
+    hf.save_model(tmp_path / "out", folder, tiny.CONFIG, hf.load_base(folder, tiny.CONFIG), dtype="float32")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
+    _assert_same_model(tmp_path / "out", model_folder)
+    # Beside the usual names such a one is still a stray tensor.
+    shutil.copyfile(model_folder / "model.safetensors", folder / "model.safetensors")
+    _keep_tensors(folder, lambda tensors: tensors.update({"norm.weight": np.zeros(26, np.float32)}))
+    _refused(folder, "not part of this model: norm.weight")
+
+
+@pytest.mark.torch
+def test_what_automodel_saves_is_what_transformers_reads_of_it(tmp_path):
+    import oracle
+    import transformers
+
+    oracle.qwen3(tie_word_embeddings=True).model.save_pretrained(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    assert not any(name.startswith("model.") for name in load_file(tmp_path / "model.safetensors"))
+    ids = oracle.tokens()
+    np.testing.assert_allclose(_logits(tmp_path, ids.numpy()), oracle.logits(model, ids), atol=1e-4)
+
+
 def test_rotary_buffers_of_old_checkpoints_are_ignored(folder, model_folder):
     buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(5, np.float32)}
     _keep_tensors(folder, lambda tensors: tensors.update(buffer))
