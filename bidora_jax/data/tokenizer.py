@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from bidora_jax.errors import InputError
+from bidora_jax.models.formats import tokenizer_files
 
 Tokenizer = Any  # transformers' PreTrainedTokenizerBase, whose import takes a second
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 """A folder without any of these has no tokenizer."""
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def has_tokenizer(folder: str | os.PathLike[str]) -> bool:
@@ -36,6 +38,31 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     if tokenizer.eos_token_id is None:
         raise InputError(f"the tokenizer in {folder} has no end-of-text token; set eos_token in tokenizer_config.json")
     return tokenizer
+
+
+def folder_with_adapters(model: Path, adapters: Iterable[Path]) -> Path:
+    """The folder whose tokenizer and chat template belong to a model under these adapters: the model's, or that of an adapter
+    folder with others, which trainers put beside an adapter that learned new tokens or another template.
+
+    InputError where the adapters do not agree: they answer in one program.
+    """
+    kinds: dict[tuple[tuple[str, bytes], ...], list[Path]] = {}
+    for adapter in adapters:
+        folder = adapter if any((adapter / name).is_file() for name in VOCABULARIES) else model
+        kinds.setdefault(_contents(folder), []).append(folder)
+    if len(kinds) > 1:
+        found = "\n".join(f"  {', '.join(map(str, dict.fromkeys(folders)))}" for folders in kinds.values())
+        raise InputError(
+            f"the adapters come with different tokenizers or chat templates, those of\n{found}\nuse them one at a time, or take "
+            "the tokenizer's files out of the adapter folders if they are alike"
+        )
+    of_adapters = next(iter(kinds), _contents(model))
+    return model if of_adapters == _contents(model) else kinds[of_adapters][0]
+
+
+def _contents(folder: Path) -> tuple[tuple[str, bytes], ...]:
+    read = [*tokenizer_files.tokenizer_files(folder), *tokenizer_files.template_files(folder)]
+    return tuple((str(name), (folder / name).read_bytes()) for name in read)
 
 
 def _needs_sentencepiece(folder: str | os.PathLike[str]) -> str:

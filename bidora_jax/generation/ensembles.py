@@ -65,6 +65,11 @@ def load(given: Sequence[str], architecture: Architecture) -> dict[str, Member]:
     return members
 
 
+def folders(given: Sequence[str]) -> list[str]:
+    """The folder of each adapter."""
+    return [named(text)[1] for text in given]
+
+
 def named(text: str) -> tuple[str, str]:
     """Name and folder of an adapter that is given as NAME=DIR, or as DIR."""
     name, equals, folder = text.partition("=")

@@ -3,6 +3,7 @@
 The cheap refusals come first: config.json, tokenizer and adapters are read before any weight of the model.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -69,15 +70,18 @@ class Opened(NamedTuple):
 
 def open_folder(served: Served) -> Opened:
     """Reads config.json, tokenizer and adapters. InputError for what can't be read or does not go together."""
-    from bidora_jax.data.tokenizer import load_tokenizer
+    from bidora_jax.data.tokenizer import folder_with_adapters, load_tokenizer
     from bidora_jax.generation import ensembles
     from bidora_jax.models.formats import hf_config
 
     folder = hf_config.resolve_folder(served.model)
-    config, tokenizer = hf_config.read_config(folder), load_tokenizer(folder)
+    config = hf_config.read_config(folder)
     members = ensembles.load(served.adapter, config)
     ensembles.check(members, served.combine, served.average, served.weight)
-    return Opened(folder, config, tokenizer, members)
+    of_tokenizer = folder_with_adapters(folder, map(Path, ensembles.folders(served.adapter)))
+    if of_tokenizer != folder:
+        print(f"tokenizer and chat template are those of the adapter in {of_tokenizer}", file=sys.stderr)
+    return Opened(folder, config, load_tokenizer(of_tokenizer), members)
 
 
 def load_weights(served: Served, opened: Opened) -> "tuple[PyTree, dict[str, Member | None]]":

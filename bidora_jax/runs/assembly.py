@@ -107,7 +107,7 @@ def assemble(config: Config) -> RunInputs:
     """Reads the data, then the model: what is cheap to refuse is refused first."""
     from bidora_jax.data import splits
     from bidora_jax.data.prompts import question_text
-    from bidora_jax.data.tokenizer import load_tokenizer, pad_id
+    from bidora_jax.data.tokenizer import folder_with_adapters, load_tokenizer, pad_id
     from bidora_jax.models.adapters import initial, merging
     from bidora_jax.models.formats import hf, hf_config
     from bidora_jax.planning import attention_backend, padded_lengths, remat_choice
@@ -121,6 +121,10 @@ def assemble(config: Config) -> RunInputs:
     decoder_config = hf_config.read_config(model_folder)
     adapter, start = _adapter(config, decoder_config)
     tokenizer = load_tokenizer(model_folder)
+    if start and folder_with_adapters(model_folder, [Path(config.adapter.path)]) != model_folder:
+        print(
+            f"{config.adapter.path} has a tokenizer or chat template of its own; training takes those of {model_folder}"
+        )
     asked = (data.test.records, data.val.records, data.train.records)
     prompts = samples.prompts(config.samples, asked, tokenizer, decoder_config.max_position_embeddings)
     ready = _prepared(config, data, decoder_config, tokenizer)

@@ -8,12 +8,14 @@ import pytest
 from random_adapters import random_adapter
 from runs import SMALL, exit_status, inputs, refused_export, trained_run
 from safetensors.numpy import load_file, save_file
-from tiny import CONFIG
+from tiny import CONFIG, TEMPLATE, write_tokenizer
 
 from bidora_jax import evaluate, export, generate, train
+from bidora_jax.config import parse_train
 from bidora_jax.errors import command
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.formats import peft
+from bidora_jax.runs.assembly import assemble
 
 SETTINGS = AdapterConfig("lora", rank=3, target_modules=("q_proj",))
 
@@ -129,3 +131,40 @@ def test_embeddings_of_another_vocabulary_are_refused_by_name(model_folder, tmp_
     said = refused(generate.main, argv, capfd)
     assert f"{EMBEDDING} has 99 rows, and the base 97: the vocabulary was resized" in said
     assert "model.resize_token_embeddings(99)" in said and said.endswith("the adapter was made for a/b\n")
+
+
+OWN_TEMPLATE = TEMPLATE.replace("<|im_start|>", "<|im_start|>the ")
+
+
+def with_tokenizer(folder, **changes):
+    """The adapter folder with a tokenizer of its own."""
+    write_tokenizer(folder)
+    change(folder / "tokenizer_config.json", changes)
+    return folder
+
+
+def test_the_tokenizer_beside_an_adapter_is_the_one_that_counts(folder, adapter_folders, data_files, tmp_path, capfd):
+    """The model's own has no template; with the adapter's, the loss is that of a model that has it."""
+    change(folder / "tokenizer_config.json", {"chat_template": None})
+    one, other = (shutil.copytree(path, tmp_path / name) for name, path in adapter_folders.items())
+    with_tokenizer(one, chat_template=OWN_TEMPLATE)
+    found = loss(folder, data_files, tmp_path, "--adapter", f"mine={one}")
+    assert f"tokenizer and chat template are those of the adapter in {one}\n" in capfd.readouterr().err
+    templated = with_tokenizer(shutil.copytree(folder, tmp_path / "templated"), chat_template=OWN_TEMPLATE)
+    assert loss(templated, data_files, tmp_path, "--adapter", str(one)) == found
+    assert "tokenizer and chat template" not in capfd.readouterr().err  # they are the same
+    assert loss(templated, data_files, tmp_path, "--adapter", str(adapter_folders["lora"])) == found
+    # Of two adapters that disagree neither is taken; the other one's is the model's.
+    argv = ["--model", str(folder), "--prompt", "a", "--adapter", str(one), "--adapter", str(other)]
+    said = refused(generate.main, argv, capfd)
+    assert f"different tokenizers or chat templates, those of\n  {one}\n  {folder}\nuse them one at a time" in said
+
+
+def test_training_on_says_that_it_takes_the_tokenizer_of_the_model(
+    folder, adapter_folders, data_files, tmp_path, capsys
+):
+    start = with_tokenizer(shutil.copytree(adapter_folders["lora"], tmp_path / "start"), chat_template=OWN_TEMPLATE)
+    argv = [*inputs(folder, data_files, tmp_path / "run"), "--adapter.path", str(start), "--adapter.method", "lora"]
+    assemble(parse_train(argv)[0])
+    said = f"{start} has a tokenizer or chat template of its own; training takes those of {folder}\n"
+    assert said in capsys.readouterr().out
