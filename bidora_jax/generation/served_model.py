@@ -45,6 +45,9 @@ class Served:
     quantized_modules: tuple[str, ...] = ()
     """Module to quantise, by its name; repeat it for several. Without it, all linear layers."""
 
+    compilation_cache: str = "auto"
+    """Folder where compiled programs are kept for later calls; auto: the user's cache folder, empty: nowhere."""
+
     @property
     def combine(self) -> "Combine | None":
         """What of several adapters is averaged in their outputs, or None."""
@@ -69,11 +72,16 @@ class Opened(NamedTuple):
 
 
 def open_folder(served: Served) -> Opened:
-    """Reads config.json, tokenizer and adapters. InputError for what can't be read or does not go together."""
+    """Reads config.json, tokenizer and adapters. InputError for what can't be read or does not go together.
+
+    From here on, compiled programs are kept: JAX looks once whether they are to be, when it compiles its first one.
+    """
     from bidora_jax.data.tokenizer import folder_with_adapters, load_tokenizer
     from bidora_jax.generation import ensembles
+    from bidora_jax.machine.compile_cache import keep_compiled
     from bidora_jax.models.formats import hf_config
 
+    keep_compiled(served.compilation_cache)
     folder = hf_config.resolve_folder(served.model)
     config = hf_config.read_config(folder)
     members = ensembles.load(served.adapter, config)

@@ -192,16 +192,16 @@ def test_settings_lengths_and_seeds_compile_nothing_anew(model):
     answers(model, sampling=Sampling(temperature=1.0))
     before = sizes()
     answers(model, sampling=Sampling(temperature=0.3, top_k=7, top_p=0.5, min_p=0.1, repetition_penalty=2), seed=4)
-    answers(model, [[3] * 20, [4], [5, 6]], max_new_tokens=31)
+    answers(model, [[3] * 60, [4], [5, 6]], max_new_tokens=61)
     assert sizes() == before
-    answers(model, [[3] * 40, [4], [5, 6]])
+    answers(model, [[3] * 70, [4], [5, 6]])
     assert sizes() == (before[0] + 1, before[1] + 1)
 
 
 def test_buckets_hold_their_lengths_with_little_to_spare():
     sizes = {bucket(n) for n in range(1, 4097)}
-    assert sorted(sizes) == [32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
-    assert all(n <= bucket(n) <= max(32, 1.5 * n) for n in range(1, 4097))
+    assert sorted(sizes) == [64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
+    assert all(n <= bucket(n) < max(65, (2 if n < 256 else 1.5) * n) for n in range(1, 4097))
 
 
 # Draws
