@@ -10,23 +10,24 @@ weights (--average).
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bidora_jax.errors import InputError, command, program
+from bidora_jax.generation.interrupts import one_word
 from bidora_jax.generation.served_model import Served, load_weights, open_folder
+from bidora_jax.generation.settings import Sampled
 from bidora_jax.machine.files import write_whole
 from bidora_jax.runs.serving import asked_in_training, named, settled
 
 if TYPE_CHECKING:
     from bidora_jax.data.records import Record
-    from bidora_jax.kernels.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateArguments(Served):
-    """Write text with a model: after one prompt, after each prompt of a file, or in a chat."""
+class Asked:
+    """What the model is asked, and in which form."""
 
     prompt: str = ""
     """Question to answer, in the model's own chat template; without a template, text to go on from."""
@@ -41,31 +42,16 @@ class GenerateArguments(Served):
     """System prompt, which the chat template writes."""
     chat: bool = False
     """Talk with the model; bidora-jax chat does the same."""
-    max_new_tokens: int = 256
-    """Tokens that an answer may have."""
-    temperature: float = 0.0
-    """0: always the most probable token; 1: draw from the model's distribution; between: less at random."""
-    top_k: int = 0
-    """Draw among the k most probable tokens; 0: all."""
-    top_p: float = 1.0
-    """Draw among the fewest tokens whose probabilities reach p; 1: all."""
-    min_p: float = 0.0
-    """Draw among tokens of at least this share of the largest probability; 0: all."""
-    repetition_penalty: float = 1.0
-    """Above 1 makes tokens that were there before less probable."""
-    seed: int = 0
-    """Seed of the draws; the same seed writes the same text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateArguments(Sampled, Asked, Served):
+    """Write text with a model: the answer to a prompt, or to each prompt of a file."""
+
     batch_size: int = 8
     """Prompts answered at a time."""
     json: str = ""
     """Also write prompts and answers to this file."""
-
-    @property
-    def sampling(self) -> "Sampling":
-        """How a token is drawn."""
-        from bidora_jax.kernels.sampling import Sampling
-
-        return Sampling(*(asdict(self)[name] for name in Sampling._fields))
 
 
 def main(argv: list[str]) -> None:
@@ -75,16 +61,13 @@ def main(argv: list[str]) -> None:
     _check(arguments)
     arguments = settled(arguments, named(argv))
     if arguments.chat:
-        from bidora_jax.generation.chat import chat
+        from bidora_jax.generation.chat import Settings, chat
 
         a = arguments
-        chat(a, system=a.system, sampling=a.sampling, max_new_tokens=a.max_new_tokens, seed=a.seed)
+        chat(a, Settings(a.system, a.sampling, a.max_new_tokens, a.seed, a.combine))
         return
-    try:
+    with one_word():
         answers = generate(arguments)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
     if arguments.json:
         write_whole(Path(arguments.json), json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
 
@@ -105,22 +88,11 @@ def _check(arguments: GenerateArguments) -> None:
         "--raw is for --prompt and for text files: each row of other files says itself what it asks": a.raw
         and not _are_lines(a),
         "--json is for --prompt and --prompt-file": a.chat and bool(a.json),
-        f"--max-new-tokens must be at least 1, found {a.max_new_tokens}": a.max_new_tokens < 1,
         f"--batch-size must be at least 1, found {a.batch_size}": a.batch_size < 1,
-        f"--temperature must be at least 0, found {a.temperature}": not 0 <= a.temperature < float("inf"),
-        f"--top-k must be at least 0, found {a.top_k}": a.top_k < 0,
-        f"--top-p must be above 0 and at most 1, found {a.top_p}": not 0 < a.top_p <= 1,
-        f"--min-p must be at least 0 and at most 1, found {a.min_p}": not 0 <= a.min_p <= 1,
-        f"--repetition-penalty must be above 0, found {a.repetition_penalty}": not 0
-        < a.repetition_penalty
-        < float("inf"),
-        "--top-k, --top-p and --min-p act on draws: give a --temperature above 0 with them": a.temperature == 0
-        and (a.top_k, a.top_p, a.min_p) != (0, 1, 0),
         f"there is no folder for --json {a.json}; make it, or name another file": bool(a.json)
         and not Path(a.json).absolute().parent.is_dir(),
     }
-    wrong = [message for message, found in checks.items() if found]
-    if wrong:
+    if wrong := [*(message for message, found in checks.items() if found), *a.wrong()]:
         raise InputError("\n".join(wrong))
 
 
@@ -144,13 +116,14 @@ def generate(arguments: GenerateArguments) -> list[dict[str, Any]]:
     base, members = load_weights(arguments, opened)
     model, ends = decoding.assemble(opened.config, base), conversation.ends(opened.folder, tokenizer)
     size, found, began = min(arguments.batch_size, len(prompts)), [], time.perf_counter()
+    rows = min(arguments.batch_size, 1 << (size - 1).bit_length())  # few numbers of rows, few programs
     for name, member in members.items():
         model = model if member is None else decoding.with_adapter(model, *member, combine=arguments.combine)
         for start in range(0, len(prompts), size):
             numbers = range(start, min(start + size, len(prompts)))
             pieces = answers.complete(
                 model, [prompts[number] for number in numbers], max_new_tokens=arguments.max_new_tokens, ends=ends,
-                sampling=arguments.sampling, seed=arguments.seed, numbers=numbers, rows=size,
+                sampling=arguments.sampling, seed=arguments.seed, numbers=numbers, rows=rows,
             )  # fmt: skip
             for number, piece in zip(numbers, pieces, strict=True):
                 asked = question_text(given[number])

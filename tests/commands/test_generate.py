@@ -1,16 +1,19 @@
 """generate.py: what it prints, what it writes, and what it refuses.
 
-generation/served_model.py opens the model and its adapters.
+generation/served_model.py opens the model and its adapters; generation/settings.py says how tokens are drawn.
 """
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import tiny
 from conversations import answered, turn
 from random_adapters import KINDS, random_adapter
-from runs import trained_run
+from runs import ROOT, trained_run
 
 from bidora_jax import evaluate, generate
 from bidora_jax.data.tokenizer import load_tokenizer
@@ -169,6 +172,38 @@ def test_interrupted_it_stops_without_a_traceback(model_folder, capfd, monkeypat
         command(generate.main, ["--model", str(model_folder), "--prompt", "a", "--max-new-tokens", "7"])
     assert stopped.value.code == 130
     assert capfd.readouterr().err.splitlines()[1:] == ["stopped"]
+
+
+KEPT = """
+import json, sys
+from pathlib import Path
+import jax
+from bidora_jax import generate
+from bidora_jax.errors import command
+model, folder, *files = sys.argv[1:]
+for file in files:
+    argv = ["--model", model, "--prompt-file", file, "--max-new-tokens", "7", "--compilation-cache", folder]
+    command(generate.main, argv)
+    print("kept", len(list(Path(folder).glob("*-cache"))))
+    jax.clear_caches()
+"""
+
+
+def test_programs_are_kept_and_serve_prompts_of_other_lengths_and_numbers(model_folder, tmp_path):
+    (tmp_path / "a.txt").write_text("abc\n" * 3)
+    (tmp_path / "b.txt").write_text("a longer prompt\n" * 4)
+    where = [str(tmp_path / name) for name in ("kept", "a.txt", "b.txt")]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT, str(model_folder), *where],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, second = (int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("kept "))
+    assert first == second > 1
 
 
 # What is refused
