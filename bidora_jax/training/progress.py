@@ -1,4 +1,4 @@
-"""What a run shows people while it trains: a bar on a terminal, lines elsewhere."""
+"""What a run shows people while it trains: a bar on a terminal and in a notebook, lines elsewhere."""
 
 import math
 import sys
@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Self, TextIO
 
 from bidora_jax.machine.facts import peak_memory
@@ -41,7 +42,7 @@ class Speed:
 
 
 class Progress:
-    """A bar with loss, tokens/s and time left on a terminal; elsewhere a plain line at most every `every` seconds.
+    """A bar with loss, tokens/s and time left on a terminal and in a notebook; elsewhere a line at most every `every` seconds.
 
     Use it as a context. Of the `total` steps, `done` were done before the run was resumed.
     """
@@ -60,7 +61,8 @@ class Progress:
         self.speed = Speed(clock)
         self._clock, self._every, self._next_line = clock, every, -math.inf
         self._stream = sys.stderr if stream is None else stream
-        self._bar = _bar(self._stream) if self._stream.isatty() else None
+        self._notebook = redraws_in_notebook()
+        self._bar = _bar(self._stream, notebook=self._notebook) if self._notebook or self._stream.isatty() else None
         self._task = self._bar.add_task(phase, total=total, completed=done, said="") if self._bar else None
 
     def step(self, metrics: Mapping[str, float], tokens: int) -> None:
@@ -69,13 +71,15 @@ class Progress:
         self.speed.step(tokens)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, said=self._state(metrics))
+            if self._clock() >= self._next_line or self.done == self.total:
+                self._draw()
         elif self._clock() >= self._next_line or self.done == self.total:
             self._next_line = self._clock() + self._every
             self.note(f"{self.phase} {self.done}/{self.total}  {self._state(metrics)}")
 
     def note(self, text: str) -> None:
         """A line that stays, above the bar."""
-        if self._bar is not None:
+        if self._bar is not None and not self._notebook:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self._stream, flush=True)
@@ -86,6 +90,7 @@ class Progress:
         began = self._clock()
         if self._bar is not None:
             self._bar.update(self._task, said=text)
+            self._draw()
         else:
             print(f"{text} … ", end="", file=self._stream, flush=True)
         try:
@@ -105,6 +110,12 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def _draw(self) -> None:
+        """Draws the bar in a notebook, a few times a second; on a terminal it draws itself."""
+        if self._notebook and self._bar is not None:
+            self._next_line = self._clock() + REDRAWN
+            self._bar.refresh()
+
     def _state(self, metrics: Mapping[str, float]) -> str:
         rate, seconds = self.speed.tokens_per_second, self.speed.seconds_per_step
         parts = [f"loss {metrics['train_loss']:.4f}"]
@@ -116,7 +127,19 @@ class Progress:
         return "  ".join(parts)
 
 
-def _bar(stream: TextIO) -> Any:
+REDRAWN = 0.2
+"""Seconds between two drawings of a notebook's bar: each is a message to the browser."""
+
+
+def redraws_in_notebook() -> bool:
+    """Whether this is a notebook's kernel that can redraw its output, which takes ipywidgets; IPython on a terminal is none."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return hasattr(shell, "kernel") and find_spec("ipywidgets") is not None
+
+
+def _bar(stream: TextIO, *, notebook: bool) -> Any:
+    """In a notebook it is drawn from this thread only: rich's own would catch what others print meanwhile, and wipe it away."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
@@ -127,7 +150,9 @@ def _bar(stream: TextIO) -> Any:
         MofNCompleteColumn(),
         TextColumn("{task.fields[said]}", markup=False),
     )
-    return Bar(*columns, console=Console(file=stream))
+    own = not notebook  # a notebook shows what is printed where it is printed
+    console = Console(file=stream, force_jupyter=notebook)
+    return Bar(*columns, console=console, auto_refresh=own, redirect_stdout=own, redirect_stderr=own)
 
 
 def _duration(seconds: float) -> str:

@@ -1,6 +1,10 @@
-"""training/progress.py: the speed, and the line of progress on a terminal and in a file."""
+"""training/progress.py: the speed, and the line of progress on a terminal, in a notebook and in a file."""
 
+import importlib
 import io
+import sys
+
+import pytest
 
 from bidora_jax.training import progress as progress_module
 from bidora_jax.training.progress import Progress, Speed
@@ -77,3 +81,54 @@ def test_on_a_terminal_there_is_a_bar_and_notes_stay_above_it(monkeypatch):
     assert "loss 0.2500" in shown
     assert "val [bold] loss" in shown
     assert "\x1b[" in shown
+
+
+# Stand-ins for Jupyter's packages, which the tests do not install: what rich calls of them, and what it showed.
+KERNEL = {
+    "IPython/__init__.py": "class Shell:\n    kernel = None\n\n\ndef get_ipython():\n    return Shell()\n",
+    "IPython/display.py": "shown = []\n\n\ndef display(*what, **how):\n    shown.append(what[0])\n",
+    "ipywidgets/__init__.py": "class Output:\n    def __enter__(self): ...\n    def __exit__(self, *_): ...\n"
+    "    def clear_output(self, wait): ...\n",
+}
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    """Makes this process a notebook's kernel, without some of the packages; returns what a notebook would have shown."""
+
+    def start(*without: str) -> list:
+        for name, text in KERNEL.items():
+            if name.partition("/")[0] not in without:
+                (tmp_path / name).parent.mkdir(exist_ok=True)
+                (tmp_path / name).write_text(text)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        return importlib.import_module("IPython.display").shown
+
+    yield start
+    for name in ("IPython", "IPython.display", "ipywidgets"):
+        sys.modules.pop(name, None)
+
+
+def drawn(shown: list) -> list[str]:
+    texts = [one._repr_mimebundle_([], [])["text/plain"] for one in shown if hasattr(one, "_repr_mimebundle_")]
+    return [text for text in texts if "search" in text]
+
+
+def test_in_a_notebook_there_is_a_bar_that_is_drawn_now_and_then_and_notes_are_printed(kernel):
+    shown, clock, stream = kernel(), Clock(), io.StringIO()
+    with Progress("search", 25, stream=stream, clock=clock) as progress:
+        for _ in range(25):
+            clock.now += 0.04
+            progress.step({"train_loss": 0.5}, 10)
+            progress.note("a note")
+    assert stream.getvalue() == "a note\n" * 25
+    bars = drawn(shown)
+    assert "25/25" in bars[-1] and "loss 0.5000" in bars[-1]
+    assert 5 <= len(bars) <= 8  # a second, drawn every fifth of it; at the start and at the end
+
+
+def test_a_notebook_that_cannot_redraw_has_lines(kernel):
+    shown, stream = kernel("ipywidgets"), io.StringIO()
+    with Progress("search", 1, stream=stream) as progress:
+        progress.step({"train_loss": 0.5}, 10)
+    assert shown == [] and stream.getvalue().startswith("search 1/1  loss 0.5000")
