@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple, Union
 
-from bidora_jax import __version__
 from bidora_jax.errors import InputError, command, did_you_mean
+from bidora_jax.machine.version import __version__
 
 
 class Command(NamedTuple):

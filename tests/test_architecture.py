@@ -47,8 +47,6 @@ FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 ALLOWED = {
     ("kernels.cuda.build", "errors"): "a command that a user calls; every other kernel is arrays in, arrays out",
     ("kernels.cuda.build", "machine.files"): "the same command keeps its library in the user's cache folder",
-    ("runs.exporting", ""): "the package's version, for a model card",
-    ("machine.facts", ""): "the package's version, for the facts of a run",
     ("data.__main__", "show_data"): "the door of python -m bidora_jax.data",
     ("models.__main__", "list_models"): "the door of python -m bidora_jax.models",
 }
@@ -76,7 +74,7 @@ PACKAGES = {
     "config": {"ml_collections", "tyro"},
     "config_files": {"ml_collections", "yaml"},
     "flags": set(),
-    "runs": ARRAYS | {"rich"},
+    "runs": ARRAYS | {"matplotlib", "pandas", "rich"},  # the first two where a caller asks for a figure or a frame
     "commands": {"rich", "tyro"},
     "quickstart": ARRAYS | {"optax", "tokenizers"},
 }

@@ -6,8 +6,8 @@ import platform
 import sys
 from typing import Any, TypeAlias
 
-from bidora_jax import __version__
 from bidora_jax.machine import memory
+from bidora_jax.machine.version import __version__
 
 Value: TypeAlias = str | int | float | list[str] | None
 Section: TypeAlias = dict[str, Value]

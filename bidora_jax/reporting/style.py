@@ -40,10 +40,18 @@ WIDTH, HEIGHT, BROAD = 5.8, 2.9, 10.4
 Draw = Callable[[Figure], None]
 
 
+class Picture(Figure):
+    """A figure that a notebook shows on white, also where pyplot, which registers figures there, was never imported."""
+
+    def _repr_png_(self) -> bytes:
+        with rc_context(STYLE):
+            return _printed(self, format="png", dpi=120, facecolor="white")
+
+
 def figure(draw: Draw, width: float = WIDTH, height: float = HEIGHT) -> Figure:
     """A figure of its own, away from pyplot and its state."""
     with rc_context(STYLE):
-        made = Figure(figsize=(width, height), layout="constrained")
+        made = Picture(figsize=(width, height), layout="constrained")
         draw(made)
     return made
 

@@ -69,7 +69,7 @@ def upload(run: Path, folder: Path, repository: str, *, format: Format, note: st
 
 def card(run: Path, repository: str, *, format: Format, note: str) -> str:
     """The model card; `note` is what is inexact. Of a base that is a folder it gives the last name alone: paths are private."""
-    from bidora_jax import __version__
+    from bidora_jax.machine.version import __version__
     from bidora_jax.models.formats import hub
 
     config, settings = run_config(str(run)), peft_config.read(run / "adapter")

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -44,7 +44,8 @@ def start_folder(config: Config) -> None:
     try:
         write_whole(target, to_json(config))
     except OSError:  # a folder that is not empty would be refused by the next try
-        folder.rmdir()
+        with suppress(OSError):  # it holds the rows of a call (runs/finetuning.py), which takes them out itself
+            folder.rmdir()
         raise
 
 

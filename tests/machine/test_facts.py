@@ -1,4 +1,4 @@
-"""machine/facts.py: what is said of machines that are not here."""
+"""machine/facts.py, machine/version.py: what is said of machines that are not here."""
 
 import platform
 from types import SimpleNamespace

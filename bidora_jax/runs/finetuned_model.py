@@ -1,0 +1,340 @@
+"""What `finetune` returns and `load` opens: a model with its adapter, which answers and is evaluated, and its run's history.
+
+The weights are read at the first answer or evaluation, and stay in memory as long as the object does.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
+
+from bidora_jax.config import at_home
+from bidora_jax.errors import InputError
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.runs import call_arguments
+from bidora_jax.runs.exporting import Format, export_run
+from bidora_jax.runs.folder import run_config
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
+    from matplotlib.figure import Figure
+
+    from bidora_jax.data.batches import Batch
+    from bidora_jax.data.records import Record
+    from bidora_jax.generation.decoding import Model
+    from bidora_jax.generation.ensembles import Member
+    from bidora_jax.generation.served_model import Opened
+    from bidora_jax.tasks.evaluation import Evaluator
+
+LossOn = Literal["response", "turns", "all"]
+Long = Literal["split", "truncate", "drop", "refuse"]
+Exported = Literal["source", "float32", "bfloat16", "float16"]
+
+
+class Metrics(list[dict[str, Any]]):
+    """The steps of a run, a dictionary each: phase, step, train_loss, …"""
+
+    def to_pandas(self) -> Any:
+        """A frame with a row a step. InputError where pandas is not installed."""
+        try:
+            import pandas
+        except ImportError:
+            raise InputError("to_pandas needs the package pandas: pip install pandas") from None
+        return pandas.DataFrame(list(self))
+
+
+class Reading(NamedTuple):
+    """How records are evaluated; the defaults are those of `evaluate`."""
+
+    columns: Any = ()
+    max_length: int = 1024
+    loss_on: LossOn = "response"
+    long: Long = "split"
+    batch_size: int = 4
+
+
+@dataclass(frozen=True)
+class FinetunedModel:
+    """A base model, an adapter where there is one, and the folder of the run that trained it where that is known."""
+
+    model: str
+    """Folder, or name on the hub."""
+    adapter: str = ""
+    """PEFT adapter folder."""
+    form: ModelConfig = field(default_factory=ModelConfig)
+    """How the base is held: dtype, quantisation."""
+    folder: Path | None = None
+    """The run folder."""
+
+    @classmethod
+    def of_run(cls, folder: Path) -> Self:
+        """That of a finished run, its base in the form that it was trained on. InputError where the run is not finished."""
+        config = run_config(str(folder))
+        if not (folder / "adapter").is_dir():
+            raise InputError(
+                f"{folder} has no adapter/: the run is not finished; go on with finetune({str(folder / 'config.json')!r}, "
+                "resume=True)"
+            )
+        folder = folder.absolute()
+        return cls(config.model.path, str(folder / "adapter"), config.model, folder)
+
+    # The run
+
+    @property
+    def metrics(self) -> Metrics:
+        """What the run wrote at each step."""
+        from bidora_jax.reporting import history
+
+        return Metrics(history.read(self._run("metrics")).lines)
+
+    def plot(self, name: str = "loss") -> "Figure":
+        """The curves of the loss, or another picture of the report, such as learning_rate or speed."""
+        from bidora_jax.reporting import charts, history
+
+        made = charts.all_charts(history.read(self._run("plot")))
+        if name not in made:
+            raise InputError(f"there is no picture {name!r}; this run has {', '.join(made)}")
+        return made[name][1]
+
+    def export(
+        self,
+        folder: str | Path,
+        format: Format = "merged",
+        *,
+        rank: int = 0,
+        max_error: float = 0.1,
+        dtype: Exported = "source",
+        merge_base: Literal["quantized", "original"] = "quantized",
+    ) -> Path:
+        """Writes the merged model, the PEFT adapter or the nearest plain LoRA to a new folder, as the command `export` does."""
+        run, output = self._run("export"), Path(folder).expanduser()
+        call_arguments.one_of("format", format, get_args(Format))
+        call_arguments.one_of("dtype", dtype, get_args(Exported))
+        call_arguments.one_of("merge_base", merge_base, ("quantized", "original"))
+        if format != "merged" and (dtype, merge_base) != ("source", "quantized"):
+            raise InputError('dtype and merge_base are for format="merged"; adapters are float32, as PEFT writes them')
+        if format != "lora" and (rank, max_error) != (0, 0.1):
+            raise InputError('rank and max_error are for format="lora"')
+        export_run(
+            run, output, format=format, rank=rank, max_error=max_error, dtype=dtype, merge_base=merge_base
+        )  # fmt: skip
+        return output
+
+    def _run(self, what: str) -> Path:
+        if self.folder is None:
+            raise InputError(
+                f"{what} needs the folder of a run, and this is {self.model}{f' with {self.adapter}' if self.adapter else ''}; "
+                "open the run itself: load(OUTPUT_DIR)"
+            )
+        return self.folder
+
+    # The model
+
+    def generate(
+        self,
+        prompts: Any,
+        *,
+        max_new_tokens: int = 256,
+        raw: bool | None = None,
+        system: str = "",
+        seed: int = 0,
+        batch_size: int = 8,
+        **sampling: float,
+    ) -> Any:
+        """The answer to a prompt, or the answers to a list of them.
+
+        A prompt is a row that asks (instruction, prompt or messages), or a text. A text is asked as the training asked: in the
+        model's chat template, or as it stands where the run trained on texts. raw=True gives it as it stands, raw=False in the
+        template. sampling: temperature, top_k, top_p, min_p, repetition_penalty; without a temperature the most probable
+        token is taken.
+        """
+        from bidora_jax.data import tokenizer as tokens
+        from bidora_jax.generation import answers
+
+        several = isinstance(prompts, list | tuple)
+        given = list(prompts) if several else [prompts]
+        if not given:
+            return []
+        how = call_arguments.sampling(sampling, ("max_new_tokens", "raw", "system", "seed", "batch_size"))
+        call_arguments.at_least(1, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        opened, raw = self._opened, self._raw if raw is None and not system else bool(raw)
+        ids = [self._ids(prompt, number, raw, system) for number, prompt in enumerate(given, 1)]
+        tokens.check_known(ids, opened.tokenizer, opened.config.vocab_size, "the prompts")
+        answers.check_room(opened.config, ids, max_new_tokens)
+        size, texts = min(batch_size, len(ids)), []
+        for start in range(0, len(ids), size):
+            numbers = range(start, min(start + size, len(ids)))
+            pieces = answers.complete(
+                self._answering, ids[numbers.start : numbers.stop], max_new_tokens=max_new_tokens, ends=self._ends,
+                sampling=how, seed=seed, numbers=numbers, rows=size,
+            )  # fmt: skip
+            texts += [opened.tokenizer.decode(piece.tokens, skip_special_tokens=True) for piece in pieces]
+        return texts if several else texts[0]
+
+    def _ids(self, prompt: Any, number: int, raw: bool, system: str) -> list[int]:
+        from bidora_jax.data import prompts, records
+        from bidora_jax.generation import conversation
+
+        tokenizer = self._opened.tokenizer
+        if isinstance(prompt, Mapping):
+            try:
+                return prompts.prompt_ids(records.question(dict(prompt), f"prompt {number}"), tokenizer)
+            except records.BadRecord as problem:
+                raise InputError(f"prompt {number} {problem}") from None
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt {number} must be a text or a dictionary, found {type(prompt).__name__}")
+        if system and (raw or not tokenizer.chat_template):
+            raise InputError(
+                "system is written by a chat template: leave it out with raw=True, and for a model without one"
+            )
+        if raw:
+            return prompts.prompt_ids(records.Record({"prompt": prompt}), tokenizer)
+        if not tokenizer.chat_template:  # the plain template of the training
+            return prompts.prompt_ids(records.Record({"instruction": prompt}), tokenizer)
+        return conversation.prompt_ids([*conversation.opening(system), conversation.said_by("user", prompt)], tokenizer)
+
+    def evaluate(self, data: Any, **reading: Any) -> dict[str, float | int]:
+        """{loss, perplexity, tokens} over the trained tokens of a file, or of rows as `finetune` takes them.
+
+        reading: columns, max_length, loss_on, long, batch_size; those of the run where there is one, else those of `evaluate`.
+        """
+        call_arguments.known("evaluate", reading, Reading._fields)
+        how = self._reading._replace(**reading)
+        call_arguments.at_least(1, batch_size=how.batch_size)
+        call_arguments.at_least(2, max_length=how.max_length)
+        call_arguments.one_of("loss_on", how.loss_on, get_args(LossOn))
+        call_arguments.one_of("long", how.long, get_args(Long))
+        with _as_file(data) as source:
+            batches = self._batches(source, how)
+        base, member = self._weights
+        trained = ({}, {}) if member is None else (member.direction, member.magnitude)
+        found = self._measure(base, *trained, batches)
+        return {"loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
+
+    def _batches(self, source: str | tuple[str, ...], how: Reading) -> "list[Batch]":
+        from bidora_jax.data import encoding, token_cache
+        from bidora_jax.data.batches import bucket_lengths, full_pass
+        from bidora_jax.data.records import unused_keys
+        from bidora_jax.data.tokenizer import check_known, pad_id
+
+        columns = tuple(how.columns.items()) if isinstance(how.columns, Mapping) else tuple(how.columns)
+        given: list[Record] = encoding.read_records(source, columns)
+        tokenizer = self._opened.tokenizer
+        split, _ = token_cache.encode_all(
+            given, tokenizer, "", max_length=how.max_length, loss_on=how.loss_on, long=how.long
+        )
+        for line in (*unused_keys(given), *encoding.remarks_of(split, given)):
+            print(line, file=sys.stderr)
+        check_known((one.tokens for one in split.examples), tokenizer, self._opened.config.vocab_size, str(source))
+        buckets = bucket_lengths([len(example.tokens) for example in split.examples], 4)
+        return list(full_pass(split.examples, buckets, how.batch_size, pad_id(tokenizer)))
+
+    @cached_property
+    def _reading(self) -> Reading:
+        if self.folder is None:
+            return Reading()
+        data = asdict(run_config(str(self.folder)).data)
+        return Reading(**{name: data[name] for name in Reading._fields})
+
+    @cached_property
+    def _opened(self) -> "Opened":
+        """All but the weights."""
+        from bidora_jax.generation.served_model import Served, open_folder
+
+        return open_folder(Served(model=self.model, adapter=self._adapters))
+
+    @cached_property
+    def _weights(self) -> "tuple[PyTree, Member | None]":
+        """The base, and the adapter in the form for inference."""
+        from bidora_jax.generation import ensembles
+        from bidora_jax.models.formats import hf
+
+        base = hf.load(self.form, self._opened.folder, self._opened.config)
+        base, members = ensembles.for_serving(base, self._opened.members, None, False, ())
+        return base, next(iter(members.values()), None)
+
+    @cached_property
+    def _answering(self) -> "Model":
+        from bidora_jax.generation import decoding
+
+        base, member = self._weights
+        model = decoding.assemble(self._opened.config, base)
+        return model if member is None else decoding.with_adapter(model, *member)
+
+    @cached_property
+    def _raw(self) -> bool:
+        """Whether a text is given as it stands where the caller does not say: as it was in training."""
+        from bidora_jax.generation.served_model import Served
+        from bidora_jax.runs.serving import asked_in_training
+
+        asked = asked_in_training(Served(run="" if self.folder is None else str(self.folder), adapter=self._adapters))
+        return asked == "with texts" or (asked == "unknown" and not self._opened.tokenizer.chat_template)
+
+    @property
+    def _adapters(self) -> tuple[str, ...]:
+        return (self.adapter,) if self.adapter else ()
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        from bidora_jax.generation import conversation
+
+        return conversation.ends(self._opened.folder, self._opened.tokenizer)
+
+    @cached_property
+    def _measure(self) -> "Evaluator":
+        from bidora_jax.tasks import evaluation
+
+        _, member = self._weights
+        return evaluation.evaluator(self._opened.config, None if member is None else member.adapter, self.form)
+
+
+def load(
+    model: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    quantization: Literal["none", "int8", "nf4"] = "none",
+) -> FinetunedModel:
+    """A trained model as `finetune` returns it: of a run folder, of a model folder or a name on the hub, or of one with an adapter.
+
+    dtype and quantization say how a base without a run is held; a run's is held as it was trained. InputError for what can't be
+    read; the weights are read when they are first needed.
+    """
+    from bidora_jax.models.formats import hf_config
+
+    folder = Path(str(at_home(str(model))))
+    named = "" if adapter is None else str(at_home(str(adapter)))
+    if hf_config.is_run(folder):
+        if named or (dtype, quantization) != ("auto", "none"):
+            raise InputError(
+                f"{folder} is a run folder, which has its own adapter, dtype and quantisation: give nothing beside it, or the "
+                "model that it was trained from"
+            )
+        found = FinetunedModel.of_run(folder)
+    else:
+        call_arguments.one_of("dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+        call_arguments.one_of("quantization", quantization, ("none", "int8", "nf4"))
+        # A path of the home folder is a Path already; a name on the hub stays the text that it is.
+        form = ModelConfig(dtype=dtype, quantization=quantization)
+        found = FinetunedModel(str(folder), named, form)
+    found._opened  # noqa: B018 - refuses what cannot be read
+    return found
+
+
+@contextmanager
+def _as_file(data: Any) -> "Iterator[str | tuple[str, ...]]":
+    """The paths that `data` names, or a file of the rows that it holds, for as long as the block lasts."""
+    from bidora_jax.data.sources import in_memory
+
+    if (found := in_memory.paths(data)) is not None:
+        yield found
+        return
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "rows.jsonl")
+        file.write_bytes(in_memory.json_lines("data", data))
+        with in_memory.in_words_of_the_call({str(file): "data"}):
+            yield str(file)
