@@ -19,8 +19,8 @@ PACKAGE = Path(bidora_jax.__file__).parent
 ROOT = PACKAGE.parent
 FOLDER = PACKAGE / "guides"
 GUIDES = [
-    "adapters", "deployment", "fitting", "generation", "methods", "quantized_bases", "records", "sources", "troubleshooting",
-    "watching",
+    "adapters", "deployment", "fitting", "generation", "methods", "python", "quantized_bases", "records", "sources",
+    "troubleshooting", "watching",
 ]  # fmt: skip
 DOCUMENTS = [
     "README.md",
@@ -137,3 +137,13 @@ def test_modules_that_are_imported_or_named_are_there(document):
                 assert hasattr(owner, name) or importlib.util.find_spec(f"{module}.{name}"), (module, name)
     for path in re.findall(rf"`((?:{ROOMS})/[\w/]+\.py)`", text):
         assert any((place / path).is_file() for place in (PACKAGE, ROOT / "benchmarks", ROOT)), path
+
+
+@pytest.mark.slow
+def test_the_example_of_python_runs(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    example = re.findall(r"```python\n(.*?)```", read("bidora_jax/guides/python.md"), re.S)[0]
+    exec(compile(example, "python.md", "exec"), {})
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "cubes", "loss.png"}
+    said = capfd.readouterr().out
+    assert "'perplexity': " in said and "(16, " in said
