@@ -98,9 +98,28 @@ def completion(rest: Sequence[str]) -> str:
     flags = ["--tyro-print-completion", rest[0]]
     every: Any = Union[kinds]  # noqa: UP007 - of a tuple
     script = _printed(lambda: tyro.cli(every, prog="bidora-jax", args=flags, config=(tyro.conf.UseAppendAction,)))
+    lines = (_with_short_flags(line) if line.startswith("COMPLETION_SPEC") else line for line in script.split("\n"))
     # The script splits its answers at line ends, those inside a help text too.
-    lines = (line.replace("\\n", " ") if line.startswith("COMPLETION_SPEC") else line for line in script.split("\n"))
-    return "\n".join(lines)
+    return "\n".join(line.replace("\\n", " ") if line.startswith("COMPLETION_SPEC") else line for line in lines)
+
+
+def _with_short_flags(line: str) -> str:
+    """The line that lists every command's flags, in Python, with the short flags beside the settings that they name."""
+    import ast
+
+    from bidora_jax.flags import SHORT, SWITCHES
+
+    name, _, literal = line.partition(" = ")
+    spec = ast.literal_eval(literal)
+    short: dict[str, list[str]] = {"-h": ["--help-all"]}
+    for one in SHORT:
+        short.setdefault("--" + one.setting.replace("_", "-"), []).extend(one.names)
+    for switch, meant in SWITCHES.items():
+        short.setdefault(meant, []).append(switch)
+    for command_name in ("train", "data"):
+        for option in spec["subcommands"][command_name]["options"]:
+            option["flags"] += [name for own in option["flags"] for name in short.get(own, ())]
+    return f"{name} = {spec!r}"
 
 
 def _arguments(one: Command) -> Any:

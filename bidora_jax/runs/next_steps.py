@@ -18,6 +18,7 @@ def after(config: Config, question: str) -> list[str]:
     run = config.output_dir
     commands = [
         ("generate", "--run", run, "--prompt", question or "…"),
+        ("chat", "--run", run),
         ("evaluate", "--run", run, "--data-file", _first(config.data.test_file) or "more.jsonl"),
         ("export", "--run", run, "--format", "merged", "--output", f"{run}-merged"),
     ]

@@ -103,6 +103,11 @@ def test_bash_completes_commands_flags_and_choices(capsys):
     assert complete("bidora-jax", "e") == ["evaluate", "export"]
     assert complete("bidora-jax", "train", "--adapter.ra") == ["--adapter.rank", "--adapter.rank-pattern"]
     assert complete("bidora-jax", "train", "--adapter.method", "") == ["lora", "dora", "bidora"]
+    assert complete("bidora-jax", "train", "--ra") == ["--rank"]
+    assert complete("bidora-jax", "train", "--method", "") == ["lora", "dora", "bidora"]
+    assert complete("bidora-jax", "train", "--auto-") == ["--auto-hardware"]
+    assert complete("bidora-jax", "data", "--help-") == ["--help-all"]
+    assert complete("bidora-jax", "export", "--ra") == ["--rank"]  # its own
 
 
 def test_zsh_has_a_script_too_and_other_shells_are_refused(capsys):
