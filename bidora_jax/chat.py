@@ -15,7 +15,7 @@ from bidora_jax.runs.serving import named, settled
 
 @dataclass(frozen=True, kw_only=True)
 class ChatArguments(Sampled, Served):
-    """Talk with a model, with or without adapters."""
+    """Talk with a model. For example: --run runs/mine"""
 
     system: str = ""
     """System prompt; /system sets another one."""

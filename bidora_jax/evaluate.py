@@ -13,18 +13,27 @@ from pathlib import Path
 from typing import Literal
 
 from bidora_jax.errors import InputError, command, program
+from bidora_jax.generation.interrupts import one_word
 from bidora_jax.generation.served_model import Served, load_weights, open_folder
 from bidora_jax.machine.files import write_whole
 from bidora_jax.runs.serving import as_trained, named, records_to_evaluate, settled
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateArguments(Served):
-    """Loss and perplexity of a model on a file of records."""
+class Measured:
+    """What a model is measured on."""
 
     data_file: tuple[str, ...] = ()
     """Records, in any kind of file or folder and in any shape that training takes; repeat it for several. With --run: the run's
     test records, or else its validation records."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """A record's key and the column that holds it, where it has another name; repeat it for several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments(Served, Measured):
+    """How well a model predicts the answers in a file of records: its loss and perplexity. For example: --run runs/mine"""
+
     json: str = ""
     """Also write the result to this file."""
     max_length: int = 1024
@@ -35,7 +44,7 @@ class EvaluateArguments(Served):
     batch_size: int = 4
     """Records evaluated at a time."""
     loss_on: Literal["response", "turns", "all"] = "response"
-    """Tokens that count in records that ask: the last answer, every answer of the assistant, or all."""
+    """Trained tokens, those that count, of records that ask: of the last answer, of every answer of the assistant, or all."""
     token_cache: str = "auto"
     """Folder where encoded records are kept for the next time; auto: the user's cache folder, empty: nowhere."""
 
@@ -49,12 +58,14 @@ def main(argv: list[str]) -> None:
 
     arguments = tyro.cli(EvaluateArguments, args=argv, prog=program("evaluate"), config=(tyro.conf.UseAppendAction,))
     arguments, remark = _settled(arguments, named(argv))
-    results = evaluate(arguments)
+    with one_word():
+        results = evaluate(arguments)
     if remark:
         print(remark)
     for result in results:
         print(f"adapter     {result['adapter']}\n" * (len(results) > 1) + f"loss        {result['loss']:.6f}\n"
-              f"perplexity  {result['perplexity']:.4f}\ntokens      {result['tokens']:,}")  # fmt: skip
+              f"perplexity  {result['perplexity']:.4f}\ntokens      {result['tokens']:,} trained tokens of {result['records']:,} "
+              f"record{'s' * (result['records'] != 1)}")  # fmt: skip
     first = results[0]
     became = "left out for more than" if arguments.long == "drop" else "cut at"
     counts = {

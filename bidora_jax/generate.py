@@ -34,6 +34,8 @@ class Asked:
     prompt_file: str = ""
     """File of prompts: one a line, or rows with a prompt, an instruction or messages in any kind of file or folder that
     training takes; answers that are there are left out. The prompt of a row is text to go on from."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """A record's key and the column that holds it, where it has another name; repeat it for several."""
     raw: bool = False
     """Go on from --prompt, or from each line of a text file, as it stands, without the chat template."""
     template: bool = False
@@ -45,8 +47,8 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateArguments(Sampled, Asked, Served):
-    """Write text with a model: the answer to a prompt, or to each prompt of a file."""
+class GenerateArguments(Sampled, Served, Asked):
+    """What a model answers to a prompt, or to each prompt of a file. For example: --run runs/mine --prompt "Add a cube\""""
 
     batch_size: int = 8
     """Prompts answered at a time."""
@@ -139,7 +141,9 @@ def generate(arguments: GenerateArguments) -> list[dict[str, Any]]:
                 )
                 _show(found[-1], several=len(prompts) * len(members) > 1)
     seconds, made = time.perf_counter() - began, sum(answer["tokens"] for answer in found)
-    print(f"{made} tokens in {seconds:.1f} s, compiling included", file=sys.stderr)
+    cut = sum(not answer["ended"] for answer in found)
+    said = f"; {cut} of {len(found)} answers cut by --max-new-tokens {arguments.max_new_tokens}" if cut else ""
+    print(f"{made} tokens in {seconds:.1f} s, compiling included{said}", file=sys.stderr)
     return found
 
 

@@ -29,17 +29,15 @@ class Served:
     adapter: tuple[str, ...] = ()
     """PEFT adapter folder or run folder, or NAME=DIR; repeat it for several, which answer in turn."""
     ensemble: Literal["none", "logits", "probabilities"] = "none"
-    """Take several adapters as one, by the mean of their logits or of their probabilities."""
+    """Let several adapters answer as one, by the mean of what they predict: of their logits or of their probabilities."""
     average: bool = False
-    """Put the mean of the merged weights in the place of several adapters."""
+    """Let several adapters answer as one, by the mean of their merged weights."""
     weight: tuple[float, ...] = ()
     """Share of an adapter in --average; repeat it, one for each adapter. Equal shares without it."""
-    columns: tuple[tuple[str, str], ...] = ()
-    """A record's key and the column that holds it, where it has another name; repeat it for several."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """dtype of the weights and of the products; auto keeps that of the files."""
+    """Numbers that the weights are held and multiplied in; auto keeps those of the files."""
     quantization: Literal["none", "int8", "nf4"] = "none"
-    """Quantise the model's linear layers first; a folder that bitsandbytes quantised is read as it is."""
+    """Hold the linear layers in fewer bits, 8 or 4; a folder that bitsandbytes quantised is read as it is."""
     double_quant: bool = True
     """nf4: keep the block scales in 8 bits too."""
     quantized_modules: tuple[str, ...] = ()

@@ -81,6 +81,16 @@ def test_help_of_train_is_in_sections_with_defaults():
     assert "(default: runs/default)" in said and "(default: bidora)" in said
 
 
+@pytest.mark.parametrize("name", ["generate", "chat", "evaluate"])
+def test_help_of_what_uses_a_model_begins_with_what_one_gives_it(name):
+    said = run(name, "--help").stdout
+    flags = [line.split()[1].rstrip(",") for line in said.splitlines() if line.startswith("│ --")]
+    first = {"generate": "--prompt", "chat": "--run", "evaluate": "--data-file"}[name]
+    assert (flags[0], {"--run", "--model", "--adapter"} <= {*flags[:10]}) == (first, True)
+    assert "For example: --run runs/mine" in said
+    assert "{[" not in said  # how tyro writes a value that can be one text or several
+
+
 COMPLETE = """
 source /dev/stdin
 f=$(complete -p bidora-jax | sed 's/.*-F \\([^ ]*\\) .*/\\1/')

@@ -69,7 +69,7 @@ def test_the_loss_is_the_token_weighted_mean_over_the_file(model_folder, data_fi
     out = capfd.readouterr().out
     assert f"loss        {found['loss']:.6f}" in out
     assert f"perplexity  {found['perplexity']:.4f}" in out
-    assert f"tokens      {count}" in out
+    assert f"tokens      {count} trained tokens of 5 records\n" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json"]
 
 
@@ -169,6 +169,16 @@ def test_the_loss_is_that_of_a_transformers_loop(finished_run, data_files, tmp_p
     loss, count = mean_loss(logits, examples(merged, data_files[1]))
     assert found["tokens"] == count
     assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+
+
+def test_interrupted_it_says_so_in_one_word(model_folder, data_files, capfd, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hf, "load", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        command(evaluate.main, ["--model", str(model_folder), "--data-file", str(data_files[2])])
+    assert (stopped.value.code, capfd.readouterr().err) == (130, "stopped\n")
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def test_a_prompt_is_answered_on_standard_output(model_folder, tmp_path, capfd):
     out, err = capfd.readouterr()
     assert out == text + "\n"
     assert "tokens in" in err
+    assert ("; 1 of 1 answers cut by --max-new-tokens 7" in err) == (not found[0]["ended"])
     assert err.startswith("the model's chat template is applied (--raw leaves it out)\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json"]
 
@@ -256,7 +257,7 @@ def test_a_model_without_template_cannot_chat(tmp_path, capfd, flag):
     with pytest.raises(SystemExit) as stopped:
         command(generate.main, argv)
     assert stopped.value.code == 2
-    assert f"{flag} needs a chat template" in capfd.readouterr().err
+    assert f"{flag.replace('--chat', 'a chat')} needs a chat template" in capfd.readouterr().err
 
 
 def test_prompts_come_from_any_source_and_text_has_one_a_line(tmp_path):
