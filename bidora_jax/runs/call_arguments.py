@@ -1,12 +1,30 @@
-"""Refuses what a Python call gives, where the command line would refuse the flag of that name."""
+"""What a Python call gives: its settings, its rows; what the command line would refuse of a flag is refused here."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from bidora_jax.data.sources import in_memory
 from bidora_jax.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from bidora_jax.kernels.sampling import Sampling
+
+
+LossOn = Literal["response", "turns", "all"]
+Long = Literal["split", "truncate", "drop", "refuse"]
+
+
+class Reading(NamedTuple):
+    """How records are evaluated; the defaults are those of `evaluate`."""
+
+    columns: Any = ()
+    max_length: int = 1024
+    loss_on: LossOn = "response"
+    long: Long = "split"
+    batch_size: int = 4
 
 
 def known(call: str, given: dict[str, Any], names: Sequence[str]) -> None:
@@ -45,3 +63,16 @@ def at_least(least: int, **given: int) -> None:
 def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, found {value!r}")
+
+
+@contextmanager
+def as_file(data: Any) -> "Iterator[str | tuple[str, ...]]":
+    """The paths that `data` names, or a file of the rows that it holds, for as long as the block lasts."""
+    if (found := in_memory.paths(data)) is not None:
+        yield found
+        return
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "rows.jsonl")
+        file.write_bytes(in_memory.json_lines("data", data))
+        with in_memory.in_words_of_the_call({str(file): "data"}):
+            yield str(file)

@@ -4,18 +4,17 @@ The weights are read at the first answer or evaluation, and stay in memory as lo
 """
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from bidora_jax.config import at_home
 from bidora_jax.errors import InputError
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.runs import call_arguments
+from bidora_jax.runs.call_arguments import Reading
 from bidora_jax.runs.exporting import Format, export_run
 from bidora_jax.runs.folder import run_config
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from bidora_jax.generation.served_model import Opened
     from bidora_jax.tasks.evaluation import Evaluator
 
-LossOn = Literal["response", "turns", "all"]
-Long = Literal["split", "truncate", "drop", "refuse"]
 Exported = Literal["source", "float32", "bfloat16", "float16"]
 
 
@@ -45,16 +42,6 @@ class Metrics(list[dict[str, Any]]):
         except ImportError:
             raise InputError("to_pandas needs the package pandas: pip install pandas") from None
         return pandas.DataFrame(list(self))
-
-
-class Reading(NamedTuple):
-    """How records are evaluated; the defaults are those of `evaluate`."""
-
-    columns: Any = ()
-    max_length: int = 1024
-    loss_on: LossOn = "response"
-    long: Long = "split"
-    batch_size: int = 4
 
 
 @dataclass(frozen=True)
@@ -206,9 +193,9 @@ class FinetunedModel:
         how = self._reading._replace(**reading)
         call_arguments.at_least(1, batch_size=how.batch_size)
         call_arguments.at_least(2, max_length=how.max_length)
-        call_arguments.one_of("loss_on", how.loss_on, get_args(LossOn))
-        call_arguments.one_of("long", how.long, get_args(Long))
-        with _as_file(data) as source:
+        call_arguments.one_of("loss_on", how.loss_on, get_args(call_arguments.LossOn))
+        call_arguments.one_of("long", how.long, get_args(call_arguments.Long))
+        with call_arguments.as_file(data) as source:
             batches = self._batches(source, how)
         base, member = self._weights
         trained = ({}, {}) if member is None else (member.direction, member.magnitude)
@@ -323,18 +310,3 @@ def load(
         found = FinetunedModel(str(folder), named, form)
     found._opened  # noqa: B018 - refuses what cannot be read
     return found
-
-
-@contextmanager
-def _as_file(data: Any) -> "Iterator[str | tuple[str, ...]]":
-    """The paths that `data` names, or a file of the rows that it holds, for as long as the block lasts."""
-    from bidora_jax.data.sources import in_memory
-
-    if (found := in_memory.paths(data)) is not None:
-        yield found
-        return
-    with TemporaryDirectory() as folder:
-        file = Path(folder, "rows.jsonl")
-        file.write_bytes(in_memory.json_lines("data", data))
-        with in_memory.in_words_of_the_call({str(file): "data"}):
-            yield str(file)

@@ -99,12 +99,10 @@ def _of_frame(name: str, frame: Any) -> Iterator[dict[Any, Any]]:
     columns = list(frame.columns)
     if twice := sorted({str(column) for column in columns if columns.count(column) > 1}):
         raise InputError(f"{name} has several columns named {', '.join(twice)}; give each its own name")
-    missing = frame.isna().to_numpy()
     arrays = [frame[column].array for column in columns]
     for at in range(len(frame)):
         yield {
-            column: None if gone else as_written(_plain(array[at], lenient=True))
-            for column, array, gone in zip(columns, arrays, missing[at], strict=True)
+            column: as_written(_plain(array[at], lenient=True)) for column, array in zip(columns, arrays, strict=True)
         }
 
 
