@@ -81,7 +81,7 @@ def both(folder: Path, model: Path, flags: list[str], steps: int) -> tuple[dict,
             "--data.buckets", "1", "--search.steps", str(steps), "--retrain.steps", str(steps), "--eval-every", "0",
             "--compilation-cache", str(folder / "compiled"), "--output-dir", str(output), *flags]  # fmt: skip
     said = process([*argv, "--dry-run"])["said"]
-    peak = re.search(r"resident: (\S+ \wB) at its peak", said)
+    peak = re.search(r"memory: (\S+ \wB) is needed", said)
     whole = re.search(r"^time: (\S+) (s|min|h) = ", said, re.MULTILINE)
     assert peak and whole, said
     size, unit = peak[1].split()

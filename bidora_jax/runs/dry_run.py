@@ -1,14 +1,15 @@
 """train --dry-run: what a run will take, before it is paid for. Nothing is written.
 
-The run's own code does the first steps of every phase in a temporary folder: as many as it takes until a step runs no program
-for the first time. They train on the real batches. One validation batch of each padded length, one batch of test answers,
-checkpoints, the adapter with its proof and the report are done too. Then
+The run's own code does two steps of every phase in a temporary folder, the largest one twice: a program's first run takes longer.
+They train on real batches. The longest validation batch, one batch of test answers, checkpoints, the adapter with its proof and
+the report are done too. Then
 
-    run = rehearsal + Σ ( all steps, evaluations, checkpoints, looks and answers − those rehearsed ) − compiling + reading
+    run = rehearsal + Σ ( all steps, evaluations, checkpoints, looks and answers − those rehearsed ) − compiling + reading + left
 
 Each of them is taken to last as long as the last one that was rehearsed. Steps and evaluations scale with their padded tokens,
-summed over the real order of the data. Compiled programs are kept on disk, and the run that follows reads them instead of
-compiling; the rehearsal reads them once to know how long that takes.
+summed over the real order of the data. One padded length of every program is compiled, and each of those that are `left` to the
+run takes as long as that. Compiled programs are kept on disk, and the run that follows reads them instead of compiling. The
+rehearsal reads the last phase's to know how long that takes, and counts the others by how long they compiled.
 
 Memory is the compiler's count (planning/footprint.py). Resident memory (of a CPU) is the larger of two: what the rehearsal took
 at most, and what the process holds before a step, measured, plus the compiler's count of the step. The merged model is not
@@ -16,6 +17,7 @@ written, as a temporary folder may have no room for it.
 """
 
 import contextlib
+import functools
 import io
 import math
 import tempfile
@@ -31,23 +33,20 @@ from jaxtyping import PyTree
 from bidora_jax.config import Config
 from bidora_jax.data.batches import Batch
 from bidora_jax.machine.allocator import release_freed_memory
-from bidora_jax.machine.memory import Memory, process_seconds, resident
+from bidora_jax.machine.memory import Memory, resident
 from bidora_jax.planning import footprint
 from bidora_jax.planning.footprint import Footprint, gigabytes
-from bidora_jax.planning.remat_choice import FirstPhase, largest
+from bidora_jax.planning.remat_choice import FirstPhase
+from bidora_jax.runs.compile_clock import Clock
 from bidora_jax.tasks.evaluation import Evaluation
 from bidora_jax.training.checkpoint import Checkpoints
-from bidora_jax.training.compiled_steps import StepShape, shapes, upcoming
+from bidora_jax.training.compiled_steps import CompiledStep, StepShape, shapes, upcoming
 from bidora_jax.training.loop import Intervals, Loop, Phase, PhaseState, Watcher
 from bidora_jax.training.metrics_log import MetricsLog
 from bidora_jax.training.problem import Problem
 
 if TYPE_CHECKING:
     from bidora_jax.runs.assembly import RunInputs
-
-
-COMPILED = "/jax/core/compile/backend_compile_duration"
-"""JAX's event for a program that was compiled, or read from the persistent cache."""
 
 
 class PhaseCost(NamedTuple):
@@ -94,6 +93,10 @@ class Cost(NamedTuple):
     """Seconds of `rehearsal` in the compiler."""
     reading: float | None
     """Seconds to read the compiled programs back; None where they are not kept."""
+    tracing: float
+    """Seconds of `rehearsal` in which the programs were traced; a run traces them too, before it reads or compiles them."""
+    left: float
+    """Seconds that the run will compile the padded lengths which the rehearsal did not."""
     held: int | None
     """The most that was resident up to the end of the rehearsal; None where the system does not tell."""
 
@@ -105,6 +108,7 @@ class Cost(NamedTuple):
             - self.compiling
             - sum(each.rehearsed for each in self.often.values())
             + (self.reading or 0.0)
+            + self.left
         )
 
     @property
@@ -122,33 +126,6 @@ class Cost(NamedTuple):
         return max([self.held, *counted]) if self.held is not None else None
 
 
-class Clock:
-    """Seconds that the process has been running, and seconds in JAX's compiler since this clock was made."""
-
-    def __init__(self) -> None:
-        self._made = time.monotonic()
-        self._compiled: list[tuple[float, float]] = []
-        jax.monitoring.register_event_duration_secs_listener(self._add)
-
-    @property
-    def compiling(self) -> float:
-        """Seconds in which something was compiled: programs that are compiled at once count once."""
-        total, end = 0.0, -math.inf
-        for began, ended in sorted(self._compiled):
-            total, end = total + max(ended - max(began, end), 0.0), max(end, ended)
-        return total
-
-    @property
-    def running(self) -> float:
-        """Seconds since the process began; where the system does not tell, since this clock was made, without the imports."""
-        return process_seconds() or time.monotonic() - self._made
-
-    def _add(self, event: str, duration_secs: float, **_: Any) -> None:
-        if event == COMPILED:
-            now = time.monotonic()
-            self._compiled.append((now - duration_secs, now))
-
-
 def main(config: Config, inputs: "RunInputs", first: FirstPhase, memory: Memory, clock: Clock, *, kept: bool) -> None:
     """Rehearses the run and prints what it takes. `clock` was made before anything was compiled; `kept` says whether
     compiled programs are kept on disk."""
@@ -162,9 +139,9 @@ def rehearsed(config: Config, inputs: "RunInputs", first: FirstPhase, clock: Clo
     from bidora_jax.runs import execution
 
     batches = execution.validation_batches(inputs.problem)
-    some = list({_length(batch): batch for batch in batches}.values())
+    some = batches[-1:]  # from short to long
     losses = Timed(execution.validator(inputs.problem, some)) if some else None
-    rehearsal = Rehearsal(inputs.problem)
+    rehearsal = Rehearsal(inputs.problem, clock)
     # Nothing is shown of what a few steps come to: their losses above all would only mislead.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         small = replace(config, output_dir=f"{folder}/run", merged=False, tensorboard=False, wandb="")
@@ -180,8 +157,12 @@ def rehearsed(config: Config, inputs: "RunInputs", first: FirstPhase, clock: Clo
     if inputs.test:
         often["batches of test answers"] = _answers(config, inputs)
     peak, total, compiling = resident("VmHWM"), clock.running - rehearsal.apart, clock.compiling
-    reading = _read_back(rehearsal.programs, clock) if kept else None
-    return Cost(tuple(rehearsal.costs()), often, total, compiling, reading, peak)
+    tracing, left = (
+        clock.tracing,
+        rehearsal.left + (len({_length(batch) for batch in batches}) - 1) * clock.made("sums"),
+    )
+    reading = _read_back(*rehearsal.programs[-1], clock) * compiling if kept else None
+    return Cost(tuple(rehearsal.costs()), often, total, compiling, reading, tracing, left, peak)
 
 
 class Timed:
@@ -215,14 +196,16 @@ class Silent:
 class Rehearsal:
     """Lets the loop do the first steps of every phase, times what it does, and counts the memory of its steps."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, clock: Clock) -> None:
         self.phases: list[Phase] = []
         """All phases of the run, as they are planned."""
         self.programs: list[tuple[StepShape, Any]] = []
-        """Every program at its padded lengths, with the shapes of its state."""
+        """Every program at the padded length that was compiled, with the shapes of its state."""
+        self.left = 0.0
+        """Seconds to compile what was not."""
         self.apart = 0.0
         """Seconds of what only a dry run does."""
-        self._problem = problem
+        self._problem, self._clock = problem, clock
         self._loop: Loop | None = None
         self._seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)  # of each time, by (doing, phase)
         self._counts: list[tuple[Footprint, int | None, tuple[int, ...]]] = []
@@ -236,9 +219,14 @@ class Rehearsal:
         return self._loop
 
     def part(self, phase: Phase) -> Phase:
-        """The first steps of a phase. Each waits for its results, so that it can be timed."""
-        self.phases.append(phase)
-        return replace(phase, steps=_enough(phase), advance=lambda *given: jax.block_until_ready(phase.advance(*given)))
+        """The largest step of a phase, twice. Each waits for its results, so that it can be timed."""
+        if phase not in self.phases:
+            self.phases.append(phase)
+        number = _largest(phase)
+        return replace(
+            phase, steps=2, inputs=lambda _: phase.inputs(number), step_shapes=lambda _: phase.step_shapes(number),
+            advance=lambda *given: jax.block_until_ready(phase.advance(*given)),
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def timer(self, doing: str, phase: Phase, at: PhaseState) -> Iterator[None]:
@@ -252,8 +240,12 @@ class Rehearsal:
         """What the compiler counts for the largest step of the phase, and what is resident before the first one."""
         began = time.monotonic()
         step_shapes = upcoming(phase.step_shapes, at.step, phase.steps)
-        self.programs += [(step_shape, shapes(at.state)) for step_shape in step_shapes]
-        parts = footprint.of(self._problem, phase, at.state, largest(phase))
+        done = [step_shape for step_shape in step_shapes if step_shape[0].has(step_shape[1])]
+        self.programs += [(step_shape, shapes(at.state)) for step_shape in done]
+        for program, _ in done:  # each at one length
+            others = sum(other is program for other, _ in step_shapes) - 1
+            self.left += others * self._clock.made(_name(program))
+        parts = footprint.of(self._problem, phase, at.state, done[-1])
         release_freed_memory()
         self._counts.append((parts, resident(), tuple(sorted({length for _, length in step_shapes}))))
         self.apart += time.monotonic() - began
@@ -262,7 +254,7 @@ class Rehearsal:
         """What each phase takes."""
         for phase, (parts, held, lengths) in zip(self.phases, self._counts, strict=True):
             seconds = self._seconds["step", phase.name]
-            per_token = seconds[-1] / _padded(phase, len(seconds) - 1)
+            per_token = seconds[-1] / _padded(phase, _largest(phase))
             mean = per_token * sum(_padded(phase, step) for step in range(phase.steps)) / phase.steps
             yield PhaseCost(phase.name, phase.steps, lengths, mean, parts, held)
 
@@ -286,15 +278,15 @@ class Rehearsal:
         return Often(count, seconds[-1], len(seconds) * seconds[-1])
 
 
-def _enough(phase: Phase) -> int:
-    """Steps to rehearse: at least two, up to one whose programs have all run before. A program's first run takes longer."""
-    met: set[StepShape] = set()
-    for number in range(phase.steps):
-        step_shapes = set(phase.step_shapes(number))
-        if number and step_shapes <= met:
-            return number + 1
-        met |= step_shapes
-    return phase.steps
+def _name(program: CompiledStep) -> str:
+    """What JAX's events call a program."""
+    return (program.step.func if isinstance(program.step, functools.partial) else program.step).__name__
+
+
+@functools.cache
+def _largest(phase: Phase) -> int:
+    """The first step whose last program runs at the largest padded length of all steps: it takes most memory."""
+    return max(range(phase.steps), key=lambda number: ([*phase.step_shapes(number)][-1][1], _padded(phase, number)))
 
 
 def _due(steps: int, every: int) -> int:
@@ -314,13 +306,13 @@ def _answers(config: Config, inputs: "RunInputs") -> Often:
     return Often(2 * math.ceil(len(inputs.test) / rows), answer.last, 2 * answer.last)
 
 
-def _read_back(programs: Sequence[tuple[StepShape, Any]], clock: Clock) -> float:
-    """Seconds to read the compiled programs from the persistent cache."""
+def _read_back(step_shape: StepShape, state: Any, clock: Clock) -> float:
+    """How long it takes to read a program from the persistent cache, over how long it took to compile."""
+    program, length = step_shape
+    compiled = clock.compiled(name := _name(program))
     jax.clear_caches()
-    before = clock.compiling
-    for (program, length), state in programs:
-        program.compile(state, length, {})
-    return clock.compiling - before
+    program.compile(state, length, {})
+    return (clock.compiled(name) - compiled) / compiled
 
 
 def report(cost: Cost, memory: Memory, *, merged: bool) -> list[str]:
@@ -331,22 +323,38 @@ def report(cost: Cost, memory: Memory, *, merged: bool) -> list[str]:
         lines += [f"{phase.name}: {phase.steps} steps of {phase.step_seconds:.2f} s, padded to {padded}"]
         lines += [f"  {line}" for line in phase.footprint.lines()]
     most = max(phase.footprint.peak for phase in cost.phases)
-    lines += [
-        f"memory: {gigabytes(most)} at the peak of the largest step, of {gigabytes(memory.bytes)}, {memory.source}"
-    ]
-    if cost.resident is not None:
-        lines += [f"resident: {gigabytes(cost.resident)} at its peak; this dry run took {gigabytes(cost.held or 0)}"]
+    lines += [_memory(most, cost.resident, memory)]
     parts = [f"{each.times} {name} {_spoken(each.total)}" for name, each in cost.often.items()]
     compiling = f"compiling {_spoken(cost.compiling)}"
+    others = f", and compiles the other padded lengths for {_spoken(cost.left)}" if cost.left else ""
     lines += [
         f"time: {_spoken(cost.seconds)} = starting and ending {_spoken(cost.once)}, "
         + ", ".join([*parts, *([compiling] if cost.reading is None else [])])
     ]
     if cost.reading is not None:
-        lines += [f"{compiling} is over: the programs are kept, and the run reads them in {cost.reading:.1f} s"]
+        lines += [
+            f"{compiling} is over: the programs are kept. The run traces them anew in {_spoken(cost.tracing)}, reads them in "
+            f"{cost.reading:.1f} s{others}"
+        ]
+    elif others:
+        lines += [f"the run traces its programs for {_spoken(cost.tracing)}{others}, which is counted"]
     if merged:
         lines += ["writing the merged model is not counted"]
     return [*lines, "dry run: nothing was written"]
+
+
+def _memory(step: int, process: int | None, memory: Memory) -> str:
+    """Which memory is needed: on a CPU the whole process's, on a GPU that of the arrays."""
+    there = f"of {gigabytes(memory.bytes)}, {memory.source}"
+    if process is None:
+        return f"memory: {gigabytes(step)} is needed {there}, for the arrays of the largest step"
+    if jax.default_backend() != "cpu":
+        host = f"the process takes {gigabytes(process)} of the host's"
+        return f"memory: {gigabytes(step)} is needed {there}, for the arrays of the largest step; {host}"
+    return (
+        f"memory: {gigabytes(process)} is needed {there}: the whole process at its peak (resident), with libraries and compiler; "
+        f"the arrays of the largest step are {gigabytes(step)} of it"
+    )
 
 
 def _length(batch: Batch) -> int:

@@ -47,11 +47,11 @@ def launch(config: Config, request: Request) -> None:
     from bidora_jax.machine.allocator import keep_freed_memory
     from bidora_jax.machine.compile_cache import keep_compiled
     from bidora_jax.machine.memory import device_memory
-    from bidora_jax.runs import auto, dry_run, out_of_memory
+    from bidora_jax.runs import auto, compile_clock, dry_run, out_of_memory
 
     keep_freed_memory()
     kept = keep_compiled(config.compilation_cache)
-    clock = dry_run.Clock() if request.dry_run else None
+    clock = compile_clock.Clock() if request.dry_run else None
     memory = device_memory(config.memory_limit)
     if request.auto:
         config = auto.fit(config, request.given, memory)

@@ -113,3 +113,8 @@ def _at_once() -> int:
 def in_words(step_shapes: Iterable[StepShape]) -> str:
     """The programs with their padded lengths: T = 64, lower steps T = 96."""
     return ", ".join(" ".join(filter(None, (program.name, f"T = {length}"))) for program, length in step_shapes)
+
+
+def are_kept() -> bool:
+    """Whether compiled programs are kept on disk for the next run."""
+    return bool(jax.config.values["jax_compilation_cache_dir"])

@@ -24,7 +24,7 @@ from bidora_jax.machine.allocator import release_freed_memory
 from bidora_jax.machine.interrupts import Interrupts
 from bidora_jax.tasks.evaluation import Evaluation
 from bidora_jax.training.checkpoint import Checkpoints
-from bidora_jax.training.compiled_steps import StepShape, compile_all, in_words, upcoming
+from bidora_jax.training.compiled_steps import StepShape, are_kept, compile_all, in_words, upcoming
 from bidora_jax.training.metrics_log import MetricsLog
 from bidora_jax.training.progress import Progress
 
@@ -152,8 +152,7 @@ class Loop:
     ) -> None:
         """`evaluate` scores (direction, magnitude) on the validation split; None where there is no such split.
 
-        `part` gives the steps of a phase that are run, such as its first ones; all of the phase is compiled. `interrupts` says
-        when to stop.
+        `part` gives the steps of a phase that are compiled and run, such as its first ones. `interrupts` says when to stop.
         """
         self.evaluate, self.log, self.checkpoints, self.intervals = evaluate, log, checkpoints, intervals
         self.watchers, self.part, self.timer = tuple(watchers), part, timer
@@ -212,15 +211,12 @@ class Loop:
             )
 
     def _compile(self, phase: Phase, at: PhaseState, progress: Progress) -> None:
-        """Compiles all that the phase will run, from shapes, before its first step."""
+        """Compiles all that the phase, or the part of it, will run, from shapes, before its first step."""
         with self.timer("compile", phase, at):
-            needed = upcoming(phase.step_shapes, at.step, phase.steps)
+            part = self.part(phase)
+            needed = upcoming(part.step_shapes, at.step, part.steps)
             left = [(program, length) for program, length in needed if not program.has(length)]
-            kept = (
-                "; kept, so the next run need not wait"
-                if getattr(jax.config, "jax_compilation_cache_dir", None)
-                else ""
-            )
+            kept = "; kept, so the next run need not wait" if are_kept() else ""
             with closing(compile_all(left, at.state)) as compiled:
                 while left:
                     what = f"{len(left)} of {len(needed)} programs left ({in_words(left)}){kept}"
