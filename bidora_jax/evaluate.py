@@ -64,7 +64,8 @@ def main(argv: list[str]) -> None:
         print(remark)
     for result in results:
         print(f"adapter     {result['adapter']}\n" * (len(results) > 1) + f"loss        {result['loss']:.6f}\n"
-              f"perplexity  {result['perplexity']:.4f}\ntokens      {result['tokens']:,} trained tokens of {result['records']:,} "
+              f"perplexity  {result['perplexity']:.4f}\naccuracy    {result['accuracy']:.1%} of the tokens are the most "
+              f"probable ones\ntokens      {result['tokens']:,} trained tokens of {result['records']:,} "
               f"record{'s' * (result['records'] != 1)}")  # fmt: skip
     first = results[0]
     became = "left out for more than" if arguments.long == "drop" else "cut at"
@@ -130,7 +131,8 @@ def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]
         results.append({
             "model": arguments.model, "adapter": name, "quantization": arguments.quantization,
             "data_file": source,
-            "loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens,
+            "loss": result.loss, "perplexity": result.perplexity, "accuracy": result.accuracy,
+            "tokens": result.tokens,
             "records": len(given), "records_split": len(split.chunks), "chunks": sum(split.chunks),
             "records_cut": split.n_truncated, "records_dropped": split.n_untrained,
         })  # fmt: skip

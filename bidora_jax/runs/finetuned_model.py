@@ -185,7 +185,7 @@ class FinetunedModel:
         return conversation.prompt_ids([*conversation.opening(system), conversation.said_by("user", prompt)], tokenizer)
 
     def evaluate(self, data: Any, **reading: Any) -> dict[str, float | int]:
-        """{loss, perplexity, tokens} over the trained tokens of a file, or of rows as `finetune` takes them.
+        """{loss, perplexity, accuracy, tokens} over the trained tokens of a file, or of rows as `finetune` takes them.
 
         reading: columns, max_length, loss_on, long, batch_size; those of the run where there is one, else those of `evaluate`.
         """
@@ -200,7 +200,7 @@ class FinetunedModel:
         base, member = self._weights
         trained = ({}, {}) if member is None else (member.direction, member.magnitude)
         found = self._measure(base, *trained, batches)
-        return {"loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
+        return found._asdict() | {"perplexity": found.perplexity}
 
     def _batches(self, source: str | tuple[str, ...], how: Reading) -> "list[Batch]":
         from bidora_jax.data import encoding, token_cache

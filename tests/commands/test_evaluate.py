@@ -69,6 +69,8 @@ def test_the_loss_is_the_token_weighted_mean_over_the_file(model_folder, data_fi
     out = capfd.readouterr().out
     assert f"loss        {found['loss']:.6f}" in out
     assert f"perplexity  {found['perplexity']:.4f}" in out
+    assert f"accuracy    {found['accuracy']:.1%} of the tokens are the most probable ones\n" in out
+    assert 0 < found["accuracy"] < 1
     assert f"tokens      {count} trained tokens of 5 records\n" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json"]
 

@@ -95,7 +95,7 @@ def test_the_loss_is_that_of_the_command_for_a_file_and_for_rows(run_folder, mod
     given = EvaluateArguments(
         model=str(model_folder), adapter=(str(run_folder / "adapter"),), data_file=(str(data_files[1]),)
     )
-    expected = {name: evaluate.evaluate(given)[0][name] for name in ("loss", "perplexity", "tokens")}
+    expected = {name: evaluate.evaluate(given)[0][name] for name in ("loss", "perplexity", "accuracy", "tokens")}
     run = load(run_folder)
     rows = [json.loads(line) for line in data_files[1].read_text().splitlines()]
     assert run.evaluate(data_files[1]) == run.evaluate(rows) == pytest.approx(expected, rel=1e-6)
