@@ -45,6 +45,15 @@ def mean_loss(logits_of, given) -> tuple[float, int]:
     return total / count, count
 
 
+def accuracy(logits_of, given) -> float:
+    """Trained tokens that are the most probable ones, as a share."""
+    hits = [
+        (np.asarray(logits_of(example.tokens))[:-1].argmax(-1) == example.tokens[1:])[example.trained[1:]]
+        for example in given
+    ]
+    return float(np.concatenate(hits).mean())
+
+
 def our_logits(folder):
     config = hf_config.read_config(folder)
     base = hf.load_base(folder, config)
@@ -62,7 +71,8 @@ def test_the_loss_is_the_token_weighted_mean_over_the_file(model_folder, data_fi
     """Batches of 3 that do not divide 5 records, of unlike numbers of tokens: a mean of means would differ."""
     argv = ["--model", str(model_folder), "--data-file", str(data_files[2]), "--batch-size", "3", "--loss-on", loss_on]
     found = evaluated(*argv, to=tmp_path / "out.json")
-    loss, count = mean_loss(our_logits(model_folder), examples(model_folder, data_files[2], loss_on=loss_on))
+    given = examples(model_folder, data_files[2], loss_on=loss_on)
+    loss, count = mean_loss(our_logits(model_folder), given)
     assert found["loss"] == pytest.approx(loss, rel=1e-5)  # sums of float32 in batches against float64
     assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
     assert (found["tokens"], found["records"], found["records_cut"], found["records_dropped"]) == (count, 5, 0, 0)
@@ -70,7 +80,7 @@ def test_the_loss_is_the_token_weighted_mean_over_the_file(model_folder, data_fi
     assert f"loss        {found['loss']:.6f}" in out
     assert f"perplexity  {found['perplexity']:.4f}" in out
     assert f"accuracy    {found['accuracy']:.1%} of the tokens are the most probable ones\n" in out
-    assert 0 < found["accuracy"] < 1
+    assert found["accuracy"] == pytest.approx(accuracy(our_logits(model_folder), given))
     assert f"tokens      {count} trained tokens of 5 records\n" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json"]
 
