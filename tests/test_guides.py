@@ -111,7 +111,7 @@ def test_every_other_flag_is_that_of_a_command(document):
         flag for path in (ROOT / "benchmarks").rglob("*.py") for flag in script_flags(str(path.relative_to(ROOT)))
     }
     known = {f"--{name.replace('_', '-')}" for command in cli.COMMANDS for name in fields(command)} | scripts | OTHERS
-    known |= {"--help", "--help-all", *(name for one in flags.SHORT for name in one.names)}
+    known |= {"--help", "--help-all", *flags.SWITCHES, *(name for one in flags.SHORT for name in one.names)}
     known |= {*(f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(TrainArguments))}
     assert sorted(set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", read(document))) - known) == []
 

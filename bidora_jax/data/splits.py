@@ -12,6 +12,7 @@ Everything is a function of the files, the settings and the seed.
 import hashlib
 import unicodedata
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -20,7 +21,7 @@ from jaxtyping import Bool
 from bidora_jax.data.encoding import records_of
 from bidora_jax.data.records import Record, unused_keys
 from bidora_jax.data.settings import DataConfig
-from bidora_jax.data.sources import sources
+from bidora_jax.data.sources import sources, text_files
 from bidora_jax.errors import InputError, listing
 
 SHOWN = 3  # copies named in a line of the report
@@ -59,6 +60,14 @@ def wrong_settings(data: DataConfig) -> list[str]:
     if not all(0 < weight < float("inf") for weight in data.weights):
         wrong.append(f"data.weights must be above 0, found {', '.join(f'{weight:g}' for weight in data.weights)}")
     return wrong
+
+
+def bare_names(data: DataConfig) -> list[str]:
+    """Sources that are names alone, of no file here, in lines."""
+    paths = [Path(name) for given in (data.train_file, data.val_file, data.test_file) for name in names(given)]
+    return [
+        f"there is no data file {path} here{text_files.full_name(path)}" for path in paths if text_files.is_bare(path)
+    ]
 
 
 def load(data: DataConfig, seed: int) -> Splits:

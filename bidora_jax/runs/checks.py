@@ -42,13 +42,13 @@ def check_config(config: Config) -> None:
         wrong.append("model.path is not set: give a model folder or the name of a model on the Hugging Face hub")
     if not config.data.train_file:
         wrong.append("data.train_file is not set: give a file of records, such as JSONL or CSV")
-    wrong += splits.wrong_settings(config.data)
+    wrong += splits.wrong_settings(config.data) + splits.bare_names(config.data)
     if config.data.val_file and config.data.val_fraction:
         wrong.append("data.val_file and data.val_fraction are both set: keep one of them")
     validated = config.data.val_file or config.data.val_fraction
     if config.adapter.method == "bidora" and not validated:
         wrong.append("method bidora trains the magnitude on a validation split, and there is none: "
-                     "set data.val_file, or data.val_fraction (0.2 in the paper), or choose method dora")  # fmt: skip
+                     "set data.val_file (-v), or data.val_fraction (0.2 in the paper), or choose method dora")  # fmt: skip
     if config.search.patience and not validated:
         wrong.append("search.patience needs a validation split: set data.val_file or data.val_fraction")
     if config.search.gram_penalty and config.adapter.method == "lora":

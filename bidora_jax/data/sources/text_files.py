@@ -7,6 +7,7 @@ that names the kind. A line of more than LONGEST_LINE bytes is skipped in pieces
 import bz2
 import gzip
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from bidora_jax.errors import InputError
 
 LONGEST_LINE = 64 * 2**20  # bytes: the text of 40 novels, and beyond any model's positions
 PIECE = 2**20  # bytes
+BARE = re.compile(r"([\w-]+)(?::[\w.-]+)?(?:@.+)?")
+"""A name alone, perhaps with a configuration and a split of a data set."""
 BOM = b"\xef\xbb\xbf"
 DOCUMENT_END = "<|endoftext|>"  # what corpora in one text file put between their documents
 PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -65,8 +68,22 @@ def check_file(path: Path) -> None:
         raise InputError(f"no data file at {path}: it is a link to {path.readlink()}, which does not exist")
     if not path.is_file():
         what = " (it is a folder)" if path.is_dir() else ""
-        hub = "" if what or path.suffix or len(path.parts) > 1 else ", and a data set on the hub is named ORG/NAME"
-        raise InputError(f"no data file at {path}{what}; check the path: a relative one starts from {Path.cwd()}{hub}")
+        bare = not what and is_bare(path)
+        raise InputError(
+            f"no data file at {path}{what}; check the path: a relative one starts from {Path.cwd()}{full_name(path) * bare}"
+        )
+
+
+def is_bare(path: Path) -> bool:
+    """Whether it is a name alone, without folder and ending, of no file here: such as data sets of the hub once had."""
+    found = BARE.fullmatch(str(path))
+    return bool(found) and not path.exists() and not Path(found[1]).is_dir()
+
+
+def full_name(path: Path) -> str:
+    """Where a bare name is told its full form, as the end of a message."""
+    name = re.split("[:@]", str(path))[0]
+    return f"; a data set on the hub is named ORG/NAME@SPLIT: huggingface.co/datasets/{name} leads to the full name"
 
 
 def opened(path: Path) -> BinaryIO:
