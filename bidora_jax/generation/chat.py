@@ -198,10 +198,10 @@ class Talk:
                 file=sys.stderr,
             )
             return
+        self._stopped()  # forgets a Ctrl-C that came before; one while programs are compiled ends the answer at its first token
         self.warm(len(ids))
         new, made, ended, stopped = min(self._settings.max_new_tokens, left), 0, False, False
         spoken = conversation.Spoken(self._tokenizer)
-        self._stopped()  # forgets a Ctrl-C that came before
         for (piece,) in self._stream(ids, new, seed=self._settings.seed + self._tries, chunk=CHUNK):
             print(spoken.add(piece.tokens), end="", flush=True)
             made, ended, stopped = made + len(piece.tokens), piece.ended, self._stopped()

@@ -129,6 +129,25 @@ def test_control_c_stops_an_answer_and_keeps_what_is_there(model_folder, capfd, 
     assert capfd.readouterr().err.count("[stopped]\n") == 1
 
 
+def test_control_c_while_programs_are_compiled_stops_at_the_first_token(model_folder, capfd, monkeypatch):
+    said = sys.stderr
+
+    class Pressing(io.StringIO):
+        """Presses Ctrl-C when programs of a second width are compiled."""
+
+        def write(self, text):
+            if text.startswith("(compiling for conversations of up to 128"):
+                signal.raise_signal(signal.SIGINT)
+            return said.write(text)
+
+    monkeypatch.setattr(sys, "stderr", Pressing())
+    monkeypatch.setattr(sys, "stdin", io.StringIO("abc" * 30))
+    command(chat.main, ["--model", str(model_folder), "--max-new-tokens", str(NEW)])
+    out, err = capfd.readouterr()
+    assert len(out) <= 2  # a character, at most, and the end of the line
+    assert "[stopped]\n" in err
+
+
 def test_control_c_clears_a_line_and_twice_ends(model_folder, capfd, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     lines = ["^C cleared", "abc", "^C", "^C", "not heard"]
