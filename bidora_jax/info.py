@@ -1,8 +1,7 @@
 """python -m bidora_jax.info [--json] [--recommend]
 
 The versions that are installed, the devices and the machine: a bug report, a benchmark and a question need them.
---recommend adds the largest Qwen3 that can be trained here and how, by the same count as --auto; it compiles for a minute the
-first time.
+--recommend adds the largest Qwen3 that can be trained here and how: the one that `models` recommends below its table.
 """
 
 import json

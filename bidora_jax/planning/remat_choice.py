@@ -36,7 +36,7 @@ from bidora_jax.models.settings import ModelConfig
 from bidora_jax.planning import attention_backend, footprint
 from bidora_jax.planning.attention_backend import AUTO
 from bidora_jax.planning.footprint import Footprint, gigabytes
-from bidora_jax.training.compiled_steps import StepShape
+from bidora_jax.training.compiled_steps import StepShape, upcoming
 from bidora_jax.training.loop import Phase, PhaseState
 from bidora_jax.training.phases import first_phase
 from bidora_jax.training.problem import Problem, made
@@ -116,9 +116,10 @@ def allowance(part: float, memory: Memory) -> str:
 
 
 def largest(phase: Phase) -> StepShape:
-    """The last program of a step at the largest padded length: the one that takes most memory."""
+    """The last program of a step at the largest padded length that it meets: what takes most memory."""
     program = [program for program, _ in phase.step_shapes(0)][-1]
-    return program, program.lengths[-1]
+    met = upcoming(phase.step_shapes, 0, phase.steps)
+    return program, max(length for one, length in met if one is program)
 
 
 def remats() -> tuple[str, ...]:

@@ -1,23 +1,22 @@
 """list_models.py (python -m bidora_jax.models): parameters as published, memory by the compiler, kept once counted.
 
-The shapes stand in models/architectures/published.py, the counts come from planning/published_steps.py.
+The shapes stand in models/architectures/published.py, the counts come from planning/published_steps.py, and what is recommended
+from planning/recommendation.py.
 """
 
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 from runs import ROOT
-from tiny import CONFIG
 
-from bidora_jax.machine import compile_cache
-from bidora_jax.machine.memory import Memory
+from bidora_jax import list_models
+from bidora_jax.machine import memory
 from bidora_jax.models.adapters.adapter import count
 from bidora_jax.models.architectures import published
 from bidora_jax.models.base import dense_shapes
-from bidora_jax.planning import plans, published_steps
+from bidora_jax.planning import plans, recommendation
 
 # model.safetensors' tensors, tied embeddings once, as the model cards' files have them.
 PUBLISHED = {
@@ -34,25 +33,20 @@ def test_parameters_are_those_that_were_published(name):
     assert count(dense_shapes(published.shape(name), "bfloat16")) == PUBLISHED[name]
 
 
-def test_a_step_is_counted_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(compile_cache, "default_folder", lambda: tmp_path)
-    plan = published_steps.listed_plan("lora", "int8", 1, 64)
-    found = published_steps.step_bytes(CONFIG, plan)
-    kept = json.loads(next((tmp_path / "footprints").glob("*.json")).read_text())
-    assert kept["bytes"] == found > count(dense_shapes(CONFIG, "bfloat16"))
-    monkeypatch.setattr(plans, "counted", None)
-    assert published_steps.step_bytes(CONFIG, plan) == found
-    with pytest.raises(TypeError):  # another shape is counted anew
-        published_steps.step_bytes(replace(CONFIG, num_layers=3), plan)
-
-
-def test_the_table_says_what_fits():
-    steps = {"lora": {"none": 5e9, "int8": 3e9, "nf4": 2e9}, "dora": {"none": 9e9, "int8": 4e9, "nf4": 3.6e9},
-             "bidora": {"none": 9e9, "int8": 9e9, "nf4": 9e9}}  # fmt: skip
-    rows = iter([("a/b", {"parameters": 1_500_000_000, "steps": steps})])
-    *_, row = published_steps.as_text(rows, Memory(5 * 10**9, "said"), batch=1, tokens=1024)
-    assert row.split()[:3] == ["a/b", "1.50", "B"]
-    assert row.endswith("lora int8, dora int8")
+def test_the_command_recommends_what_info_recommends(monkeypatch, capfd):
+    """With the memory and the rate that are said here."""
+    monkeypatch.setattr(memory, "device_memory", lambda limit="": memory.Memory(8 * 10**9, f"said {limit}"))
+    monkeypatch.setattr(plans, "dot_rate", lambda dtype: 1e12)
+    monkeypatch.setattr(plans, "counted", None)  # all of it ships
+    list_models.main([])
+    said = capfd.readouterr().out
+    found = recommendation.recommended()
+    form = {"none": "bf16"}.get(str(found["quantization"]), found["quantization"])
+    assert f"tokens: {found['model']} in {form}\n" in said
+    assert len([line for line in said.splitlines() if line.startswith("Qwen/Qwen3-")]) == 6
+    list_models.main(["--json"])
+    listed = json.loads(capfd.readouterr().out)
+    assert listed["recommended"]["name"] in listed["models"] and len(listed["models"]) == 6
 
 
 def test_the_command_has_help_and_no_heavy_import():
