@@ -1,7 +1,9 @@
 """What a Python call gives: its settings, its rows; what the command line would refuse of a flag is refused here."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -10,7 +12,7 @@ from bidora_jax.data.sources import in_memory
 from bidora_jax.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from bidora_jax.kernels.sampling import Sampling
+    from bidora_jax.generation.settings import Sampled
 
 
 LossOn = Literal["response", "turns", "all"]
@@ -33,26 +35,20 @@ def known(call: str, given: dict[str, Any], names: Sequence[str]) -> None:
         raise InputError(f"{call} has no setting {', '.join(unknown)}; it has {', '.join(names)}")
 
 
-def sampling(given: dict[str, Any], also: Sequence[str]) -> "Sampling":
-    """How a token is drawn; `also` are the other settings of that call."""
-    from bidora_jax.kernels.sampling import Sampling
+def sampled(given: dict[str, Any], also: Sequence[str]) -> "Sampled":
+    """How tokens are drawn, and how many; `also` are the other settings of that call."""
+    from bidora_jax.generation.settings import Sampled
 
-    known("generate", given, [*also, *Sampling._fields])
-    how, infinity = Sampling(**given), float("inf")
-    bounds = {
-        f"temperature must be at least 0, found {how.temperature}": not 0 <= how.temperature < infinity,
-        f"top_k must be at least 0, found {how.top_k}": how.top_k < 0,
-        f"top_p must be above 0 and at most 1, found {how.top_p}": not 0 < how.top_p <= 1,
-        f"min_p must be at least 0 and at most 1, found {how.min_p}": not 0 <= how.min_p <= 1,
-        f"repetition_penalty must be above 0, found {how.repetition_penalty}": not 0
-        < how.repetition_penalty
-        < infinity,
-        "top_k, top_p and min_p act on draws: give a temperature above 0 with them": how.temperature == 0
-        and (how.top_k, how.top_p, how.min_p) != (0, 1, 0),
-    }
-    if wrong := [message for message, found in bounds.items() if found]:
-        raise InputError("\n".join(wrong))
+    known("generate", given, [*also, *(field.name for field in fields(Sampled))])
+    how = Sampled(**given)
+    if wrong := how.wrong():
+        raise InputError("\n".join(map(_without_flags, wrong)))
     return how
+
+
+def _without_flags(message: str) -> str:
+    """--top-k as the call writes it: top_k."""
+    return re.sub(r"--([a-z][a-z-]*)", lambda found: found[1].replace("-", "_"), message)
 
 
 def at_least(least: int, **given: int) -> None:

@@ -146,8 +146,9 @@ class FinetunedModel:
         given = list(prompts) if several else [prompts]
         if not given:
             return []
-        how = call_arguments.sampling(sampling, ("max_new_tokens", "raw", "system", "seed", "batch_size"))
-        call_arguments.at_least(1, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        drawn = {"max_new_tokens": max_new_tokens, "seed": seed, **sampling}
+        how = call_arguments.sampled(drawn, ("raw", "system", "batch_size"))
+        call_arguments.at_least(1, batch_size=batch_size)
         opened, raw = self._opened, self._raw if raw is None and not system else bool(raw)
         ids = [self._ids(prompt, number, raw, system) for number, prompt in enumerate(given, 1)]
         tokens.check_known(ids, opened.tokenizer, opened.config.vocab_size, "the prompts")
@@ -157,7 +158,7 @@ class FinetunedModel:
             numbers = range(start, min(start + size, len(ids)))
             pieces = answers.complete(
                 self._answering, ids[numbers.start : numbers.stop], max_new_tokens=max_new_tokens, ends=self._ends,
-                sampling=how, seed=seed, numbers=numbers, rows=size,
+                sampling=how.sampling, seed=seed, numbers=numbers, rows=size,
             )  # fmt: skip
             texts += [opened.tokenizer.decode(piece.tokens, skip_special_tokens=True) for piece in pieces]
         return texts if several else texts[0]
@@ -232,7 +233,8 @@ class FinetunedModel:
         """All but the weights."""
         from bidora_jax.generation.served_model import Served, open_folder
 
-        return open_folder(Served(model=self.model, adapter=self._adapters))
+        cache = "auto" if self.folder is None else run_config(str(self.folder)).compilation_cache
+        return open_folder(Served(model=self.model, adapter=self._adapters, compilation_cache=cache))
 
     @cached_property
     def _weights(self) -> "tuple[PyTree, Member | None]":

@@ -169,7 +169,7 @@ def test_metrics_are_a_list_and_a_frame_and_are_drawn(run_folder):
 
 REFUSED = [
     (lambda run: run.generate("a", temprature=1), "generate has no setting temprature (did you mean 'temperature'?)"),
-    (lambda run: run.generate("a", temperature=-1, top_p=0), "temperature must be at least 0, found -1\ntop_p must be"),
+    (lambda run: run.generate("a", temperature=-1.0, top_p=0.0), "temperature must be at least 0, found -1.0\ntop_p must be"),
     (lambda run: run.generate("a", top_k=3), "act on draws: give a temperature above 0"),
     (lambda run: run.generate("a", max_new_tokens=0), "max_new_tokens must be at least 1, found 0"),
     (lambda run: run.generate("a", raw=True, system="b"), "system is written by a chat template: leave it out"),
