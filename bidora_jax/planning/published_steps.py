@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from bidora_jax.machine.files import write_whole
 from bidora_jax.models.architectures import published
-from bidora_jax.models.settings import QUANTIZATIONS
 
 if TYPE_CHECKING:
     from bidora_jax.machine.memory import Memory
@@ -37,6 +36,7 @@ def counted(names: Sequence[str], batch: int, tokens: int) -> Iterator[tuple[str
     """(name, {parameters, steps: {method: {quantization: bytes}}}) of each model, as they are counted. What takes time is said."""
     from bidora_jax.models.adapters.adapter import count
     from bidora_jax.models.base import dense_shapes
+    from bidora_jax.models.settings import QUANTIZATIONS
 
     dense = [(name, method, listed_plan(method, "none", batch, tokens)) for name in names for method in METHODS]
     anew = [(name, method) for name, method, plan in dense if known(published.shape(name), plan) is None]
@@ -69,6 +69,7 @@ def as_text(
     bidora steps take at least, by the seconds of one where they are known."""
     import jax
 
+    from bidora_jax.models.settings import QUANTIZATIONS
     from bidora_jax.planning.footprint import gigabytes
     from bidora_jax.planning.remat_choice import FITS
 
@@ -89,7 +90,10 @@ def as_text(
             "  ".join(WORDS[f] for f in QUANTIZATIONS if row["steps"][m][f] <= allowed) or "nothing" for m in METHODS
         ]
         each = seconds[name]
-        long = "" if each is None else f"  {each / 3.6:.1f} h or more"
+        hours = None if each is None else each / 3.6
+        long = (
+            "" if hours is None else f"  {hours:.1f} h or more" if hours < 48 else f"  {hours / 24:,.0f} days or more"
+        )
         yield f"{name:27s} {row['parameters'] / 1e9:8.2f} B  {cells}  {'  '.join(f'{cell:16s}' for cell in fits)}{long}".rstrip()
 
 
