@@ -4,8 +4,12 @@ import difflib
 import errno
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 
 class InputError(Exception):
@@ -55,7 +59,8 @@ def command(main: Callable[[list[str]], None], argv: list[str] | None = None) ->
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        main([_at_home(arg) for arg in (sys.argv[1:] if argv is None else argv)])
+        with _ctrl_c():
+            main([_at_home(arg) for arg in (sys.argv[1:] if argv is None else argv)])
     except InputError as error:
         sys.exit(_refuse(str(error)))
     except RunError as error:
@@ -75,6 +80,30 @@ def command(main: Callable[[list[str]], None], argv: list[str] | None = None) ->
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[None]:
+    """Lets `interrupted` handle Ctrl-C. Python lets the main thread alone set a handler."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def interrupted(number: int, frame: FrameType | None) -> None:
+    """Raises KeyboardInterrupt for Ctrl-C. In JAX's callback of the garbage collector an exception is printed and lost: from there
+    the signal is sent once more, a moment later."""
+    while frame is not None:
+        if frame.f_code.co_name == "_xla_gc_callback":
+            threading.Timer(0.02, os.kill, (os.getpid(), number)).start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _at_home(arg: str) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from bidora_jax.errors import InputError, command, program
-from bidora_jax.generation.interrupts import one_word
 from bidora_jax.generation.served_model import Served, load_weights, open_folder
 from bidora_jax.machine.files import write_whole
 from bidora_jax.runs.serving import as_trained, named, records_to_evaluate, settled
@@ -58,8 +57,7 @@ def main(argv: list[str]) -> None:
 
     arguments = tyro.cli(EvaluateArguments, args=argv, prog=program("evaluate"), config=(tyro.conf.UseAppendAction,))
     arguments, remark = _settled(arguments, named(argv))
-    with one_word():
-        results = evaluate(arguments)
+    results = evaluate(arguments)
     if remark:
         print(remark)
     for result in results:

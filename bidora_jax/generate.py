@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bidora_jax.errors import InputError, command, program
-from bidora_jax.generation.interrupts import one_word
 from bidora_jax.generation.served_model import Served, load_weights, open_folder
 from bidora_jax.generation.settings import Sampled
 from bidora_jax.machine.files import write_whole
@@ -68,8 +67,7 @@ def main(argv: list[str]) -> None:
         a = arguments
         chat(a, Settings(a.system, a.sampling, a.max_new_tokens, a.seed, a.combine))
         return
-    with one_word():
-        answers = generate(arguments)
+    answers = generate(arguments)
     if arguments.json:
         write_whole(Path(arguments.json), json.dumps(answers, indent=2, ensure_ascii=False) + "\n")
 

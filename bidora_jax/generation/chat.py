@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bidora_jax.errors import InputError
-from bidora_jax.generation.interrupts import Interrupts, one_word
+from bidora_jax.generation.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from bidora_jax.generation.decoding import Model
@@ -51,19 +51,18 @@ def chat(served: "Served", settings: Settings) -> None:
     from bidora_jax.generation import conversation, decoding
     from bidora_jax.generation.served_model import load_weights, open_folder
 
-    with one_word():
-        opened = open_folder(served)
-        tokenizer = opened.tokenizer
-        conversation.require_template(opened.folder, tokenizer, "a chat")
-        first = conversation.prompt_ids(
-            [*conversation.opening(settings.system), conversation.said_by("user", "?")], tokenizer
-        )
-        base, members = load_weights(served, opened)
-        model, ends = decoding.assemble(opened.config, base), conversation.ends(opened.folder, tokenizer)
-        del base  # a CPU answers from a copy
-        interrupts = Interrupts()
-        talk = Talk(settings, model, members, tokenizer, ends, interrupts.taken)
-        talk.warm(len(first) + FIRST_QUESTION)
+    opened = open_folder(served)
+    tokenizer = opened.tokenizer
+    conversation.require_template(opened.folder, tokenizer, "a chat")
+    first = conversation.prompt_ids(
+        [*conversation.opening(settings.system), conversation.said_by("user", "?")], tokenizer
+    )
+    base, members = load_weights(served, opened)
+    model, ends = decoding.assemble(opened.config, base), conversation.ends(opened.folder, tokenizer)
+    del base  # a CPU answers from a copy
+    interrupts = Interrupts()
+    talk = Talk(settings, model, members, tokenizer, ends, interrupts.taken)
+    talk.warm(len(first) + FIRST_QUESTION)
     if sys.stdin.isatty():
         print("/help lists what can be typed, Ctrl-D ends")
     with interrupts:

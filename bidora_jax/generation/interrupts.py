@@ -5,12 +5,13 @@ the exception is printed as ignored, and is lost.
 """
 
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from bidora_jax.errors import interrupted
 
 
 class Interrupts:
@@ -36,7 +37,7 @@ class Interrupts:
     @contextmanager
     def raised(self) -> Iterator[None]:
         """Ctrl-C raises KeyboardInterrupt here, as where a line is typed."""
-        _handled_by(signal.default_int_handler)
+        _handled_by(interrupted)
         try:
             yield
         finally:
@@ -49,13 +50,3 @@ class Interrupts:
 def _handled_by(handler: Any) -> Any:
     """Lets `handler` have Ctrl-C; returns the one before."""
     return signal.signal(signal.SIGINT, handler) if threading.current_thread() is threading.main_thread() else None
-
-
-@contextmanager
-def one_word() -> Iterator[None]:
-    """Where a command that keeps nothing is stopped by Ctrl-C, it says so in one word and exits with 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)

@@ -56,10 +56,11 @@ def run(
     from bidora_jax.training.loop import Intervals, Loop
 
     problem, folder, began = inputs.problem, Path(config.output_dir), time.monotonic()
+    score = scorer(problem)
     if losses is None and problem.val:
-        losses = validator(problem, validation_batches(problem))
+        losses = score(validation_batches(problem))
     describe(config, inputs)
-    on_test = validator(problem, _padded(problem, inputs.test_rows)) if inputs.test_rows else None
+    on_test = score(_padded(problem, inputs.test_rows)) if inputs.test_rows else None
     start = first.phase.adapter_of(first.start.state)
     before = Tested(answers(config, inputs, problem.base), on_test(*start) if on_test else None)
     start_folder(config)
@@ -94,12 +95,12 @@ def _padded(problem: "Problem", rows: "Examples") -> "list[Batch]":
     return list(full_pass(rows, buckets, problem.data.batch_size, problem.pad_id))
 
 
-def validator(problem: "Problem", batches: "list[Batch]") -> "Losses":
-    """The scores of an adapter on these batches, by (direction, magnitude)."""
+def scorer(problem: "Problem") -> "Callable[[list[Batch]], Losses]":
+    """From batches to the scores of an adapter on them, by (direction, magnitude). Batches of one shape share a program."""
     from bidora_jax.tasks import evaluation
 
     evaluate = evaluation.evaluator(problem.config, replace(problem.adapter, dropout=0.0), problem.model)
-    return lambda direction, magnitude: evaluate(problem.base, direction, magnitude, batches)
+    return lambda batches: lambda direction, magnitude: evaluate(problem.base, direction, magnitude, batches)
 
 
 def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Checkpoints", first: "FirstPhase"):

@@ -151,6 +151,31 @@ def test_the_home_folder_is_written_out_after_a_flag_and_in_a_configuration(monk
     assert (found.output_dir, found.data.train_file) == ("/home/ann/runs", ("/home/ann/a.jsonl", "b.jsonl"))
 
 
+CTRL_C = """
+import os, signal
+from bidora_jax.errors import command
+
+def _xla_gc_callback():  # as JAX's: an exception in a callback of the collector is printed and lost
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        sum(range(100_000))
+    except KeyboardInterrupt:
+        print("lost")
+
+def main(argv):
+    _xla_gc_callback()
+    import time
+    time.sleep(20)
+
+command(main, [])
+"""
+
+
+def test_ctrl_c_in_a_callback_of_jax_is_not_lost():
+    done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True, check=False, timeout=15)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
+
+
 def test_what_a_terminal_cannot_show_is_replaced():
     code = "from bidora_jax.errors import command; command(lambda argv: print('a \u2713'), [])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "cp1252"},
