@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from bidora_jax.config import Config
+from bidora_jax.errors import Stopped
 from bidora_jax.machine import interrupts
 from bidora_jax.runs import next_steps
 from bidora_jax.runs.assembly import RunInputs, describe
@@ -74,8 +75,11 @@ def run(
             make_loop = make_loop or partial(Loop, interrupts=signals)
             loop = make_loop(losses, log, checkpoints, intervals, logs.watchers(config, inputs))
             direction, magnitude = _train(config, problem, loop, checkpoints, first)
-        _finish(config, inputs, direction, magnitude, before, losses, on_test)
-        logs.end(config)
+        try:
+            _finish(config, inputs, direction, magnitude, before, losses, on_test)
+            logs.end(config)
+        except KeyboardInterrupt:
+            raise Stopped(f"Ctrl-C after the last step, which is saved; {next_steps.to_go_on(config)}", 130) from None
     seconds = time.monotonic() - began
     print(f"finished in {seconds:.0f} s; {loop.waited / seconds:.1%} of it the device waited for data")
     print("\n".join(next_steps.after(config, inputs.question)))

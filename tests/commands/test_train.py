@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from bidora_jax.config import parse_train, read, resolve, settled
 from bidora_jax.errors import RunError
+from bidora_jax.models.formats import export
 from bidora_jax.runs import checks
 from bidora_jax.tasks.evaluation import Evaluation
 from bidora_jax.training.checkpoint import Checkpoints
@@ -190,6 +191,29 @@ def test_a_run_that_was_asked_to_stop_twice_ends_bit_equal_to_one_that_was_not(
     assert (run / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
     assert metrics(run) == metrics(whole)
     assert (run / "changes.jsonl").read_bytes() == (whole / "changes.jsonl").read_bytes()
+
+
+def test_a_run_that_is_stopped_while_its_result_is_written_goes_on(
+    model_folder, data_files, tmp_path, capfd, monkeypatch
+):
+    argv = [
+        *inputs(model_folder, data_files, tmp_path / "run"),
+        *SMALL,
+        "--adapter.method",
+        "lora",
+        "--search.steps",
+        "1",
+    ]
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_adapter", interrupted)
+        assert exit_status(argv) == 130
+    assert "stopped: Ctrl-C after the last step, which is saved; go on with\n" in capfd.readouterr().err
+    assert exit_status([*argv, "--resume"]) == 0
+    assert (tmp_path / "run" / WEIGHTS).is_file()
 
 
 @pytest.mark.slow
