@@ -63,6 +63,8 @@ def _loss(history: History, figure: Figure) -> None:
             axes.plot(batches.steps, drawn[-1], color=LIGHT["pink"], linewidth=1.2, alpha=0.9,
                       linestyle=(0, (4, 1.6)), label="validation batches")  # fmt: skip
         val = history.curve("evaluation_loss", phase=phase)
+        if not number and (before := history.facts.get("validation_before")):  # step 0
+            val = Curve(np.array([0, *val.steps]), np.array([before["loss"], *val.values]))
         drawn.append(val.values)
         marker = "o" if len(val.steps) <= 30 else ""
         axes.plot(val.steps, val.values, color=LIGHT["orange"], marker=marker, markersize=3.6, markeredgewidth=0.8,

@@ -17,16 +17,15 @@ def summarise(history: History) -> Summary:
     the step of the search that validated best.
     """
     facts, lines = history.facts, history.lines
-    scored = [line for line in history.of(history.phases[0]) if line.get("evaluation_loss") is not None]
-    best = min((line for line in scored if line["step"]), key=lambda line: line["evaluation_loss"], default={})
-    before = scored[0] if scored and not scored[0]["step"] else {}
+    search = [line for line in history.of(history.phases[0]) if line.get("evaluation_loss") is not None]
+    best = min(search, key=lambda line: line["evaluation_loss"], default={})
     return {
         "finished": bool(facts.get("finished")),
         "started": facts.get("started"),
         "device": facts.get("device"),
         "validation_loss": facts.get("result_loss", _last(lines, "evaluation_loss")),
         "validation_accuracy": facts.get("result_accuracy", _last(lines, "evaluation_accuracy")),
-        "validation_before": {"loss": before.get("evaluation_loss"), "accuracy": before.get("evaluation_accuracy")},
+        "validation_before": facts.get("validation_before", {}),
         "test": facts.get("test"),
         "best_step": best.get("step"),
         "best_validation_loss": best.get("evaluation_loss"),

@@ -74,6 +74,8 @@ def run(
             intervals = Intervals(config.eval_every, config.save_every, config.log_every)
             make_loop = make_loop or partial(Loop, interrupts=signals)
             loop = make_loop(losses, log, checkpoints, intervals, logs.watchers(config, inputs))
+            if losses is not None:
+                _score_start(config, losses, start)
             direction, magnitude = _train(config, problem, loop, checkpoints, first)
         try:
             _finish(config, inputs, direction, magnitude, before, losses, on_test)
@@ -83,6 +85,16 @@ def run(
     seconds = time.monotonic() - began
     print(f"finished in {seconds:.0f} s; {loop.waited / seconds:.1%} of it the device waited for data")
     print("\n".join(next_steps.after(config, inputs.question)))
+
+
+def _score_start(config: Config, losses: "Losses", start: "tuple[PyTree, PyTree]") -> None:
+    """Notes the scores of the model before its first step, once in a run. They are no candidate for the best step."""
+    from bidora_jax.runs import folder, logs
+
+    if "validation_before" not in folder.read_facts(Path(config.output_dir)):
+        found = losses(*start)
+        logs.note(config, validation_before=found._asdict())
+        print(f"before training  {found.in_words}", flush=True)
 
 
 def validation_batches(problem: "Problem") -> "list[Batch]":

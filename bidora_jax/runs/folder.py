@@ -3,7 +3,8 @@
 config.json                                           written before anything else
 run.json   started, device, versions, parameters, records        at the start
            stands_on: checksums of data and base (runs/foundation.py)
-           peak_memory, result_loss, exact_matches, finished     at the end
+           validation_before: loss, accuracy, tokens of the model before its first step
+           peak_memory, result_loss, result_accuracy, test, exact_matches, finished     at the end
 .lock      held by the process that trains; the system lets go of it however that process ends
 """
 

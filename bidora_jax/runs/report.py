@@ -86,7 +86,7 @@ def _tiles(found: "Summary") -> list[tuple[str, str, str]]:
     when = "of the result" if found["finished"] else "at the last evaluation"
     test = found["test"] or {"before": {}, "after": {}}
     for name, loss, before in (
-        ("Validation loss", found["validation_loss"], found["validation_before"]["loss"]),
+        ("Validation loss", found["validation_loss"], found["validation_before"].get("loss")),
         ("Test loss", test["after"].get("loss"), test["before"].get("loss")),
     ):
         if loss is not None:

@@ -31,6 +31,11 @@ class Evaluation(NamedTuple):
     def perplexity(self) -> float:
         return math.exp(min(self.loss, 700.0))  # e^710 overflows a double
 
+    @property
+    def in_words(self) -> str:
+        """A line of the progress."""
+        return f"validation loss {self.loss:.4f}, {self.accuracy:.1%} of its tokens right"
+
 
 Evaluator = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], Evaluation]
 

@@ -185,22 +185,13 @@ class Loop:
                 self._compile(planned, at, progress)
                 progress.note(f"{phase.name}: {phase.steps - at.step} steps")
                 if phase.run_step(at.step) == 0:
-                    self._start(phase, at, progress)
+                    self._watch(self.watchers, phase, at, progress)
             for reached in self._steps(phase, at, ahead, progress):
                 at = reached
                 if _over(phase, at):
                     break
         self._stop_if_asked(phase, at)
         return at
-
-    def _start(self, phase: Phase, at: PhaseState, progress: Progress) -> None:
-        """Scores the model before its first step: a line of step 0. It is no candidate for the best step."""
-        if self.evaluate is not None:
-            with self.timer("evaluate", phase, at):
-                found = self.evaluate(*phase.adapter_of(at.state))
-            progress.note(f"before training  {_in_words(found)}")
-            self.log.append({"phase": phase.name, "step": 0, **_as_metrics(found), "seconds": round(self.seconds, 3)})
-        self._watch(self.watchers, phase, at, progress)
 
     def _stop_if_asked(self, phase: Phase, at: PhaseState) -> None:
         """Raises Stopped if a signal asked for it; the state is saved by then."""
@@ -276,8 +267,8 @@ class Loop:
             at = at._replace(best_loss=found.loss, best_step=at.step)
         at = at._replace(stale=0 if better else at.stale + 1)
         chosen = "  (best)" if better and phase.selects else ""
-        progress.note(f"{phase.name} {at.step}/{phase.steps}  {_in_words(found)}{chosen}")
-        return at, _as_metrics(found)
+        progress.note(f"{phase.name} {at.step}/{phase.steps}  {found.in_words}{chosen}")
+        return at, {"evaluation_loss": found.loss, "evaluation_accuracy": found.accuracy}
 
     def _watch(self, watchers: Sequence[Watcher], phase: Phase, at: PhaseState, progress: Progress) -> None:
         for watcher in watchers:
@@ -351,14 +342,6 @@ class _Reporter:
                 "seconds": round(self.seconds(), 3),
             }
         )
-
-
-def _as_metrics(found: Evaluation) -> dict[str, float]:
-    return {"evaluation_loss": found.loss, "evaluation_accuracy": found.accuracy}
-
-
-def _in_words(found: Evaluation) -> str:
-    return f"validation loss {found.loss:.4f}, {found.accuracy:.1%} of its tokens right"
 
 
 def _floats(metrics: dict[str, jax.Array]) -> dict[str, float]:

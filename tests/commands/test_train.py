@@ -61,15 +61,16 @@ def test_the_configuration_of_a_run_reads_back(finished_run):
 @pytest.mark.slow
 def test_the_metrics_hold_one_line_a_step_of_both_phases(finished_run):
     lines = metrics(finished_run / "run")
-    wanted = [("search", step) for step in range(5)] + [("retrain", step) for step in range(1, 6)]
+    wanted = [("search", step) for step in range(1, 5)] + [("retrain", step) for step in range(1, 6)]
     assert [(line["phase"], line["step"]) for line in lines] == wanted
     evaluated = {"evaluation_loss", "evaluation_accuracy"}
-    assert set(lines[0]) == {"phase", "step"} | evaluated  # before the first step
-    for line in lines[1:]:
+    for line in lines:
         assert set(line) == (SEARCH if line["phase"] == "search" else RETRAIN) | evaluated
         assert 0 <= line["evaluation_accuracy"] <= 1
         assert all(math.isfinite(value) for name, value in line.items() if name != "phase")
-    assert lines[-1]["evaluation_loss"] < lines[0]["evaluation_loss"] - 0.3  # it learns: about 5.8 without a step
+    before = json.loads((finished_run / "run" / "run.json").read_text())["validation_before"]
+    assert lines[-1]["evaluation_loss"] < before["loss"] - 0.3  # it learns: about 5.8 without a step
+    assert "before training  validation loss " in (finished_run / "stdout").read_text()
 
 
 @pytest.mark.slow
@@ -246,8 +247,6 @@ def test_several_lower_steps_accumulation_packed_rows_the_gram_penalty_and_answe
             "--data.test-limit", "3", "--max-new-tokens", "2"]  # fmt: skip
     assert exit_status(argv) == 0
     lines = metrics(tmp_path / "run")
-    before, *lines = lines
-    assert (before["phase"], before["step"]) == ("search", 0)
     assert [(line["phase"], line["step"]) for line in lines] == [("search", 1), ("search", 2), ("retrain", 1)]
     assert all(math.isfinite(value) for line in lines for value in line.values() if not isinstance(value, str))
     assert [line["step"] for line in lines if "evaluation_loss" in line] == [2, 1]  # at the end of each phase
@@ -267,8 +266,7 @@ def test_dora_ends_early_when_the_validation_loss_stays_and_has_no_retraining(
     argv = [*inputs(model_folder, data_files, tmp_path / "run"), *SMALL, "--adapter.method", "dora", "--eval-every", "1",
             "--search.steps", "20", "--search.patience", "2", "--inner.learning-rate", "0"]  # fmt: skip
     assert exit_status(argv) == 0
-    # Before the first step, which is no candidate; the best, and two that are no better.
-    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3]
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3]  # the best, and two that are no better
     assert "search: 3 of 20 steps, best validation loss" in (said := capfd.readouterr().out)
     assert "at step 1" in said
     assert checkpoints(tmp_path / "run") == ["3"]
@@ -352,7 +350,7 @@ def test_a_validation_loss_that_is_no_number_stops_the_run_before_it_is_saved(tm
         name="search", steps=4, epoch=4, steps_before=0, inputs=inputs, selects=True, patience=0, rates=lambda _: {},
         advance=lambda state, _: (state, {"train_loss": jnp.ones(())}), adapter_of=lambda state: (state, {}),
     )  # fmt: skip
-    losses = iter([Evaluation(loss, 0.5, 7) for loss in (4.0, 3.0, math.nan)])
+    losses = iter([Evaluation(loss, 0.5, 7) for loss in (3.0, math.nan)])
     with MetricsLog(tmp_path / "metrics.jsonl") as log, Checkpoints(tmp_path / "checkpoints", 2) as kept:
         loop = Loop(lambda *_: next(losses), log, kept, Intervals(2, 2, 0))
         with pytest.raises(RunError, match=r"^evaluation_loss is nan at step 4 of search, on the batch of training "

@@ -85,13 +85,13 @@ def test_the_summary_holds_the_numbers_of_the_run(killed):
 
 
 def test_what_training_changed_is_said_with_before_and_after():
-    before = {"phase": "search", "step": 0, "evaluation_loss": 0.5, "evaluation_accuracy": 0.25}
+    facts = {"validation_before": {"loss": 0.5, "accuracy": 0.25, "tokens": 9}}
     end = {"evaluation_loss": 2.0, "evaluation_accuracy": 0.5}  # worse: the model before training is no best step
     scores = {
         "before": {"loss": 3.0, "accuracy": 0.125, "tokens": 9},
         "after": {"loss": 1.0, "accuracy": 0.75, "tokens": 9},
     }
-    found = summary.summarise(History([before, *lines(4, **end)], facts={"test": scores}))
+    found = summary.summarise(History(lines(4, **end), facts=facts | {"test": scores}))
     assert (found["best_step"], found["best_validation_loss"]) == (1, 2.0)
     assert found["phases"]["search"]["steps"] == 4
     assert dict(summary.rows(found))["validation loss"] == "0.5000 (perplexity 1.649) → 2.0000 (perplexity 7.389)"
@@ -101,7 +101,9 @@ def test_what_training_changed_is_said_with_before_and_after():
     tiles = {name: (value, small) for name, value, small in report._tiles(found)}
     assert tiles["Test loss"] == ("1.0000", "at the last evaluation, 3.0000 before")
     assert tiles["Validation loss"] == ("2.0000", "at the last evaluation, 0.5000 before")
-    retrained = summary.summarise(History([before, *lines(4, **end), *lines(2, "retrain")]))
+    retrained = summary.summarise(History([*lines(4, **end), *lines(2, "retrain")], facts=facts))
+    drawn = charts.all_charts(History(lines(4, **end), facts=facts))["loss"][1].axes[0]
+    assert [0.0, 0.5] in [line.get_xydata()[0].tolist() for line in drawn.get_lines()]
     assert dict(summary.rows(retrained))["validation loss"].endswith("; retrain trains on this split too")
     assert "test loss" not in dict(summary.rows(retrained))
 
