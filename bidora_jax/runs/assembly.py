@@ -57,7 +57,7 @@ def read_data(config: Config) -> Data:
 
     found = splits.load(config.data, config.seed)
     folder = hf_config.resolve_folder(config.model.path, weights=False)
-    tokenizer, model = load_tokenizer(folder), hf_config.read_config(folder)
+    model, tokenizer = hf_config.read_config(folder), load_tokenizer(folder)
     ready = _prepared(config, found, model, tokenizer)
     return Data(found, ready, tokenizer, _settings(config, model, ready))
 
