@@ -146,4 +146,4 @@ def test_the_example_of_python_runs(tmp_path, monkeypatch, capfd):
     exec(compile(example, "python.md", "exec"), {})
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "cubes", "loss.png"}
     said = capfd.readouterr().out
-    assert "'perplexity': " in said and "(17, " in said  # 16 steps, and the model before them
+    assert "'perplexity': " in said and "(16, " in said  # 16 steps
