@@ -18,10 +18,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PHASES = {"search": 20, "retrain": 20}
+STEPS = {"search": 40, "retrain": 100}
+ENDING = 10
+"""Steps at the end that no stop is drawn from: a signal takes effect some steps after it was sent."""
 TRAIN = [sys.executable, "-m", "bidora_jax.train"]
-RUN = ["--config", "configs/quickstart.py", "--search.steps", str(PHASES["search"]), "--retrain.steps",
-       str(PHASES["retrain"]), "--eval-every", "7", "--save-every", "9", "--data.test-file", "", "--no-merged",
+RUN = ["--config", "configs/quickstart.py", "--search.steps", str(STEPS["search"]), "--retrain.steps",
+       str(STEPS["retrain"]), "--eval-every", "7", "--save-every", "9", "--data.test-file", "", "--no-merged",
        "--no-report"]  # fmt: skip
 
 
@@ -31,12 +33,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     draw = random.Random(asked.seed)
-    points = sorted(draw.sample(range(1, sum(PHASES.values()) - 1), asked.stops))
     with tempfile.TemporaryDirectory() as folder:
         whole, run = Path(folder, "whole"), Path(folder, "run")
         subprocess.run([*TRAIN, *RUN, "--output-dir", str(whole)], cwd=ROOT, check=True, capture_output=True)
         argv = [*RUN, "--output-dir", str(run)]
-        for point in points:
+        for number_left in range(asked.stops, 0, -1):
+            done = len(metrics(run))
+            point = done + draw.randint(1, (sum(STEPS.values()) - ENDING - done) // number_left)
             number = draw.choice((signal.SIGINT, signal.SIGTERM))
             print(stop(argv, run, point, number), flush=True)
             argv = ["--config", str(run / "config.json"), "--resume"]
@@ -49,7 +52,7 @@ def main() -> None:
 def stop(argv: list[str], run: Path, point: int, number: signal.Signals) -> str:
     """Runs until the metrics have step `point` of the run, sends the signal, and says what came of it."""
     process = subprocess.Popen([*TRAIN, *argv], cwd=ROOT, stdout=-1, stderr=-1, text=True)
-    while process.poll() is None and sum(1 for line in metrics(run) if line["step"]) < point:
+    while process.poll() is None and len(metrics(run)) < point:
         time.sleep(0.01)
     began = time.monotonic()
     process.send_signal(number)
@@ -57,7 +60,7 @@ def stop(argv: list[str], run: Path, point: int, number: signal.Signals) -> str:
     found = re.search(r"stopped: (.*), which is saved", said)
     where = found[1] if found else said.strip().splitlines()[-1:]
     return (
-        f"{number.name} at step {point:>2}: exit {process.returncode} after {time.monotonic() - began:.1f} s: {where}"
+        f"{number.name} at step {point:>3}: exit {process.returncode} after {time.monotonic() - began:.1f} s: {where}"
     )
 
 
