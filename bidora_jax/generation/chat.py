@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bidora_jax.errors import InputError
-from bidora_jax.generation.interrupts import Interrupts
+from bidora_jax.generation.ctrl_c import CtrlC
 
 if TYPE_CHECKING:
     from bidora_jax.generation.decoding import Model
@@ -60,18 +60,18 @@ def chat(served: "Served", settings: Settings) -> None:
     base, members = load_weights(served, opened)
     model, ends = decoding.assemble(opened.config, base), conversation.ends(opened.folder, tokenizer)
     del base  # a CPU answers from a copy
-    interrupts = Interrupts()
-    talk = Talk(settings, model, members, tokenizer, ends, interrupts.taken)
+    ctrl_c = CtrlC()
+    talk = Talk(settings, model, members, tokenizer, ends, ctrl_c.taken)
     talk.warm(len(first) + FIRST_QUESTION)
     if sys.stdin.isatty():
         print("/help lists what can be typed, Ctrl-D ends")
-    with interrupts:
-        for line in lines(interrupts):
+    with ctrl_c:
+        for line in lines(ctrl_c):
             if line.strip() and not talk.hear(line.strip()):
                 return
 
 
-def lines(interrupts: Interrupts) -> Iterator[str]:
+def lines(ctrl_c: CtrlC) -> Iterator[str]:
     """The lines that are typed, until the input ends or Ctrl-C is pressed twice."""
     typed, pressed = sys.stdin.isatty(), 0
     if typed:
@@ -79,7 +79,7 @@ def lines(interrupts: Interrupts) -> Iterator[str]:
             import readline  # noqa: F401 - the arrow keys edit a line and bring back earlier ones
     while pressed < 2:
         try:
-            with interrupts.raised():
+            with ctrl_c.raised():
                 line = input("> " if typed else "")
         except EOFError:
             return

@@ -73,8 +73,6 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
     """The summary for people, as names and values; a value that is not known is left out."""
     parameters, memory = summary["parameters"], summary["peak_memory"]
     found = change_rows(summary)
-    if "retrain" in summary["phases"]:
-        found[:2] = [(name, value and f"{value}; retrain trains on this split too") for name, value in found[:2]]
     if summary["best_step"] is not None:
         found.append(
             ("best step of the search", f"{summary['best_step']} (loss {summary['best_validation_loss']:.4f})")
@@ -101,11 +99,16 @@ def change_rows(summary: Summary) -> list[tuple[str, str]]:
     before = summary["validation_before"]
     after = {"loss": summary["validation_loss"], "accuracy": summary["validation_accuracy"]}
     test = summary["test"] or {"before": {}, "after": {}}
-    return [
-        (f"{split} {name}", _change(one.get(of), other.get(of), form))
-        for split, one, other in (("validation", before, after), ("test", test["before"], test["after"]))
-        for name, of, form in (("loss", "loss", loss_in_words), ("accuracy", "accuracy", "{:.1%} of the tokens".format))
-    ]
+    trained_on = "; retrain trains on this split too" if "retrain" in summary["phases"] else ""
+    changes = (
+        (f"{split} {name}", _change(one.get(name), other.get(name), form), remark)
+        for split, one, other, remark in (
+            ("validation", before, after, trained_on),
+            ("test", test["before"], test["after"], ""),
+        )
+        for name, form in (("loss", loss_in_words), ("accuracy", "{:.1%} of the tokens".format))
+    )
+    return [(name, change + remark) for name, change, remark in changes if change]
 
 
 def _change(before: float | None, after: float | None, form: Callable[[float], str]) -> str:

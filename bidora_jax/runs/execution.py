@@ -94,7 +94,7 @@ def _score_start(config: Config, losses: "Losses", start: "tuple[PyTree, PyTree]
     if "validation_before" not in folder.read_facts(Path(config.output_dir)):
         found = losses(*start)
         logs.note(config, validation_before=found._asdict())
-        print(f"before training  {found.in_words}", flush=True)
+        print(f"before training  validation {found.in_words}", flush=True)
 
 
 def validation_batches(problem: "Problem") -> "list[Batch]":

@@ -126,9 +126,8 @@ def _asked(run: str) -> Asked:
     data = run_config(run).data
     source = _sources(data.train_file)[0]
     try:
-        if (
-            not source or not Path(source).expanduser().exists()
-        ):  # a pattern, or a data set on the hub, which would be fetched
+        # What is no path is a pattern, or a data set on the hub, which would be fetched.
+        if not source or not Path(source).expanduser().exists():
             return "unknown"
         first = next(iter(sources.scan(source)))
         row = sources.rename({"": {source: [first]}}, data.columns)[""][source][0]

@@ -24,7 +24,7 @@ class Evaluation(NamedTuple):
     loss: float
     """−log p, in nats"""
     accuracy: float
-    """Share of the tokens that the model holds for the most probable, given the text before them."""
+    """Share of the tokens to which the model gives the highest probability."""
     tokens: int
 
     @property
@@ -33,8 +33,8 @@ class Evaluation(NamedTuple):
 
     @property
     def in_words(self) -> str:
-        """A line of the progress."""
-        return f"validation loss {self.loss:.4f}, {self.accuracy:.1%} of its tokens right"
+        """For a line of the progress."""
+        return f"loss {self.loss:.4f}, {self.accuracy:.1%} of its tokens right"
 
 
 Evaluator = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], Evaluation]

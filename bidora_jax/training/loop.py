@@ -182,7 +182,8 @@ class Loop:
         inputs = closing(prefetch(phase.inputs, at.step, phase.steps))
         with inputs as ahead, Progress(phase.name, phase.steps, done=at.step, every=self.intervals.log) as progress:
             with self.interrupts.nothing_unsaved():
-                self._compile(planned, at, progress)
+                with self.timer("compile", planned, at):
+                    self._compile(phase, at, progress)
                 progress.note(f"{phase.name}: {phase.steps - at.step} steps")
                 if phase.run_step(at.step) == 0:
                     self._watch(self.watchers, phase, at, progress)
@@ -202,18 +203,16 @@ class Loop:
             )
 
     def _compile(self, phase: Phase, at: PhaseState, progress: Progress) -> None:
-        """Compiles all that the phase, or the part of it, will run, from shapes, before its first step."""
-        with self.timer("compile", phase, at):
-            part = self.part(phase)
-            needed = upcoming(part.step_shapes, at.step, part.steps)
-            left = [(program, length) for program, length in needed if not program.has(length)]
-            kept = "; kept, so the next run need not wait" if are_kept() else ""
-            with closing(compile_all(left, at.state)) as compiled:
-                while left:
-                    what = f"{len(left)} of {len(needed)} programs left ({in_words(left)}){kept}"
-                    with progress.doing(f"{phase.name}: compiling, {what}"):
-                        left.remove(next(compiled))
-            release_freed_memory()  # LLVM's freed blocks are scattered; no step can use them
+        """Compiles all that the phase will run, from shapes, before its first step."""
+        needed = upcoming(phase.step_shapes, at.step, phase.steps)
+        left = [(program, length) for program, length in needed if not program.has(length)]
+        kept = "; kept, so the next run need not wait" if are_kept() else ""
+        with closing(compile_all(left, at.state)) as compiled:
+            while left:
+                what = f"{len(left)} of {len(needed)} programs left ({in_words(left)}){kept}"
+                with progress.doing(f"{phase.name}: compiling, {what}"):
+                    left.remove(next(compiled))
+        release_freed_memory()  # LLVM's freed blocks are scattered; no step can use them
 
     def _steps(
         self, phase: Phase, at: PhaseState, ahead: Iterator[StepInputs], progress: Progress
@@ -267,7 +266,7 @@ class Loop:
             at = at._replace(best_loss=found.loss, best_step=at.step)
         at = at._replace(stale=0 if better else at.stale + 1)
         chosen = "  (best)" if better and phase.selects else ""
-        progress.note(f"{phase.name} {at.step}/{phase.steps}  {found.in_words}{chosen}")
+        progress.note(f"{phase.name} {at.step}/{phase.steps}  validation {found.in_words}{chosen}")
         return at, {"evaluation_loss": found.loss, "evaluation_accuracy": found.accuracy}
 
     def _watch(self, watchers: Sequence[Watcher], phase: Phase, at: PhaseState, progress: Progress) -> None:

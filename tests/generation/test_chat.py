@@ -1,6 +1,6 @@
 """chat.py, generation/chat.py and generation/conversation.py: a chat over a pipe, its memory, its commands and its bounds.
 
-generation/interrupts.py: Ctrl-C is a signal here too, raised while an answer is written or a line is read.
+generation/ctrl_c.py: Ctrl-C is a signal here too, raised while an answer is written or a line is read.
 """
 
 import io
@@ -15,7 +15,7 @@ from bidora_jax.data import prompts
 from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import command
 from bidora_jax.generation import conversation
-from bidora_jax.generation.interrupts import Interrupts
+from bidora_jax.generation.ctrl_c import CtrlC
 from bidora_jax.kernels.sampling import Sampling
 
 ASKS = "<|im_start|>assistant\n"
@@ -158,7 +158,7 @@ def test_control_c_clears_a_line_and_twice_ends(model_folder, capfd, monkeypatch
 
 
 def test_control_c_is_a_flag_but_where_it_is_raised():
-    with Interrupts() as interrupts:
+    with CtrlC() as interrupts:
         assert not interrupts.taken()
         signal.raise_signal(signal.SIGINT)
         assert (interrupts.taken(), interrupts.taken()) == (True, False)

@@ -14,7 +14,7 @@ from typing import Any
 from bidora_jax.errors import interrupted
 
 
-class Interrupts:
+class CtrlC:
     """In its `with` block Ctrl-C raises nothing and sets a flag, but for where `raised` says so. Elsewhere than in the main thread,
     where Python handles no signals, it changes nothing."""
 
@@ -22,7 +22,7 @@ class Interrupts:
         self._pressed = False
         self._before: Any = None
 
-    def __enter__(self) -> "Interrupts":
+    def __enter__(self) -> "CtrlC":
         self._before = _handled_by(self._note)
         return self
 
