@@ -7,7 +7,6 @@ or else on its validation records, and records are cut and counted as in its tra
 """
 
 import json
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -99,27 +98,18 @@ def _settled(arguments: EvaluateArguments, given: frozenset[str]) -> tuple[Evalu
 
 def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]:
     """The results that the command prints: a dictionary for each adapter, or one for all of them as an ensemble or average."""
-    from bidora_jax.data import encoding, token_cache
-    from bidora_jax.data.batches import bucket_lengths, full_pass
-    from bidora_jax.data.records import unused_keys
-    from bidora_jax.data.tokenizer import check_known, pad_id
+    from bidora_jax.data import file_batches
     from bidora_jax.tasks import evaluation
 
     if arguments.batch_size < 1 or arguments.max_length < 2:
         raise InputError("--batch-size must be at least 1 and --max-length at least 2")
     if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
         raise InputError(f"there is no folder for --json {arguments.json}; make it, or name another file")
-    given, source = encoding.read_records(arguments.data_file, arguments.columns), " and ".join(arguments.data_file)
+    source = " and ".join(arguments.data_file)
     opened = open_folder(arguments)
-    how = {"max_length": arguments.max_length, "loss_on": arguments.loss_on, "long": arguments.long}
-    split, kept = token_cache.encode_all(given, opened.tokenizer, arguments.token_cache, **how)
-    for line in (*unused_keys(given), *encoding.remarks_of(split, given), *([kept] if kept else [])):
-        print(line, file=sys.stderr, flush=True)
-    tokens = (example.tokens for example in split.examples)
-    check_known(tokens, opened.tokenizer, opened.config.vocab_size, source)
+    how = file_batches.Reading(*(getattr(arguments, name) for name in file_batches.Reading._fields))
+    given, split, batches = file_batches.read(arguments.data_file, how, opened.tokenizer, opened.config.vocab_size)
     base, members = load_weights(arguments, opened)
-    buckets = bucket_lengths([len(example.tokens) for example in split.examples], 4)
-    batches = list(full_pass(split.examples, buckets, arguments.batch_size, pad_id(opened.tokenizer)))
     adapter = next((member.adapter for member in members.values() if member is not None), None)
     measure = evaluation.evaluator(opened.config, adapter, arguments.settings, arguments.combine)
     results = []

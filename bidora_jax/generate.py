@@ -12,16 +12,18 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from bidora_jax.errors import InputError, command, program
 from bidora_jax.generation.served_model import Served, load_weights, open_folder
 from bidora_jax.generation.settings import Sampled
 from bidora_jax.machine.files import write_whole
-from bidora_jax.runs.serving import asked_in_training, named, settled
+from bidora_jax.runs.serving import form_of_training, named, settled
 
 if TYPE_CHECKING:
     from bidora_jax.data.records import Record
+    from bidora_jax.data.tokenizer import Tokenizer
+    from bidora_jax.generation.conversation import Form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,36 +110,24 @@ def generate(arguments: GenerateArguments) -> list[dict[str, Any]]:
     if flag := "--template" * arguments.template or "--system" * bool(arguments.system):
         conversation.require_template(opened.folder, tokenizer, flag)
     form, remark = _form(arguments, tokenizer)
-    prompts = [_ids(record, form, arguments.system, tokenizer) for record in given]
+    prompts = [conversation.question_ids(record, form, arguments.system, tokenizer) for record in given]
     if remark:
         print(remark, file=sys.stderr, flush=True)
     tokens.check_known(prompts, tokenizer, opened.config.vocab_size, "the prompts")
     answers.check_room(opened.config, prompts, arguments.max_new_tokens)
     base, members = load_weights(arguments, opened)
     model, ends = decoding.assemble(opened.config, base), conversation.ends(opened.folder, tokenizer)
-    size, found, began = min(arguments.batch_size, len(prompts)), [], time.perf_counter()
-    rows = min(arguments.batch_size, 1 << (size - 1).bit_length())  # few numbers of rows, few programs
+    found, began = [], time.perf_counter()
     for name, member in members.items():
         model = model if member is None else decoding.with_adapter(model, *member, combine=arguments.combine)
-        for start in range(0, len(prompts), size):
-            numbers = range(start, min(start + size, len(prompts)))
-            pieces = answers.complete(
-                model, [prompts[number] for number in numbers], max_new_tokens=arguments.max_new_tokens, ends=ends,
-                sampling=arguments.sampling, seed=arguments.seed, numbers=numbers, rows=rows,
-            )  # fmt: skip
-            for number, piece in zip(numbers, pieces, strict=True):
-                asked = question_text(given[number])
-                text = tokenizer.decode(piece.tokens, skip_special_tokens=True)
-                found.append(
-                    {
-                        "prompt": asked,
-                        "adapter": name,
-                        "answer": text,
-                        "tokens": len(piece.tokens),
-                        "ended": piece.ended,
-                    }
-                )
-                _show(found[-1], several=len(prompts) * len(members) > 1)
+        written = answers.each(model, prompts, arguments, ends=ends, batch_size=arguments.batch_size)
+        for record, piece in zip(given, written, strict=True):
+            text = tokenizer.decode(piece.tokens, skip_special_tokens=True)
+            found.append({
+                "prompt": question_text(record), "adapter": name, "answer": text, "tokens": len(piece.tokens),
+                "ended": piece.ended,
+            })  # fmt: skip
+            _show(found[-1], several=len(prompts) * len(members) > 1)
     seconds, made = time.perf_counter() - began, sum(answer["tokens"] for answer in found)
     cut = sum(not answer["ended"] for answer in found)
     said = f"; {cut} of {len(found)} answers cut by --max-new-tokens {arguments.max_new_tokens}" if cut else ""
@@ -196,26 +186,20 @@ def _records(arguments: GenerateArguments) -> "list[Record]":
     return found
 
 
-Form = Literal["raw", "chat template", "plain template"]
-
-
-def _form(arguments: GenerateArguments, tokenizer: Any) -> tuple[Form, str]:
+def _form(arguments: GenerateArguments, tokenizer: "Tokenizer") -> "tuple[Form, str]":
     """The form in which the model is asked, and a line on it where nobody chose it."""
     a = arguments
     if a.template or a.system:
         return "chat template", ""
     if a.raw or not _are_lines(a):
         return "raw", ""
-    trained = asked_in_training(a)
-    if trained == "with texts":
-        return "raw", "the prompt is taken as it stands, as texts were in training" + (
-            " (--template wraps it in the chat template)" if tokenizer.chat_template else ""
-        )
-    if tokenizer.chat_template:
-        return "chat template", "the model's chat template is applied (--raw leaves it out)"
-    if trained == "with questions":
-        return "plain template", "the prompt is asked in the plain template of the training (--raw leaves it out)"
-    return "raw", ""
+    form = form_of_training(a, tokenizer)
+    remarks = {
+        "raw": "the prompt is taken as it stands, as texts were in training (--template wraps it in the chat template)",
+        "chat template": "the model's chat template is applied (--raw leaves it out)",
+        "plain template": "the prompt is asked in the plain template of the training (--raw leaves it out)",
+    }
+    return form, remarks[form] if form != "raw" or tokenizer.chat_template else ""
 
 
 def _are_lines(arguments: GenerateArguments) -> bool:
@@ -223,23 +207,6 @@ def _are_lines(arguments: GenerateArguments) -> bool:
     from bidora_jax.data.sources import sources
 
     return not arguments.prompt_file or not sources.has_keys(arguments.prompt_file)
-
-
-def _ids(record: "Record", form: Form, system: str, tokenizer: Any) -> list[int]:
-    from bidora_jax.data import prompts, records
-    from bidora_jax.generation import conversation
-
-    if records.is_conversation(record):
-        turns = record["messages"]
-        opening = [] if turns[0]["role"] == "system" else conversation.opening(system)
-        return prompts.prompt_ids(records.Record({**record, "messages": [*opening, *turns]}, record.place), tokenizer)
-    if form == "raw":
-        return prompts.prompt_ids(record, tokenizer)
-    if form == "plain template":
-        return prompts.prompt_ids(records.Record({"instruction": record["prompt"]}), tokenizer)
-    opening = conversation.opening(record.get("system") or system)
-    user = "\n\n".join(record[key] for key in ("prompt", "instruction", "input") if record.get(key))
-    return conversation.prompt_ids([*opening, conversation.said_by("user", user)], tokenizer)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ import numpy as np
 
 from bidora_jax.errors import InputError, listing
 from bidora_jax.generation.decoding import Model, Prompts, assemble, decode, prefill, with_adapter
+from bidora_jax.generation.settings import Sampled
 from bidora_jax.kernels import xla_cpu
 from bidora_jax.kernels.precision import wide
 from bidora_jax.kernels.sampling import Sampling
 from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.base import dtype_of
 
-__all__ = ["GREEDY", "Model", "Piece", "assemble", "bucket", "check_room", "complete", "stream", "with_adapter"]
+__all__ = ["GREEDY", "Model", "Piece", "assemble", "bucket", "check_room", "complete", "each", "stream", "with_adapter"]
 GREEDY = Sampling()
 
 
@@ -52,6 +53,20 @@ def complete(
     request = _request(prompts, ends, sampling, seed, numbers, max(rows, _fewest_rows(model)))
     *_, last = _grown(model, request, len(prompts), ends, max_new_tokens, chunk=max_new_tokens, first_alone=False)
     return last
+
+
+def each(
+    model: Model, prompts: Sequence[Sequence[int]], how: Sampled, *, ends: Sequence[int], batch_size: int
+) -> Iterator[Piece]:
+    """The whole answer to each prompt, `batch_size` at a time; the number of a prompt is its place. The rest as in `complete`."""
+    size = min(batch_size, len(prompts))
+    rows = min(batch_size, 1 << (size - 1).bit_length())  # few numbers of rows, few programs
+    for first in range(0, len(prompts), size):
+        numbers = range(first, min(first + size, len(prompts)))
+        yield from complete(
+            model, prompts[first : numbers.stop], max_new_tokens=how.max_new_tokens, ends=ends, sampling=how.sampling,
+            seed=how.seed, numbers=numbers, rows=rows,
+        )  # fmt: skip
 
 
 def stream(

@@ -5,9 +5,10 @@ A template is a program in the tokenizer's files, which transformers runs in a s
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from bidora_jax.data import chat_template
-from bidora_jax.data.records import BadRecord, Turn
+from bidora_jax.data import chat_template, prompts
+from bidora_jax.data.records import BadRecord, Record, Turn, is_conversation
 from bidora_jax.data.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from bidora_jax.errors import InputError
 from bidora_jax.machine.files import read_json
@@ -32,6 +33,25 @@ def require_template(folder: Path, tokenizer: Tokenizer, flag: str) -> None:
             f"{flag} needs a chat template, and the tokenizer in {folder} has none: take a model that was trained to chat, "
             "or give --prompt the text to go on from"
         )
+
+
+Form = Literal["raw", "chat template", "plain template"]
+"""How a prompt of a record is asked: as text to go on from, as a user's turn, or as training asks without a chat template."""
+
+
+def question_ids(record: Record, form: Form, system: str, tokenizer: Tokenizer) -> list[int]:
+    """Tokens of what a record asks, up to where the answer begins. A conversation, and an instruction in the form `raw`, are asked
+    as in training."""
+    if is_conversation(record):
+        turns = record["messages"]
+        before = [] if turns[0]["role"] == "system" else opening(system)
+        return prompts.prompt_ids(Record({**record, "messages": [*before, *turns]}, record.place), tokenizer)
+    if form == "raw":
+        return prompts.prompt_ids(record, tokenizer)
+    if form == "plain template":
+        return prompts.prompt_ids(Record({"instruction": record["prompt"]}), tokenizer)
+    user = "\n\n".join(record[key] for key in ("prompt", "instruction", "input") if record.get(key))
+    return prompt_ids([*opening(record.get("system") or system), said_by("user", user)], tokenizer)
 
 
 def prompt_ids(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:

@@ -6,27 +6,13 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from bidora_jax.data.sources import in_memory
 from bidora_jax.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from bidora_jax.generation.settings import Sampled
-
-
-LossOn = Literal["response", "turns", "all"]
-Long = Literal["split", "truncate", "drop", "refuse"]
-
-
-class Reading(NamedTuple):
-    """How records are evaluated; the defaults are those of `evaluate`."""
-
-    columns: Any = ()
-    max_length: int = 1024
-    loss_on: LossOn = "response"
-    long: Long = "split"
-    batch_size: int = 4
 
 
 def known(call: str, given: dict[str, Any], names: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 The weights are read at the first answer or evaluation, and stay in memory as long as the object does.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from bidora_jax.config import at_home
+from bidora_jax.data import file_batches
+from bidora_jax.data.file_batches import Long, LossOn, Reading
 from bidora_jax.errors import InputError
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.runs import call_arguments
-from bidora_jax.runs.call_arguments import Reading
 from bidora_jax.runs.exporting import Format, export_run
 from bidora_jax.runs.folder import run_config
 
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from jaxtyping import PyTree
     from matplotlib.figure import Figure
 
-    from bidora_jax.data.batches import Batch
-    from bidora_jax.data.records import Record
+    from bidora_jax.generation.conversation import Form
     from bidora_jax.generation.decoding import Model
     from bidora_jax.generation.ensembles import Member
     from bidora_jax.generation.served_model import Opened
     from bidora_jax.tasks.evaluation import Evaluator
 
+READING = tuple(name for name in Reading._fields if name != "token_cache")
+"""What a call of `evaluate` may say of its records."""
 Exported = Literal["source", "float32", "bfloat16", "float16"]
 
 
@@ -149,84 +150,60 @@ class FinetunedModel:
         drawn = {"max_new_tokens": max_new_tokens, "seed": seed, **sampling}
         how = call_arguments.sampled(drawn, ("raw", "system", "batch_size"))
         call_arguments.at_least(1, batch_size=batch_size)
-        opened, raw = self._opened, self._raw if raw is None and not system else bool(raw)
+        opened = self._opened
         ids = [self._ids(prompt, number, raw, system) for number, prompt in enumerate(given, 1)]
         tokens.check_known(ids, opened.tokenizer, opened.config.vocab_size, "the prompts")
         answers.check_room(opened.config, ids, max_new_tokens)
-        size, texts = min(batch_size, len(ids)), []
-        for start in range(0, len(ids), size):
-            numbers = range(start, min(start + size, len(ids)))
-            pieces = answers.complete(
-                self._answering, ids[numbers.start : numbers.stop], max_new_tokens=max_new_tokens, ends=self._ends,
-                sampling=how.sampling, seed=seed, numbers=numbers, rows=size,
-            )  # fmt: skip
-            texts += [opened.tokenizer.decode(piece.tokens, skip_special_tokens=True) for piece in pieces]
+        written = answers.each(self._answering, ids, how, ends=self._ends, batch_size=batch_size)
+        texts = [opened.tokenizer.decode(piece.tokens, skip_special_tokens=True) for piece in written]
         return texts if several else texts[0]
 
-    def _ids(self, prompt: Any, number: int, raw: bool, system: str) -> list[int]:
-        from bidora_jax.data import prompts, records
+    def _ids(self, prompt: Any, number: int, raw: bool | None, system: str) -> list[int]:
+        from bidora_jax.data import records
         from bidora_jax.generation import conversation
 
         tokenizer = self._opened.tokenizer
-        if isinstance(prompt, Mapping):
-            try:
-                return prompts.prompt_ids(records.question(dict(prompt), f"prompt {number}"), tokenizer)
-            except records.BadRecord as problem:
-                raise InputError(f"prompt {number} {problem}") from None
-        if not isinstance(prompt, str):
-            raise InputError(f"prompt {number} must be a text or a dictionary, found {type(prompt).__name__}")
         if system and (raw or not tokenizer.chat_template):
             raise InputError(
                 "system is written by a chat template: leave it out with raw=True, and for a model without one"
             )
-        if raw:
-            return prompts.prompt_ids(records.Record({"prompt": prompt}), tokenizer)
-        if not tokenizer.chat_template:  # the plain template of the training
-            return prompts.prompt_ids(records.Record({"instruction": prompt}), tokenizer)
-        return conversation.prompt_ids([*conversation.opening(system), conversation.said_by("user", prompt)], tokenizer)
+        in_template: conversation.Form = "chat template" if tokenizer.chat_template else "plain template"
+        if isinstance(prompt, Mapping):
+            try:
+                record = records.question(dict(prompt), f"prompt {number}")
+            except records.BadRecord as problem:
+                raise InputError(f"prompt {number} {problem}") from None
+            return conversation.question_ids(record, in_template if system else "raw", system, tokenizer)
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt {number} must be a text or a dictionary, found {type(prompt).__name__}")
+        form = "raw" if raw else in_template if system or raw is False else self._form
+        return conversation.question_ids(records.Record({"prompt": prompt}), form, system, tokenizer)
 
     def evaluate(self, data: Any, **reading: Any) -> dict[str, float | int]:
         """{loss, perplexity, accuracy, tokens} over the trained tokens of a file, or of rows as `finetune` takes them.
 
         reading: columns, max_length, loss_on, long, batch_size; those of the run where there is one, else those of `evaluate`.
         """
-        call_arguments.known("evaluate", reading, Reading._fields)
+        call_arguments.known("evaluate", reading, READING)
         how = self._reading._replace(**reading)
         call_arguments.at_least(1, batch_size=how.batch_size)
         call_arguments.at_least(2, max_length=how.max_length)
-        call_arguments.one_of("loss_on", how.loss_on, get_args(call_arguments.LossOn))
-        call_arguments.one_of("long", how.long, get_args(call_arguments.Long))
+        call_arguments.one_of("loss_on", how.loss_on, get_args(LossOn))
+        call_arguments.one_of("long", how.long, get_args(Long))
+        opened = self._opened
         with call_arguments.as_file(data) as source:
-            batches = self._batches(source, how)
+            batches = file_batches.read(source, how, opened.tokenizer, opened.config.vocab_size).batches
         base, member = self._weights
         trained = ({}, {}) if member is None else (member.direction, member.magnitude)
         found = self._measure(base, *trained, batches)
         return found._asdict() | {"perplexity": found.perplexity}
-
-    def _batches(self, source: str | tuple[str, ...], how: Reading) -> "list[Batch]":
-        from bidora_jax.data import encoding, token_cache
-        from bidora_jax.data.batches import bucket_lengths, full_pass
-        from bidora_jax.data.records import unused_keys
-        from bidora_jax.data.tokenizer import check_known, pad_id
-
-        columns = tuple(how.columns.items()) if isinstance(how.columns, Mapping) else tuple(how.columns)
-        given: list[Record] = encoding.read_records(source, columns)
-        tokenizer = self._opened.tokenizer
-        split, _ = token_cache.encode_all(
-            given, tokenizer, "", max_length=how.max_length, loss_on=how.loss_on, long=how.long
-        )
-        for line in (*unused_keys(given), *encoding.remarks_of(split, given)):
-            print(line, file=sys.stderr)
-        check_known((one.tokens for one in split.examples), tokenizer, self._opened.config.vocab_size, str(source))
-        buckets = bucket_lengths([len(example.tokens) for example in split.examples], 4)
-        return list(full_pass(split.examples, buckets, how.batch_size, pad_id(tokenizer)))
 
     @cached_property
     def _reading(self) -> Reading:
         if self.folder is None:
             return Reading()
         data = asdict(run_config(str(self.folder)).data)
-        return Reading(**{name: data[name] for name in Reading._fields})
+        return Reading(**{name: data[name] for name in READING})
 
     @cached_property
     def _opened(self) -> "Opened":
@@ -255,13 +232,13 @@ class FinetunedModel:
         return model if member is None else decoding.with_adapter(model, *member)
 
     @cached_property
-    def _raw(self) -> bool:
-        """Whether a text is given as it stands where the caller does not say: as it was in training."""
+    def _form(self) -> "Form":
+        """How a text is asked where the caller does not say: as it was in training."""
         from bidora_jax.generation.served_model import Served
-        from bidora_jax.runs.serving import asked_in_training
+        from bidora_jax.runs.serving import form_of_training
 
-        asked = asked_in_training(Served(run="" if self.folder is None else str(self.folder), adapter=self._adapters))
-        return asked == "with texts" or (asked == "unknown" and not self._opened.tokenizer.chat_template)
+        served = Served(run="" if self.folder is None else str(self.folder), adapter=self._adapters)
+        return form_of_training(served, self._opened.tokenizer)
 
     @property
     def _adapters(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from bidora_jax.config import Config
 from bidora_jax.data.settings import DataConfig
@@ -16,6 +16,9 @@ from bidora_jax.errors import InputError
 from bidora_jax.generation.served_model import Served
 from bidora_jax.models.formats import hf_config, peft_config
 from bidora_jax.runs.folder import run_config
+
+if TYPE_CHECKING:
+    from bidora_jax.generation.conversation import Form
 
 Arguments = TypeVar("Arguments", bound=Served)
 OF_THE_MODEL = ("dtype", "quantization", "double_quant", "quantized_modules")
@@ -117,6 +120,16 @@ def asked_in_training(served: Served) -> Asked:
     runs = [served.run] if served.run else map(_run_of, served.adapter)
     found: set[Asked] = {_asked(run) if run else "unknown" for run in runs}
     return found.pop() if len(found) == 1 else "unknown"
+
+
+def form_of_training(served: Served, tokenizer: Any) -> "Form":
+    """The form in which a text is asked where nobody chooses one: that of the training. Of an unknown one, the chat template."""
+    asked = asked_in_training(served)
+    if asked == "with texts":
+        return "raw"
+    if tokenizer.chat_template:
+        return "chat template"
+    return "plain template" if asked == "with questions" else "raw"
 
 
 def _asked(run: str) -> Asked:

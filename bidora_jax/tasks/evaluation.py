@@ -11,6 +11,7 @@ from bidora_jax.data import records
 from bidora_jax.data.batches import Batch
 from bidora_jax.data.prompts import prompt_ids, response_text
 from bidora_jax.generation import answers, decoding, ensembles
+from bidora_jax.generation.settings import Sampled
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.compute import Compute
@@ -96,10 +97,7 @@ def answer(
     """Greedy answers of a model without adapter (merge it first), cut at the first of `ends` or at the model's context."""
     prompts = [prompt_ids(record, tokenizer) for record in test]
     left = config.max_positions - max(map(len, prompts))
-    model, size, written = decoding.assemble(config, base), rows(len(prompts)), []
-    for first in range(0, len(prompts), size):
-        written += answers.complete(
-            model, prompts[first : first + size], max_new_tokens=min(max_new_tokens, max(left, 1)), ends=ends, rows=size
-        )
+    how = Sampled(max_new_tokens=min(max_new_tokens, max(left, 1)))
+    written = answers.each(decoding.assemble(config, base), prompts, how, ends=ends, batch_size=rows(len(prompts)))
     texts = tokenizer.batch_decode([piece.tokens for piece in written], skip_special_tokens=True)
     return Answers(texts, [response_text(record) for record in test])

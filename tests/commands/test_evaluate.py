@@ -1,4 +1,5 @@
-"""evaluate.py, tasks/evaluation.py: a file's loss against a sum by hand, against transformers, with the adapter and merged."""
+"""evaluate.py, data/file_batches.py, tasks/evaluation.py: a file's loss against a sum by hand, against transformers, with the
+adapter and merged."""
 
 import json
 import math

@@ -18,9 +18,10 @@ from runs import ROOT, trained_run
 from bidora_jax import evaluate, generate
 from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import InputError, command
-from bidora_jax.generate import GenerateArguments, _form, _ids
+from bidora_jax.generate import GenerateArguments, _form
 from bidora_jax.generate import _prompts as prompts_of
 from bidora_jax.generation import answers, ensembles
+from bidora_jax.generation.conversation import question_ids
 from bidora_jax.models.formats import hf, hf_config, peft
 from bidora_jax.runs.serving import settled
 
@@ -99,7 +100,7 @@ def test_a_run_is_asked_as_its_records_asked_in_training(model_folder, tmp_path,
         tokenizer = load_tokenizer(folder)
         for served in (GenerateArguments(run=str(run)), GenerateArguments(adapter=(str(run),))):
             served = settled(replace(served, prompt="b c"), ())
-            ids = _ids(prompts_of(served)[0], _form(served, tokenizer)[0], "", tokenizer)
+            ids = question_ids(prompts_of(served)[0], _form(served, tokenizer)[0], "", tokenizer)
             assert ids == tokenizer(form.format("b c"), add_special_tokens=False)["input_ids"]
 
 
