@@ -50,6 +50,7 @@ def test_answers_are_those_of_the_library_raw_and_in_the_template(run_folder, mo
     wrapped = [turn("system", "be") + turn("user", text) + "<|im_start|>assistant\n" for text in PROMPTS]
     said = answered(model_folder, wrapped, ready)
     assert run.generate(PROMPTS, system="be", max_new_tokens=7, batch_size=2) == said != expected
+    assert run.generate({"instruction": PROMPTS[0]}, system="be", max_new_tokens=7, batch_size=2) == said[0]
     asked = {"instruction": PROMPTS[0], "system": "be", "output": "an answer that is left out"}
     talk = {"messages": [{"role": "system", "content": "be"}, {"role": "user", "content": PROMPTS[1]}]}
     assert run.generate([asked, talk, {"prompt": PROMPTS[2]}], max_new_tokens=7, batch_size=2) == [
