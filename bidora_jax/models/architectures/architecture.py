@@ -13,6 +13,8 @@ an output over the vocabulary. `name_table` translates every Hugging Face name i
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+from bidora_jax.models.architectures.heads import HeadSpec, Kind
+
 EMBEDDING, HEAD, LAYERS = "embed_tokens", "lm_head", "layers"
 """Keys of the base tree: the input embedding, the output embedding, the stacked layers."""
 
@@ -118,6 +120,15 @@ class Architecture(Protocol):
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Every tensor of the base tree, in the order of their paths."""
+        ...
+
+    def head(self, kind: Kind, outputs: int) -> HeadSpec:
+        """The head of classification that transformers puts on this model, with so many outputs."""
+        ...
+
+    def ignores(self, name: str) -> bool:
+        """Whether a checkpoint may hold a tensor of this name that is no part of the base tree: of a head, of the output that
+        pretraining used, a buffer."""
         ...
 
 

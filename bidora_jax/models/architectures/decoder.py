@@ -12,6 +12,7 @@ from bidora_jax.models.architectures.architecture import (
     TensorSpec,
     linear_shapes,
 )
+from bidora_jax.models.architectures.heads import HeadPart, HeadSpec, Kind
 from bidora_jax.models.architectures.rope import RopeScaling
 
 __all__ = ["ATTENTION", "LINEARS", "DecoderConfig", "linear_shapes"]
@@ -54,6 +55,8 @@ class DecoderConfig:
     window: int | None = None
     """Tokens that a position sees, its own included (Mistral); None: all up to it."""
     rope_scaling: RopeScaling | None = None
+    has_output: bool = True
+    """Whether it has an output over the vocabulary; a classifier has none."""
 
     @property
     def tied(self) -> bool:
@@ -65,6 +68,10 @@ class DecoderConfig:
 
     def untied(self) -> "DecoderConfig":
         return replace(self, tie_word_embeddings=False)
+
+    def without_output(self) -> "DecoderConfig":
+        """The model inside a classifier."""
+        return replace(self, has_output=False)
 
     @property
     def layer_prefix(self) -> str:
@@ -86,7 +93,7 @@ class DecoderConfig:
             TensorSpec((EMBEDDING, "weight"), "model.embed_tokens.weight", (self.vocab_size, d)),
             TensorSpec(("norm", "weight"), "model.norm.weight", (d,)),
         ]
-        if not self.tied:
+        if self.has_output and not self.tied:
             outside.append(TensorSpec((HEAD, "weight"), "lm_head.weight", (self.vocab_size, d)))
         inside: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (d,), "post_attention_layernorm.weight": (d,)}
         if self.qk_norm:
@@ -97,6 +104,17 @@ class DecoderConfig:
                 inside[f"{linear.path}.bias"] = (linear.out_features,)
         stacked = [TensorSpec((LAYERS, *name.split(".")), name, shape) for name, shape in inside.items()]
         return tuple(sorted(outside + stacked, key=lambda one: one.path))
+
+    def head(self, kind: Kind, outputs: int) -> HeadSpec:
+        out = HeadPart("out", "score", (outputs, self.hidden_size), bias=kind == "token")
+        return HeadSpec("last" if kind == "sequence" else "each", (out,))
+
+    def ignores(self, name: str) -> bool:
+        if name.endswith("rotary_emb.inv_freq"):  # follows from rope_theta
+            return True
+        if self.has_output:
+            return self.tied and name == "lm_head.weight"  # a copy of the embedding
+        return name in ("lm_head.weight", "score.weight", "score.bias")
 
     def _has_bias(self, role: Role) -> bool:
         if role not in ATTENTION_ROLES:

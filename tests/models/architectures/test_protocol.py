@@ -30,6 +30,7 @@ from bidora_jax.models.architectures.architecture import (
     linear_names,
     name_table,
 )
+from bidora_jax.models.architectures.heads import HeadPart, HeadSpec, Kind
 from bidora_jax.models.base import dense_shapes, dtype_of, head_of
 from bidora_jax.models.formats import hf, peft
 from bidora_jax.models.settings import ModelConfig
@@ -53,6 +54,12 @@ class Encoder:
 
     def untied(self) -> "Encoder":
         return self
+
+    def head(self, kind: Kind, outputs: int) -> HeadSpec:
+        return HeadSpec("first" if kind == "sequence" else "each", (HeadPart("out", "classifier", (outputs, 22)),))
+
+    def ignores(self, name: str) -> bool:
+        return name.startswith("classifier.")
 
     @property
     def linears(self) -> tuple[LinearSpec, ...]:
