@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from bidora_jax.kernels import attention, norms, quantized, rope
 from bidora_jax.kernels.matmul import frozen_dot
-from bidora_jax.kernels.precision import wide
 from bidora_jax.kernels.save_for_backward import saved_dtype
 from bidora_jax.kernels.swiglu import swiglu
 from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats
@@ -134,12 +133,16 @@ def hidden(
 
 
 def empty_tape(
-    config: DecoderConfig, adapter: Adapter | None, compute: Compute, base: PyTree, trained: Trained, batch: Batch
+    config: DecoderConfig,
+    adapter: Adapter | None,
+    compute: Compute,
+    base: PyTree,
+    trained: Trained,
+    batch: Batch,
+    means: Array | None,
 ) -> EmptyTape:
-    """The empty tape of a pass over this batch: with remat `dots` of layers and head, else of the head."""
+    """The empty tape of a pass over this batch: with remat `dots` of the layers, and of a head that has `means`."""
     base = with_whole_modules(base, trained[0])
-    rows, columns = batch["tokens"].shape
-    means = jnp.zeros((rows * (columns - 1), config.hidden_size), wide(dtype_of(base)))
     stacks, x = _stacked(config, compute, base, trained, {"tokens": batch["tokens"]}, None)
     return layer_scan.empty_tape(_one_layer(config, adapter, compute), compute, *stacks, x, means)
 

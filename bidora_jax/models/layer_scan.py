@@ -115,7 +115,13 @@ def unpacked(variables: PyTree, layers: PyTree, index: Array) -> PyTree:
 
 
 def empty_tape(
-    layer: Layer, compute: Compute, variables: PyTree, frozen: PyTree, shared: Shared, x: Array, means: Array
+    layer: Layer,
+    compute: Compute,
+    variables: PyTree,
+    frozen: PyTree,
+    shared: Shared,
+    x: Array,
+    means: Array | None,
 ) -> EmptyTape:
     """The empty tape of a pass over these stacks, whose first layer takes x, and of a head with these `means`."""
     if not compute.saves_sums:
@@ -221,7 +227,10 @@ def _scanned_backward(saves: _LayerScan, residuals, g):
     exposed, cotangents = {} if empty is None else empty.cotangents, {} if values is None else values.cotangents
     inputs, saved = kept
     g, (variables_g, exposed_g) = saves.backward(g, variables, kept, frozen, shared, exposed, cotangents)
-    empty_g = None if empty is None else EmptyTape(inputs, saved, exposed_g, jnp.zeros_like(empty.means))
+    empty_g = None
+    if empty is not None:
+        means = None if empty.means is None else jnp.zeros_like(empty.means)
+        empty_g = EmptyTape(inputs, saved, exposed_g, means)
     return variables_g, g, empty_g, None, None, None
 
 

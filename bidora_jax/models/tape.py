@@ -114,8 +114,8 @@ class TapeValues(NamedTuple):
     """SAVED of every layer."""
     cotangents: PyTree
     """COTANGENTS of every layer: of the inputs of linear layers, but for down_proj's, which is wide and cheap to compute again."""
-    means: Float[Array, "N D"]
-    """softmax(x·Eᵀ)·E of every token that predicts another, see kernels/losses.py."""
+    means: Float[Array, "N D"] | None
+    """softmax(x·Eᵀ)·E of every token that predicts another, see kernels/losses.py; None of a head without a vocabulary."""
 
 
 class EmptyTape(NamedTuple):
@@ -130,4 +130,4 @@ class EmptyTape(NamedTuple):
     inputs: Array | None
     saved: PyTree
     cotangents: PyTree
-    means: Array
+    means: Array | None

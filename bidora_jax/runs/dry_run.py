@@ -38,7 +38,7 @@ from bidora_jax.planning import footprint
 from bidora_jax.planning.footprint import Footprint, gigabytes
 from bidora_jax.planning.remat_choice import FirstPhase
 from bidora_jax.runs.compile_clock import Clock
-from bidora_jax.tasks.evaluation import Evaluation
+from bidora_jax.tasks.task import Scores
 from bidora_jax.training.checkpoint import Checkpoints
 from bidora_jax.training.compiled_steps import CompiledStep, StepShape, shapes, upcoming
 from bidora_jax.training.loop import Intervals, Loop, Phase, PhaseState, Watcher
@@ -211,7 +211,7 @@ class Rehearsal:
         self._counts: list[tuple[Footprint, int | None, tuple[int, ...]]] = []
 
     def make_loop(
-        self, evaluate: Callable[[PyTree, PyTree], Evaluation] | None, log: MetricsLog, checkpoints: Checkpoints,
+        self, evaluate: Callable[[PyTree, PyTree], Scores] | None, log: MetricsLog, checkpoints: Checkpoints,
         intervals: Intervals, watchers: Sequence[Watcher],
     ) -> Loop:  # fmt: skip
         silent = [Silent(watcher) for watcher in watchers]

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from bidora_jax.data.batches import Batch, Examples
     from bidora_jax.data.records import Record
     from bidora_jax.planning.remat_choice import FirstPhase
-    from bidora_jax.tasks.evaluation import Answers, Evaluation
+    from bidora_jax.tasks.evaluation import Answers
+    from bidora_jax.tasks.task import Criterion, Scores
     from bidora_jax.training.checkpoint import Checkpoints
     from bidora_jax.training.loop import Loop, Phase, PhaseState
     from bidora_jax.training.problem import Problem
 
 
-Losses: TypeAlias = "Callable[[PyTree, PyTree], Evaluation]"
+Losses: TypeAlias = "Callable[[PyTree, PyTree], Scores]"
 """(direction, magnitude) to the scores on some batches."""
 
 
@@ -36,7 +37,7 @@ class Tested(NamedTuple):
     """A model on the test records."""
 
     answers: "Answers | None"
-    scores: "Evaluation | None"
+    scores: "Scores | None"
     """None where no test record has a token that is trained."""
 
 
@@ -93,7 +94,7 @@ def _score_start(config: Config, losses: "Losses", start: "tuple[PyTree, PyTree]
 
     if "validation_before" not in folder.read_facts(Path(config.output_dir)):
         found = losses(*start)
-        logs.note(config, validation_before=found._asdict())
+        logs.note(config, validation_before=found.facts)
         print(f"before training  validation {found.in_words}", flush=True)
 
 
@@ -128,7 +129,7 @@ def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Check
     in_search = latest is None or latest <= search.steps
     if in_search:
         at = loop.run(search, _resumed(loop, checkpoints, search, at))
-        _say(search, at)
+        _say(search, at, problem.criterion)
     if config.adapter.method != "bidora" or not (config.retrain.epochs or config.retrain.steps):
         return at.best
     begin = (config.retrain, config.inner)
@@ -139,7 +140,7 @@ def _train(config: Config, problem: "Problem", loop: "Loop", checkpoints: "Check
         phase, _ = phases.retrain(problem, *begin, resumed.best, search.steps)
         fresh = resumed
     at = loop.run(phase, fresh)
-    _say(phase, at)
+    _say(phase, at, problem.criterion)
     return at.best
 
 
@@ -179,7 +180,7 @@ def _finish(
         print(f"validation loss of the result {found.loss:.4f}")
     if on_test is not None and before.scores is not None:
         after = on_test(direction, magnitude)
-        logs.note(config, test={"before": before.scores._asdict(), "after": after._asdict()})
+        logs.note(config, test={"before": before.scores.facts, "after": after.facts})
     trained = export.Trained(problem.config, problem.adapter, problem.base, direction, magnitude)
     export.write_adapter(folder / "adapter", config.adapter, config.model.path, trained, replace=True)
     if config.merged:
@@ -215,6 +216,6 @@ def _compare_answers(test: "list[Record]", before: "Answers", after: "Answers") 
     print(f"\nfor example: {question_text(test[0])}\n--- before\n{before.texts[0]}\n--- after\n{after.texts[0]}\n---")
 
 
-def _say(phase: "Phase", at: "PhaseState") -> None:
-    chosen = f", best validation loss {at.best_loss:.4f} at step {at.best_step}" if phase.selects else ""
-    print(f"{phase.name}: {at.step} of {phase.steps} steps{chosen}")
+def _say(phase: "Phase", at: "PhaseState", criterion: "Criterion") -> None:
+    best = f", best {criterion.in_words(at.best_rank)} at step {at.best_step}" if phase.selects else ""
+    print(f"{phase.name}: {at.step} of {phase.steps} steps{best}")

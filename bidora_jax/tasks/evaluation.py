@@ -33,6 +33,14 @@ class Evaluation(NamedTuple):
         return math.exp(min(self.loss, 700.0))  # e^710 overflows a double
 
     @property
+    def rank(self) -> float:
+        return self.loss
+
+    @property
+    def facts(self) -> dict[str, float]:
+        return {"loss": self.loss, "accuracy": self.accuracy, "tokens": self.tokens}
+
+    @property
     def in_words(self) -> str:
         """For a line of the progress."""
         return f"loss {self.loss:.4f}, {self.accuracy:.1%} of its tokens right"

@@ -1,7 +1,8 @@
 """The loss of a language model: −log p of every token that is trained."""
 
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from bidora_jax.kernels.precision import wide
 from bidora_jax.models import decoder
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.decoder import DecoderConfig
-from bidora_jax.models.base import head_of, with_whole_modules
+from bidora_jax.models.base import dtype_of, head_of, with_whole_modules
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.decoder import Batch, Trained
 from bidora_jax.models.tape import EmptyTape, TapeValues
@@ -28,6 +29,28 @@ class Scores(NamedTuple):
     hits: Float[Array, ""]
     """Tokens that have the largest logit."""
     tokens: Float[Array, ""]
+
+
+@dataclass(frozen=True)
+class LanguageModeling:
+    """The task of predicting the next token; a `Task`."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("tokens", "loss_mask", "segments")
+
+    def loss_sum(self, config, adapter, compute, base, trained, batch, key=None, tape=None) -> Float[Array, ""]:
+        return token_loss_sum(config, adapter, compute, base, trained, batch, key, tape)[0]
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        return jnp.maximum(jnp.sum(batch["loss_mask"][..., 1:]), 1.0)
+
+    def empty_tape(self, config, adapter, compute, base, trained, batch) -> EmptyTape:
+        rows, columns = batch["tokens"].shape
+        means = jnp.zeros((rows * (columns - 1), config.hidden_size), wide(dtype_of(base)))
+        batch = {"tokens": batch["tokens"]}  # the shapes are those of rows of one document
+        return decoder.empty_tape(config, adapter, compute, base, trained, batch, means)
+
+
+NEXT_TOKEN = LanguageModeling()
 
 
 def token_loss_sum(

@@ -22,11 +22,14 @@ from bidora_jax.errors import RunError, Stopped
 from bidora_jax.machine import interrupts
 from bidora_jax.machine.allocator import release_freed_memory
 from bidora_jax.machine.interrupts import Interrupts
-from bidora_jax.tasks.evaluation import Evaluation
+from bidora_jax.tasks.task import Scores
 from bidora_jax.training.checkpoint import Checkpoints
 from bidora_jax.training.compiled_steps import StepShape, are_kept, compile_all, in_words, upcoming
 from bidora_jax.training.metrics_log import MetricsLog
 from bidora_jax.training.progress import Progress
+
+UNCHANGING = ("tokens", "records")
+"""Facts of an evaluation that are the same at every step."""
 
 
 class StepInputs(NamedTuple):
@@ -81,7 +84,8 @@ class PhaseState(NamedTuple):
     """The (direction, magnitude) that the phase will hand on."""
     step: int = 0
     """Steps that are done."""
-    best_loss: float = math.inf
+    best_rank: float = math.inf
+    """Of the best evaluation: the smaller, the better (tasks/task.py)."""
     best_step: int = 0
     stale: int = 0
     """Evaluations since the best one."""
@@ -140,7 +144,7 @@ class Loop:
 
     def __init__(
         self,
-        evaluate: Callable[[PyTree, PyTree], Evaluation] | None,
+        evaluate: Callable[[PyTree, PyTree], Scores] | None,
         log: MetricsLog,
         checkpoints: Checkpoints,
         intervals: Intervals,
@@ -259,15 +263,15 @@ class Loop:
             return at._replace(best=_copy(adapter)), {}
         with self.timer("evaluate", phase, at):
             found = self.evaluate(*adapter)
-        better = found.loss < at.best_loss
+        better = found.rank < at.best_rank
         if better or not phase.selects:
             at = at._replace(best=_copy(adapter))
         if better:
-            at = at._replace(best_loss=found.loss, best_step=at.step)
+            at = at._replace(best_rank=found.rank, best_step=at.step)
         at = at._replace(stale=0 if better else at.stale + 1)
         chosen = "  (best)" if better and phase.selects else ""
         progress.note(f"{phase.name} {at.step}/{phase.steps}  validation {found.in_words}{chosen}")
-        return at, {"evaluation_loss": found.loss, "evaluation_accuracy": found.accuracy}
+        return at, {f"evaluation_{name}": value for name, value in found.facts.items() if name not in UNCHANGING}
 
     def _watch(self, watchers: Sequence[Watcher], phase: Phase, at: PhaseState, progress: Progress) -> None:
         for watcher in watchers:
@@ -278,15 +282,16 @@ class Loop:
 
     def _save(self, phase: Phase, at: PhaseState) -> None:
         info = {"phase": phase.name} | {k: v for k, v in at._asdict().items() if k not in ("state", "best")}
-        info["best_loss"] = None if math.isinf(at.best_loss) else at.best_loss
+        info["best_rank"] = None if math.isinf(at.best_rank) else at.best_rank
         with self.timer("save", phase, at):
             self.checkpoints.save(phase.run_step(at.step), {"state": at.state, "best": at.best}, info)
 
 
 def restored(tree: PyTree, info: dict[str, Any]) -> PhaseState:
     """Where the phase of a checkpoint stood, from what `Checkpoints.restore` read."""
-    best_loss = math.inf if info["best_loss"] is None else info["best_loss"]
-    return PhaseState(tree["state"], tree["best"], info["step"], best_loss, info["best_step"], info["stale"])
+    rank = info["best_rank"] if "best_rank" in info else info["best_loss"]  # as older checkpoints call it
+    best = math.inf if rank is None else rank
+    return PhaseState(tree["state"], tree["best"], info["step"], best, info["best_step"], info["stale"])
 
 
 def _over(phase: Phase, at: PhaseState) -> bool:

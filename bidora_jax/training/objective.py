@@ -1,9 +1,9 @@
-"""Losses of the decoder in the form that the steps take.
+"""Losses of a task in the form that the steps take.
 
-A batch holds M micro-batches: tokens (M, B, T) int32 and loss_mask (M, B, T) float32, and segments (M, B, T) int32 where a
-row holds several documents. The loss is the mean over all trained tokens of all micro-batches (Σ losses / Σ tokens), made
-by a scan that takes each micro-batch's gradient as it passes: gradient accumulation inside the loss, so that gradients and
-hypergradients of M micro-batches are exactly those of one large batch, in the memory of one.
+A batch holds M micro-batches, as arrays with a leading axis M (data/batches.py). The loss is the weighted mean over all of them
+(Σ w·l / Σ w; of a language model, over all trained tokens), made by a scan that takes each micro-batch's gradient as it passes:
+gradient accumulation inside the loss, so that gradients and hypergradients of M micro-batches are exactly those of one large
+batch, in the memory of one.
 """
 
 from collections.abc import Callable
@@ -16,24 +16,32 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from bidora_jax.kernels import dora, hypergrad, losses, quantized
-from bidora_jax.models import decoder
 from bidora_jax.models.adapters.adapter import Adapter, get, over_layers, update_factors
-from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.architectures.architecture import Architecture
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.tape import TapeValues
-from bidora_jax.tasks import language_modeling
+from bidora_jax.tasks.language_modeling import NEXT_TOKEN
+from bidora_jax.tasks.task import Task
 from bidora_jax.training.accumulation import accumulated
 
 LevelLoss = Callable[..., Float[Array, ""]]
 """(direction, magnitude, base, batch, key) to the mean loss; of a lower level also (…, tape), see models/tape.py"""
 
 
-def inner_loss(config: DecoderConfig, adapter: Adapter, compute: Compute, *, gram_weight: float = 0.0) -> LevelLoss:
+def inner_loss(
+    config: Architecture,
+    adapter: Adapter,
+    compute: Compute,
+    *,
+    gram_weight: float = 0.0,
+    task: Task = NEXT_TOKEN,
+) -> LevelLoss:
     """The lower level's loss(direction, magnitude, base, batch, key): with dropout, and γ times the Gram penalty."""
+    model = config, adapter, compute
 
     def loss(direction, magnitude, base, batch, key, tape=None):
         key = key if adapter.dropout else None
-        value = _mean_loss(config, adapter, compute, base, (direction, magnitude), batch, key, tape)
+        value = _mean_loss(task, model, base, (direction, magnitude), batch, key, tape)
         if gram_weight:
             value = value + gram_weight * mean_gram_penalty(adapter, base, direction)
         return value
@@ -42,20 +50,27 @@ def inner_loss(config: DecoderConfig, adapter: Adapter, compute: Compute, *, gra
 
 
 def inner_two_pass(
-    config: DecoderConfig, adapter: Adapter, first: Compute, second: Compute, *, gram_weight: float = 0.0
+    config: Architecture,
+    adapter: Adapter,
+    first: Compute,
+    second: Compute,
+    *,
+    gram_weight: float = 0.0,
+    task: Task = NEXT_TOKEN,
 ) -> hypergrad.TwoPass:
     """The lower level's loss in the two passes of an exact hypergradient: the gradient, and its derivative.
 
     The first pass hands on its tape: of the head and, with remat `dots`, of the layers. Of several micro-batches it hands on
     nothing.
     """
-    once, twice = (inner_loss(config, adapter, compute, gram_weight=gram_weight) for compute in (first, second))
+    once, twice = (
+        inner_loss(config, adapter, compute, gram_weight=gram_weight, task=task) for compute in (first, second)
+    )
 
     def gradient(direction, magnitude, base, batch, key):
         if batch["tokens"].shape[0] > 1:
             return *jax.value_and_grad(once)(direction, magnitude, base, batch, key), None
-        micro = {"tokens": batch["tokens"][0]}
-        empty = decoder.empty_tape(config, adapter, first, base, (direction, magnitude), micro)
+        empty = task.empty_tape(config, adapter, first, base, (direction, magnitude), _first(task, batch))
 
         def loss(direction, empty):
             return once(direction, magnitude, base, batch, key, empty)
@@ -66,7 +81,7 @@ def inner_two_pass(
     return hypergrad.TwoPass(gradient, twice)
 
 
-def outer_loss(config: DecoderConfig, adapter: Adapter, compute: Compute) -> LevelLoss:
+def outer_loss(config: Architecture, adapter: Adapter, compute: Compute, *, task: Task = NEXT_TOKEN) -> LevelLoss:
     """The upper level's loss: the model as it will be used, without dropout, with the norm never held constant. It is
     differentiated once, whatever the hypergradient."""
     adapter = replace(adapter, constant_norm=False, dropout=0.0)
@@ -74,7 +89,7 @@ def outer_loss(config: DecoderConfig, adapter: Adapter, compute: Compute) -> Lev
 
     def loss(direction, magnitude, base, batch, key):
         del key
-        return _mean_loss(config, adapter, compute, base, (direction, magnitude), batch)
+        return _mean_loss(task, (config, adapter, compute), base, (direction, magnitude), batch)
 
     return loss
 
@@ -101,17 +116,24 @@ def mean_gram_penalty(adapter: Adapter, base: PyTree, direction: PyTree) -> Floa
     return jnp.asarray(total / count)
 
 
-def _mean_loss(
-    config: DecoderConfig, adapter: Adapter, compute: Compute, base, trained, batch, key=None, tape=None
-) -> Float[Array, ""]:
+def _mean_loss(task: Task, model, base, trained, batch, key=None, tape=None) -> Float[Array, ""]:
+    """Σ w·l / Σ w; `model` is (architecture, adapter, compute)."""
+
     def part(trained, base, index, micro):
         own_key = None if key is None else jax.random.fold_in(key, index)
-        return language_modeling.token_loss_sum(config, adapter, compute, base, trained, micro, own_key, tape)[0]
+        return task.loss_sum(*model, base, trained, micro, own_key, tape)
 
-    parts = {name: batch[name] for name in ("tokens", "loss_mask", "segments") if name in batch}
-    tokens = jnp.maximum(jnp.sum(batch["loss_mask"][..., 1:]), 1.0)
     if batch["tokens"].shape[0] == 1:
-        total = part(trained, base, 0, jax.tree.map(lambda stack: stack[0], parts))
+        total = part(trained, base, 0, _first(task, batch))
     else:
-        total = accumulated(part, trained, base, parts)
-    return total / tokens
+        total = accumulated(part, trained, base, _read(task, batch))
+    return total / task.weight(batch)
+
+
+def _first(task: Task, batch) -> PyTree:
+    """The first micro-batch."""
+    return jax.tree.map(lambda stack: stack[0], _read(task, batch))
+
+
+def _read(task: Task, batch) -> PyTree:
+    return {name: batch[name] for name in task.inputs if name in batch}

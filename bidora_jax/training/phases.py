@@ -124,20 +124,21 @@ def bidora_search(
 def level_losses(problem: Problem, search: SearchConfig) -> dict[str, Any]:
     """The losses of a bilevel step. A loss that is differentiated twice takes no fused attention, which has one derivative
     (planning/attention_backend.py)."""
-    sizes, weight = (problem.config, problem.adapter), {"gram_weight": search.gram_penalty}
+    sizes, how = (problem.config, problem.adapter), {"task": problem.task}
+    lower = how | {"gram_weight": search.gram_penalty}
     once = Compute.of(problem.model, reverse_differentiable=search.hypergradient == "reverse")
     twice = replace(once, attention="chunked")
     if search.hypergradient == "exact":
-        inner = objective.inner_two_pass(*sizes, once, twice, **weight)
+        inner = objective.inner_two_pass(*sizes, once, twice, **lower)
     else:
-        inner = objective.inner_loss(*sizes, twice if search.hypergradient == "reverse" else once, **weight)
-    return {"inner_loss": inner, "outer_loss": objective.outer_loss(*sizes, once)}
+        inner = objective.inner_loss(*sizes, twice if search.hypergradient == "reverse" else once, **lower)
+    return {"inner_loss": inner, "outer_loss": objective.outer_loss(*sizes, once, **how)}
 
 
 def _once(problem: Problem, gram_weight: float = 0.0) -> objective.LevelLoss:
     """The loss on train where its gradient is all that is taken."""
     compute = Compute.of(problem.model, reverse_differentiable=False)
-    return objective.inner_loss(problem.config, problem.adapter, compute, gram_weight=gram_weight)
+    return objective.inner_loss(problem.config, problem.adapter, compute, gram_weight=gram_weight, task=problem.task)
 
 
 def one_level(problem: Problem, search: SearchConfig, inner: OptimizerConfig) -> tuple[Phase, PhaseState]:

@@ -14,8 +14,10 @@ from bidora_jax.data.packing import records_in
 from bidora_jax.data.settings import DataConfig
 from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.adapter import Adapter
-from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.architectures.architecture import Architecture
 from bidora_jax.models.settings import ModelConfig
+from bidora_jax.tasks.language_modeling import NEXT_TOKEN
+from bidora_jax.tasks.task import LOSS, Criterion, Task
 
 TRAIN, VAL, BOTH = range(3)  # streams of the data order
 
@@ -24,7 +26,7 @@ TRAIN, VAL, BOTH = range(3)  # streams of the data order
 class Problem:
     """What every phase of a run has in common."""
 
-    config: DecoderConfig
+    config: Architecture
     model: ModelConfig
     adapter: Adapter
     base: PyTree
@@ -37,6 +39,9 @@ class Problem:
     """Where the records of train and then of val come from, for messages."""
     start: tuple[PyTree, PyTree] | None = None
     """The (direction, magnitude) that training starts from; of None, new ones are drawn."""
+    task: Task = NEXT_TOKEN
+    criterion: Criterion = LOSS
+    """What the best step has most or least of."""
 
     @property
     def buckets(self) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 
 Trees are stacked over layers like the base: direction['layers']['self_attn']['q_proj'] = {'A': (L, r, I), 'B': (L, O, r)},
 magnitude['layers']['self_attn']['q_proj'] = {'m': (L, O)}; a method without magnitude has the empty tree {}. A module that is
-trained whole (modules_to_save) stands in the direction under its name: direction['lm_head'] = {'weight': (V, D)}, in float32.
+trained whole (modules_to_save) stands in the direction under its name: direction['lm_head'] = {'weight': (V, D)}, in float32,
+and so does the head of a classifier: direction['head'] = {'out': {'weight': (C, D), 'bias': (C,)}, …} (models/heads.py).
 
 Layers may differ in rank and scale, and a layer may have no adapter. The factors are stacked with the largest rank; the rows
 of A and columns of B beyond a layer's rank are zero, and so is m of a layer without an adapter. The gradients of these zeros
@@ -12,7 +13,7 @@ its gain is 1 whatever m is.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -27,6 +28,7 @@ from bidora_jax.models.adapters import targets
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.adapters.targets import Site
 from bidora_jax.models.architectures.architecture import Architecture, embeddings, linear_shapes
+from bidora_jax.models.architectures.heads import HEAD_TREE, HeadSpec, PartName, TrainedHead
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Adapter:
     """Modules outside the layers that are trained whole, by their key in the base tree."""
     frozen_modules: tuple[str, ...] = ()
     """Those that the adapter's folder holds beside the adapter, and that are not trained: they stand in the base."""
+    head: TrainedHead | None = None
+    """Of a classifier: what of its head is trained. It stands in the direction, under `HEAD_TREE`."""
 
     @property
     def starts_nonzero(self) -> bool:
@@ -78,8 +82,17 @@ class Adapter:
         return found[0] if found else None
 
 
-def resolve(settings: AdapterConfig, architecture: Architecture, *, strict: bool = True) -> Adapter:
+def resolve(
+    settings: AdapterConfig,
+    architecture: Architecture,
+    *,
+    strict: bool = True,
+    head: HeadSpec | None = None,
+    present: Collection[PartName] = (),
+) -> Adapter:
     """The adapter that the settings mean on this model. InputError for settings that contradict themselves or the model.
+
+    `head` is that of a classifier, of which the model's folder has the parts that are `present`.
 
     Without `strict`, exclusions and patterns may name modules that the model lacks, as the files of other programs do.
     """
@@ -99,7 +112,8 @@ def resolve(settings: AdapterConfig, architecture: Architecture, *, strict: bool
         dropout=settings.dropout,
         constant_norm=constant,
         init=settings.init,
-        whole_modules=targets.whole_modules(settings, architecture),
+        whole_modules=targets.whole_modules(settings, architecture, head),
+        head=None if head is None else head.trained(present, settings.modules_to_save),
     )
 
 
@@ -121,7 +135,10 @@ def trainable(adapter: Adapter, architecture: Architecture) -> dict[str, int]:
     direction = sum(sum(site.ranks) * sum(shapes[site.path]) for site in adapter.sites)
     magnitude = sum(len(site.layers) * shapes[site.path][0] for site in adapter.sites)
     groups = {"direction": direction} | ({"magnitude": magnitude} if adapter.magnitude else {})
-    return groups | {name: prod(outside[name].shape) for name in adapter.whole_modules}
+    groups |= {name: prod(outside[name].shape) for name in adapter.whole_modules}
+    if adapter.head is None:
+        return groups
+    return groups | {HEAD_TREE: sum(prod(shape) for part in adapter.head.parts for shape in part.tensors.values())}
 
 
 def update_factors(adapter: Adapter, site: Site, base: PyTree, direction: PyTree) -> dora.Direction:

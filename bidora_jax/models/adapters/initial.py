@@ -12,6 +12,7 @@ from bidora_jax.kernels import dora, lora_init, quantized
 from bidora_jax.kernels.precision import wide
 from bidora_jax.models.adapters.adapter import Adapter, get, put
 from bidora_jax.models.adapters.targets import Site
+from bidora_jax.models.architectures.heads import HEAD_TREE, TrainedHead
 from bidora_jax.models.base import embedding_of
 
 
@@ -53,6 +54,8 @@ def init(adapter: Adapter, base: PyTree, key: jax.Array) -> tuple[PyTree, PyTree
         if adapter.magnitude:
             magnitude = put(magnitude, site.path, {"m": _used_layers(site, jnp.sqrt(leaf["norm_sq"]))})
     whole = {name: {"weight": _whole(base, name)} for name in adapter.whole_modules}
+    if adapter.head is not None:
+        whole[HEAD_TREE] = _head(adapter.head, base, key)
     return {"layers": direction} | whole, {"layers": magnitude} if adapter.magnitude else {}
 
 
@@ -60,6 +63,23 @@ def _whole(base: PyTree, name: str) -> jax.Array:
     """A float32 copy of an embedding. Where the two are tied, the output embedding is a copy of the input embedding."""
     weight = quantized.dense(base[name]["weight"] if name in base else embedding_of(base))
     return jnp.array(weight, wide(weight.dtype))
+
+
+def _head(head: TrainedHead, base: PyTree, key: jax.Array) -> PyTree:
+    """The trained parts of a head: those of the model's folder as they are, the others as transformers draws them: weights normal,
+    biases 0, a norm's weight 1."""
+    held, parts = base.get(HEAD_TREE, {}), {}
+    for part in head.parts:
+        if part.name in held:
+            parts[part.name] = jax.tree.map(jnp.copy, held[part.name])  # a training step may take over what it is given
+            continue
+        own = jax.random.fold_in(key, zlib.crc32(part.module.encode()))
+        drawn = (
+            jnp.ones(part.shape) if part.name == "norm" else jax.random.normal(own, part.shape) * head.initializer_range
+        )
+        zeros = {"bias": jnp.zeros(part.tensors["bias"])} if part.bias else {}
+        parts[part.name] = {"weight": drawn.astype(jnp.float32)} | {k: v.astype(jnp.float32) for k, v in zeros.items()}
+    return parts
 
 
 def _zero_start(adapter: Adapter, site: Site, weight, key: jax.Array) -> PyTree:

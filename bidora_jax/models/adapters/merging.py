@@ -17,13 +17,15 @@ from bidora_jax.models.adapters.adapter import (
 )
 from bidora_jax.models.adapters.targets import Site
 from bidora_jax.models.architectures.architecture import EMBEDDING, HEAD
+from bidora_jax.models.architectures.heads import HEAD_TREE
 from bidora_jax.models.base import dtype_of, with_whole_modules
 
 
 def merge(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree, dtype=None) -> PyTree:
     """The base with every adapted weight replaced by W', summed in float32 and rounded once to `dtype` (the base's own).
 
-    Quantised weights without an adapter are left as they are. Tied embeddings stay tied where both have the same new values.
+    Quantised weights without an adapter are left as they are. Tied embeddings stay tied where both have the same new values. The
+    trained parts of a head take their place in the base, in float32.
     """
     layers = base["layers"]
     for site in adapter.sites:
@@ -33,6 +35,8 @@ def merge(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree, 
         merged = _merge_stack(leaf["weight"], update_factors(adapter, site, base, direction), m, site, to)
         kept = {name: value for name, value in leaf.items() if name == "bias"}
         layers = put(layers, site.path, kept | {"weight": merged})
+    if adapter.head is not None:
+        base = {**base, HEAD_TREE: {**base.get(HEAD_TREE, {}), **direction[HEAD_TREE]}}
     to = jnp.dtype(dtype or dtype_of(base))
     rounded = {name: {"weight": direction[name]["weight"].astype(to)} for name in adapter.whole_modules}
     if HEAD not in base and len(rounded) == 2 and jnp.array_equal(*(one["weight"] for one in rounded.values())):
@@ -43,8 +47,10 @@ def merge(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree, 
 def move_whole_modules(adapter: Adapter, base: PyTree, direction: PyTree) -> tuple[PyTree, Adapter, PyTree]:
     """Moves the modules that were trained whole from the direction into the base: the new base, and an adapter and a direction
     of linear layers alone."""
-    layers = {"layers": direction["layers"]}
-    return with_whole_modules(base, direction), replace(adapter, whole_modules=()), layers
+    layers, base = {"layers": direction["layers"]}, with_whole_modules(base, direction)
+    if adapter.head is not None:
+        base = {**base, HEAD_TREE: {**base.get(HEAD_TREE, {}), **direction[HEAD_TREE]}}
+    return base, replace(adapter, whole_modules=(), head=None), layers
 
 
 def place_frozen(adapter: Adapter, base: PyTree, direction: PyTree) -> tuple[PyTree, PyTree]:

@@ -18,11 +18,13 @@ from bidora_jax.errors import InputError, did_you_mean, listing
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.architectures.architecture import (
     Architecture,
+    by_role,
     embeddings,
     linear_names,
     linear_shapes,
     module_name,
 )
+from bidora_jax.models.architectures.heads import TRAINED_BY_PEFT, HeadSpec
 
 ALL_LINEAR = "all-linear"
 
@@ -84,12 +86,18 @@ def sites(settings: AdapterConfig, architecture: Architecture, *, strict: bool =
     return tuple(found)
 
 
-def whole_modules(settings: AdapterConfig, architecture: Architecture) -> tuple[str, ...]:
-    """The modules that are trained whole, by their key in the base tree; InputError for a name of any other module."""
+def whole_modules(settings: AdapterConfig, architecture: Architecture, head: HeadSpec | None = None) -> tuple[str, ...]:
+    """The modules that are trained whole, by their key in the base tree; InputError for a name of any other module.
+
+    Names of parts of the `head`, and the two that PEFT adds for every classifier, are none of them.
+    """
     modules = {key: spec.module for key, spec in embeddings(architecture).items()}
-    tests = {name: _ending(name) for name in settings.modules_to_save}
+    parts = () if head is None else head.parts
+    names = [n for n in settings.modules_to_save if not any(part.is_named([n]) for part in parts)]
+    tests = {name: _ending(name) for name in names if head is None or name not in TRAINED_BY_PEFT}
     if unknown := [name for name, test in tests.items() if not any(map(test, modules.values()))]:
         short = [module.rpartition(".")[2] for module in reversed(modules.values())]
+        short += dict.fromkeys(part.saved_as for part in parts)
         found = ", ".join(f"{name!r}{did_you_mean(name, short)}" for name in unknown)
         raise InputError(f"adapter.modules_to_save: expected {' or '.join(short) or 'none'}, found {found}")
     return tuple(key for key, module in modules.items() if any(test(module) for test in tests.values()))
@@ -120,9 +128,15 @@ def as_pattern(names: Names) -> Names:
     return names
 
 
+def meant(names: Names, architecture: Architecture) -> Names:
+    """`as_pattern` on this model: names of roles are those of its layers (architectures/architecture.py)."""
+    names = as_pattern(names)
+    return names if isinstance(names, str) else by_role(architecture, names)
+
+
 def _picked(settings: AdapterConfig, linears: list[str], architecture: Architecture, strict: bool) -> list[str]:
     """Names of the modules to adapt, in the order of `linears`, which names all linear layers."""
-    wanted, unwanted = as_pattern(settings.target_modules), as_pattern(settings.exclude_modules)
+    wanted, unwanted = (meant(names, architecture) for names in (settings.target_modules, settings.exclude_modules))
     whole = [] if wanted == ALL_LINEAR else [spec.module for spec in embeddings(architecture).values()]
     candidates, known = [*linears, *whole], linear_names(architecture)
     found = _matching("target_modules", wanted, candidates, known)

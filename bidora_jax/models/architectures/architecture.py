@@ -10,6 +10,7 @@ A leaf outside has the path that the architecture gives it. Tied embeddings have
 an output over the vocabulary. `name_table` translates every Hugging Face name into such a path; it is read in both directions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -21,6 +22,16 @@ EMBEDDING, HEAD, LAYERS = "embed_tokens", "lm_head", "layers"
 Role = Literal["q", "k", "v", "o", "gate", "up", "down"]
 """What a linear layer computes: a projection of the attention, or one of the MLP."""
 ATTENTION_ROLES: tuple[Role, ...] = ("q", "k", "v", "o")
+ROLE_NAMES: dict[str, Role] = {
+    "q_proj": "q",
+    "k_proj": "k",
+    "v_proj": "v",
+    "o_proj": "o",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+}
+"""Names of linear layers that mean their role in a model which has no module of that name: q_proj is BERT's query."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,10 @@ class Architecture(Protocol):
         """This architecture with an output embedding of its own, where it has one at all."""
         ...
 
+    def without_output(self) -> "Architecture":
+        """The model inside a classifier: without an output over the vocabulary."""
+        ...
+
     @property
     def layer_prefix(self) -> str:
         """The Hugging Face name of the list of layers, such as 'model.layers'."""
@@ -170,6 +185,19 @@ def embeddings(architecture: Architecture) -> dict[str, TensorSpec]:
     """
     specs = {one.path: one for one in architecture.untied().tensors}
     return {key: specs[key, "weight"] for key in (EMBEDDING, HEAD) if (key, "weight") in specs}
+
+
+def by_role(architecture: Architecture, names: Sequence[str]) -> tuple[str, ...]:
+    """The names, with those of `ROLE_NAMES` that no linear layer has replaced by `endings` of the layers of that role. A role that
+    the model lacks, such as the gate of an MLP without one, means no layer."""
+    own, found = linear_names(architecture), []
+    for name in names:
+        if name in own or name not in ROLE_NAMES:
+            found.append(name)
+            continue
+        paths = [linear.path for linear in architecture.linears if ROLE_NAMES[name] in linear.roles]
+        found += [ending for path in paths for ending in endings(architecture, path)]
+    return tuple(dict.fromkeys(found))
 
 
 def endings(architecture: Architecture, path: str) -> tuple[str, ...]:

@@ -107,7 +107,7 @@ class DecoderConfig:
 
     def head(self, kind: Kind, outputs: int) -> HeadSpec:
         out = HeadPart("out", "score", (outputs, self.hidden_size), bias=kind == "token")
-        return HeadSpec("last" if kind == "sequence" else "each", (out,))
+        return HeadSpec(kind, "last" if kind == "sequence" else "each", (out,))
 
     def ignores(self, name: str) -> bool:
         if name.endswith("rotary_emb.inv_freq"):  # follows from rope_theta

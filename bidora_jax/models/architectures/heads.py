@@ -10,11 +10,13 @@
                 decoders        last, score without a bias
     token       each token: classifier, or score; ModernBERT with head.dense and head.norm before it
 
-PEFT trains the modules `classifier` and `score` whole, and every module whose name ends so. Such a part is trained here too. Another
-part is trained where the model's folder lacks it, as it is then drawn at random, and is frozen where the folder has it.
+PEFT trains the modules `classifier` and `score` whole, and every module whose name ends so. Such a part is trained here too.
+Another part is trained where the model's folder lacks it, as it is then drawn at random, and is frozen where the folder has it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 HEAD_TREE = "head"
@@ -45,18 +47,38 @@ class HeadPart:
         """Shapes by leaf."""
         return {"weight": self.shape} | ({"bias": self.shape[:1]} if self.bias else {})
 
-    @property
-    def saved_by_peft(self) -> bool:
-        """Whether PEFT trains it whole without being asked: it looks for names that end with one of `TRAINED_BY_PEFT`, with or
+    def is_named(self, names: Collection[str]) -> bool:
+        """Whether one of PEFT's `modules_to_save` names it, or the module that it stands in: those whose full name ends so, with or
         without a dot before it."""
-        modules = self.module.split(".")
-        return any(name.endswith(TRAINED_BY_PEFT) for name in modules)
+        above = accumulate(self.module.split("."), lambda outer, name: f"{outer}.{name}")
+        return any(module.endswith(tuple(names)) for module in above)
+
+    @property
+    def saved_as(self) -> str:
+        """The name for `modules_to_save`: of the module that it stands in where there is one."""
+        return self.module.split(".")[-2:][0]
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """The parts of a head that are trained, in float32, with the direction."""
+
+    kind: Kind
+    parts: tuple[HeadPart, ...]
+    initializer_range: float = 0.02
+
+    @property
+    def modules_to_save(self) -> tuple[str, ...]:
+        """As PEFT writes them: what is saved besides, and the two names that it adds itself."""
+        others = (part.saved_as for part in self.parts if not part.is_named(TRAINED_BY_PEFT))
+        return (*dict.fromkeys(others), *TRAINED_BY_PEFT)
 
 
 @dataclass(frozen=True)
 class HeadSpec:
     """A head on hidden states of width D, with C outputs."""
 
+    kind: Kind
     pool: Pool
     parts: tuple[HeadPart, ...]
     """In the order of use; the last one is 'out'."""
@@ -66,6 +88,12 @@ class HeadSpec:
     """Of norm."""
     initializer_range: float = 0.02
     """Standard deviation of the weights that the folder lacks; their biases start at 0, a norm's weight at 1."""
+
+    def trained(self, present: Collection[PartName], modules_to_save: Collection[str] = ()) -> TrainedHead:
+        """The parts that are trained where the model's folder has those that are `present`."""
+        names = (*TRAINED_BY_PEFT, *modules_to_save)
+        parts = tuple(part for part in self.parts if part.name not in present or part.is_named(names))
+        return TrainedHead(self.kind, parts, self.initializer_range)
 
     @property
     def outputs(self) -> int:

@@ -13,25 +13,31 @@ if TYPE_CHECKING:
 
     from bidora_jax.models.adapters.adapter import Adapter
     from bidora_jax.models.adapters.lora_approximation import LoraApproximation
-    from bidora_jax.models.architectures.decoder import DecoderConfig
+    from bidora_jax.models.architectures.architecture import Architecture
+    from bidora_jax.models.architectures.heads import HeadSpec
+    from bidora_jax.models.formats.hf_head import Classes
     from bidora_jax.models.formats.parity import Agreement
 
 
 class Trained(NamedTuple):
     """A model with the adapter that was trained on it."""
 
-    config: "DecoderConfig"
+    config: "Architecture"
     adapter: "Adapter"
     base: "PyTree"
     direction: "PyTree"
     magnitude: "PyTree"
+    head: "HeadSpec | None" = None
+    """Of a classifier."""
+    classes: "Classes | None" = None
+    """What its outputs stand for."""
 
 
 def _merged(trained: Trained, dtype: str) -> "PyTree":
     """The dense model with the adapter folded in."""
     from bidora_jax.models.adapters import merging
 
-    _, adapter, base, direction, magnitude = trained
+    _, adapter, base, direction, magnitude, *_ = trained
     return merging.dequantise(merging.merge(adapter, base, direction, magnitude, dtype), dtype)
 
 
@@ -53,12 +59,13 @@ def write_merged(
     from bidora_jax.machine.files import staged
     from bidora_jax.models.formats import hf, parity
 
-    expected = parity.probe_logits(*trained)
+    expected = parity.probe_logits(*trained[:6])
     with staged(folder, replace=replace) as fresh:
         merged = _merged(trained, dtype)
-        hf.write_model(fresh, source, trained.config, merged, dtype=dtype, ends=ends)
+        classifier = None if trained.head is None else (trained.head, trained.classes)
+        hf.write_model(fresh, source, trained.config, merged, dtype=dtype, ends=ends, classifier=classifier)
         del merged
-        _prove("merged model", to, dtype, parity.verify_saved(fresh, expected))
+        _prove("merged model", to, dtype, parity.verify_saved(fresh, expected, trained.head))
     print(f"merged model written to {folder}")
 
 
@@ -79,7 +86,7 @@ def write_merged_over(
     from bidora_jax.models.base import dtype_of
     from bidora_jax.models.formats import hf, parity
 
-    expected, over = parity.probe_logits(*trained), trained
+    expected, over = parity.probe_logits(*trained[:6]), trained
     for name in sorted(("quantized", "original"), key=lambda name: name == chosen):  # the chosen one last
         over = trained
         if name == "original":
@@ -87,7 +94,7 @@ def write_merged_over(
             over = trained._replace(base=initial.prepare_base(original, trained.adapter))
             del original
         merged = _merged(over, dtype)
-        found = parity.compare(parity.probe_logits(trained.config, None, merged, {}, {}), expected, dtype)
+        found = parity.compare(parity.probe_logits(trained.config, None, merged, {}, {}, trained.head), expected, dtype)
         del merged
         print(f"update over the {name} weights: largest logit difference to the trained model {found.largest:.2e} "
               f"(largest logit {found.scale:.3g})")  # fmt: skip
@@ -104,13 +111,13 @@ def write_adapter(
     from bidora_jax.models.adapters.conversion import converted
     from bidora_jax.models.formats import parity, peft
 
-    config, adapter, base, direction, magnitude = trained
-    expected = parity.probe_logits(*trained)
+    config, adapter, base, direction, magnitude, *_ = trained
+    expected = parity.probe_logits(*trained[:6])
     adapter, settings, direction = converted(adapter, settings, base, direction)
     adapter, direction = merging.held_whole(adapter, base, direction)
     with staged(folder, replace=replace) as fresh:
         peft.write_adapter(fresh, config, adapter, settings, direction, magnitude, base_model_name=base_model_name)
-        _prove("adapter", "trained model", "float32", parity.verify_adapter(fresh, config, base, expected))
+        _prove("adapter", "trained model", "float32", parity.verify_adapter(fresh, config, base, expected, trained.head))
     print(f"adapter written to {folder}")
 
 
@@ -123,10 +130,10 @@ def write_lora(folder: Path, base_model_name: str, trained: Trained, *, rank: in
     from bidora_jax.models.adapters.lora_approximation import approximate
     from bidora_jax.models.formats import parity, peft
 
-    config, adapter, base, direction, magnitude = trained
+    config, adapter, base, direction, magnitude, *_ = trained
     with staged(folder) as fresh:
         found = approximate(adapter, config, base, direction, magnitude, rank=rank, max_error=max_error)
-        of_trained = parity.probe_logits(*trained)
+        of_trained = parity.probe_logits(*trained[:6])
         expected, to, said = of_trained, "trained model", ""
         if found.errors:
             expected, to = parity.probe_logits(config, found.adapter, base, found.direction, {}), "plain LoRA in memory"

@@ -35,9 +35,11 @@ from bidora_jax.models.architectures.architecture import (
     name_table,
 )
 from bidora_jax.models.base import dense_shapes
-from bidora_jax.models.formats import bnb, hf_tensors, safetensors_file
+from bidora_jax.models.architectures.heads import HeadSpec
+from bidora_jax.models.formats import bnb, hf_head, hf_tensors, safetensors_file
 from bidora_jax.models.formats.bnb import Packed
 from bidora_jax.models.formats.hf_config import NOT_A_MODEL, read_config, resolve_folder
+from bidora_jax.models.formats.hf_head import Classes
 from bidora_jax.models.formats.hf_tensors import INDEX, WEIGHTS, is_quantised, read_entries, source_dtype
 from bidora_jax.models.formats.safetensors_file import Entry
 from bidora_jax.models.formats.tokenizer_files import template_files, tokenizer_files
@@ -177,9 +179,10 @@ def write_model(
     dtype,
     max_shard_bytes: int = 5_000_000_000,
     ends: Sequence[int] = (),
+    classifier: tuple[HeadSpec, Classes | None] | None = None,
 ) -> None:
     """`save_model` into an existing folder, for a caller that checks it before it gets its name. `ends`: tokens that end an
-    answer, which generation_config.json is to list."""
+    answer, which generation_config.json is to list. `classifier`: the head that the base holds, and what its outputs stand for."""
     source = Path(source_folder)
     dtype = jnp.dtype(dtype)
     apart = architecture.tied and HEAD in base  # embeddings that were tied before training
@@ -191,6 +194,8 @@ def write_model(
             source
         ):  # some tied checkpoints carry a copy, and their readers may expect it
             places[outer[HEAD].name] = places[outer[EMBEDDING].name]
+    if classifier is not None:
+        places |= hf_head.places(classifier[0])
     _write_weights(folder, places, base, dtype, max_shard_bytes)
     settings = read_json(source / "config.json", NOT_A_MODEL)
     settings.pop("quantization_config", None)
@@ -199,6 +204,7 @@ def write_model(
     ):  # saved from AutoModel: engines would take it for a model without an output
         settings["architectures"] = [re.sub(r"(?<=[a-z0-9])Model$", "ForCausalLM", name) for name in listed]
     settings |= {"tie_word_embeddings": False} if apart else {}
+    settings |= {} if classifier is None else hf_head.settings(settings, *classifier)
     if packed := [leaf for leaf in _flatten(base).values() if quantized.is_quantised(leaf)]:
         settings["quantization_config"] = bnb.settings(packed[0], _dense_linears(architecture, base))
     spellings = [key for key in ("dtype", "torch_dtype") if key in settings]

@@ -14,14 +14,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from bidora_jax.models import decoder
+from bidora_jax.models import backbone, decoder, heads
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.adapters.initial import prepare_base
-from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.architectures.architecture import Architecture
+from bidora_jax.models.architectures.heads import HEAD_TREE, HeadSpec
 from bidora_jax.models.compute import Compute
-from bidora_jax.models.formats import hf, hf_config, peft
+from bidora_jax.models.formats import hf, hf_config, hf_head, peft
 
 PROBE_SHAPE = (2, 32)
 
@@ -52,26 +53,46 @@ class Agreement(NamedTuple):
 
 
 def probe_logits(
-    config: DecoderConfig, adapter: Adapter | None, base: PyTree, direction: PyTree, magnitude: PyTree
-) -> Float[np.ndarray, "B T V"]:
-    """Logits of a model on the probe tokens, computed in float32 from a base of any dtype, quantised or prepared or not."""
+    config: Architecture,
+    adapter: Adapter | None,
+    base: PyTree,
+    direction: PyTree,
+    magnitude: PyTree,
+    head: HeadSpec | None = None,
+) -> Float[np.ndarray, "B _ C"]:
+    """Logits of a model on the probe tokens, computed in float32 from a base of any dtype, quantised or prepared or not.
+
+    Over the vocabulary; of a classifier those of its `head`, one row shorter than the others so that padding is read.
+    """
     base = base if adapter is None else prepare_base(base, adapter)
-    return np.asarray(_logits(config, adapter, base, direction, magnitude, _probe_tokens(config)))
+    if head is None:
+        return np.asarray(_logits(config, adapter, base, direction, magnitude, _probe_tokens(config)))
+    return np.asarray(_class_logits(config, adapter, head, base, (direction, magnitude), _probe_tokens(config)))
 
 
-def verify_saved(folder: Path | str, expected: Float[np.ndarray, "B T V"]) -> Agreement:
+def verify_saved(
+    folder: Path | str, expected: Float[np.ndarray, "B _ C"], head: HeadSpec | None = None
+) -> Agreement:
     """Reads a merged model folder back and compares its logits with `probe_logits` of the model with its adapter."""
     config = hf_config.read_config(folder)
     dtype = hf.source_dtype(folder)
+    if head is not None:
+        config = config.without_output()
+        base = {**hf.load_base(folder, config), HEAD_TREE: hf_head.load(folder, config, head)}
+        return compare(probe_logits(config, None, base, {}, {}, head), expected, dtype)
     found = probe_logits(config, None, hf.load_base(folder, config), {}, {})
     return compare(found, expected, dtype)
 
 
 def verify_adapter(
-    folder: Path | str, config: DecoderConfig, base: PyTree, expected: Float[np.ndarray, "B T V"]
+    folder: Path | str,
+    config: Architecture,
+    base: PyTree,
+    expected: Float[np.ndarray, "B _ C"],
+    head: HeadSpec | None = None,
 ) -> Agreement:
     """Reads an adapter folder back onto its base and compares its logits with `probe_logits` of the model in memory."""
-    found = probe_logits(config, *_on(base, *peft.load_adapter(folder, config)))
+    found = probe_logits(config, *_on(base, *peft.load_adapter(folder, config)), head=head)
     return compare(found, expected, jnp.dtype(jnp.float32))
 
 
@@ -85,11 +106,24 @@ def compare(found: np.ndarray, expected: np.ndarray, dtype) -> Agreement:
     return Agreement(float(np.max(np.abs(found - expected))), scale, TOLERANCE[jnp.dtype(dtype)] * scale)
 
 
-def _probe_tokens(config: DecoderConfig) -> Int[np.ndarray, "B T"]:
-    return np.random.default_rng(0).integers(config.vocab_size, size=PROBE_SHAPE, dtype=np.int32)
+def _probe_tokens(config: Architecture) -> Int[np.ndarray, "B T"]:
+    rows, columns = PROBE_SHAPE
+    shape = rows, min(columns, config.max_positions)
+    return np.random.default_rng(0).integers(config.vocab_size, size=shape, dtype=np.int32)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _logits(config, adapter, base, direction, magnitude, tokens):
     with jax.default_matmul_precision("highest"):  # a GPU would multiply float32 in TF32, with 10 bits of mantissa
         return decoder.logits(config, adapter, base, direction, magnitude, tokens, Compute(dtype=jnp.float32))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _class_logits(config, adapter, head: HeadSpec, base, trained, tokens) -> Float[Array, "B _ C"]:
+    with jax.default_matmul_precision("highest"):
+        lengths = jnp.asarray([tokens.shape[1], *[tokens.shape[1] - 1] * (tokens.shape[0] - 1)], jnp.int32)
+        batch = {"tokens": tokens, "lengths": lengths, "types": jnp.zeros_like(tokens)}
+        x = backbone.hidden(config, adapter, Compute(dtype=jnp.float32), base, trained, batch)
+        segments = backbone.segments_of(batch)
+        found = heads.outputs(head, base, trained[0], x, segments, 1)
+        return jnp.where(segments[..., None] > 0, found, 0.0) if head.pool == "each" else found

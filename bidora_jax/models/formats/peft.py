@@ -4,6 +4,7 @@
     base_model.model.model.layers.N.self_attn.q_proj.lora_B.weight          (out, r)
     base_model.model.model.layers.N.self_attn.q_proj.lora_magnitude_vector  (out,)   DoRA; older files add ".weight"
     base_model.model.lm_head.weight, base_model.model.model.embed_tokens.weight      modules_to_save, or save_embedding_layers
+    base_model.model.score.weight, base_model.model.classifier.{weight,bias}         the head of a classifier, and its other parts
 
 All tensors are float32, in PEFT's layout, which is this package's: nothing is transposed. A file holds each layer's factors at
 the layer's own rank, and no tensor of a layer without an adapter; the stacks here are filled up with zeros. PEFT only warns
@@ -14,6 +15,7 @@ refuses them. The names above are a decoder's; another architecture's modules ha
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,7 @@ from bidora_jax.models.architectures.architecture import (
     linear_shapes,
     module_name,
 )
+from bidora_jax.models.architectures.heads import HEAD_TREE
 from bidora_jax.models.formats import peft_config, safetensors_file
 from bidora_jax.models.formats.peft_config import CONFIG, NOT_AN_ADAPTER
 from bidora_jax.models.formats.safetensors_file import Entry
@@ -74,7 +77,7 @@ def write_adapter(
     base_model_name: str | None,
 ) -> None:
     """`save_adapter` into an existing folder, for a caller that checks it before it gets its name."""
-    peft_config.write(folder, architecture, settings, adapter.sites, base_model_name)
+    peft_config.write(folder, architecture, settings, adapter.sites, base_model_name, adapter.head)
     places = {
         _name(architecture, layer, site, leaf): (site, layer, leaf, stack)
         for site in adapter.sites
@@ -85,7 +88,7 @@ def write_adapter(
         name: jax.ShapeDtypeStruct(_used(site.ranks[layer], leaf, stack.shape[1:]), jnp.float32)
         for name, (site, layer, leaf, stack) in places.items()
     }
-    whole = {name: direction[key]["weight"] for key, (name, _) in _whole(adapter, architecture).items()}
+    whole = {name: get(direction, path) for path, (name, _) in _whole(adapter, architecture).items()}
     specs = dict(
         sorted((specs | {name: jax.ShapeDtypeStruct(w.shape, jnp.float32) for name, w in whole.items()}).items())
     )
@@ -108,13 +111,13 @@ def load_adapter(folder: Path | str, architecture: Architecture) -> tuple[Adapte
     folder = peft_config.meant(folder)
     settings = peft_config.read(folder)
     peft_config.check_layers_pattern(folder, architecture)
-    try:
-        adapter = adapters.resolve(settings, architecture, strict=False)
-    except InputError as error:
-        raise InputError(f"{folder / CONFIG}: {error}") from None
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder} has no {WEIGHTS}; {NOT_AN_ADAPTER} (a pickled adapter_model.bin is not read)")
     entries = {_usual(name): entry for name, entry in safetensors_file.read_header(folder / WEIGHTS).items()}
+    try:
+        adapter = adapters.resolve(settings, architecture, strict=False, **_head(folder, architecture, entries))
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
     trained = adapter.whole_modules
     adapter = _with_held(adapter, architecture, entries)
     _check(folder, adapter, architecture, entries)
@@ -127,16 +130,34 @@ def load_adapter(folder: Path | str, architecture: Architecture) -> tuple[Adapte
         direction = put(direction, f"layers.{site.path}", {leaf: stacks[leaf] for leaf in "AB"})
         if adapter.magnitude:
             magnitude = put(magnitude, f"layers.{site.path}", {"m": stacks["m"]})
-    for key, (name, shape) in _whole(adapter, architecture).items():
+    for path, (name, shape) in _whole(adapter, architecture).items():
         weight = np.empty(shape, np.float32)
         safetensors_file.read_into(entries[name], weight)
-        direction = put(direction, f"{key}.weight", jnp.asarray(weight))
+        direction = put(direction, path, jnp.asarray(weight))
     if architecture.tied and adapter.whole_modules and not trained:
         # One matrix of PEFT's model; what it reads last counts.
         both = direction[HEAD if HEAD in direction else EMBEDDING]
         adapter = replace(adapter, whole_modules=(EMBEDDING, HEAD))
         direction = {**direction, EMBEDDING: both, HEAD: both}
     return adapter, direction, magnitude
+
+
+def _head(folder: Path, architecture: Architecture, entries: dict[str, Entry]) -> dict[str, Any]:
+    """The head of a classifier's folder, for `resolve`: with as many outputs as its last tensor has rows. The parts that the file
+    lacks are the base's."""
+    kind = peft_config.kind_of_head(folder)
+    if kind is None:
+        return {}
+    *_, out = architecture.head(kind, 1).parts
+    name = f"{PREFIX}{out.module}.weight"
+    if name not in entries:
+        raise InputError(
+            f"{folder / WEIGHTS} lacks {name}: {CONFIG} says {peft_config.TASK_TYPES[kind]}, and the trained head was not saved; "
+            "train again with its module in modules_to_save, as PEFT does by itself where it knows the task"
+        )
+    head = architecture.head(kind, entries[name].shape[0])
+    held = {p.name for p in head.parts if all(f"{PREFIX}{p.module}.{leaf}" in entries for leaf in p.tensors)}
+    return {"head": head, "present": {part.name for part in head.parts} - held}
 
 
 def _with_held(adapter: Adapter, architecture: Architecture, entries: dict[str, Entry]) -> Adapter:
@@ -159,9 +180,13 @@ def _name(architecture: Architecture, layer: int, site: Site, leaf: str) -> str:
 
 
 def _whole(adapter: Adapter, architecture: Architecture) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name and shape in the file of each module that is trained whole, by its key in the base tree."""
+    """Name and shape in the file of each tensor that is trained whole, by its path in the direction."""
     specs = embeddings(architecture)
-    return {key: (PREFIX + specs[key].name, specs[key].shape) for key in adapter.whole_modules}
+    found = {f"{key}.weight": (PREFIX + specs[key].name, specs[key].shape) for key in adapter.whole_modules}
+    for part in () if adapter.head is None else adapter.head.parts:
+        for leaf, shape in part.tensors.items():
+            found[f"{HEAD_TREE}.{part.name}.{leaf}"] = f"{PREFIX}{part.module}.{leaf}", shape
+    return found
 
 
 def _stacks(adapter: Adapter, site: Site, direction: PyTree, magnitude: PyTree) -> dict[str, jax.Array]:

@@ -13,11 +13,15 @@ from typing import Any
 from bidora_jax.errors import InputError, listing
 from bidora_jax.machine.files import read_json, write_json
 from bidora_jax.models.adapters.settings import AdapterConfig
-from bidora_jax.models.adapters.targets import ALL_LINEAR, Site, as_pattern
+from bidora_jax.models.adapters.targets import ALL_LINEAR, Site
+from bidora_jax.models.adapters.targets import meant as meant_modules
 from bidora_jax.models.architectures.architecture import Architecture, endings, module_name
+from bidora_jax.models.architectures.heads import Kind, TrainedHead
 from bidora_jax.models.formats.hf_config import is_run
 
 CONFIG = "adapter_config.json"
+TASK_TYPES: dict[Kind, str] = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS"}
+"""PEFT's names of the classifiers."""
 NOT_AN_ADAPTER = f"point at a PEFT adapter folder ({CONFIG}, adapter_model.safetensors)"
 
 # LoraConfig as PEFT 0.21.2 saves it, at its defaults.
@@ -116,6 +120,12 @@ def read(folder: Path) -> AdapterConfig:
     )
 
 
+def kind_of_head(folder: Path) -> Kind | None:
+    """Which head of classification a PEFT folder holds; None for none."""
+    task = read_json(folder / CONFIG, NOT_AN_ADAPTER).get("task_type")
+    return next((kind for kind, name in TASK_TYPES.items() if name == task), None)
+
+
 def says_of_its_base(folder: Path) -> str:
     """The base model that the folder names, as the end of a message; empty where it names none."""
     name = read_json(folder / CONFIG, NOT_AN_ADAPTER).get("base_model_name_or_path")
@@ -128,8 +138,13 @@ def write(
     settings: AdapterConfig,
     sites: tuple[Site, ...],
     base_model_name: str | None,
+    head: TrainedHead | None = None,
 ) -> None:
-    """Writes the settings, which mean these sites on the model, as PEFT's LoraConfig."""
+    """Writes the settings, which mean these sites on the model, as PEFT's LoraConfig; of a classifier with its trained `head`."""
+    saved = settings.modules_to_save
+    if head is not None:
+        names = (name for name in saved if not any(part.is_named([name]) for part in head.parts))
+        saved = tuple(dict.fromkeys((*names, *head.modules_to_save)))
     own = {
         "r": settings.rank,
         "lora_alpha": _number(settings.alpha),
@@ -139,14 +154,15 @@ def write(
         "init_lora_weights": True if settings.init == "kaiming" else settings.init,
         "rank_pattern": {key: rank for key, rank in dict(settings.rank_pattern).items() if rank},
         "alpha_pattern": {key: _number(alpha) for key, alpha in dict(settings.alpha_pattern).items()},
-        "modules_to_save": list(settings.modules_to_save) or None,
+        "modules_to_save": list(saved) or None,
+        "task_type": "CAUSAL_LM" if head is None else TASK_TYPES[head.kind],
         "base_model_name_or_path": base_model_name,
     }
     write_json(folder / CONFIG, NEUTRAL | own | _written_names(architecture, settings, sites), sort_keys=True)
 
 
 def _written_names(architecture: Architecture, settings: AdapterConfig, sites: tuple[Site, ...]) -> dict[str, Any]:
-    wanted, unwanted = as_pattern(settings.target_modules), as_pattern(settings.exclude_modules)
+    wanted, unwanted = (meant_modules(n, architecture) for n in (settings.target_modules, settings.exclude_modules))
     by_expression = isinstance(wanted, str) and wanted != ALL_LINEAR
     if by_expression or isinstance(unwanted, str) or 0 in dict(settings.rank_pattern).values():
         return {"target_modules": sorted(_spelt(architecture, sites))}

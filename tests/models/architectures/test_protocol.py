@@ -55,8 +55,13 @@ class Encoder:
     def untied(self) -> "Encoder":
         return self
 
+    def without_output(self) -> "Encoder":
+        return self
+
     def head(self, kind: Kind, outputs: int) -> HeadSpec:
-        return HeadSpec("first" if kind == "sequence" else "each", (HeadPart("out", "classifier", (outputs, 22)),))
+        return HeadSpec(
+            kind, "first" if kind == "sequence" else "each", (HeadPart("out", "classifier", (outputs, 22)),)
+        )
 
     def ignores(self, name: str) -> bool:
         return name.startswith("classifier.")

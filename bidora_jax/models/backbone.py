@@ -1,0 +1,57 @@
+"""The last hidden states of any model: which file computes them is the kind of its architecture.
+
+A batch has tokens (B, T), and of its documents either nothing (a decoder, one document a row), lengths (B,) for one document a row,
+padded on the right, or segments (B, T) for rows of several: 0 is padding, 1, 2, … are the documents. An encoder needs one of
+the two, as it looks at what comes after a token; types (B, T) are its token types where it has a table of them.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from bidora_jax.models import decoder
+from bidora_jax.models.adapters.adapter import Adapter
+from bidora_jax.models.architectures.architecture import Architecture
+from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.compute import Compute
+from bidora_jax.models.decoder import Batch, Trained
+from bidora_jax.models.tape import EmptyTape, TapeValues
+
+
+def hidden(
+    architecture: Architecture,
+    adapter: Adapter | None,
+    compute: Compute,
+    base: PyTree,
+    trained: Trained,
+    batch: Batch,
+    key: Array | None = None,
+    tape: EmptyTape | TapeValues | None = None,
+) -> Float[Array, "B T D"]:
+    """The last hidden states, after the model's own last norm. A `key` switches the adapter's dropout on; `tape` as in tape.py."""
+    return _of(architecture).hidden(architecture, adapter, compute, base, trained, batch, key, tape)
+
+
+def empty_tape(
+    architecture: Architecture,
+    adapter: Adapter | None,
+    compute: Compute,
+    base: PyTree,
+    trained: Trained,
+    batch: Batch,
+    means: Array | None,
+) -> EmptyTape:
+    """The empty tape of a pass over this batch, with the zeros of a head that has `means`."""
+    return _of(architecture).empty_tape(architecture, adapter, compute, base, trained, batch, means)
+
+
+def segments_of(batch: Batch) -> Int[Array, "B T"]:
+    """The documents of a batch: its own segments, or 1 up to each row's length and 0 after it."""
+    if "segments" in batch:
+        return batch["segments"]
+    columns = jnp.arange(batch["tokens"].shape[1])
+    return (columns[None, :] < batch["lengths"][:, None]).astype(jnp.int32)
+
+
+def _of(architecture: Architecture):
+    assert isinstance(architecture, DecoderConfig)
+    return decoder

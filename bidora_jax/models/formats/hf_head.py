@@ -1,0 +1,102 @@
+"""The head of classification in a model folder: which of its parts are there, and their weights in float32.
+
+A folder of transformers' …ForSequenceClassification has all parts, one of a masked language model has those that pretraining used
+(BERT's pooler, ModernBERT's head), a bare model has few or none.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from bidora_jax.errors import InputError, listing
+from bidora_jax.machine.files import read_json
+from bidora_jax.models.architectures.architecture import Architecture, Place
+from bidora_jax.models.architectures.families import FAMILIES
+from bidora_jax.models.architectures.heads import HEAD_TREE, HeadPart, HeadSpec, Kind
+from bidora_jax.models.formats import hf_tensors, safetensors_file
+from bidora_jax.models.formats.hf_config import NOT_A_MODEL
+from bidora_jax.models.formats.safetensors_file import Entry
+
+
+class Classes(NamedTuple):
+    """What the outputs of a head stand for, as a model's config.json says it."""
+
+    names: tuple[str, ...]
+    problem_type: str | None
+    """regression, single_label_classification, multi_label_classification; None of tokens."""
+    pad_id: int
+    """The token that fills rows up: transformers takes the last token before it for the end of a text."""
+
+
+def places(head: HeadSpec) -> dict[str, Place]:
+    """The tensors of a head that stands whole in a base tree, by name."""
+    return {f"{part.module}.{leaf}": Place((HEAD_TREE, part.name, leaf), None) for part in head.parts for leaf in part.tensors}
+
+
+def settings(source: Mapping[str, Any], head: HeadSpec, classes: Classes | None) -> dict[str, Any]:
+    """What config.json says of a classifier; `source` is that of the model it was made from."""
+    suffix = {"sequence": "ForSequenceClassification", "token": "ForTokenClassification"}[head.kind]
+    names = source.get("architectures") or [FAMILIES[source["model_type"]].class_prefix]
+    found: dict[str, Any] = {"architectures": [re.sub(r"(Model|For[A-Z]\w+|PreTrained\w*)$", "", names[0]) + suffix]}
+    if classes is None:
+        return found
+    found["id2label"] = {str(number): name for number, name in enumerate(classes.names)}
+    found["label2id"] = {name: number for number, name in enumerate(classes.names)}
+    found |= {} if classes.problem_type is None else {"problem_type": classes.problem_type}
+    return found | ({"pad_token_id": classes.pad_id} if source.get("pad_token_id") is None else {})
+
+
+def names_in(folder: Path | str) -> tuple[str, ...]:
+    """The labels that config.json names, in the order of the outputs; none where it has only LABEL_0, LABEL_1, …"""
+    given = read_json(Path(folder) / "config.json", NOT_A_MODEL).get("id2label") or {}
+    names = tuple(str(name) for _, name in sorted(given.items(), key=lambda one: int(one[0])))
+    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+
+
+def load(folder: Path | str, architecture: Architecture, head: HeadSpec) -> PyTree:
+    """{part: {'weight', 'bias'}} of the parts that the folder has whole.
+
+    InputError for a part of another shape: a head that was made for another number of labels, above all.
+    """
+    entries = {name: e for name, e in hf_tensors.read_entries(Path(folder)).items() if isinstance(e, Entry)}
+    found, wrong = {}, []
+    for part in head.parts:
+        there = {leaf: _entry(entries, architecture, part, leaf) for leaf in part.tensors}
+        if any(entry is None for entry in there.values()):
+            continue
+        shapes = {leaf: entry.shape for leaf, entry in there.items() if entry is not None}
+        wrong += [f"{part.module}.{leaf}: expected {part.tensors[leaf]}, found {shape}"
+                  for leaf, shape in shapes.items() if shape != part.tensors[leaf]]  # fmt: skip
+        if shapes == part.tensors:
+            found[part.name] = {leaf: _read(entry) for leaf, entry in there.items() if entry is not None}
+    if wrong:
+        raise InputError(
+            f"{folder} has a head that was made for other labels than these {head.outputs}:\n{listing(wrong)}\n"
+            "set task.head new to put a new one in its place, or name the labels that it was made for in task.labels"
+        )
+    return found
+
+
+def outputs_in(folder: Path | str, architecture: Architecture, kind: Kind) -> int | None:
+    """The number of outputs of the head that a folder has; None where it has none."""
+    entries = hf_tensors.read_entries(Path(folder))
+    *_, out = architecture.head(kind, 1).parts
+    entry = _entry(entries, architecture, out, "weight")
+    return None if entry is None else entry.shape[0]
+
+
+def _entry(entries: Mapping[str, Entry], architecture: Architecture, part: HeadPart, leaf: str) -> Entry | None:
+    """The tensor under its name in a classifier, or in a folder that was saved from the model inside it."""
+    prefix = architecture.layer_prefix.partition(".")[0] + "."
+    return entries.get(f"{part.module}.{leaf}") or entries.get(f"{part.module.removeprefix(prefix)}.{leaf}")
+
+
+def _read(entry: Entry):
+    whole = np.empty(entry.shape, np.float32)
+    safetensors_file.read_into(entry, whole)
+    return jnp.asarray(whole)

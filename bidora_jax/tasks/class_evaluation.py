@@ -1,0 +1,115 @@
+"""How good a head's outputs are on labelled records: the loss, and the metrics of the task (tasks/metrics.py)."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from bidora_jax.data.batches import Batch
+from bidora_jax.data.labels import Labels
+from bidora_jax.models.adapters.adapter import Adapter
+from bidora_jax.models.architectures.architecture import Architecture
+from bidora_jax.models.compute import Compute
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.tasks import metrics
+from bidora_jax.tasks.classification import Classification
+from bidora_jax.tasks.task import Criterion
+
+SHOWN = 3
+"""Metrics in a line of the progress."""
+
+
+class Outputs(NamedTuple):
+    """What a head says of the records of some batches, in their order; of tokens a list with one array a text."""
+
+    outputs: Any
+    """Logits (N, C), standardised values (N, K), or of each text (T, C)."""
+    targets: Any
+    """What was asked: (N, C), (N, K), or of each text (T,) with −1 where nothing is asked."""
+    loss: float
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """`Scores` of a labelled file."""
+
+    loss: float
+    metrics: dict[str, float]
+    records: int
+    criterion: Criterion
+
+    @property
+    def rank(self) -> float:
+        found = self.facts
+        return self.criterion.rank(found[self.criterion.name]) if self.criterion.name in found else math.inf
+
+    @property
+    def in_words(self) -> str:
+        first = [self.criterion.name] if self.criterion.name in self.metrics else []
+        shown = dict.fromkeys([*first, *self.metrics])
+        return ", ".join([f"loss {self.loss:.4f}", *(f"{name} {self.metrics[name]:.4f}" for name in [*shown][:SHOWN])])
+
+    @property
+    def facts(self) -> dict[str, float]:
+        return {"loss": self.loss, **self.metrics, "records": self.records}
+
+
+Reader = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], Outputs]
+"""(base, direction, magnitude, batches) to the outputs."""
+
+
+def reader(task: Classification, config: Architecture, adapter: Adapter | None, model: ModelConfig) -> Reader:
+    """A function that gives a model's outputs on batches, forward only. Batches of one shape share a program."""
+    compute = Compute(remat="none", attention_chunk=model.attention_chunk)
+
+    @jax.jit
+    def one(base, trained, batch):
+        found = task.outputs(config, adapter, compute, base, trained, batch)
+        return found, task.loss_of(found, batch), task.weight(batch)
+
+    def read(base, direction, magnitude, batches) -> Outputs:
+        outputs, targets, total, weight = [], [], 0.0, 0.0
+        for batch in batches:
+            micro = {name: part[0] for name, part in batch.items() if name in task.inputs}
+            found, loss, counted = one(base, (direction, magnitude), micro)
+            for given, wanted in _documents(task, np.asarray(found), micro):
+                outputs.append(given)
+                targets.append(wanted)
+            total, weight = total + float(loss), weight + float(counted)
+        if task.type != "tokens":
+            outputs, targets = np.array(outputs), np.array(targets)
+        return Outputs(outputs, targets, total / max(weight, 1e-9))
+
+    return read
+
+
+def _documents(task: Classification, found: np.ndarray, batch: Batch):
+    """(outputs, targets) of every document of a batch, row by row."""
+    labels = batch["labels"]
+    if task.type != "tokens":
+        for row, slot in np.argwhere(batch["weights"] > 0):
+            yield found[row, slot], labels[row, slot]
+        return
+    for row, length in enumerate(batch["lengths"]) if "lengths" in batch else ():
+        if length:
+            yield found[row, :length], labels[row, :length]
+    for row, segments in enumerate(batch["segments"]) if "segments" in batch else ():
+        for document in range(1, segments.max(initial=0) + 1):
+            own = segments == document
+            yield found[row, own], labels[row, own]
+
+
+Evaluator = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], LabelScores]
+
+
+def scored(found: Outputs, labels: Labels, criterion: Criterion) -> LabelScores:
+    return LabelScores(found.loss, metrics.scores(labels, *found[:2]), len(found.outputs), criterion)
+
+
+def evaluator(read: Reader, labels: Labels, criterion: Criterion) -> Evaluator:
+    """A function (base, direction, magnitude, batches) that gives the scores."""
+    return lambda base, direction, magnitude, batches: scored(read(base, direction, magnitude, batches), labels, criterion)
