@@ -32,6 +32,10 @@ declares a product linear in one factor (`linear_call`) can't be mapped over.
     losses.cross_entropy_sum              yes      no       yes           yes           wide
     losses.trained_cross_entropy_sum      yes      yes      yes           yes           yes
     losses.gram_penalty                   yes      yes      yes           yes           yes
+    class_losses.cross_entropy            yes      yes      yes           yes           yes
+    class_losses.token_cross_entropy      yes      yes      yes           yes           yes
+    class_losses.binary_cross_entropy     yes      yes      yes           yes           yes
+    class_losses.mean_square              yes      yes      yes           yes           yes
     xla_cpu.reductions.row_sums           yes      yes      yes           yes           yes
     xla_cpu.reductions.row_dots           yes      yes      yes           yes           yes
     xla_cpu.reductions.token_dots         yes      yes      yes           yes           yes

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bidora_jax import kernels
-from bidora_jax.kernels import attention, dora, losses, matmul, norms, rope, row_gain, swiglu
+from bidora_jax.kernels import attention, class_losses, dora, losses, matmul, norms, rope, row_gain, swiglu
 from bidora_jax.kernels.xla_cpu import bfloat16, outline, reductions, transpose
 
 WAYS = ("reverse", "forward", "fwd over rev", "rev over rev", "vmap")
@@ -46,6 +46,7 @@ def cases(dtype):
     targets, weights = jnp.array([3, 0, 16, 5, 5]), jnp.array([1.0, 0.0, 2.0, 1.0, 1.0])
     heads = numbers(1, 2, 6, 4, 6), numbers(2, 2, 6, 2, 6), numbers(3, 2, 6, 2, 6)
     wide = jnp.promote_types(dtype, jnp.float32)
+    hard, by_class = jnp.eye(5, dtype=wide)[jnp.array([3, 0, 4])], numbers(4, 5).astype(wide) ** 2
 
     def narrow(*arrays):
         return tuple(array.astype(dtype) for array in arrays)
@@ -106,6 +107,28 @@ def cases(dtype):
                 (u := x / jnp.linalg.norm(x, axis=1, keepdims=True)) @ u.T - jnp.eye(5, dtype=x.dtype)
             ),
             floats(numbers(1, 5, 8)),
+        ),
+        "class_losses.cross_entropy": (
+            lambda x: class_losses.cross_entropy(x, hard, by_class, 0.1)[0],
+            lambda x: -jnp.sum(by_class[None] * (0.9 * hard + 0.02) * jnp.log(jax.nn.softmax(x.astype(wide))), -1),
+            narrow(numbers(1, 3, 5)),
+        ),
+        "class_losses.token_cross_entropy": (
+            lambda x: class_losses.token_cross_entropy(x, jnp.array([[2, -1, 0]]), by_class)[0],
+            lambda x: -jnp.log(jax.nn.softmax(x.astype(wide)))[:, jnp.arange(3), jnp.array([2, 0, 0])]
+            * jnp.array([[by_class[2], 0, by_class[0]]]),
+            narrow(numbers(1, 1, 3, 5)),
+        ),
+        "class_losses.binary_cross_entropy": (
+            lambda x: class_losses.binary_cross_entropy(x, hard, by_class)[0],
+            lambda x: jnp.mean(
+                hard * by_class[None] * jnp.log1p(jnp.exp(-x.astype(wide))) + (1 - hard) * jnp.log1p(jnp.exp(x.astype(wide))), -1
+            ),
+            narrow(numbers(1, 3, 5)),
+        ),
+        "class_losses.mean_square": (
+            lambda x: class_losses.mean_square(x, hard)[0],
+            lambda x: jnp.sum((x.astype(wide) - hard) ** 2, -1) / 5, narrow(numbers(1, 3, 5)),
         ),
         "xla_cpu.reductions.row_sums": (
             reductions.row_sums, lambda x: jnp.sum(x, -1, keepdims=True), narrow(numbers(1, 3, 64)),
