@@ -22,6 +22,7 @@ from bidora_jax.errors import TEXTS, InputError, program
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.formats import peft_config
 from bidora_jax.models.settings import ModelConfig
+from bidora_jax.tasks.settings import TaskConfig
 from bidora_jax.training.settings import (
     OptimizerConfig,
     OuterConfig,
@@ -67,6 +68,7 @@ class Config:
     inner: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The direction's optimiser; for lora and dora, the only one."""
     outer: OuterConfig = field(default_factory=OuterConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)

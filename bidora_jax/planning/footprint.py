@@ -19,6 +19,7 @@ from bidora_jax.kernels import losses
 from bidora_jax.kernels.quantized import tree_bytes
 from bidora_jax.models.base import head_of
 from bidora_jax.training.compiled_steps import StepShape, shapes
+from bidora_jax.tasks.language_modeling import LanguageModeling
 from bidora_jax.training.loop import Phase
 from bidora_jax.training.problem import Problem
 
@@ -64,8 +65,10 @@ def of(problem: Problem, phase: Phase, state: PyTree, step_shape: StepShape, *, 
     analysis = _analysis(program.compile(state, length, options))
     batches = program.like(length)
     adapter = tree_bytes(phase.adapter_of(state))
-    micro_tokens = problem.data.batch_size * (length - 1)
-    loss = min(loss_bytes(problem, micro_tokens), analysis.temp_size_in_bytes)
+    loss = 0
+    if isinstance(problem.task, LanguageModeling):  # a head of classification takes next to nothing
+        micro_tokens = problem.data.batch_size * (length - 1)
+        loss = min(loss_bytes(problem, micro_tokens), analysis.temp_size_in_bytes)
     return Footprint(
         base=tree_bytes(program.frozen),
         adapter=adapter,

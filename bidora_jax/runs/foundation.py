@@ -50,9 +50,13 @@ def check(folder: Path, known: dict[str, str] | None, found: dict[str, str]) -> 
 
 
 def _of_rows(rows: "Examples") -> str:
+    from bidora_jax.data.labels import LabelledExample
+    from bidora_jax.data.packing import PackedLabels
+
     whole = hashlib.sha256()
     for row in rows:
-        whole.update(f"{len(row.tokens)} ".encode() + row.tokens.tobytes() + row.trained.tobytes())
+        marks = row.labels if isinstance(row, LabelledExample | PackedLabels) else row.trained
+        whole.update(f"{len(row.tokens)} ".encode() + row.tokens.tobytes() + marks.tobytes())
     return whole.hexdigest()[:16]
 
 

@@ -46,8 +46,11 @@ class SearchConfig:
     reverse over reverse, in much more memory; finite-difference: as the BiDoRA reference does; direct: no second-order term."""
     gram_penalty: float = 0.0
     """Weight γ of the penalty mean ‖D·Dᵀ − I‖_F on the direction's loss (1e-5 in the paper)."""
+    metric: str = "auto"
+    """What the best step has most or least of on the validation split: loss, or a metric of the task, such as accuracy, f1_macro,
+    matthews, rmse, entity_f1. auto: the loss of a language model, else the task's first metric."""
     patience: int = 0
-    """Stop after this many evaluations without a better validation loss; 0 never stops early."""
+    """Stop after this many evaluations without a better one; 0 never stops early."""
 
 
 @dataclass(frozen=True)
