@@ -25,10 +25,15 @@ declares a product linear in one factor (`linear_call`) can't be mapped over.
     row_gain.save_scaled                  yes      yes      yes           yes           yes
     row_gain.scaled                       yes      no       yes           yes           yes
     norms.rms_norm                        yes      no       yes           yes           yes
+    norms.layer_norm                      yes      yes      yes           yes           yes
+    activations.activate                  yes      yes      yes           yes           yes
+    activations.gated                     yes      yes      yes           yes           yes
     rope.rope                             yes      yes      yes           yes           yes
     swiglu.swiglu                         yes      no       yes           yes           wide
     attention.causal_attention            yes      no       yes           yes           wide
     attention.fused_attention             yes      no       no            no            yes
+    encoder_attention.segment_attention   yes      no       yes           yes           wide
+    disentangled.position_scores          yes      no       yes           yes           wide
     losses.cross_entropy_sum              yes      no       yes           yes           wide
     losses.trained_cross_entropy_sum      yes      yes      yes           yes           yes
     losses.gram_penalty                   yes      yes      yes           yes           yes

@@ -149,7 +149,7 @@ def causal_attention(
         for run, (first_key, _), (some_k, some_v) in zip(runs, spans, met, strict=True):
             part = partial(_attend_from, k=some_k, v=some_v, first_key=first_key, window=window)
             rows = (q[:, slice(*run)],) if starts is None else (q[:, slice(*run)], starts[:, slice(*run)])
-            out.append(_by_chunk(part, run[0], chunk, *rows))
+            out.append(by_chunk(part, run[0], chunk, *rows))
     return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
 
 
@@ -193,7 +193,7 @@ def _attend_from(first_query, q, starts=None, *, k, v, first_key: int, window: i
     return attend(q, k, v, visible(queries, keys, window, starts))
 
 
-def _by_chunk(part, first: int, chunk: int, *rows: Array) -> Float[Array, "B Q H h"]:
+def by_chunk(part, first: int, chunk: int, *rows: Array) -> Float[Array, "B Q H h"]:
     """part(position of the first query, *rows (B, Q, …)) for `chunk` queries at a time, recomputed in the backward pass."""
     length = rows[0].shape[1]
     count = -(-length // chunk)

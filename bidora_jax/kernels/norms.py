@@ -1,8 +1,10 @@
-"""RMS norm, differentiable to second order.
+"""RMS norm and layer norm, differentiable to second order.
 
-    norm(x) = w ⊙ x / √(mean(x²) + ε)                                  RMSNorm, arXiv:1910.07467
+    rms_norm(x) = w ⊙ x / √(mean(x²) + ε)                              RMSNorm, arXiv:1910.07467
+    layer_norm(x) = w ⊙ (x − μ) / √(mean((x − μ)²) + ε) + b            LayerNorm, arXiv:1607.06450, μ = mean(x)
 
-The mean and the division are float32 (float64 for float64). The result is rounded to the dtype of x before it meets w.
+Means and the division are float32 (float64 for float64). They round where transformers and torch do: RMS norm before it meets w,
+layer norm once, at its end.
 """
 
 from functools import partial
@@ -11,7 +13,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bidora_jax.kernels.xla_cpu.reductions import row_dots
+from bidora_jax.kernels.precision import wide
+from bidora_jax.kernels.xla_cpu.reductions import row_dots, row_sums
+
+
+def layer_norm(
+    x: Float[Array, "*batch D"], weight: Float[Array, " D"], bias: Float[Array, " D"] | None, *, eps: float
+) -> Float[Array, "*batch D"]:
+    """Normalises the last axis, with weight and bias, all in float32; rounded to the dtype of x."""
+    centred = x.astype(wide(x.dtype)) - row_sums(x) / x.shape[-1]
+    scale = jax.lax.rsqrt(row_dots(centred, centred) / x.shape[-1] + eps)
+    row = (1,) * (x.ndim - 1) + weight.shape
+    y = centred * scale * weight.reshape(row)
+    return (y if bias is None else y + bias.reshape(row)).astype(x.dtype)
 
 
 def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], *, eps: float) -> Float[Array, "*batch D"]:

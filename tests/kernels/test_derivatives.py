@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 
 from bidora_jax import kernels
-from bidora_jax.kernels import attention, class_losses, dora, losses, matmul, norms, rope, row_gain, swiglu
+from bidora_jax.kernels import (
+    activations,
+    attention,
+    class_losses,
+    disentangled,
+    dora,
+    encoder_attention,
+    losses,
+    matmul,
+    norms,
+    rope,
+    row_gain,
+    swiglu,
+)
 from bidora_jax.kernels.xla_cpu import bfloat16, outline, reductions, transpose
 
 WAYS = ("reverse", "forward", "fwd over rev", "rev over rev", "vmap")
@@ -32,6 +45,27 @@ def attend(q, k, v):
     return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf), axis=-1), v)
 
 
+def attend_both_ways(q, k, v, seen):
+    """Attention written out, over the tokens that are seen."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf), axis=-1), v)
+
+
+def layer_normed(x, w, b):
+    centred = x - jnp.mean(x, -1, keepdims=True)
+    row = (1,) * (x.ndim - 1) + w.shape
+    return centred * jax.lax.rsqrt(jnp.var(x, -1, keepdims=True) + 1e-6) * w.reshape(row) + b.reshape(row)
+
+
+def by_position(q, k, key_rows, query_rows):
+    """Both position terms of DeBERTa's scores, row by row."""
+    difference = jnp.arange(6)[None, :] - jnp.arange(6)[:, None] + 5
+    return 0.3 * (
+        jnp.einsum("bqhd,qkhd->bhqk", q, key_rows[difference])
+        + jnp.einsum("bkhd,qkhd->bhqk", k, query_rows[10 - difference])
+    )
+
+
 def rotated(x, cos, sin):
     half = x.shape[-1] // 2
     turned = jnp.concatenate([-x[..., half:], x[..., :half]], axis=-1)
@@ -45,6 +79,10 @@ def cases(dtype):
     cos, sin = rope.rope_angles(jnp.arange(6), np.linspace(0.3, 1, 3), dtype=dtype)
     targets, weights = jnp.array([3, 0, 16, 5, 5]), jnp.array([1.0, 0.0, 2.0, 1.0, 1.0])
     heads = numbers(1, 2, 6, 4, 6), numbers(2, 2, 6, 2, 6), numbers(3, 2, 6, 2, 6)
+    both_ways = numbers(1, 2, 6, 4, 6), numbers(2, 2, 6, 4, 6), numbers(3, 2, 6, 4, 6)
+    segments = jnp.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
+    apart = jnp.abs(jnp.arange(6)[:, None] - jnp.arange(6)[None, :])
+    seen = (segments[:, :, None] == segments[:, None, :]) & (apart <= 3)[None]
     wide = jnp.promote_types(dtype, jnp.float32)
     hard, by_class = jnp.eye(5, dtype=wide)[jnp.array([3, 0, 4])], numbers(4, 5).astype(wide) ** 2
 
@@ -85,6 +123,26 @@ def cases(dtype):
             lambda x: norms.rms_norm(x, norm_w, eps=1e-6),
             lambda x: x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * norm_w[None, None],
             narrow(numbers(1, 2, 3, 8)),
+        ),
+        "norms.layer_norm": (
+            lambda x, w, b: norms.layer_norm(x, w, b, eps=1e-6), layer_normed,
+            narrow(numbers(1, 2, 3, 8), numbers(2, 8), numbers(3, 8)),
+        ),
+        "activations.activate": (
+            lambda x: activations.activate(x, "gelu"), lambda x: x * jax.scipy.stats.norm.cdf(x), narrow(numbers(1, 3, 8)),
+        ),
+        "activations.gated": (
+            lambda a, g: activations.gated(a, g, "gelu_tanh"),
+            lambda a, g: a * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3))) / 2 * g,
+            narrow(numbers(1, 3, 8), numbers(2, 3, 8)),
+        ),
+        "encoder_attention.segment_attention": (
+            lambda *rows: encoder_attention.segment_attention(*rows, segments, chunk=64, window=3),
+            lambda *rows: attend_both_ways(*rows, seen), narrow(*both_ways),
+        ),
+        "disentangled.position_scores": (
+            lambda q, k, *rows: disentangled.position_scores(k, *rows, chunk=64, scale=0.3)(0, q), by_position,
+            narrow(*both_ways[:2], numbers(4, 12, 4, 6), numbers(5, 12, 4, 6)),
         ),
         "rope.rope": (lambda x: rope.rope(x, cos, sin), lambda x: rotated(x, cos, sin), narrow(heads[0])),
         "swiglu.swiglu": (

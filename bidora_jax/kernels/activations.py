@@ -1,0 +1,36 @@
+"""Activations of an MLP by name, and the gated unit made of one. Ordinary code, with all derivatives.
+
+    gelu(x) = x·Φ(x)                                                   arXiv:1606.08415, Φ by the error function
+    gelu_tanh(x) = x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))/2            its approximation
+    gated(a, g) = act(a) ∘ g                                           GeGLU and its like, arXiv:2002.05202
+
+In float32 (float64 for float64), rounded to the dtype of the input after the activation and after the product, as torch does.
+"""
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bidora_jax.kernels.precision import wide
+
+Kind = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
+_FUNCTIONS = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+def activate(x: Float[Array, "*n"], kind: Kind) -> Float[Array, "*n"]:
+    """The activation of every number."""
+    return _FUNCTIONS[kind](x.astype(wide(x.dtype))).astype(x.dtype)
+
+
+def gated(a: Float[Array, "*n"], g: Float[Array, "*n"], kind: Kind) -> Float[Array, "*n"]:
+    """act(a) ∘ g: the first argument is the one that is activated."""
+    return activate(a, kind) * g
