@@ -1,0 +1,182 @@
+"""tasks/classification.py, models/heads.py: heads on a decoder against transformers, exact sums, and hypergradients through the
+whole step."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from bilevel_problem import MODEL, OPTIMIZERS, dot
+
+from bidora_jax.models import backbone, heads
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters import initial
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures.heads import HEAD_TREE, HeadPart, HeadSpec
+from bidora_jax.models.compute import Compute
+from bidora_jax.tasks.classification import Classification
+from bidora_jax.training import objective, optim
+from bidora_jax.training.bilevel import bilevel_step
+from bidora_jax.training.state import init_state
+
+CONFIG = tiny.CONFIG.without_output()
+TYPES = ("classification", "multilabel", "regression", "tokens")
+
+
+def labelled(type, classes, seed, *, micro=1, packed=False, rows=2, columns=13):
+    """Random texts of several lengths with random labels; packed rows hold two of them, and one of them an empty slot."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(5, columns + 1, size=(micro, rows))
+    column = np.arange(columns)
+    segments = (column < lengths[..., None]).astype(np.int32)
+    if packed:
+        segments = np.where(column < 5, 1, 2) * segments
+        segments[:, -1] = np.minimum(segments[:, -1], 1)
+    batch = {"tokens": random.integers(CONFIG.vocab_size, size=segments.shape, dtype=np.int32)}
+    batch |= {"segments": segments} if packed else {"lengths": lengths.astype(np.int32)}
+    if type == "tokens":
+        tags = np.where(random.random(segments.shape) < 0.7, random.integers(classes, size=segments.shape), -1)
+        return {**batch, "labels": np.where(segments > 0, tags, -1).astype(np.int32)}
+    slots = 2 if packed else 1
+    weights = np.stack([(segments == slot + 1).any(-1) for slot in range(slots)], -1).astype(np.float32)
+    if type == "classification":
+        labels = np.eye(classes)[random.integers(classes, size=weights.shape)]
+    elif type == "multilabel":
+        labels = random.integers(2, size=(*weights.shape, classes)).astype(float)
+    else:
+        labels = random.normal(size=(*weights.shape, classes))
+    return {**batch, "labels": labels.astype(np.float32), "weights": weights}
+
+
+def problem(type, dtype=jnp.float64, classes=3, weights=None, **settings):
+    head = CONFIG.head("token" if type == "tokens" else "sequence", classes)
+    settings = {"rank": 3, "target_modules": ("q_proj", "down_proj"), **settings}
+    adapter = adapters.resolve(AdapterConfig(**settings), CONFIG, head=head)
+    base = initial.prepare_base(tiny.random_base(CONFIG, dtype=dtype), adapter)
+    direction, magnitude = initial.init(adapter, base, jax.random.key(0))
+    direction = jax.tree.map(lambda leaf: leaf.astype(dtype), direction)
+    return Classification(type, head, weights), adapter, base, direction, magnitude
+
+
+@pytest.mark.parametrize(
+    ("type", "micro", "packed"),
+    [("classification", 1, False), ("multilabel", 3, True), ("regression", 1, True), ("tokens", 3, False)],
+)
+def test_the_exact_hypergradient_is_the_central_difference_of_the_whole_step(x64, type, micro, packed):
+    weights = (0.5, 2.0, 1.25) if type != "regression" else None
+    task, adapter, base, direction, magnitude = problem(type, weights=weights)
+    tx = optim.transformation(OPTIMIZERS["adamw"], 10)
+    inner = objective.inner_two_pass(CONFIG, adapter, MODEL, MODEL, task=task)
+    losses = {"inner_loss": inner, "outer_loss": objective.outer_loss(CONFIG, adapter, MODEL, task=task)}
+    train, val = (jax.tree.map(jnp.asarray, labelled(type, 3, seed, micro=micro, packed=packed)) for seed in (1, 2))
+    step = jax.jit(partial(bilevel_step, **losses, inner_tx=tx, outer_tx=optax.sgd(1.0)))
+    plain = objective.inner_loss(CONFIG, adapter, MODEL, task=task)
+
+    @jax.jit
+    def whole_map(state, magnitude):
+        gradient = jax.grad(lambda d: plain(d, magnitude, base, train, state.key))(state.direction)
+        updates, _ = tx.update(gradient, state.inner_opt, state.direction)
+        moved = optax.apply_updates(state.direction, updates)
+        return losses["outer_loss"](moved, magnitude, base, val, state.key)
+
+    state = init_state(direction, magnitude, tx, optax.sgd(1.0), jax.random.key(1))
+    for _ in range(3):
+        after, _ = step(state, base, train, val)
+        state = after._replace(magnitude=state.magnitude)
+    after, _ = step(state, base, train, val)
+    h = jax.tree.map(jnp.subtract, state.magnitude, after.magnitude)
+    random = np.random.default_rng(7)
+    along = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape)), magnitude)
+
+    def shifted(t):
+        return float(whole_map(state, jax.tree.map(lambda m, v: m + t * v, state.magnitude, along)))
+
+    width = 1e-4
+    difference = (8 * (shifted(width) - shifted(-width)) - (shifted(2 * width) - shifted(-2 * width))) / (12 * width)
+    np.testing.assert_allclose(dot(h, along), difference, rtol=1e-6)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.direction[HEAD_TREE], direction[HEAD_TREE])
+    assert all(move > 0 for move in jax.tree.leaves(moved))  # the head is trained on the direction's level
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_micro_batches_give_the_loss_and_gradient_of_one_large_batch(type):
+    weights = (0.5, 2.0, 1.25) if type != "regression" else None
+    task, adapter, base, *trained = problem(type, jnp.float32, weights=weights)
+    trained = tiny.noisy(adapter, *trained)
+    small = labelled(type, 3, 5, micro=3)
+    large = {name: part.reshape(1, -1, *part.shape[2:]) for name, part in small.items()}
+    loss = objective.inner_loss(CONFIG, adapter, Compute(), task=task)
+    found, wanted = (
+        jax.value_and_grad(loss)(trained[0], trained[1], base, jax.tree.map(jnp.asarray, one), None)
+        for one in (small, large)
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-7), found, wanted)
+
+
+def test_packed_rows_have_the_loss_of_their_documents_apart():
+    task, adapter, base, *trained = problem("classification", jnp.float32)
+    trained = tiny.noisy(adapter, *trained)
+    packed = {name: part[0] for name, part in labelled("classification", 3, 5, packed=True).items()}
+    together = task.loss_sum(CONFIG, adapter, Compute(), base, trained, packed)
+    apart = 0.0
+    for row, slot in np.argwhere(packed["weights"] > 0):
+        own = packed["segments"][row] == slot + 1
+        one = {"tokens": packed["tokens"][row, own][None], "lengths": np.array([own.sum()], np.int32),
+               "labels": packed["labels"][row, slot][None, None], "weights": np.ones((1, 1), np.float32)}  # fmt: skip
+        apart += task.loss_sum(CONFIG, adapter, Compute(), base, trained, one)
+    np.testing.assert_allclose(together, apart, rtol=1e-5)
+    assert float(task.weight(packed)) == packed["weights"].sum() == 3
+
+
+def test_a_head_pools_the_first_the_last_or_the_mean_and_applies_its_parts():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(2, 7, 5)).astype(np.float32)
+    segments = np.array([[1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 1, 1, 1, 1]], np.int32)
+    by_hand = {"first": x[0, [0, 3]], "last": x[0, [2, 4]], "mean": np.stack([x[0, :3].mean(0), x[0, 3:5].mean(0)])}
+    parts = (HeadPart("dense", "head.dense", (3, 5)), HeadPart("norm", "head.norm", (3,), bias=False),
+             HeadPart("out", "classifier", (2, 3)))  # fmt: skip
+    weights = {"dense": {"weight": random.normal(size=(3, 5)), "bias": random.normal(size=3)},
+               "norm": {"weight": random.normal(size=3)},
+               "out": {"weight": random.normal(size=(2, 3)), "bias": random.normal(size=2)}}  # fmt: skip
+    weights = jax.tree.map(lambda leaf: leaf.astype(np.float32), weights)
+    for pool, wanted in by_hand.items():
+        spec = HeadSpec("sequence", pool, parts, "relu", eps=0.1)
+        held, trained = {HEAD_TREE: {"dense": weights["dense"], "norm": weights["norm"]}}, {HEAD_TREE: {"out": weights["out"]}}
+        found = heads.outputs(spec, held, trained, jnp.asarray(x), jnp.asarray(segments), 2)
+        z = np.maximum(wanted @ weights["dense"]["weight"].T + weights["dense"]["bias"], 0)
+        z = (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 0.1) * weights["norm"]["weight"]
+        np.testing.assert_allclose(found[0], z @ weights["out"]["weight"].T + weights["out"]["bias"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", ["sequence", "token"])
+def test_a_decoder_as_a_classifier_is_transformers(tmp_path, kind):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    from bidora_jax.models.formats import hf, hf_config, hf_head
+
+    folder = tiny.write_model_folder(tmp_path / "model")
+    auto = AutoModelForSequenceClassification if kind == "sequence" else AutoModelForTokenClassification
+    theirs = auto.from_pretrained(folder, num_labels=5, pad_token_id=0, dtype="float32").eval()
+    theirs.save_pretrained(tmp_path / "classifier")
+    config = hf_config.read_config(tmp_path / "classifier").without_output()
+    spec = config.head(kind, 5)
+    assert hf_head.outputs_in(tmp_path / "classifier", config, kind) == 5
+    base = {**hf.load_base(tmp_path / "classifier", config), HEAD_TREE: hf_head.load(tmp_path / "classifier", config, spec)}
+    lengths = np.array([11, 7, 3], np.int32)
+    tokens = np.where(np.arange(11) < lengths[:, None], np.random.default_rng(1).integers(1, 97, size=(3, 11)), 0)
+    batch = {"tokens": jnp.asarray(tokens, jnp.int32), "lengths": jnp.asarray(lengths)}
+    x = backbone.hidden(config, None, Compute(), base, ({}, {}), batch)
+    found = np.asarray(heads.outputs(spec, base, {}, x, backbone.segments_of(batch), 1))
+    with torch.no_grad():
+        mask = torch.tensor(np.arange(11) < lengths[:, None]).long()
+        wanted = theirs(input_ids=torch.tensor(tokens), attention_mask=mask).logits.numpy()
+    if kind == "sequence":
+        np.testing.assert_allclose(found[:, 0], wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+    else:
+        own = mask.numpy() > 0
+        np.testing.assert_allclose(found[own], wanted[own], rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
