@@ -7,24 +7,59 @@ A row is one example, or several that data/packing.py put together, right-padded
 out, the remaining rows are all padding: so every batch of a bucket has the same shape, and a run compiles once a bucket.
 Nothing here has state worth saving: a resumed run asks for the batch of its step.
 
+Labelled texts (data/labels.py) have labels in the place of 'loss_mask':
+
+    'lengths': int32 (M, B), or 'segments' of packed rows;  'types': int32 (M, B, T) where the form asks for them
+    kind sequence   'labels': float32 (M, B, N, C), 'weights': float32 (M, B, N)      slot n is of the row's document n + 1
+    kind token      'labels': int32 (M, B, T), −1 where nothing is trained
+
+A slot of the weight 0 holds no document, or one without a label; its labels are 0.
+
 Does not do: moving batches to a device.
 """
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from bidora_jax.data.encoding import Example
-from bidora_jax.data.packing import PackedRow
+from bidora_jax.data.labels import LabelledExample
+from bidora_jax.data.packing import PackedLabels, PackedRow
 
 Batch = dict[str, np.ndarray]
-Examples = Sequence[Example | PackedRow]
+Examples = Sequence[Example | PackedRow | LabelledExample | PackedLabels]
 Item = TypeVar("Item")
 
 WINDOW = 32  # steps whose records are sorted by length together: more saves padding, fewer mixes better
+
+
+class LabelForm(NamedTuple):
+    """The labels of a batch."""
+
+    kind: Literal["sequence", "token"]
+    width: int
+    """C: classes, or values."""
+    slots: int = 1
+    """N: documents that a row holds at most; 1 of rows that are not packed."""
+    types: bool = False
+    """Whether the model has a table of token types."""
+
+
+class BatchForm(NamedTuple):
+    """What the shapes of a batch depend on, but for its length."""
+
+    M: int
+    """Micro-batches."""
+    B: int
+    """Rows of a micro-batch."""
+    pad_id: int
+    packed: bool = False
+    """The rows hold several documents, and the batch says which token belongs to which."""
+    labels: LabelForm | None = None
+    """None of a language model's records."""
 
 
 # Lengths
@@ -103,37 +138,76 @@ class Stream:
 # Batches
 
 
-def collate(examples: Examples, length: int, M: int, B: int, pad_id: int, packed: bool = False) -> Batch:
-    """At most M·B examples, none longer than `length`, as one batch; rows are filled micro-batch by micro-batch.
-
-    `packed`: the examples are rows of several documents, and the batch says which token belongs to which.
-    """
+def collate(examples: Examples, length: int, form: BatchForm) -> Batch:
+    """At most M·B examples, none longer than `length`, as one batch; rows are filled micro-batch by micro-batch."""
+    M, B, pad_id, packed, labels = form
     tokens = np.full((M * B, length), pad_id, dtype=np.int32)
-    loss_mask = np.zeros((M * B, length), dtype=np.float32)
     segments = np.zeros((M * B, length), dtype=np.int32)
     for row, example in enumerate(examples):
         tokens[row, : len(example.tokens)] = example.tokens
-        loss_mask[row, : len(example.trained)] = example.trained
-        if isinstance(example, PackedRow):
+        if isinstance(example, PackedRow | PackedLabels):
             segments[row, : len(example.segments)] = example.segments
-    batch = {"tokens": tokens, "loss_mask": loss_mask} | ({"segments": segments} if packed else {})
-    return {name: part.reshape(M, B, length) for name, part in batch.items()}
+    trained = _trained(examples, tokens.shape) if labels is None else _labelled(examples, tokens.shape, packed, labels)
+    batch = {"tokens": tokens} | trained | ({"segments": segments} if packed else {})
+    return {name: part.reshape(M, B, *part.shape[1:]) for name, part in batch.items()}
 
 
-def joint(
-    train: Examples, val: Examples, buckets: Sequence[int], M: int, B: int, pad_id: int, packed: bool = False
-) -> tuple[Batch, Batch]:
+def _trained(examples: Examples, shape: tuple[int, ...]) -> Batch:
+    loss_mask = np.zeros(shape, dtype=np.float32)
+    for row, example in enumerate(examples):
+        assert isinstance(example, Example | PackedRow)
+        loss_mask[row, : len(example.trained)] = example.trained
+    return {"loss_mask": loss_mask}
+
+
+def _labelled(examples: Examples, shape: tuple[int, ...], packed: bool, form: LabelForm) -> Batch:
+    batch: Batch = {}
+    if not packed:
+        batch["lengths"] = np.zeros(shape[:1], dtype=np.int32)
+    if form.types:
+        batch["types"] = np.zeros(shape, dtype=np.int32)
+    if form.kind == "token":
+        batch["labels"] = np.full(shape, -1, dtype=np.int32)
+    else:
+        batch["labels"] = np.zeros((shape[0], form.slots, form.width), dtype=np.float32)
+        batch["weights"] = np.zeros((shape[0], form.slots), dtype=np.float32)
+    for row, example in enumerate(examples):
+        assert isinstance(example, LabelledExample | PackedLabels)
+        if not packed:
+            batch["lengths"][row] = len(example.tokens)
+        if form.types:
+            batch["types"][row, : len(example.types)] = example.types
+        if form.kind == "token":
+            batch["labels"][row, : len(example.labels)] = example.labels
+        else:
+            labels = example.labels.reshape(-1, form.width)
+            known = np.isfinite(labels).min(axis=1)
+            batch["labels"][row, : len(labels)] = np.where(known[:, None], labels, 0)
+            batch["weights"][row, : len(labels)] = known
+    return batch
+
+
+def joint(train: Examples, val: Examples, buckets: Sequence[int], form: BatchForm) -> tuple[Batch, Batch]:
     """The two batches of a bilevel step, padded to one length. So n buckets need n compilations, not n²."""
     length = length_for([*train, *val], buckets)
-    return collate(train, length, M, B, pad_id, packed), collate(val, length, M, B, pad_id, packed)
+    return collate(train, length, form), collate(val, length, form)
 
 
-def full_pass(examples: Examples, buckets: Sequence[int], B: int, pad_id: int) -> Iterator[Batch]:
-    """Every example once, from short to long, in batches of one micro-batch: for evaluation."""
+def full_pass(examples: Examples, buckets: Sequence[int], form: BatchForm) -> Iterator[Batch]:
+    """Every example once, from short to long, in batches of one micro-batch: for evaluation.
+
+    Examples that are not packed give batches of such, though the form be that of packed rows: test records are not packed.
+    """
+    for rows in passes(examples, form.B):
+        packed = isinstance(rows[0], PackedRow | PackedLabels)
+        labels = form.labels if packed or form.labels is None else form.labels._replace(slots=1)
+        yield collate(rows, length_for(rows, buckets), form._replace(M=1, packed=packed, labels=labels))
+
+
+def passes(examples: Examples, B: int) -> Iterator[Examples]:
+    """The rows of each batch of a full pass."""
     by_length = sorted(examples, key=lambda example: len(example.tokens))
-    for start in range(0, len(by_length), B):
-        rows = by_length[start : start + B]
-        yield collate(rows, length_for(rows, buckets), 1, B, pad_id, packed=isinstance(rows[0], PackedRow))
+    return (by_length[start : start + B] for start in range(0, len(by_length), B))
 
 
 def prefetch(make_batch: Callable[[int], Item], start: int, stop: int, depth: int = 2) -> Generator[Item]:

@@ -39,7 +39,7 @@ def read(source: str | tuple[str, ...], how: Reading, tokenizer: Any, vocab_size
     InputError for records that can't be used, and for a token that is none of the model's `vocab_size`.
     """
     from bidora_jax.data import encoding, token_cache
-    from bidora_jax.data.batches import bucket_lengths, full_pass
+    from bidora_jax.data.batches import BatchForm, bucket_lengths, full_pass
     from bidora_jax.data.records import unused_keys
     from bidora_jax.data.tokenizer import check_known, pad_id
 
@@ -52,4 +52,5 @@ def read(source: str | tuple[str, ...], how: Reading, tokenizer: Any, vocab_size
     name = source if isinstance(source, str) else " and ".join(source)
     check_known((example.tokens for example in split.examples), tokenizer, vocab_size, name)
     buckets = bucket_lengths([len(example.tokens) for example in split.examples], LENGTHS)
-    return FileBatches(given, split, list(full_pass(split.examples, buckets, how.batch_size, pad_id(tokenizer))))
+    form = BatchForm(1, how.batch_size, pad_id(tokenizer))
+    return FileBatches(given, split, list(full_pass(split.examples, buckets, form)))

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from bidora_jax.data.encoding import Example
+from bidora_jax.data.labels import LabelledExample
 
 WINDOW = 64
 """Rows that are filled together: more leave less room unused, fewer mix better."""
@@ -35,6 +36,17 @@ class PackedRow(NamedTuple):
     """1 for the tokens of the first document, 2 for those of the second, …"""
     documents: tuple[int, ...]
     """Number of the record that each document is, or is a chunk of."""
+
+
+class PackedLabels(NamedTuple):
+    """A row of labelled texts."""
+
+    tokens: Int32[np.ndarray, " T"]
+    types: Int32[np.ndarray, " T"]
+    segments: Int32[np.ndarray, " T"]
+    labels: np.ndarray
+    """(documents, C), or (T,) of token labels."""
+    documents: tuple[int, ...]
 
 
 def capacity(splits: Sequence[Sequence[Example]], max_length: int) -> int:
@@ -64,12 +76,12 @@ def pack_all(
     return {name: pack(examples, room, seed=seed) for name, examples in splits.items()}, room
 
 
-def records_in(item: Example | PackedRow) -> tuple[int, ...]:
+def records_in(item: Example | PackedRow | LabelledExample | PackedLabels) -> tuple[int, ...]:
     """Numbers of the records that an example or a row holds, or holds chunks of."""
-    return item.documents if isinstance(item, PackedRow) else (item.record,)
+    return item.documents if isinstance(item, PackedRow | PackedLabels) else (item.record,)
 
 
-def count(examples: Sequence[Example | PackedRow]) -> int:
+def count(examples: Sequence[Example | PackedRow | LabelledExample | PackedLabels]) -> int:
     """How many records the examples or rows hold; the chunks of a record count as one."""
     return len({number for item in examples for number in records_in(item)})
 

@@ -124,7 +124,7 @@ def _programs(problem: Problem, levels: MethodSettings, retrain: RetrainConfig, 
     if problem.val:
         intervals = [(phase.steps, phase.interval(eval_every)) for phase in phases]
         passes = 2 + sum(1 + (steps // interval if interval else 0) for steps, interval in intervals)
-        batches = full_pass(problem.val, problem.buckets, problem.data.batch_size, problem.pad_id)
+        batches = full_pass(problem.val, problem.buckets, problem.form)
         lengths = np.array([batch["tokens"].shape[-1] for batch in batches])
         forward = plans.arithmetic(problem.config, gradient) / 2 / problem.data.accumulation
         yield Program(lengths, passes * forward, FORWARD * known.gradient)

@@ -109,7 +109,7 @@ def _padded(problem: "Problem", rows: "Examples") -> "list[Batch]":
 
     longest = bucket_lengths([len(row.tokens) for row in rows], 1)[0]
     buckets = problem.buckets if longest <= problem.buckets[-1] else (*problem.buckets, longest)
-    return list(full_pass(rows, buckets, problem.data.batch_size, problem.pad_id))
+    return list(full_pass(rows, buckets, problem.form))
 
 
 def scorer(problem: "Problem") -> "Callable[[list[Batch]], Losses]":

@@ -25,7 +25,6 @@ from bidora_jax.training.problem import (
     TRAIN,
     VAL,
     Problem,
-    batch_sizes,
     count_tokens,
     made,
     make_batch,
@@ -93,7 +92,7 @@ def bidora_search(
         lower_rows, train_rows, val_rows = rows(number)
         lower_batches = [make_batch(problem, buckets, pick(problem.train, rows)) for rows in lower_rows]
         train_examples, val_examples = pick(problem.train, train_rows), pick(problem.val, val_rows)
-        joint = batching.joint(train_examples, val_examples, buckets, *batch_sizes(problem))
+        joint = batching.joint(train_examples, val_examples, buckets, problem.form)
         tokens = count_tokens(problem.train, *lower_rows, train_rows) + count_tokens(problem.val, val_rows)
         return StepInputs((lower_batches, *joint), tokens, places_of(problem, problem.train, train_rows))
 

@@ -49,6 +49,10 @@ class Problem:
         assert count != "auto", "data.buckets auto is settled before a phase is made (planning/padded_lengths.py)"
         return batching.bucket_lengths([len(example.tokens) for example in [*self.train, *self.val]], count)
 
+    @property
+    def form(self) -> batching.BatchForm:
+        return batching.BatchForm(self.data.accumulation, self.data.batch_size, self.pad_id, self.data.packing)
+
     def key(self, use: int) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.seed), use)
 
@@ -59,7 +63,7 @@ class Problem:
 
     def blank(self, length: int) -> batching.Batch:
         """A batch of nothing but padding, to compile for: every batch of this length has its shapes."""
-        return batching.collate([], length, *batch_sizes(self))
+        return batching.collate([], length, self.form)
 
     def stream(self, examples: batching.Examples, number: int) -> batching.Stream:
         size = self.data.batch_size * self.data.accumulation
@@ -72,12 +76,8 @@ def made(make: Callable[..., PyTree], *trees: PyTree) -> PyTree:
     return jax.eval_shape(make, *trees) if abstract else make(*trees)
 
 
-def batch_sizes(problem: Problem) -> tuple[int, int, int, bool]:
-    return problem.data.accumulation, problem.data.batch_size, problem.pad_id, problem.data.packing
-
-
 def make_batch(problem: Problem, buckets, examples: batching.Examples) -> batching.Batch:
-    return batching.collate(examples, batching.length_for(examples, buckets), *batch_sizes(problem))
+    return batching.collate(examples, batching.length_for(examples, buckets), problem.form)
 
 
 def padded_length(examples: batching.Examples, buckets, rows: list[int]) -> int:

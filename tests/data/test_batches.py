@@ -8,6 +8,8 @@ import pytest
 
 from bidora_jax.data.batches import (
     WINDOW,
+    BatchForm,
+    LabelForm,
     Stream,
     bucket_lengths,
     collate,
@@ -15,9 +17,12 @@ from bidora_jax.data.batches import (
     full_pass,
     joint,
     length_for,
+    passes,
     prefetch,
 )
 from bidora_jax.data.encoding import Example
+from bidora_jax.data.labels import LabelledExample
+from bidora_jax.data.packing import PackedLabels
 
 PAD = 99
 
@@ -112,7 +117,7 @@ def test_any_step_of_a_stream_is_computed_without_those_before():
 
 
 def test_collate_fills_micro_batches_row_by_row_and_pads_at_the_end():
-    batch = collate([example(5, 6, 7), example(8, 9), example(3, prompt=1)], 4, M=2, B=2, pad_id=PAD)
+    batch = collate([example(5, 6, 7), example(8, 9), example(3, prompt=1)], 4, BatchForm(M=2, B=2, pad_id=PAD))
     np.testing.assert_array_equal(
         batch["tokens"], [[[5, 6, 7, PAD], [8, 9, PAD, PAD]], [[3, PAD, PAD, PAD], [PAD, PAD, PAD, PAD]]]
     )
@@ -121,13 +126,13 @@ def test_collate_fills_micro_batches_row_by_row_and_pads_at_the_end():
 
 
 def test_a_token_equal_to_the_padding_keeps_its_mask():
-    batch = collate([example(5, PAD)], 3, M=1, B=1, pad_id=PAD)
+    batch = collate([example(5, PAD)], 3, BatchForm(M=1, B=1, pad_id=PAD))
     np.testing.assert_array_equal(batch["loss_mask"], [[[0, 1, 0]]])
 
 
 @pytest.mark.parametrize(("train", "val", "length"), [(3, 18, 32), (18, 3, 32), (3, 5, 16)])
 def test_joint_batches_have_the_length_of_the_longer_one(train, val, length):
-    pair = joint([example(*range(train))], [example(*range(val))], (16, 32, 48), M=3, B=2, pad_id=PAD)
+    pair = joint([example(*range(train))], [example(*range(val))], (16, 32, 48), BatchForm(M=3, B=2, pad_id=PAD))
     assert [batch["tokens"].shape for batch in pair] == [(3, 2, length)] * 2
     assert [int(batch["loss_mask"].sum()) for batch in pair] == [train - 1, val - 1]
 
@@ -135,13 +140,70 @@ def test_joint_batches_have_the_length_of_the_longer_one(train, val, length):
 def test_a_full_pass_trains_each_token_once_in_batches_of_equal_rows():
     lengths = np.random.default_rng(2).integers(2, 50, size=17)
     examples = [example(*range(100 * i, 100 * i + length)) for i, length in enumerate(lengths)]
-    batches = list(full_pass(examples, bucket_lengths(lengths.tolist(), 3), B=5, pad_id=PAD))
+    batches = list(full_pass(examples, bucket_lengths(lengths.tolist(), 3), BatchForm(M=2, B=5, pad_id=PAD)))
     seen = np.concatenate([batch["tokens"][batch["loss_mask"] > 0] for batch in batches])
     assert sorted(seen) == sorted(np.concatenate([e.tokens[1:] for e in examples]))
     assert [batch["tokens"].shape[:2] for batch in batches] == [(1, 5)] * 4
     trained = np.concatenate([batch["loss_mask"].sum(axis=-1).ravel() for batch in batches])
     assert trained.tolist() == [*sorted(lengths - 1), 0, 0, 0]
     assert len({batch["tokens"].shape for batch in batches}) <= 3
+
+
+# Labels
+
+
+def labelled(length: int, *labels: float, types: int = 0, record: int = 0) -> LabelledExample:
+    """Tokens 10 r, 10 r + 1, …, the last `types` of them of the second text."""
+    of_second = (np.arange(length) >= length - types).astype(np.int32)
+    return LabelledExample(
+        10 * record + np.arange(length, dtype=np.int32), of_second, np.array(labels, np.float32), False, record
+    )
+
+
+def test_a_batch_of_labelled_texts_has_lengths_labels_and_weights():
+    form = BatchForm(M=2, B=2, pad_id=PAD, labels=LabelForm("sequence", width=3, types=True))
+    given = [labelled(3, 0, 1, 0, types=1, record=1), labelled(2, 0.5, 0.5, 0, record=2), labelled(1, *[np.nan] * 3)]
+    batch = collate(given, 4, form)
+    assert list(batch) == ["tokens", "lengths", "types", "labels", "weights"]
+    np.testing.assert_array_equal(batch["tokens"][0], [[10, 11, 12, PAD], [20, 21, PAD, PAD]])
+    np.testing.assert_array_equal(batch["lengths"], [[3, 2], [1, 0]])
+    np.testing.assert_array_equal(batch["types"][0], [[0, 0, 1, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch["labels"][:, :, 0], [[[0, 1, 0], [0.5, 0.5, 0]], [[0, 0, 0], [0, 0, 0]]])
+    np.testing.assert_array_equal(batch["weights"], [[[1], [1]], [[0], [0]]])
+    assert [batch[name].dtype.name for name in batch] == ["int32"] * 3 + ["float32"] * 2
+    assert "types" not in collate(given, 4, form._replace(labels=LabelForm("sequence", width=3)))
+    blank = collate([], 4, form)
+    assert {name: (part.shape, part.dtype) for name, part in blank.items()} == {
+        name: (part.shape, part.dtype) for name, part in batch.items()
+    }
+
+
+def test_a_packed_row_has_a_slot_for_each_document():
+    form = BatchForm(1, 2, PAD, packed=True, labels=LabelForm("sequence", width=2, slots=3))
+    tokens, segments = np.arange(5, dtype=np.int32), np.array([1, 1, 1, 2, 2], np.int32)
+    row = PackedLabels(tokens, 0 * tokens, segments, np.array([[0, 1], [np.nan, np.nan]], np.float32), (7, 4))
+    batch = collate([row], 7, form)
+    assert list(batch) == ["tokens", "labels", "weights", "segments"]
+    np.testing.assert_array_equal(batch["segments"][0], [[1, 1, 1, 2, 2, 0, 0], [0] * 7])
+    np.testing.assert_array_equal(batch["labels"][0, 0], [[0, 1], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(batch["weights"][0], [[1, 0, 0], [0, 0, 0]])
+
+
+def test_tokens_have_a_label_each_and_no_weights():
+    form = BatchForm(1, 2, PAD, labels=LabelForm("token", width=5))
+    given = labelled(3)._replace(labels=np.array([-1, 4, -1], np.int32))
+    batch = collate([given], 5, form)
+    np.testing.assert_array_equal(batch["labels"][0], [[-1, 4, -1, -1, -1], [-1] * 5])
+    assert list(batch) == ["tokens", "lengths", "labels"] and batch["labels"].dtype == np.int32
+
+
+def test_a_full_pass_says_which_rows_are_in_which_batch_and_a_text_alone_needs_one_slot():
+    form = BatchForm(3, 2, PAD, packed=True, labels=LabelForm("sequence", width=1, slots=4))
+    given = [labelled(length, 1, record=number) for number, length in enumerate((5, 2, 4))]
+    assert [[len(one.tokens) for one in rows] for rows in passes(given, 2)] == [[2, 4], [5]]
+    batches = list(full_pass(given, (8,), form))
+    assert [batch["labels"].shape for batch in batches] == [(1, 2, 1, 1)] * 2
+    assert [batch["lengths"].tolist() for batch in batches] == [[[2, 4]], [[5, 0]]]
 
 
 # Prefetching

@@ -13,7 +13,7 @@ import optax
 import pytest
 from tiny import CONFIG, random_base
 
-from bidora_jax.data.batches import Stream, collate, joint
+from bidora_jax.data.batches import BatchForm, Stream, collate, joint
 from bidora_jax.data.encoding import Example, chunk_lengths
 from bidora_jax.data.packing import capacity, count, describe, first_fit, pack, pack_all, unused
 from bidora_jax.models import decoder
@@ -59,13 +59,13 @@ def test_a_row_numbers_its_documents_and_keeps_what_is_trained():
     np.testing.assert_array_equal(row.trained, [False, True, True, True, False, False, True, False, True])
     np.testing.assert_array_equal(row.segments, [1, 1, 1, 1, 2, 2, 2, 3, 3])
     assert row.documents == (12, 10, 11)
-    batch = collate([row], 11, M=1, B=2, pad_id=PAD, packed=True)
+    batch = collate([row], 11, BatchForm(M=1, B=2, pad_id=PAD, packed=True))
     np.testing.assert_array_equal(batch["segments"][0], [[1, 1, 1, 1, 2, 2, 2, 3, 3, 0, 0], [0] * 11])
     np.testing.assert_array_equal(batch["tokens"][0, 0, 9:], [PAD, PAD])
     np.testing.assert_array_equal(batch["loss_mask"][0, 0], [0, 1, 1, 1, 0, 0, 1, 0, 1, 0, 0])
     assert batch["segments"].dtype == np.int32
-    assert "segments" not in collate(given, 11, M=1, B=3, pad_id=PAD)
-    assert not collate([], 11, M=1, B=3, pad_id=PAD, packed=True)["segments"].any()
+    assert "segments" not in collate(given, 11, BatchForm(M=1, B=3, pad_id=PAD))
+    assert not collate([], 11, BatchForm(M=1, B=3, pad_id=PAD, packed=True))["segments"].any()
 
 
 def test_every_record_stands_in_one_row_and_little_is_unused():
@@ -161,12 +161,12 @@ def packed_batch(given, room=32):
     owners = np.full((len(rows), room), -1)
     for row, item in enumerate(rows):
         owners[row, : len(item.tokens)] = np.array(item.documents)[item.segments - 1]
-    return collate(rows, room, 1, len(rows), PAD, packed=True), owners
+    return collate(rows, room, BatchForm(1, len(rows), PAD, packed=True)), owners
 
 
 def unpacked_batch(given):
     owners = np.where(np.arange(16) < np.array(LENGTHS)[:, None], np.arange(len(LENGTHS))[:, None], -1)
-    return collate(given, 16, 1, len(given), PAD), owners
+    return collate(given, 16, BatchForm(1, len(given), PAD)), owners
 
 
 def test_positions_begin_anew_in_every_document():
@@ -225,9 +225,9 @@ def test_a_bilevel_step_on_packed_batches_is_that_on_unpacked_ones():
         state = init_state(direction, magnitude, key=jax.random.key(0), **tx)
         return bilevel.bilevel_step(state, base, *batches, **losses, **tx)[0][1:3]
 
-    packed = joint(rows["train"], rows["val"], (room,), 2, 2, PAD, packed=True)
+    packed = joint(rows["train"], rows["val"], (room,), BatchForm(2, 2, PAD, packed=True))
     assert packed[0]["segments"].shape == (2, 2, 16)
-    found, expected = step(packed), step(joint(train, val, (16,), 2, 3, PAD))
+    found, expected = step(packed), step(joint(train, val, (16,), BatchForm(2, 3, PAD)))
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-6)
     assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (found[1], magnitude)), strict=True)) > 1e-3

@@ -11,7 +11,7 @@ from tiny import write_records
 
 from bidora_jax import show_data
 from bidora_jax.data import description, statistics
-from bidora_jax.data.batches import Stream, bucket_lengths, joint
+from bidora_jax.data.batches import BatchForm, Stream, bucket_lengths, joint
 from bidora_jax.data.encoding import Example
 from bidora_jax.data.records import record
 from bidora_jax.data.settings import DataConfig
@@ -47,7 +47,7 @@ def test_an_epochs_padding_is_that_of_the_batches(lower_steps):
     for step in range(6):
         rows = [train[i] for i in lower.indices(step)]
         others = [val[i] for i in upper.indices(step // lower_steps)] if step % lower_steps == lower_steps - 1 else []
-        batches = joint(rows, others, buckets, 2, 2, 0)[: 2 if others else 1]
+        batches = joint(rows, others, buckets, BatchForm(2, 2, 0))[: 2 if others else 1]
         computed += sum(batch["tokens"].size for batch in batches)
         tokens += sum(len(e.tokens) for e in rows + others)
     assert (found.steps, found.tokens, found.computed, found.lengths) == (6, tokens, computed, buckets)

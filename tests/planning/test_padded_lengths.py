@@ -11,7 +11,7 @@ from runs import SMALL, exit_status, inputs
 
 from bidora_jax import show_data
 from bidora_jax.config import read, resolve
-from bidora_jax.data.batches import bucket_lengths, full_pass
+from bidora_jax.data.batches import BatchForm, bucket_lengths, full_pass
 from bidora_jax.data.encoding import Example
 from bidora_jax.data.settings import DataConfig
 from bidora_jax.models import quantization
@@ -92,7 +92,7 @@ def test_the_choice_is_the_least_of_what_the_phases_cost(monkeypatch):
                 plan = Plan(ModelConfig(remat="dots"), AdapterConfig(method=method),
                             DataConfig(batch_size=3, max_length=length), search=SearchConfig(hypergradient="exact"))  # fmt: skip
                 total += plans.arithmetic(DEEP, plan)
-        batches = full_pass(auto.val, tried.buckets, 3, 0)
+        batches = full_pass(auto.val, tried.buckets, BatchForm(1, 3, 0))
         lengths = [batch["tokens"].shape[-1] for batch in batches]
         gradient = Plan(ModelConfig(remat="dots"), AdapterConfig(method="dora"), DataConfig(batch_size=3, max_length=1))
         total += (
