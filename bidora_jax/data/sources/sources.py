@@ -2,6 +2,7 @@
 
     data.jsonl, .ndjson      one object a line                       .json       an array, or the one list in an object
     data.csv, .tsv           with a header                           .parquet    any row groups
+    data.conll, .bio, .iob   a word and its tag a line: {tokens, tags}
     corpus.txt               a document to the end of the file, or to <|endoftext|>: {text}
     any text file .gz .bz2 .xz                                       folder/     of .txt files, each at least a document
     saved/  saved/@train     `save_to_disk` of datasets, and its split
@@ -16,9 +17,9 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bidora_jax.data.sources import json_files, tables, text_files
+from bidora_jax.data.sources import json_files, tables, tagged_files, text_files
 from bidora_jax.data.sources.rows import Fault, SourceRow
 from bidora_jax.errors import InputError, did_you_mean, listing
 
@@ -30,12 +31,27 @@ READERS: dict[str, Scan] = {  # by ending; a file without one is taken for JSON 
     ".jsonl": json_files.json_lines,
     ".ndjson": json_files.json_lines,
     ".json": json_files.json_document,
-    ".csv": lambda path: tables.delimited(path, ",;\t|"),
-    ".tsv": lambda path: tables.delimited(path, "\t"),
+    ".csv": lambda path: tables.delimited(path, TABLES[".csv"]),
+    ".tsv": lambda path: tables.delimited(path, TABLES[".tsv"]),
     ".parquet": tables.parquet,
     ".txt": text_files.documents,
+    **dict.fromkeys(tagged_files.ENDINGS, tagged_files.sentences),
 }
+TABLES = {".csv": ",;\t|", ".tsv": "\t"}
+"""Delimiters by ending."""
 ON_THE_HUB = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?(?:@(.+))?")
+
+
+class Expected(NamedTuple):
+    """What a reader of labelled texts knows of its files."""
+
+    tagged: bool = False
+    """Tables and text files may be words with their tags (tagged_files.py)."""
+    numbered: tuple[str, ...] = ()
+    """Columns that are asked for by number, of tables without a header."""
+
+
+PLAIN = Expected()
 
 
 def read(source: str | os.PathLike[str]) -> list[SourceRow]:
@@ -48,7 +64,7 @@ def read(source: str | os.PathLike[str]) -> list[SourceRow]:
     return [item for item in found if isinstance(item, SourceRow)]
 
 
-def scan(source: str | os.PathLike[str]) -> Iterator[SourceRow | Fault]:
+def scan(source: str | os.PathLike[str], expected: Expected = PLAIN) -> Iterator[SourceRow | Fault]:
     """Every row of a source, or the fault in its place, in order.
 
     Raises InputError for a source that is not there, or no part of which can be read.
@@ -67,10 +83,10 @@ def scan(source: str | os.PathLike[str]) -> Iterator[SourceRow | Fault]:
         and _ending(path) not in READERS.keys() - {""}
     ):
         return tables.hub(*(part or "" for part in on_the_hub.groups()))
-    return _file(path)
+    return _file(path, expected)
 
 
-def scan_each(given: str | os.PathLike[str] | Sequence[str]) -> Found:
+def scan_each(given: str | os.PathLike[str] | Sequence[str], expected: Expected = PLAIN) -> Found:
     """The rows and faults of one source or of several, by name. Raises InputError for a source that is given twice."""
     names = [os.fspath(given)] if isinstance(given, str | os.PathLike) else list(given)
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -78,7 +94,7 @@ def scan_each(given: str | os.PathLike[str] | Sequence[str]) -> Found:
         raise InputError(
             f"{', '.join(twice)} is given twice; name a source once, and give it a weight of 2 (data.weights)"
         )
-    return {name: [item for one in _matching(name) for item in scan(one)] for name in names}
+    return {name: [item for one in _matching(name) for item in scan(one, expected)] for name in names}
 
 
 def _matching(name: str) -> list[str]:
@@ -122,7 +138,7 @@ def _ending(path: Path) -> str:
     return Path(path.stem).suffix.lower() if suffix in text_files.PACKED else suffix
 
 
-def _file(path: Path) -> Iterator[SourceRow | Fault]:
+def _file(path: Path, expected: Expected) -> Iterator[SourceRow | Fault]:
     ending = _ending(path)
     if ending not in READERS:
         text_files.check_file(path)
@@ -132,6 +148,10 @@ def _file(path: Path) -> Iterator[SourceRow | Fault]:
             f"{path}: data files end in {', '.join(known)}, text files also in {', '.join(text_files.PACKED)} after that, "
             f"found {ending}{hint.get(ending, did_you_mean(ending, known))}"
         )
+    if expected.tagged and ending in (*TABLES, ".txt") and tagged_files.looks_tagged(path):
+        return tagged_files.sentences(path)
+    if expected.numbered and ending in TABLES:
+        return tables.delimited(path, TABLES[ending], numbered=expected.numbered)
     return READERS[ending](path)
 
 

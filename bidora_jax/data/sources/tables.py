@@ -6,7 +6,7 @@ as `datasets` no longer can. Files are fetched from the hub only, and only for a
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from bidora_jax.data.sources.text_files import (
 )
 from bidora_jax.errors import InputError, did_you_mean
 
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
 BATCH = 1000  # rows turned into Python objects at a time
 CSV_FAULTS = {  # by what the csv module says
     "unexpected end of data": "a quote is opened in this row and never closed; nothing after it was read",
@@ -33,11 +34,17 @@ CSV_FAULTS = {  # by what the csv module says
 # CSV
 
 
-def delimited(path: Path, delimiters: str, longest: int = LONGEST_LINE) -> Iterator[SourceRow | Fault]:
-    """CSV with a header, as RFC 4180 has it: quotes are doubled within quotes. All values are texts.
+def delimited(
+    path: Path, delimiters: str, longest: int = LONGEST_LINE, numbered: Collection[str] = ()
+) -> Iterator[SourceRow | Fault]:
+    """A table with a header. All values are texts.
 
-    The delimiter is the one of `delimiters` that splits the header into most columns. Raises InputError for a wrong header; a
-    wrong row becomes a fault.
+    The delimiter is the one of `delimiters` that splits the header into most columns. Quotes are those of RFC 4180, doubled within
+    quotes; in a file divided by tabs they are plain characters where they can't be that (_without_quoting), as in GLUE's files.
+    `numbered` are columns that are asked for by number: where the first row does not name them, it is no header, and the columns
+    are named 1, 2, …
+
+    Raises InputError for a wrong header; a wrong row becomes a fault.
     """
     spoilt: dict[int, str] = {}
     lines = _text_lines(path, longest, spoilt)
@@ -48,9 +55,15 @@ def delimited(path: Path, delimiters: str, longest: int = LONGEST_LINE) -> Itera
             break
     unquoted = re.sub(r'"[^"]*"', "", opening[-1]) if opening else ""
     delimiter = max(delimiters, key=unquoted.count)
-    csv.field_size_limit(longest)
-    rows = _csv_rows(csv.reader(chain(opening, lines), delimiter=delimiter, strict=True), spoilt)
-    _, header, why = next(((line, fields, why) for line, fields, why in rows if fields or why), (1, [], ""))
+    if delimiter == "\t" and _without_quoting(path, longest):
+        rows = _plain_rows(chain(opening, lines), spoilt)
+    else:
+        csv.field_size_limit(longest)
+        rows = _csv_rows(csv.reader(chain(opening, lines), delimiter=delimiter, strict=True), spoilt)
+    line, header, why = next(((line, fields, why) for line, fields, why in rows if fields or why), (1, [], ""))
+    if numbered and header and not why and not set(numbered) <= {name.strip() for name in header}:
+        rows = chain([(line, header, "")], rows)
+        header = [str(number) for number in range(1, len(header) + 1)]
     header = [name.strip() for name in header]
     if problem := why or _header_problem(header):
         raise InputError(f"{path}: the header cannot be used: {problem}")
@@ -63,6 +76,28 @@ def delimited(path: Path, delimiters: str, longest: int = LONGEST_LINE) -> Itera
             yield Fault(place, why)
         elif fields:
             yield SourceRow(place, dict(zip(header, fields, strict=True)))
+
+
+def _without_quoting(path: Path, longest: int) -> bool:
+    """Whether quotes are plain characters: a field opens with one that does not close it, and all lines have as many fields as the
+    first, so that no quoted line break is there to be read."""
+    count, lone = 0, False
+    for _, line in numbered_lines(path, longest):
+        if line is None or not line.strip():
+            continue
+        fields = line.decode("utf-8", "replace").rstrip("\r\n").split("\t")
+        count = count or len(fields)
+        if len(fields) != count:
+            return False
+        lone = lone or any(field.startswith('"') and not QUOTED.fullmatch(field) for field in fields)
+    return lone and count > 1
+
+
+def _plain_rows(lines: Iterator[str], spoilt: dict[int, str]) -> Iterator[tuple[int, list[str], str]]:
+    """(line, fields, what is wrong) of each line that tabs divide; a blank line has no fields."""
+    for number, line in enumerate(lines, 1):
+        fields = line.rstrip("\r\n").split("\t") if line.strip() else []
+        yield (number, [], spoilt[number]) if number in spoilt else (number, fields, "")
 
 
 def _text_lines(path: Path, longest: int, spoilt: dict[int, str]) -> Iterator[str]:
