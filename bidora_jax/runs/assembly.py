@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bidora_jax.models.adapters.adapter import Adapter
     from bidora_jax.models.architectures.decoder import DecoderConfig
     from bidora_jax.planning.remat_choice import FirstPhase, MethodSettings
+    from bidora_jax.runs.labelling import Labelled
     from bidora_jax.training.problem import Problem
     from bidora_jax.training.watchers.samples import Prompt
 
@@ -37,6 +38,8 @@ class RunInputs(NamedTuple):
     """Prompts that are answered while training goes on."""
     question: str
     """What the first record asks; empty where none asks anything."""
+    labelled: "Labelled | None" = None
+    """Of a run with labels: those, and the head."""
 
 
 class Data(NamedTuple):

@@ -42,6 +42,7 @@ def check_config(config: Config) -> None:
         wrong.append("model.path is not set: give a model folder or the name of a model on the Hugging Face hub")
     if not config.data.train_file:
         wrong.append("data.train_file is not set: give a file of records, such as JSONL or CSV")
+    wrong += _wrong_task(config)
     wrong += splits.wrong_settings(config.data) + splits.bare_names(config.data)
     if config.data.val_file and config.data.val_fraction:
         wrong.append("data.val_file and data.val_fraction are both set: keep one of them")
@@ -59,6 +60,27 @@ def check_config(config: Config) -> None:
         wrong.append("search.epochs and search.steps are both 0: there is nothing to train")
     if wrong:
         raise InputError("the configuration can't be run:\n" + listing(wrong))
+
+
+def _wrong_task(config: Config) -> list[str]:
+    """What is wrong with the settings of the task, in lines."""
+    from bidora_jax.tasks import metric_names
+
+    task, wrong = config.task, []
+    if not 0 <= task.label_smoothing < 1:
+        wrong.append(f"task.label_smoothing must be in [0, 1), found {task.label_smoothing}")
+    if task.label_smoothing and task.type not in ("auto", "classification", "tokens"):
+        wrong.append(f"task.label_smoothing is for classification and tokens, and task.type is {task.type}")
+    if task.class_weights == "balanced" and task.type in ("language_modeling", "regression"):
+        wrong.append(f"task.class_weights weighs labels, and task.type is {task.type}")
+    if config.search.metric not in ("auto", "loss"):
+        known = [metric.name for metric in metric_names.METRICS]
+        if task.type == "language_modeling" or config.search.metric not in known:
+            has = "loss alone" if task.type == "language_modeling" else f"loss and of its task: {', '.join(known)}"
+            wrong.append(f"search.metric {config.search.metric}: a run has {has}")
+    if task.type not in ("auto", "language_modeling") and config.samples.every:
+        wrong.append(f"samples are answers of a language model, and task.type is {task.type}: set samples.every to 0")
+    return wrong
 
 
 def as_begun(config: Config) -> Config:

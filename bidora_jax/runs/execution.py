@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bidora_jax.data.batches import Batch, Examples
     from bidora_jax.data.records import Record
     from bidora_jax.planning.remat_choice import FirstPhase
+    from bidora_jax.runs.labelling import Labelled
     from bidora_jax.tasks.evaluation import Answers
     from bidora_jax.tasks.task import Criterion, Scores
     from bidora_jax.training.checkpoint import Checkpoints
@@ -58,7 +59,7 @@ def run(
     from bidora_jax.training.loop import Intervals, Loop
 
     problem, folder, began = inputs.problem, Path(config.output_dir), time.monotonic()
-    score = scorer(problem)
+    score = scorer(problem, inputs.labelled)
     if losses is None and problem.val:
         losses = score(validation_batches(problem))
     describe(config, inputs)
@@ -85,7 +86,7 @@ def run(
             raise Stopped(f"Ctrl-C after the last step, which is saved; {next_steps.to_go_on(config)}", 130) from None
     seconds = time.monotonic() - began
     print(f"finished in {seconds:.0f} s; {loop.waited / seconds:.1%} of it the device waited for data")
-    print("\n".join(next_steps.after(config, inputs.question)))
+    print("\n".join(next_steps.after(config, inputs.question, labelled=inputs.labelled is not None)))
 
 
 def _score_start(config: Config, losses: "Losses", start: "tuple[PyTree, PyTree]") -> None:
@@ -112,11 +113,16 @@ def _padded(problem: "Problem", rows: "Examples") -> "list[Batch]":
     return list(full_pass(rows, buckets, problem.form))
 
 
-def scorer(problem: "Problem") -> "Callable[[list[Batch]], Losses]":
+def scorer(problem: "Problem", labelled: "Labelled | None" = None) -> "Callable[[list[Batch]], Losses]":
     """From batches to the scores of an adapter on them, by (direction, magnitude). Batches of one shape share a program."""
-    from bidora_jax.tasks import evaluation
+    from bidora_jax.tasks import class_evaluation, evaluation
 
-    evaluate = evaluation.evaluator(problem.config, replace(problem.adapter, dropout=0.0), problem.model)
+    adapter = replace(problem.adapter, dropout=0.0)
+    if labelled is None:
+        evaluate = evaluation.evaluator(problem.config, adapter, problem.model)
+    else:
+        read = class_evaluation.reader(problem.task, problem.config, adapter, problem.model)
+        evaluate = class_evaluation.evaluator(read, labelled.labels, problem.criterion)
     return lambda batches: lambda direction, magnitude: evaluate(problem.base, direction, magnitude, batches)
 
 
@@ -171,17 +177,21 @@ def _finish(
     from bidora_jax.generation import conversation
     from bidora_jax.models.adapters import merging
     from bidora_jax.models.formats import export, hf
-    from bidora_jax.runs import logs
+    from bidora_jax.runs import labelling, logs
+    from bidora_jax.training.loop import UNCHANGING
 
     problem, folder = inputs.problem, Path(config.output_dir)
     if losses is not None:
         found = losses(direction, magnitude)
-        logs.note(config, result_loss=found.loss, result_accuracy=found.accuracy)
-        print(f"validation loss of the result {found.loss:.4f}")
+        result = {name: value for name, value in found.facts.items() if name not in UNCHANGING}
+        logs.note(config, **{f"result_{name}": value for name, value in result.items()})
+        print(f"validation of the result: {found.in_words}")
     if on_test is not None and before.scores is not None:
         after = on_test(direction, magnitude)
         logs.note(config, test={"before": before.scores.facts, "after": after.facts})
     trained = export.Trained(problem.config, problem.adapter, problem.base, direction, magnitude)
+    if inputs.labelled is not None:
+        trained = labelling.as_written(trained, inputs.labelled, problem.pad_id)
     export.write_adapter(folder / "adapter", config.adapter, config.model.path, trained, replace=True)
     if config.merged:
         dtype = hf.source_dtype(inputs.model_folder, config.model.dtype).name

@@ -6,7 +6,6 @@
 The head's frozen parts stand in the base, its trained ones in the direction. Labels are kept as labels.json beside the adapter.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bidora_jax.config import Config
 from bidora_jax.errors import InputError, listing
-from bidora_jax.machine.files import read_json, write_whole
+from bidora_jax.machine.files import read_json
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
@@ -23,17 +22,9 @@ if TYPE_CHECKING:
     from bidora_jax.data.labels import Labels, TaskType
     from bidora_jax.models.architectures.architecture import Architecture
     from bidora_jax.models.architectures.heads import HeadSpec, Kind
-    from bidora_jax.models.formats.hf_head import Classes
+    from bidora_jax.models.formats.export import Trained
     from bidora_jax.tasks.classification import Classification
     from bidora_jax.tasks.task import Criterion
-
-LABELS_FILE = "labels.json"
-PROBLEM_TYPES = {
-    "classification": "single_label_classification",
-    "multilabel": "multi_label_classification",
-    "regression": "regression",
-}
-"""transformers' names; tokens have none."""
 
 
 class Head(NamedTuple):
@@ -42,6 +33,13 @@ class Head(NamedTuple):
     spec: "HeadSpec"
     held: "PyTree"
     """The parts that the model's folder has."""
+
+
+class Labelled(NamedTuple):
+    """What a run with labels knows beside its problem."""
+
+    labels: "Labels"
+    head: "HeadSpec"
 
 
 def kind_of(type: "TaskType") -> "Kind":
@@ -123,23 +121,31 @@ def say(head: Head, trained: Sequence[str]) -> str:
 # What is written
 
 
-def write(folder: Path, labels: "Labels") -> None:
-    write_whole(folder / LABELS_FILE, json.dumps(labels.to_json(), indent=2, ensure_ascii=False) + "\n")
-
-
 def read(folder: Path) -> "Labels | None":
-    """The labels beside an adapter; None where there are none."""
+    """The labels beside an adapter, or in a model's folder; None where there are none."""
     from bidora_jax.data.labels import Labels
+    from bidora_jax.models.formats import hf_head
 
-    file = folder / LABELS_FILE
+    file = folder / hf_head.LABELS_FILE
     return Labels.from_json(read_json(file, "take the file that the run wrote"), str(file)) if file.is_file() else None
 
 
-def folded(labels: "Labels", spec: "HeadSpec", direction: "PyTree") -> "tuple[Labels, PyTree]":
-    """The labels and the direction with the scale of a regression inside the head: its outputs are then the values themselves, for
-    whoever loads it. A head without a bias, a decoder's, takes the standard deviation alone."""
-    if labels.type != "regression":
-        return labels, direction
+def as_written(trained: "Trained", labelled: Labelled, pad_id: int) -> "Trained":
+    """The model as its files hold it, with what its outputs stand for.
+
+    The scale of a regression goes into the head: its outputs are then the values themselves, for whoever loads it. A head without
+    a bias, a decoder's, takes the standard deviation alone; labels.json keeps the mean.
+    """
+    from bidora_jax.models.formats.hf_head import PROBLEM_TYPES, Classes
+
+    labels, direction = labelled.labels, trained.direction
+    if labels.type == "regression":
+        labels, direction = _folded(labels, labelled.head, direction)
+    classes = Classes(labels.names, PROBLEM_TYPES.get(labels.type), pad_id, labels.to_json())
+    return trained._replace(direction=direction, head=labelled.head, classes=classes)
+
+
+def _folded(labels: "Labels", spec: "HeadSpec", direction: "PyTree") -> "tuple[Labels, PyTree]":
     import jax.numpy as jnp
 
     from bidora_jax.models.architectures.heads import HEAD_TREE
@@ -155,7 +161,16 @@ def folded(labels: "Labels", spec: "HeadSpec", direction: "PyTree") -> "tuple[La
     return replace(labels, mean=left, std=(1.0,) * labels.count), direction
 
 
-def classes(labels: "Labels", pad_id: int) -> "Classes":
-    from bidora_jax.models.formats.hf_head import Classes
+def unnamed(folder: Path, kind: "Kind", outputs: int) -> "Labels":
+    """The labels of a head that has no labels.json, as transformers takes them: names of the model's config.json where it has as
+    many; one output of a text is a number, several are classes unless problem_type says otherwise."""
+    from bidora_jax.data.labels import Labels
+    from bidora_jax.models.formats import hf_head
 
-    return Classes(labels.names, PROBLEM_TYPES.get(labels.type), pad_id)
+    given = hf_head.names_in(folder)
+    names = given if len(given) == outputs else tuple(f"LABEL_{number}" for number in range(outputs))
+    if kind == "token":
+        return Labels("tokens", names)
+    type = hf_head.problem_type_in(folder) or ("regression" if outputs == 1 else "classification")
+    scale = ((0.0,) * outputs, (1.0,) * outputs) if type == "regression" else ()
+    return Labels(type, names, *scale)

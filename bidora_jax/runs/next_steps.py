@@ -13,13 +13,17 @@ def to_go_on(config: Config) -> str:
     return f"go on with\n  {program('train')} --config {file} --resume"
 
 
-def after(config: Config, question: str) -> list[str]:
-    """Lines for the end of a run; `question` is something to ask the model, and may be empty."""
-    run = config.output_dir
+def after(config: Config, question: str, *, labelled: bool = False) -> list[str]:
+    """Lines for the end of a run; `question` is something to ask the model, and may be empty. A `labelled` run labels texts."""
+    run, file = config.output_dir, _first(config.data.test_file)
     commands = [
         ("generate", "--run", run, "--prompt", question or "…"),
         ("chat", "--run", run),
-        ("evaluate", "--run", run, "--data-file", _first(config.data.test_file) or "more.jsonl"),
+    ]
+    if labelled:
+        commands = [("predict", "--run", run, "--data-file", file or "more.csv", "--output", "predictions.csv")]
+    commands += [
+        ("evaluate", "--run", run, "--data-file", file or ("more.csv" if labelled else "more.jsonl")),
         ("export", "--run", run, "--format", "merged", "--output", f"{run}-merged"),
     ]
     lines = [f"  {program(name)} {shlex.join(rest)}" for name, *rest in commands]

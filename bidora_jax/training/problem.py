@@ -42,6 +42,8 @@ class Problem:
     task: Task = NEXT_TOKEN
     criterion: Criterion = LOSS
     """What the best step has most or least of."""
+    label_form: batching.LabelForm | None = None
+    """Of records with labels."""
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -51,7 +53,8 @@ class Problem:
 
     @property
     def form(self) -> batching.BatchForm:
-        return batching.BatchForm(self.data.accumulation, self.data.batch_size, self.pad_id, self.data.packing)
+        sizes = self.data.accumulation, self.data.batch_size
+        return batching.BatchForm(*sizes, self.pad_id, self.data.packing, self.label_form)
 
     def key(self, use: int) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.seed), use)

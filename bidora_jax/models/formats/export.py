@@ -57,13 +57,14 @@ def write_merged(
     with.
     """
     from bidora_jax.machine.files import staged
-    from bidora_jax.models.formats import hf, parity
+    from bidora_jax.models.formats import hf, hf_head, parity
 
     expected = parity.probe_logits(*trained[:6])
     with staged(folder, replace=replace) as fresh:
         merged = _merged(trained, dtype)
         classifier = None if trained.head is None else (trained.head, trained.classes)
         hf.write_model(fresh, source, trained.config, merged, dtype=dtype, ends=ends, classifier=classifier)
+        hf_head.write_labels(fresh, trained.classes)
         del merged
         _prove("merged model", to, dtype, parity.verify_saved(fresh, expected, trained.head))
     print(f"merged model written to {folder}")
@@ -109,7 +110,7 @@ def write_adapter(
     from bidora_jax.machine.files import staged
     from bidora_jax.models.adapters import merging
     from bidora_jax.models.adapters.conversion import converted
-    from bidora_jax.models.formats import parity, peft
+    from bidora_jax.models.formats import hf_head, parity, peft
 
     config, adapter, base, direction, magnitude, *_ = trained
     expected = parity.probe_logits(*trained[:6])
@@ -117,6 +118,7 @@ def write_adapter(
     adapter, direction = merging.held_whole(adapter, base, direction)
     with staged(folder, replace=replace) as fresh:
         peft.write_adapter(fresh, config, adapter, settings, direction, magnitude, base_model_name=base_model_name)
+        hf_head.write_labels(fresh, trained.classes)
         _prove("adapter", "trained model", "float32", parity.verify_adapter(fresh, config, base, expected, trained.head))
     print(f"adapter written to {folder}")
 

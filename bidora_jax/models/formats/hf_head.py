@@ -5,7 +5,7 @@ A folder of transformers' …ForSequenceClassification has all parts, one of a m
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from bidora_jax.errors import InputError, listing
-from bidora_jax.machine.files import read_json
+from bidora_jax.machine.files import read_json, write_json
 from bidora_jax.models.architectures.architecture import Architecture, Place
 from bidora_jax.models.architectures.families import FAMILIES
-from bidora_jax.models.architectures.heads import HEAD_TREE, HeadPart, HeadSpec, Kind
+from bidora_jax.models.architectures.heads import HEAD_TREE, HeadPart, HeadSpec, Kind, PartName
 from bidora_jax.models.formats import hf_tensors, safetensors_file
 from bidora_jax.models.formats.hf_config import NOT_A_MODEL
 from bidora_jax.models.formats.safetensors_file import Entry
@@ -31,6 +31,23 @@ class Classes(NamedTuple):
     """regression, single_label_classification, multi_label_classification; None of tokens."""
     pad_id: int
     """The token that fills rows up: transformers takes the last token before it for the end of a text."""
+    labels: dict[str, Any]
+    """For labels.json."""
+
+
+PROBLEM_TYPES = {
+    "classification": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
+}
+"""transformers' names of the tasks; tokens have none."""
+LABELS_FILE = "labels.json"
+"""Beside an adapter and in a merged model: names of the labels, and what of a regression's scale its head does not hold."""
+
+
+def write_labels(folder: Path, classes: Classes | None) -> None:
+    if classes is not None:
+        write_json(folder / LABELS_FILE, classes.labels)
 
 
 def places(head: HeadSpec) -> dict[str, Place]:
@@ -58,14 +75,28 @@ def names_in(folder: Path | str) -> tuple[str, ...]:
     return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
 
 
-def load(folder: Path | str, architecture: Architecture, head: HeadSpec) -> PyTree:
-    """{part: {'weight', 'bias'}} of the parts that the folder has whole.
+def problem_type_in(folder: Path | str) -> str | None:
+    """task.type by the problem_type of config.json; None where it says none."""
+    given = read_json(Path(folder) / "config.json", NOT_A_MODEL).get("problem_type")
+    return next((type for type, name in PROBLEM_TYPES.items() if name == given), None)
+
+
+def kind_in(folder: Path | str) -> Kind:
+    """The kind of head that a model folder has, by the name of its class."""
+    names = read_json(Path(folder) / "config.json", NOT_A_MODEL).get("architectures") or [""]
+    return "token" if str(names[0]).endswith("ForTokenClassification") else "sequence"
+
+
+def load(
+    folder: Path | str, architecture: Architecture, head: HeadSpec, wanted: Collection[PartName] | None = None
+) -> PyTree:
+    """{part: {'weight', 'bias'}} of the parts that the folder has whole; without `wanted`, of all of them.
 
     InputError for a part of another shape: a head that was made for another number of labels, above all.
     """
     entries = {name: e for name, e in hf_tensors.read_entries(Path(folder)).items() if isinstance(e, Entry)}
     found, wrong = {}, []
-    for part in head.parts:
+    for part in head.parts if wanted is None else (part for part in head.parts if part.name in wanted):
         there = {leaf: _entry(entries, architecture, part, leaf) for leaf in part.tensors}
         if any(entry is None for entry in there.values()):
             continue

@@ -1,0 +1,157 @@
+"""Opens a classifier for predict, evaluate and Python: a model with its head, or with adapters that bring heads of their own.
+
+    labels      labels.json beside the adapter or in the model's folder; else the names of config.json; else LABEL_0, LABEL_1, …
+    outputs     of every record in its order, by adapter; what is done with them is in tasks/outputs.py
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bidora_jax.errors import InputError, listing
+from bidora_jax.generation.served_model import Served
+from bidora_jax.runs import labelling
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
+    from bidora_jax.data.labels import LabelledExample, Labels
+    from bidora_jax.models.adapters.adapter import Adapter
+    from bidora_jax.models.architectures.architecture import Architecture
+    from bidora_jax.models.architectures.heads import HeadSpec
+    from bidora_jax.models.settings import ModelConfig
+    from bidora_jax.tasks.class_evaluation import Outputs
+
+
+class Member(NamedTuple):
+    """What labels texts over a base: an adapter, or the model's own head."""
+
+    adapter: "Adapter | None"
+    direction: "PyTree"
+    magnitude: "PyTree"
+    labels: "Labels"
+    head: "HeadSpec"
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that labels texts."""
+
+    folder: Path
+    config: "Architecture"
+    tokenizer: Any
+    base: "PyTree"
+    members: dict[str, Member]
+    """By the name of the adapter; '' for the model itself."""
+    settings: "ModelConfig"
+
+    @property
+    def labels(self) -> "Labels":
+        """Of the first member."""
+        return next(iter(self.members.values())).labels
+
+    def outputs(self, examples: "Sequence[LabelledExample]", batch_size: int = 8) -> "dict[str, Outputs]":
+        """What each member says of the examples, in their order; examples without a label too."""
+        return {name: self._outputs(member, examples, batch_size) for name, member in self.members.items()}
+
+    def _outputs(self, member: Member, examples: "Sequence[LabelledExample]", batch_size: int) -> "Outputs":
+        import numpy as np
+
+        from bidora_jax.data.batches import BatchForm, LabelForm, bucket_lengths, full_pass
+        from bidora_jax.data.tokenizer import pad_id
+        from bidora_jax.tasks.classification import Classification
+
+        kind = labelling.kind_of(member.labels.type)
+        types = self.config.token_types > 0
+        form = BatchForm(1, batch_size, pad_id(self.tokenizer), labels=LabelForm(kind, member.labels.count, types=types))
+        buckets = bucket_lengths([len(example.tokens) for example in examples], LENGTHS)
+        task = Classification(member.labels.type, member.head)
+        read = _reader(task, self.config, member.adapter, self.settings)
+        base = member_base(self.base, member)
+        found = read(base, member.direction, member.magnitude, full_pass(examples, buckets, form))
+        order = np.argsort([len(example.tokens) for example in examples], kind="stable")  # that of a full pass
+        back = np.argsort(order, kind="stable")
+        outputs, targets = ([part[place] for place in back] for part in found[:2])
+        if kind == "sequence":
+            outputs, targets = np.array(outputs), np.array(targets)
+        return found._replace(outputs=outputs, targets=targets)
+
+
+LENGTHS = 4
+"""Padded lengths, at most."""
+
+
+def member_base(base: "PyTree", member: Member) -> "PyTree":
+    """The base as the member's adapter needs it."""
+    from bidora_jax.models.adapters import initial
+
+    return base if member.adapter is None else initial.prepare_base(base, member.adapter)
+
+
+@lru_cache(maxsize=8)
+def _reader(task, config, adapter, settings):
+    from bidora_jax.tasks import class_evaluation
+
+    return class_evaluation.reader(task, config, adapter, settings)
+
+
+def open_classifier(served: Served) -> Classifier:
+    """InputError for a folder without a head, and for adapters whose labels differ."""
+    from bidora_jax.data.tokenizer import load_tokenizer
+    from bidora_jax.generation import ensembles
+    from bidora_jax.machine.compile_cache import keep_compiled
+    from bidora_jax.models.architectures.heads import HEAD_TREE
+    from bidora_jax.models.formats import hf, hf_config, hf_head
+
+    keep_compiled(served.compilation_cache)
+    folder = hf_config.resolve_folder(served.model)
+    config = hf_config.read_config(folder).without_output()
+    members = {name: _of_adapter(Path(where), folder, config) for name, where in map(ensembles.named, served.adapter)}
+    members = members or {"": _of_model(folder, config)}
+    first, *others = members.values()
+    if differing := [name for name, one in members.items() if {*one.labels.names} != {*first.labels.names}]:
+        raise InputError(
+            f"the adapters have other labels than {next(iter(members))}, {', '.join(first.labels.names)}:\n"
+            f"{listing(f'{name}: ' + ', '.join(members[name].labels.names) for name in differing)}\nuse them one at a time"
+        )
+    del others
+    base = hf.load(served.settings, folder, config, flag="--dtype")
+    brought = {part.name for one in members.values() if one.adapter and one.adapter.head for part in one.adapter.head.parts}
+    needed = [part.name for part in first.head.parts if part.name not in brought]
+    held = hf_head.load(folder, config, first.head, needed)
+    if absent := [part.module for part in first.head.parts if part.name in needed and part.name not in held]:
+        raise InputError(
+            f"neither {folder} nor the adapter has {', '.join(absent)}: a classifier without it would answer at random; take the "
+            "base that the adapter was trained on"
+        )
+    return Classifier(folder, config, load_tokenizer(folder), {**base, HEAD_TREE: held}, members, served.settings)
+
+
+def _of_adapter(where: Path, folder: Path, config: "Architecture") -> Member:
+    from bidora_jax.models.formats import peft, peft_config
+
+    where = peft_config.meant(where)
+    kind = peft_config.kind_of_head(where)
+    if kind is None:
+        raise InputError(f"{where} is no classifier: its task_type is neither SEQ_CLS nor TOKEN_CLS; use generate")
+    adapter, direction, magnitude = peft.load_adapter(where, config)
+    assert adapter.head is not None
+    outputs = adapter.head.parts[-1].shape[0]
+    labels = labelling.read(where) or labelling.unnamed(folder, kind, outputs)
+    return Member(replace(adapter, dropout=0.0), direction, magnitude, labels, config.head(kind, outputs))
+
+
+def _of_model(folder: Path, config: "Architecture") -> Member:
+    from bidora_jax.models.architectures.heads import Kind
+    from bidora_jax.models.formats import hf_head
+
+    kind: Kind = hf_head.kind_in(folder)
+    outputs = hf_head.outputs_in(folder, config, kind)
+    if outputs is None:
+        raise InputError(
+            f"{folder} has no head of classification: name the adapter that was trained on it with --adapter, or a run with --run"
+        )
+    labels = labelling.read(folder) or labelling.unnamed(folder, kind, outputs)
+    return Member(None, {}, {}, labels, config.head(kind, outputs))
