@@ -68,7 +68,7 @@ PACKAGES = {
         "transformers",
     },  # from a source to a batch in numpy
     "generation": ARRAYS,
-    "tasks": {"jax", "jaxtyping"},
+    "tasks": ARRAYS | {"scipy", "seqeval", "sklearn"},  # the last three where something is measured
     "training": ARRAYS | {"optax", "orbax", "rich"},
     "training.watchers": {"jaxtyping", "tensorboardX", "wandb"},  # the last two on request only
     "planning": ARRAYS,
