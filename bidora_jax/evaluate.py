@@ -7,13 +7,16 @@ or else on its validation records, and records are cut and counted as in its tra
 """
 
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bidora_jax.errors import InputError, command, program
 from bidora_jax.generation.served_model import Served, load_weights, open_folder
 from bidora_jax.machine.files import write_whole
+from bidora_jax.runs import classifying
 from bidora_jax.runs.serving import as_trained, named, records_to_evaluate, settled
 
 
@@ -26,6 +29,10 @@ class Measured:
     test records, or else its validation records."""
     columns: tuple[tuple[str, str], ...] = ()
     """A record's key and the column that holds it, where it has another name; repeat it for several."""
+    text_columns: tuple[str, ...] = ()
+    """Of a classifier: columns of the text, or of a pair of texts; repeat it for two. With --run: those of the run."""
+    label_columns: tuple[str, ...] = ()
+    """Of a classifier: columns of the label; repeat it for several. With --run: those of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +63,16 @@ def main(argv: list[str]) -> None:
 
     arguments = tyro.cli(EvaluateArguments, args=argv, prog=program("evaluate"), config=(tyro.conf.UseAppendAction,))
     arguments, remark = _settled(arguments, named(argv))
-    results = evaluate(arguments)
+    labelled = classifying.is_classifier(arguments)
+    results = evaluate_labels(arguments) if labelled else evaluate(arguments)
     if remark:
         print(remark)
+    if arguments.json:
+        written = results[0] if len(results) == 1 else results
+        write_whole(Path(arguments.json), json.dumps(written, indent=2) + "\n")
+    if labelled:
+        print("\n".join(_of_labels(results)))
+        return
     for result in results:
         print(f"adapter     {result['adapter']}\n" * (len(results) > 1) + f"loss        {result['loss']:.6f}\n"
               f"perplexity  {result['perplexity']:.4f}\naccuracy    {result['accuracy']:.1%} of the tokens are the most "
@@ -73,9 +87,15 @@ def main(argv: list[str]) -> None:
     }
     if any(counts.values()):
         print(", ".join(said for said, count in counts.items() if count))
-    if arguments.json:
-        written = results[0] if len(results) == 1 else results
-        write_whole(Path(arguments.json), json.dumps(written, indent=2) + "\n")
+
+
+def _of_labels(results: list[dict[str, Any]]) -> Iterator[str]:
+    for result in results:
+        yield from [f"adapter     {result['adapter']}"] * (len(results) > 1)
+        found = {name: value for name, value in result.items() if isinstance(value, float)}
+        width = max(11, *map(len, found))
+        yield from (f"{name:<{width}} {value:.6f}" for name, value in found.items())
+        yield f"{'records':<{width}} {result['records']:,}"
 
 
 def _settled(arguments: EvaluateArguments, given: frozenset[str]) -> tuple[EvaluateArguments, str]:
@@ -96,15 +116,44 @@ def _settled(arguments: EvaluateArguments, given: frozenset[str]) -> tuple[Evalu
     return arguments, f"records     {' and '.join(chosen.sources)}: {chosen.what}"
 
 
+def evaluate_labels(arguments: EvaluateArguments) -> list[dict[str, Any]]:
+    """The results of a classifier: loss and metrics of its task, a dictionary for each adapter."""
+    _refuse_sizes(arguments)
+    if arguments.combine or arguments.average:
+        raise InputError(
+            "evaluate scores classifiers one by one; predict --ensemble probabilities writes what several say as one"
+        )
+    classifier = classifying.open_classifier(arguments)
+    data = classifying.reading(arguments, max_length=arguments.max_length, long=arguments.long)
+    rows = classifier.read(arguments.data_file, data, labelled=True)
+    print("\n".join(rows.notes), file=sys.stderr)
+    scores = classifier.scores(rows.examples, arguments.batch_size)
+    source = " and ".join(arguments.data_file)
+    return [
+        {
+            "model": arguments.model,
+            "adapter": name,
+            "quantization": arguments.quantization,
+            "data_file": source,
+            **found.facts,
+        }
+        for name, found in scores.items()
+    ]
+
+
+def _refuse_sizes(arguments: EvaluateArguments) -> None:
+    if arguments.batch_size < 1 or arguments.max_length < 2:
+        raise InputError("--batch-size must be at least 1 and --max-length at least 2")
+    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
+        raise InputError(f"there is no folder for --json {arguments.json}; make it, or name another file")
+
+
 def evaluate(arguments: EvaluateArguments) -> list[dict[str, float | int | str]]:
     """The results that the command prints: a dictionary for each adapter, or one for all of them as an ensemble or average."""
     from bidora_jax.data import file_batches
     from bidora_jax.tasks import evaluation
 
-    if arguments.batch_size < 1 or arguments.max_length < 2:
-        raise InputError("--batch-size must be at least 1 and --max-length at least 2")
-    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
-        raise InputError(f"there is no folder for --json {arguments.json}; make it, or name another file")
+    _refuse_sizes(arguments)
     source = " and ".join(arguments.data_file)
     opened = open_folder(arguments)
     how = file_batches.Reading(*(getattr(arguments, name) for name in file_batches.Reading._fields))

@@ -27,7 +27,9 @@ SHORT = (
         ("-v", "--val-file"), "data.val_file", "validation records; or a share of the others: --data.val-fraction 0.2"
     ),
     Short(("-o", "--output"), "output_dir", "the run folder"),
-    Short(("--task",), "task.type", "classification, multilabel, regression or tokens; language_modeling without labels"),
+    Short(
+        ("--task",), "task.type", "classification, multilabel, regression or tokens; language_modeling without labels"
+    ),
     Short(("--method",), "adapter.method", "bidora, dora or lora"),
     Short(("-r", "--rank"), "adapter.rank", "rank of the LoRA matrices A and B (the direction)"),
     Short(("--alpha",), "adapter.alpha", "their scale is alpha / rank"),

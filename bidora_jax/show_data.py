@@ -10,7 +10,7 @@ import sys
 
 from bidora_jax.config import parse_data
 from bidora_jax.errors import InputError, command
-from bidora_jax.runs.assembly import read_data
+from bidora_jax.runs.assembly import read_data, read_labelled_data
 from bidora_jax.runs.checks import check_config
 
 TRAINED, MASKED = "bold green", "dim"
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     check_config(config)
     if count < 0:
         raise InputError(f"--records must be at least 0, found {count}")
-    splits, ready, tokenizer, settings = read_data(config)
+    labelled = read_labelled_data(config)
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     coloured = console.is_terminal and not os.environ.get("NO_COLOR")
 
@@ -35,6 +35,10 @@ def main(argv: list[str]) -> None:
         for line in lines:
             console.print(line, markup=False)
 
+    if labelled is not None:
+        say(*labelled.notes, *description.of_labels(labelled, count))
+        return
+    splits, ready, tokenizer, settings = read_data(config)
     say(*ready.notes)
     for head, pieces in description.of_records(splits.train.records[:count], tokenizer, config.data):
         say(head)

@@ -7,6 +7,7 @@ import numpy as np
 from bidora_jax.data import encoding, packing, statistics
 from bidora_jax.data.batches import Examples
 from bidora_jax.data.encoding import Example
+from bidora_jax.data.labelled import PreparedLabels
 from bidora_jax.data.preparation import Prepared
 from bidora_jax.data.records import Record
 from bidora_jax.data.settings import DataConfig
@@ -58,6 +59,26 @@ def of_lengths(splits: Splits, ready: Prepared, data: DataConfig) -> Iterator[st
     if several and data.loss_on == "response":
         yield (f"\n{several} conversations of train have several answers, and only the last one is trained: "
                "--data.loss-on turns trains all of them")  # fmt: skip
+
+
+def of_labels(ready: PreparedLabels, count: int) -> Iterator[str]:
+    """The first records of train with their labels, the labels with their numbers of records, and the lengths."""
+    for record in ready.splits.records("train")[:count]:
+        yield f"── {record.place}: {record.target!r}"
+        texts = record["words"] if "words" in record else [record["text"], *filter(None, [record.get("text_pair")])]
+        yield visible(" ".join(texts) if "words" in record else "\n".join(texts))
+    if ready.labels.type == "regression":
+        scale = zip(ready.labels.names, ready.labels.mean, ready.labels.std, strict=True)
+        yield from (f"\n{name}: mean {mean:.4g}, standard deviation {std:.4g}" for name, mean, std in scale)
+    else:
+        each = "words" if ready.labels.type == "tokens" else "records"
+        yield f"\nlabels of train, in {each}:"
+        yield from (f"  {name}  {round(n)}" for name, n in zip(ready.labels.names, ready.counts, strict=True))
+    for name, part in ready.encoded.items():
+        lengths = [len(example.tokens) for example in part.examples]
+        half, most = np.percentile(lengths, [50, 95])
+        yield (f"\n{name}: {len(lengths)} records, {sum(lengths):,} tokens; a record has {half:.0f} (median), {most:.0f} (19 of 20 "
+               f"have no more), at most {max(lengths)}")  # fmt: skip
 
 
 def of_epoch(ready: Prepared, data: DataConfig, two_levels: bool, *, lower_steps: int, seed: int) -> Iterator[str]:

@@ -30,7 +30,7 @@ def outputs(
             h = layer_norm(h, leaves["weight"], leaves.get("bias"), eps=spec.eps)
             continue
         h = jnp.einsum("btd,cd->btc", h, leaves["weight"], precision="highest")
-        h = h + leaves["bias"] if part.bias else h
+        h = h + leaves["bias"].reshape(1, 1, -1) if part.bias else h
         if part.name == "dense" and spec.activation is not None:
             h = activate(h, spec.activation)
     return h

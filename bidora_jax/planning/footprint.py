@@ -18,8 +18,8 @@ from jaxtyping import PyTree
 from bidora_jax.kernels import losses
 from bidora_jax.kernels.quantized import tree_bytes
 from bidora_jax.models.base import head_of
-from bidora_jax.training.compiled_steps import StepShape, shapes
 from bidora_jax.tasks.language_modeling import LanguageModeling
+from bidora_jax.training.compiled_steps import StepShape, shapes
 from bidora_jax.training.loop import Phase
 from bidora_jax.training.problem import Problem
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jaxtyping import PyTree
 
     from bidora_jax.data.batches import Examples
+    from bidora_jax.data.labelled import PreparedLabels
     from bidora_jax.data.preparation import Prepared
     from bidora_jax.data.records import Record
     from bidora_jax.data.settings import DataConfig
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from bidora_jax.data.tokenizer import Tokenizer
     from bidora_jax.machine.memory import Memory
     from bidora_jax.models.adapters.adapter import Adapter
+    from bidora_jax.models.architectures.architecture import Architecture
     from bidora_jax.models.architectures.decoder import DecoderConfig
+    from bidora_jax.models.architectures.heads import TrainedHead
     from bidora_jax.planning.remat_choice import FirstPhase, MethodSettings
-    from bidora_jax.runs.labelling import Labelled
+    from bidora_jax.runs.labelling import Head, Labelled
     from bidora_jax.training.problem import Problem
     from bidora_jax.training.watchers.samples import Prompt
 
@@ -52,6 +55,20 @@ class Data(NamedTuple):
     """With the number of padded lengths that `auto` stands for."""
 
 
+def read_labelled_data(config: Config) -> "PreparedLabels | None":
+    """The data of a run with labels as train takes it, or None of a language model's run. Of the model's folder only the tokenizer,
+    config.json and the names of its weights are read."""
+    from bidora_jax.data.tokenizer import load_tokenizer
+    from bidora_jax.models.formats import hf_config
+    from bidora_jax.runs import labelling
+
+    folder = hf_config.resolve_folder(config.model.path, weights=False)
+    architecture = hf_config.read_config(folder)
+    if not labelling.is_asked(config, architecture):
+        return None
+    return labelling.prepare(config, folder, architecture.without_output(), load_tokenizer(folder, ends=False))
+
+
 def read_data(config: Config) -> Data:
     """The data as train takes it. Of the model's folder only the tokenizer and config.json are read."""
     from bidora_jax.data import splits
@@ -60,7 +77,7 @@ def read_data(config: Config) -> Data:
 
     found = splits.load(config.data, config.seed)
     folder = hf_config.resolve_folder(config.model.path, weights=False)
-    model, tokenizer = hf_config.read_config(folder), load_tokenizer(folder)
+    model, tokenizer = hf_config.read_decoder(folder), load_tokenizer(folder)
     ready = _prepared(config, found, model, tokenizer)
     return Data(found, ready, tokenizer, _settings(config, model, ready))
 
@@ -108,66 +125,123 @@ def _levels(config: Config) -> "MethodSettings":
 
 def assemble(config: Config) -> RunInputs:
     """Reads the data, then the model: what is cheap to refuse is refused first."""
-    from bidora_jax.data import splits
-    from bidora_jax.data.prompts import question_text
-    from bidora_jax.data.tokenizer import folder_with_adapters, load_tokenizer, pad_id
-    from bidora_jax.models.adapters import initial, merging
-    from bidora_jax.models.formats import hf, hf_config
-    from bidora_jax.planning import attention_backend, padded_lengths, remat_choice
-    from bidora_jax.training.problem import Problem
-    from bidora_jax.training.watchers import samples
+    from bidora_jax.models.formats import hf_config
+    from bidora_jax.planning import attention_backend, remat_choice
+    from bidora_jax.runs import labelling
 
     remat_choice.check_remat(config.model)
     attention_backend.check(config.model, config.data)
+    small = hf_config.resolve_folder(config.model.path, weights=False)
+    architecture = hf_config.read_config(small)
+    return _labelled(config) if labelling.is_asked(config, architecture) else _language_model(config)
+
+
+def _language_model(config: Config) -> RunInputs:
+    from bidora_jax.data import splits
+    from bidora_jax.data.prompts import question_text
+    from bidora_jax.data.tokenizer import load_tokenizer, pad_id
+    from bidora_jax.models.formats import hf_config
+    from bidora_jax.training.problem import Problem
+    from bidora_jax.training.watchers import samples
+
     data = splits.load(config.data, config.seed)
-    model_folder = hf_config.resolve_folder(config.model.path)
-    decoder_config = hf_config.read_config(model_folder)
-    adapter, start = _adapter(config, decoder_config)
-    tokenizer = load_tokenizer(model_folder)
-    if start and folder_with_adapters(model_folder, [Path(config.adapter.path)]) != model_folder:
-        print(
-            f"{config.adapter.path} has a tokenizer or chat template of its own; training takes those of {model_folder}"
-        )
+    folder = hf_config.resolve_folder(config.model.path)
+    model = hf_config.read_decoder(folder)
+    adapter, start = _adapter(config, model)
+    tokenizer = load_tokenizer(folder)
+    _say_own_tokenizer(config, folder)
     asked = (data.test.records, data.val.records, data.train.records)
-    prompts = samples.prompts(config.samples, asked, tokenizer, decoder_config.max_position_embeddings)
-    ready = _prepared(config, data, decoder_config, tokenizer)
+    prompts = samples.prompts(config.samples, asked, tokenizer, model.max_position_embeddings)
+    ready = _prepared(config, data, model, tokenizer)
     print("\n".join(ready.notes))
+    base, start = _base(config, folder, model, adapter, start)
+    problem = Problem(
+        model, config.model, adapter, base, ready.rows["train"], ready.rows.get("val", []), config.data,
+        pad_id(tokenizer), config.seed, ready.places, start,
+    )  # fmt: skip
+    test = data.test.records[: config.data.test_limit or None]
+    question = next(filter(None, (question_text(record) for split in asked for record in split[:1])), "")
+    return RunInputs(_with_lengths(config, problem), tokenizer, test, ready.test, folder, prompts, question)
+
+
+def _labelled(config: Config) -> RunInputs:
+    from bidora_jax.data.tokenizer import load_tokenizer, pad_id
+    from bidora_jax.models.architectures.heads import HEAD_TREE
+    from bidora_jax.models.formats import hf_config
+    from bidora_jax.runs import labelling
+    from bidora_jax.training.problem import Problem
+
+    folder = hf_config.resolve_folder(config.model.path)
+    model = hf_config.read_config(folder).without_output()
+    tokenizer = load_tokenizer(folder, ends=False)
+    ready = labelling.prepare(config, folder, model, tokenizer)
+    head = labelling.head_for(config, folder, model, ready.labels)
+    adapter, start = _adapter(config, model, head)
+    task, criterion = labelling.task_of(config, ready, head.spec), labelling.criterion_of(config, ready.labels)
+    print("\n".join((*ready.notes, labelling.say(head, adapter))))
+    base, start = _base(config, folder, model, adapter, start)
+    base = {**base, HEAD_TREE: head.held}
+    problem = Problem(
+        model, config.model, adapter, base, ready.rows["train"], ready.rows.get("val", []), config.data,
+        pad_id(tokenizer), config.seed, ready.places, start, task, criterion, ready.form,
+    )  # fmt: skip
+    labelled = labelling.Labelled(ready.labels, head.spec)
+    return RunInputs(_with_lengths(config, problem), tokenizer, [], ready.test, folder, [], "", labelled)
+
+
+def _say_own_tokenizer(config: Config, folder: Path) -> None:
+    from bidora_jax.data.tokenizer import folder_with_adapters
+
+    if config.adapter.path and folder_with_adapters(folder, [Path(config.adapter.path)]) != folder:
+        print(f"{config.adapter.path} has a tokenizer or chat template of its own; training takes those of {folder}")
+
+
+def _base(config: Config, folder: Path, model: "Architecture", adapter: "Adapter", start):
+    """The base as the adapter needs it, and the factors to start with: what the adapter's folder holds frozen moves into the base."""
+    from bidora_jax.models.adapters import initial, merging
+    from bidora_jax.models.formats import hf
+
     if adapter.starts_nonzero:  # a minute and more for a large model
         print(f"adapter.init {adapter.init}: decomposing the weights")
-    base = hf.load(config.model, model_folder, decoder_config)
+    base = hf.load(config.model, folder, model)
     if start and adapter.frozen_modules:
         print(f"{' and '.join(adapter.frozen_modules)} of {config.adapter.path} take the base's place, frozen")
         base, direction = merging.place_frozen(adapter, base, start[0])
         start = direction, start[1]
-    base = initial.prepare_base(base, adapter)
-    problem = Problem(
-        decoder_config, config.model, adapter, base, ready.rows["train"], ready.rows.get("val", []), config.data,
-        pad_id(tokenizer), config.seed, ready.places, start,
-    )  # fmt: skip
+    return initial.prepare_base(base, adapter), start
+
+
+def _with_lengths(config: Config, problem: "Problem") -> "Problem":
+    """The problem with the number of its padded lengths; what was chosen is printed."""
+    from bidora_jax.planning import padded_lengths
+
     problem, reason = padded_lengths.settle(problem, _levels(config), config.retrain, eval_every=config.eval_every)
     if reason:
         print(reason)
-    test = data.test.records[: config.data.test_limit or None]
-    question = next(filter(None, (question_text(record) for split in asked for record in split[:1])), "")
-    return RunInputs(problem, tokenizer, test, ready.test, Path(model_folder), prompts, question)
+    return problem
 
 
-def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter, tuple[PyTree, PyTree] | None]":
+def _adapter(
+    config: Config, model: "Architecture", head: "Head | None" = None
+) -> "tuple[Adapter, tuple[PyTree, PyTree] | None]":
     """The adapter, and the factors that adapter.path gives it to start with."""
     from bidora_jax.models.adapters import adapter as adapters
     from bidora_jax.models.adapters import targets
     from bidora_jax.models.formats import peft
 
-    adapter = adapters.resolve(config.adapter, decoder_config, strict=not config.adapter.path)
+    own = {} if head is None else {"head": head.spec, "present": head.held}
+    adapter = adapters.resolve(config.adapter, model, strict=not config.adapter.path, **own)
     if not config.adapter.path:
         return adapter, None
-    loaded, *start = peft.load_adapter(config.adapter.path, decoder_config)
+    loaded, *start = peft.load_adapter(config.adapter.path, model)
     wrong = targets.differences(adapter.sites, loaded.sites)
     if adapter.magnitude != loaded.magnitude:
         has = "a magnitude" if loaded.magnitude else "no magnitude"
         wrong.append(f"adapter.method is {config.adapter.method}, and the folder has {has}")
     if not set(adapter.whole_modules) <= set(loaded.whole_modules):
         wrong.append(f"adapter.modules_to_save: {list(adapter.whole_modules)}, found {list(loaded.whole_modules)}")
+    if adapter.head != loaded.head:
+        wrong.append(f"the head is {_in_words(adapter.head)}, found {_in_words(loaded.head)}")
     if adapter.starts_nonzero:
         wrong.append(f"adapter.init {adapter.init} makes factors of its own, and the folder holds some already")
     if wrong:
@@ -177,6 +251,10 @@ def _adapter(config: Config, decoder_config: "DecoderConfig") -> "tuple[Adapter,
         )
     frozen = tuple(name for name in loaded.whole_modules if name not in adapter.whole_modules)
     return replace(adapter, frozen_modules=frozen), (start[0], start[1])
+
+
+def _in_words(head: "TrainedHead | None") -> str:
+    return "none" if head is None else ", ".join(f"{part.module} {part.shape}" for part in head.parts)
 
 
 def describe(config: Config, inputs: RunInputs) -> None:

@@ -1,7 +1,7 @@
 """Opens a classifier for predict, evaluate and Python: a model with its head, or with adapters that bring heads of their own.
 
-    labels      labels.json beside the adapter or in the model's folder; else the names of config.json; else LABEL_0, LABEL_1, …
-    outputs     of every record in its order, by adapter; what is done with them is in tasks/outputs.py
+labels      labels.json beside the adapter or in the model's folder; else the names of config.json; else LABEL_0, LABEL_1, …
+outputs     of every record in its order, by adapter; what is done with them is in tasks/outputs.py
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,14 @@ from bidora_jax.runs import labelling
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
+    from bidora_jax.data.labelled import FileRows
     from bidora_jax.data.labels import LabelledExample, Labels
+    from bidora_jax.data.settings import DataConfig
     from bidora_jax.models.adapters.adapter import Adapter
     from bidora_jax.models.architectures.architecture import Architecture
     from bidora_jax.models.architectures.heads import HeadSpec
     from bidora_jax.models.settings import ModelConfig
-    from bidora_jax.tasks.class_evaluation import Outputs
+    from bidora_jax.tasks.class_evaluation import LabelScores, Outputs
 
 
 class Member(NamedTuple):
@@ -56,6 +58,21 @@ class Classifier:
         """What each member says of the examples, in their order; examples without a label too."""
         return {name: self._outputs(member, examples, batch_size) for name, member in self.members.items()}
 
+    def read(self, source: Any, data: "DataConfig", *, labelled: bool = False) -> "FileRows":
+        """A file, or rows, in the model's tokens; with `labelled` every row must have a label that the model knows."""
+        from bidora_jax.data import labelled as reading
+
+        room = labelling.room_of(self.config)
+        return reading.read_file(source, self.labels, self.tokenizer, room, data, labelled=labelled)
+
+    def scores(self, examples: "Sequence[LabelledExample]", batch_size: int = 8) -> "dict[str, LabelScores]":
+        """The loss and the metrics of each member on labelled examples."""
+        from bidora_jax.tasks import class_evaluation
+        from bidora_jax.tasks.task import LOSS
+
+        found = self.outputs(examples, batch_size)
+        return {name: class_evaluation.scored(one, self.members[name].labels, LOSS) for name, one in found.items()}
+
     def _outputs(self, member: Member, examples: "Sequence[LabelledExample]", batch_size: int) -> "Outputs":
         import numpy as np
 
@@ -64,8 +81,10 @@ class Classifier:
         from bidora_jax.tasks.classification import Classification
 
         kind = labelling.kind_of(member.labels.type)
-        types = self.config.token_types > 0
-        form = BatchForm(1, batch_size, pad_id(self.tokenizer), labels=LabelForm(kind, member.labels.count, types=types))
+        types = self.config.types > 0
+        form = BatchForm(
+            1, batch_size, pad_id(self.tokenizer), labels=LabelForm(kind, member.labels.count, types=types)
+        )
         buckets = bucket_lengths([len(example.tokens) for example in examples], LENGTHS)
         task = Classification(member.labels.type, member.head)
         read = _reader(task, self.config, member.adapter, self.settings)
@@ -118,7 +137,9 @@ def open_classifier(served: Served) -> Classifier:
         )
     del others
     base = hf.load(served.settings, folder, config, flag="--dtype")
-    brought = {part.name for one in members.values() if one.adapter and one.adapter.head for part in one.adapter.head.parts}
+    brought = {
+        part.name for one in members.values() if one.adapter and one.adapter.head for part in one.adapter.head.parts
+    }
     needed = [part.name for part in first.head.parts if part.name not in brought]
     held = hf_head.load(folder, config, first.head, needed)
     if absent := [part.module for part in first.head.parts if part.name in needed and part.name not in held]:
@@ -126,7 +147,9 @@ def open_classifier(served: Served) -> Classifier:
             f"neither {folder} nor the adapter has {', '.join(absent)}: a classifier without it would answer at random; take the "
             "base that the adapter was trained on"
         )
-    return Classifier(folder, config, load_tokenizer(folder), {**base, HEAD_TREE: held}, members, served.settings)
+    return Classifier(
+        folder, config, load_tokenizer(folder, ends=False), {**base, HEAD_TREE: held}, members, served.settings
+    )
 
 
 def _of_adapter(where: Path, folder: Path, config: "Architecture") -> Member:
@@ -155,3 +178,24 @@ def _of_model(folder: Path, config: "Architecture") -> Member:
         )
     labels = labelling.read(folder) or labelling.unnamed(folder, kind, outputs)
     return Member(None, {}, {}, labels, config.head(kind, outputs))
+
+
+def is_classifier(served: Served) -> bool:
+    """Whether what is served labels texts: an adapter with a head, or a model of a classifier's class."""
+    from bidora_jax.generation import ensembles
+    from bidora_jax.models.formats import hf_config, hf_head, peft_config
+
+    if served.adapter:
+        folders = [peft_config.meant(Path(ensembles.named(text)[1])) for text in served.adapter]
+        return any(peft_config.kind_of_head(one) for one in folders if (one / peft_config.CONFIG).is_file())
+    return hf_head.is_classifier(hf_config.resolve_folder(served.model, weights=False))
+
+
+def reading(served: Any, *, max_length: int, long: str) -> "DataConfig":
+    """How a file is read: with the columns that are given, or those of the run."""
+    from bidora_jax.data.settings import DataConfig
+    from bidora_jax.runs.folder import run_config
+
+    data = run_config(served.run).data if served.run else DataConfig()
+    columns = {name: given for name in ("text_columns", "label_columns") if (given := getattr(served, name))}
+    return replace(data, max_length=max_length, long=long, **columns)

@@ -195,7 +195,7 @@ def _finish(
     export.write_adapter(folder / "adapter", config.adapter, config.model.path, trained, replace=True)
     if config.merged:
         dtype = hf.source_dtype(inputs.model_folder, config.model.dtype).name
-        ends = conversation.ends(inputs.model_folder, inputs.tokenizer)
+        ends = () if inputs.labelled else conversation.ends(inputs.model_folder, inputs.tokenizer)
         export.write_merged(folder / "merged", inputs.model_folder, trained, dtype=dtype, ends=ends, replace=True)
     if before.answers is not None:
         after = answers(config, inputs, merging.merge(problem.adapter, problem.base, direction, magnitude))

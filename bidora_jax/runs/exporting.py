@@ -28,24 +28,28 @@ def export_run(
     from bidora_jax.generation import conversation
     from bidora_jax.models.adapters import initial
     from bidora_jax.models.formats import export, hf, hf_config, peft
+    from bidora_jax.runs import labelling
 
     config = run_config(str(run))
     folder = peft_config.meant(run)
     source = hf_config.resolve_folder(config.model.path)
-    decoder_config = hf_config.read_config(source)
+    labels = labelling.read(folder)
+    architecture = hf_config.read_config(source) if labels is None else hf_config.read_config(source).without_output()
     quantised = config.model.quantization != "none"
     if merge_base == "original" and not quantised:
         raise InputError(_no_original(config.model.path, hf.is_quantised(source)))
-    adapter, direction, magnitude = peft.load_adapter(folder, decoder_config)
-    base = initial.prepare_base(hf.load(config.model, source, decoder_config), adapter)
-    trained = export.Trained(decoder_config, adapter, base, direction, magnitude)
+    adapter, direction, magnitude = peft.load_adapter(folder, architecture)
+    base = initial.prepare_base(hf.load(config.model, source, architecture), adapter)
+    trained = export.Trained(architecture, adapter, base, direction, magnitude)
+    if labels is not None:
+        trained = labelling.completed(trained, labels, source)
     if format == "lora":
         return export.write_lora(output, config.model.path, trained, rank=rank, max_error=max_error)
     if format == "adapter":
         export.write_adapter(output, peft_config.read(folder), config.model.path, trained)
         return ""
     written = hf.source_dtype(source, config.model.dtype).name if dtype == "source" else dtype
-    ends = conversation.ends_of_folder(source)
+    ends = conversation.ends_of_folder(source) if labels is None else ()
     if quantised:
         export.write_merged_over(merge_base, output, source, trained, dtype=written, ends=ends)
     else:

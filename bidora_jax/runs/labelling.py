@@ -6,7 +6,6 @@
 The head's frozen parts stand in the base, its trained ones in the direction. Labels are kept as labels.json beside the adapter.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,8 +17,9 @@ from bidora_jax.machine.files import read_json
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
-    from bidora_jax.data.batches import Examples
+    from bidora_jax.data.labelled import PreparedLabels, Room
     from bidora_jax.data.labels import Labels, TaskType
+    from bidora_jax.models.adapters.adapter import Adapter
     from bidora_jax.models.architectures.architecture import Architecture
     from bidora_jax.models.architectures.heads import HeadSpec, Kind
     from bidora_jax.models.formats.export import Trained
@@ -46,8 +46,39 @@ def kind_of(type: "TaskType") -> "Kind":
     return "token" if type == "tokens" else "sequence"
 
 
-def names_of_folder(config: Config, folder: Path, architecture: "Architecture", type: "TaskType") -> tuple[str, ...]:
-    """The labels in the order of the outputs: the run's own, or those of the head that the model's folder has and the run keeps."""
+def is_asked(config: Config, architecture: "Architecture") -> bool:
+    """Whether the run labels texts. InputError for a model without an output that is to predict the next token."""
+    from bidora_jax.models.architectures.decoder import DecoderConfig
+
+    decoder, type = isinstance(architecture, DecoderConfig), config.task.type
+    if type == "language_modeling" and not decoder:
+        raise InputError(
+            f"model.path {config.model.path} is an encoder, which predicts no next token: set task.type (--task) to "
+            "classification, multilabel, regression or tokens, or leave it at auto"
+        )
+    if type == "auto":
+        return not decoder or bool(config.data.text_columns or config.data.label_columns)
+    return type != "language_modeling"
+
+
+def room_of(architecture: "Architecture") -> "Room":
+    from bidora_jax.data.labelled import Room
+
+    return Room(architecture.max_positions, architecture.vocab_size, architecture.types > 0)
+
+
+def prepare(config: Config, folder: Path, architecture: "Architecture", tokenizer: Any) -> "PreparedLabels":
+    """The data of a run with labels; in the order of the head's outputs where the model's folder has one that is kept."""
+    from bidora_jax.data import labelled, labelled_splits
+
+    found = labelled_splits.load(config.data, config.task.type, config.seed)
+    names = _names(config, folder, architecture, found.how.labels.type)
+    return labelled.encode(
+        config.data, found, tokenizer, room_of(architecture), names=names or None, seed=config.seed
+    )  # fmt: skip
+
+
+def _names(config: Config, folder: Path, architecture: "Architecture", type: "TaskType") -> tuple[str, ...]:
     from bidora_jax.models.formats import hf_head
 
     if config.task.labels or config.task.head == "new" or type == "regression":
@@ -61,39 +92,34 @@ def head_for(config: Config, folder: Path, architecture: "Architecture", labels:
     from bidora_jax.models.formats import hf_head
 
     spec = architecture.head(kind_of(labels.type), labels.count)
-    held = hf_head.load(folder, architecture, spec)
+    wanted = [part.name for part in spec.parts]
     if config.task.head == "new":
-        named = spec.trained([part.name for part in spec.parts]).parts
-        held = {name: part for name, part in held.items() if name not in {one.name for one in named}}
-    return Head(spec, held)
+        replaced = {part.name for part in spec.trained(wanted).parts}
+        wanted = [name for name in wanted if name not in replaced]
+    return Head(spec, hf_head.load(folder, architecture, spec, wanted))
 
 
-def task_of(config: Config, labels: "Labels", head: "HeadSpec", train: "Examples") -> "Classification":
+def task_of(config: Config, ready: "PreparedLabels", head: "HeadSpec") -> "Classification":
     from bidora_jax.tasks.classification import Classification
 
-    weights = _balanced(labels, train) if config.task.class_weights == "balanced" else None
-    smoothing = config.task.label_smoothing if labels.type in ("classification", "tokens") else 0.0
-    return Classification(labels.type, head, weights, smoothing)
+    type = ready.labels.type
+    weights = _balanced(ready) if config.task.class_weights == "balanced" and type != "regression" else None
+    smoothing = config.task.label_smoothing if type in ("classification", "tokens") else 0.0
+    return Classification(type, head, weights, smoothing)
 
 
-def _balanced(labels: "Labels", train: "Examples") -> tuple[float, ...]:
+def _balanced(ready: "PreparedLabels") -> tuple[float, ...]:
     """n/(C·n_c) by class; of several labels n₋/n₊. InputError for a label that no training record has."""
-    import numpy as np
-
-    rows: Any = train
-    if labels.type == "tokens":
-        tags = np.concatenate([row.labels[row.labels >= 0] for row in rows])
-        found, total = np.bincount(tags, minlength=labels.count).astype(float), float(len(tags))
-    else:
-        each = np.concatenate([row.labels.reshape(-1, labels.count) for row in rows])
-        found, total = each.sum(axis=0).astype(float), float(len(each))
-    if absent := [name for name, count in zip(labels.names, found, strict=True) if not count]:
+    labels, counts = ready.labels, ready.counts
+    if absent := [name for name, count in zip(labels.names, counts, strict=True) if not count]:
         raise InputError(
             f"task.class_weights balanced: no training record has the label\n{listing(absent)}\nleave it at none, or give "
             "records of every label"
         )
-    weights = (total - found) / found if labels.type == "multilabel" else total / (labels.count * found)
-    return tuple(map(float, weights))
+    if labels.type == "multilabel":
+        rows = len(ready.encoded["train"].examples)
+        return tuple((rows - count) / count for count in counts)
+    return tuple(sum(counts) / (labels.count * count) for count in counts)
 
 
 def criterion_of(config: Config, labels: "Labels") -> "Criterion":
@@ -110,8 +136,9 @@ def criterion_of(config: Config, labels: "Labels") -> "Criterion":
     return Criterion(chosen.name, chosen.higher_is_better)
 
 
-def say(head: Head, trained: Sequence[str]) -> str:
+def say(head: Head, adapter: "Adapter") -> str:
     """One line on where the parts of the head come from, and which are trained."""
+    trained = [] if adapter.head is None else [part.module for part in adapter.head.parts]
     fresh = [part.module for part in head.spec.parts if part.name not in head.held]
     held = [part.module for part in head.spec.parts if part.name in head.held]
     words = [f"{', '.join(fresh)} new"] * bool(fresh) + [f"{', '.join(held)} of the model's folder"] * bool(held)
@@ -174,3 +201,24 @@ def unnamed(folder: Path, kind: "Kind", outputs: int) -> "Labels":
     type = hf_head.problem_type_in(folder) or ("regression" if outputs == 1 else "classification")
     scale = ((0.0,) * outputs, (1.0,) * outputs) if type == "regression" else ()
     return Labels(type, names, *scale)
+
+
+def completed(trained: "Trained", labels: "Labels", source: Path) -> "Trained":
+    """What was read of a run's adapter folder, with the rest of its head from the base's folder `source`."""
+    from bidora_jax.data.tokenizer import load_tokenizer, pad_id
+    from bidora_jax.models.architectures.heads import HEAD_TREE
+    from bidora_jax.models.formats import hf_head
+
+    assert trained.adapter.head is not None
+    spec = trained.config.head(kind_of(labels.type), labels.count)
+    brought = {part.name for part in trained.adapter.head.parts}
+    held = hf_head.load(source, trained.config, spec, [part.name for part in spec.parts if part.name not in brought])
+    trained = trained._replace(base={**trained.base, HEAD_TREE: held})
+    plain = (
+        labels
+        if labels.type != "regression"
+        else replace(labels, mean=(0.0,) * labels.count, std=(1.0,) * labels.count)
+    )
+    written = as_written(trained, Labelled(plain, spec), pad_id(load_tokenizer(source, ends=False)))
+    assert written.classes is not None
+    return written._replace(classes=written.classes._replace(labels=labels.to_json()))

@@ -112,4 +112,6 @@ def scored(found: Outputs, labels: Labels, criterion: Criterion) -> LabelScores:
 
 def evaluator(read: Reader, labels: Labels, criterion: Criterion) -> Evaluator:
     """A function (base, direction, magnitude, batches) that gives the scores."""
-    return lambda base, direction, magnitude, batches: scored(read(base, direction, magnitude, batches), labels, criterion)
+    return lambda base, direction, magnitude, batches: scored(
+        read(base, direction, magnitude, batches), labels, criterion
+    )

@@ -20,6 +20,7 @@ measured in both cases.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ from bidora_jax.models.adapters.adapter import Adapter, get, put, update_factors
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.adapters.targets import Site
 from bidora_jax.models.architectures.architecture import Architecture, endings, linear_shapes, module_name
+from bidora_jax.models.architectures.heads import HEAD_TREE, TrainedHead
 
 Pair = tuple[np.ndarray, np.ndarray]
 """A (L, r, I) and B (L, O, r) of a site, on the host."""
@@ -62,6 +64,12 @@ class LoraApproximation(NamedTuple):
     @property
     def rank(self) -> int:
         return self.settings.rank
+
+    def with_head(self, head: TrainedHead, direction: PyTree) -> "LoraApproximation":
+        """The same with the head of a classifier, as it is in the direction that was approximated."""
+        return self._replace(
+            adapter=replace(self.adapter, head=head), direction={**self.direction, HEAD_TREE: direction[HEAD_TREE]}
+        )
 
 
 def approximate(

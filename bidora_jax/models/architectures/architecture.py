@@ -110,6 +110,11 @@ class Architecture(Protocol):
         ...
 
     @property
+    def types(self) -> int:
+        """Rows of the table of token types; 0 of a model that has none."""
+        ...
+
+    @property
     def tied(self) -> bool:
         """Whether the input embedding is the output embedding too."""
         ...

@@ -59,6 +59,10 @@ class DecoderConfig:
     """Whether it has an output over the vocabulary; a classifier has none."""
 
     @property
+    def types(self) -> int:
+        return 0
+
+    @property
     def tied(self) -> bool:
         return self.tie_word_embeddings
 

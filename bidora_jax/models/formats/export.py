@@ -119,7 +119,9 @@ def write_adapter(
     with staged(folder, replace=replace) as fresh:
         peft.write_adapter(fresh, config, adapter, settings, direction, magnitude, base_model_name=base_model_name)
         hf_head.write_labels(fresh, trained.classes)
-        _prove("adapter", "trained model", "float32", parity.verify_adapter(fresh, config, base, expected, trained.head))
+        _prove(
+            "adapter", "trained model", "float32", parity.verify_adapter(fresh, config, base, expected, trained.head)
+        )
     print(f"adapter written to {folder}")
 
 
@@ -130,22 +132,31 @@ def write_lora(folder: Path, base_model_name: str, trained: Trained, *, rank: in
     """
     from bidora_jax.machine.files import staged
     from bidora_jax.models.adapters.lora_approximation import approximate
-    from bidora_jax.models.formats import parity, peft
+    from bidora_jax.models.formats import hf_head, parity, peft
 
     config, adapter, base, direction, magnitude, *_ = trained
     with staged(folder) as fresh:
         found = approximate(adapter, config, base, direction, magnitude, rank=rank, max_error=max_error)
+        if adapter.head is not None:
+            found = found.with_head(adapter.head, direction)
         of_trained = parity.probe_logits(*trained[:6])
         expected, to, said = of_trained, "trained model", ""
         if found.errors:
-            expected, to = parity.probe_logits(config, found.adapter, base, found.direction, {}), "plain LoRA in memory"
+            expected, to = (
+                parity.probe_logits(config, found.adapter, base, found.direction, {}, trained.head),
+                "plain LoRA in memory",
+            )
             said = _how_far(found, parity.compare(expected, of_trained, "float32"))
-            before = parity.compare(parity.probe_logits(config, None, base, {}, {}), of_trained, "float32")
-            print(f"{said} (the base without an adapter {before.largest:.2e})")
+            before = ""
+            if trained.head is None:
+                plain = parity.compare(parity.probe_logits(config, None, base, {}, {}), of_trained, "float32")
+                before = f" (the base without an adapter {plain.largest:.2e})"
+            print(f"{said}{before}")
         peft.write_adapter(
             fresh, config, found.adapter, found.settings, found.direction, {}, base_model_name=base_model_name
         )  # fmt: skip
-        proof = parity.verify_adapter(fresh, config, base, expected)
+        hf_head.write_labels(fresh, trained.classes)
+        proof = parity.verify_adapter(fresh, config, base, expected, trained.head)
         _prove(f"plain LoRA of rank {found.rank}", to, "float32", proof)
     print(f"plain LoRA written to {folder}")
     return said

@@ -34,8 +34,8 @@ from bidora_jax.models.architectures.architecture import (
     endings,
     name_table,
 )
-from bidora_jax.models.base import dense_shapes
 from bidora_jax.models.architectures.heads import HeadSpec
+from bidora_jax.models.base import dense_shapes
 from bidora_jax.models.formats import bnb, hf_head, hf_tensors, safetensors_file
 from bidora_jax.models.formats.bnb import Packed
 from bidora_jax.models.formats.hf_config import NOT_A_MODEL, read_config, resolve_folder

@@ -52,7 +52,11 @@ def write_labels(folder: Path, classes: Classes | None) -> None:
 
 def places(head: HeadSpec) -> dict[str, Place]:
     """The tensors of a head that stands whole in a base tree, by name."""
-    return {f"{part.module}.{leaf}": Place((HEAD_TREE, part.name, leaf), None) for part in head.parts for leaf in part.tensors}
+    return {
+        f"{part.module}.{leaf}": Place((HEAD_TREE, part.name, leaf), None)
+        for part in head.parts
+        for leaf in part.tensors
+    }
 
 
 def settings(source: Mapping[str, Any], head: HeadSpec, classes: Classes | None) -> dict[str, Any]:
@@ -79,6 +83,12 @@ def problem_type_in(folder: Path | str) -> str | None:
     """task.type by the problem_type of config.json; None where it says none."""
     given = read_json(Path(folder) / "config.json", NOT_A_MODEL).get("problem_type")
     return next((type for type, name in PROBLEM_TYPES.items() if name == given), None)
+
+
+def is_classifier(folder: Path | str) -> bool:
+    """Whether a model folder is of a class with a head of classification."""
+    names = read_json(Path(folder) / "config.json", NOT_A_MODEL).get("architectures") or [""]
+    return str(names[0]).endswith(("ForSequenceClassification", "ForTokenClassification"))
 
 
 def kind_in(folder: Path | str) -> Kind:

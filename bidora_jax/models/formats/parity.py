@@ -70,9 +70,7 @@ def probe_logits(
     return np.asarray(_class_logits(config, adapter, head, base, (direction, magnitude), _probe_tokens(config)))
 
 
-def verify_saved(
-    folder: Path | str, expected: Float[np.ndarray, "B _ C"], head: HeadSpec | None = None
-) -> Agreement:
+def verify_saved(folder: Path | str, expected: Float[np.ndarray, "B _ C"], head: HeadSpec | None = None) -> Agreement:
     """Reads a merged model folder back and compares its logits with `probe_logits` of the model with its adapter."""
     config = hf_config.read_config(folder)
     dtype = hf.source_dtype(folder)

@@ -50,6 +50,7 @@ class Encoder:
     head_dim: int = 7
     window: int | None = None
     tied: bool = False
+    types: int = 0
     layer_prefix: str = "bert.encoder.layer"
 
     def untied(self) -> "Encoder":
