@@ -197,7 +197,7 @@ def _say_own_tokenizer(config: Config, folder: Path) -> None:
 
 
 def _base(config: Config, folder: Path, model: "Architecture", adapter: "Adapter", start):
-    """The base as the adapter needs it, and the factors to start with: what the adapter's folder holds frozen moves into the base."""
+    """The base as the adapter needs it, and the factors to start with. What the adapter folder holds frozen moves into the base."""
     from bidora_jax.models.adapters import initial, merging
     from bidora_jax.models.formats import hf
 

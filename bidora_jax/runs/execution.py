@@ -185,7 +185,8 @@ def _finish(
         found = losses(direction, magnitude)
         result = {name: value for name, value in found.facts.items() if name not in UNCHANGING}
         logs.note(config, **{f"result_{name}": value for name, value in result.items()})
-        print(f"validation of the result: {found.in_words}")
+        in_words = f"loss of the result {found.loss:.4f}" if inputs.labelled is None else f"of the result: {found.in_words}"
+        print(f"validation {in_words}")
     if on_test is not None and before.scores is not None:
         after = on_test(direction, magnitude)
         logs.note(config, test={"before": before.scores.facts, "after": after.facts})

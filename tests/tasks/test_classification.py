@@ -140,7 +140,7 @@ def test_a_head_pools_the_first_the_last_or_the_mean_and_applies_its_parts():
     weights = {"dense": {"weight": random.normal(size=(3, 5)), "bias": random.normal(size=3)},
                "norm": {"weight": random.normal(size=3)},
                "out": {"weight": random.normal(size=(2, 3)), "bias": random.normal(size=2)}}  # fmt: skip
-    weights = jax.tree.map(lambda leaf: leaf.astype(np.float32), weights)
+    weights = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), weights)
     for pool, wanted in by_hand.items():
         spec = HeadSpec("sequence", pool, parts, "relu", eps=0.1)
         held, trained = (

@@ -1,0 +1,113 @@
+"""Runs with labels, end to end: train, evaluate, export, and the files in the hands of transformers and PEFT.
+
+They go through runs/labelling.py, runs/classifying.py, models/formats/hf_head.py and tasks/class_evaluation.py.
+"""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from runs import metrics
+from safetensors.numpy import load_file
+
+from bidora_jax import evaluate, export, train
+from bidora_jax.errors import command
+from bidora_jax.generation.served_model import Served
+from bidora_jax.runs import classifying
+
+pytestmark = pytest.mark.slow
+COLOURS = ("blue", "green", "red")
+
+
+def write_table(path, count, seed, label=lambda random, number: COLOURS[number % 3]):
+    random = np.random.default_rng(seed)
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "text", "label"])
+        for number in range(count):
+            words = " ".join(random.choice(["sky", "leaf", "rose", "stone"], size=random.integers(2, 7)))
+            rows.writerow([f"{seed}-{number:03}", f"{words} {number % 3}", label(random, number)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    return [write_table(folder / f"{use}.csv", count, seed) for seed, (use, count) in
+            enumerate({"train": 18, "val": 9, "test": 7}.items())]  # fmt: skip
+
+
+def flags(model_folder, tables, run, *more):
+    files = [text for use, table in zip(("train", "val", "test"), tables, strict=False) for text in (f"--data.{use}-file", str(table))]
+    return ["-m", str(model_folder), *files, "-o", str(run), "--task", "classification", "--adapter.rank", "3",
+            "--adapter.target-modules", "q_proj", "v_proj", "--data.buckets", "1", "--search.steps", "3", "--retrain.steps", "2",
+            "--inner.learning-rate", "0.01", "--inner.warmup", "0", "--compilation-cache", "", "--merged", *more]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(model_folder, tables, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier") / "run"
+    command(train.main, flags(model_folder, tables, folder, "--data.packing", "--data.max-length", "64"))
+    return folder
+
+
+def test_the_run_is_scored_by_its_metric_and_keeps_its_labels(run):
+    labels = json.loads((run / "adapter" / "labels.json").read_text())
+    assert labels == {"type": "classification", "names": list(COLOURS)}
+    lines = metrics(run)
+    last = [line for line in lines if "evaluation_loss" in line][-1]
+    assert {"evaluation_accuracy", "evaluation_f1_macro", "evaluation_log_loss"} <= last.keys()
+    facts = json.loads((run / "run.json").read_text())
+    assert {"accuracy", "loss", "records"} <= facts["validation_before"].keys() and facts["test"]["after"]["records"] == 7
+    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert tensors["base_model.model.score.weight"].shape == (3, 26)
+
+
+def test_evaluate_prints_what_the_run_measured(run, tables, capfd, tmp_path):
+    evaluate.main(["--run", str(run), "--json", str(tmp_path / "found.json")])
+    said, found = capfd.readouterr().out, json.loads((tmp_path / "found.json").read_text())
+    wanted = json.loads((run / "run.json").read_text())["test"]["after"]
+    assert re.search(r"accuracy +[\d.]+", said)
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, abs=1e-5), name
+
+
+@pytest.mark.torch
+def test_peft_and_transformers_load_what_was_written(run, model_folder, tables):
+    import torch
+    from peft import AutoPeftModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    classifier = classifying.open_classifier(Served(model=str(model_folder), adapter=(str(run),), compilation_cache=""))
+    rows = classifier.read(str(tables[2]), classifying.reading(_columns(), max_length=64, long="truncate"))
+    (ours,) = classifier.outputs(rows.examples).values()
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    texts = [record["text"] for record in rows.records]
+    given = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
+    given = {name: given[name] for name in ("input_ids", "attention_mask")}
+    of_peft = AutoPeftModelForSequenceClassification.from_pretrained(
+        run / "adapter", num_labels=3, pad_token_id=tokenizer.pad_token_id, dtype=torch.float32
+    )
+    merged = AutoModelForSequenceClassification.from_pretrained(run / "merged")
+    assert merged.config.id2label == dict(enumerate(COLOURS)) and merged.config.problem_type == "single_label_classification"
+    for theirs in (of_peft, merged):
+        with torch.no_grad():
+            np.testing.assert_allclose(theirs.eval()(**given).logits.numpy(), ours.outputs, atol=1e-4)
+
+
+def _columns():
+    return type("Columns", (), {"run": "", "text_columns": ("text",), "label_columns": ("label",)})()
+
+
+def test_a_run_is_exported_again_and_the_merged_model_is_a_classifier(run, tables, tmp_path, capfd):
+    export.main(["--run", str(run), "--format", "merged", "--output", str(tmp_path / "merged")])
+    wanted, found = (load_file(folder / "model.safetensors") for folder in (run / "merged", tmp_path / "merged"))
+    assert wanted.keys() == found.keys() and all(np.array_equal(wanted[name], found[name]) for name in wanted)
+    capfd.readouterr()
+    evaluate.main(["--model", str(tmp_path / "merged"), "--data-file", str(tables[2]), "--compilation-cache", ""])
+    said = capfd.readouterr().out
+    assert re.search(r"records +7", said)
+    wanted = json.loads((run / "run.json").read_text())["test"]["after"]["loss"]
+    assert float(re.search(r"loss +([\d.]+)", said)[1]) == pytest.approx(wanted, abs=1e-4)
