@@ -28,6 +28,7 @@ FLOORS = (
     ("models",),
     ("models.tape",),
     ("models.layer_scan", "models.linear"),
+    ("models.stacks",),
     ("models.decoder", "models.encoder"),
     ("models.backbone",),
     ("models.quantization",),

@@ -81,7 +81,7 @@ def open_folder(served: Served) -> Opened:
 
     keep_compiled(served.compilation_cache)
     folder = hf_config.resolve_folder(served.model)
-    config = hf_config.read_config(folder)
+    config = hf_config.read_decoder(folder)
     members = ensembles.load(served.adapter, config)
     ensembles.check(members, served.combine, served.average, served.weight)
     of_tokenizer = folder_with_adapters(folder, map(Path, ensembles.folders(served.adapter)))

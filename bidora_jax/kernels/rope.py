@@ -12,7 +12,9 @@ from bidora_jax.kernels.precision import wide
 from bidora_jax.kernels.rope_frequencies import Pairs
 
 
-def rope_angles(positions: Int[Array, "*B T"], theta: Pairs, *, gain: float = 1.0, dtype) -> tuple[Array, Array]:
+def rope_angles(
+    positions: Int[Array, "*B T"], theta: Pairs | Float[Array, " pairs"], *, gain: float = 1.0, dtype
+) -> tuple[Array, Array]:
     """cos and sin of the rotary angles times `gain`, each (*B, T, h), rounded to `dtype`; the second half repeats the first."""
     turns = jnp.asarray(theta, wide(dtype)).reshape((1,) * positions.ndim + (-1,))
     angles = positions.astype(wide(dtype))[..., None] * turns

@@ -5,15 +5,15 @@ padded on the right, or segments (B, T) for rows of several: 0 is padding, 1, 2,
 the two, as it looks at what comes after a token; types (B, T) are its token types where it has a table of them.
 """
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from bidora_jax.models import decoder
+from bidora_jax.models import decoder, encoder
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.architecture import Architecture
 from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.compute import Compute
-from bidora_jax.models.decoder import Batch, Trained
+from bidora_jax.models.decoder import Batch
+from bidora_jax.models.stacks import Trained
 from bidora_jax.models.tape import EmptyTape, TapeValues
 
 
@@ -44,14 +44,5 @@ def empty_tape(
     return _of(architecture).empty_tape(architecture, adapter, compute, base, trained, batch, means)
 
 
-def segments_of(batch: Batch) -> Int[Array, "B T"]:
-    """The documents of a batch: its own segments, or 1 up to each row's length and 0 after it."""
-    if "segments" in batch:
-        return batch["segments"]
-    columns = jnp.arange(batch["tokens"].shape[1])
-    return (columns[None, :] < batch["lengths"][:, None]).astype(jnp.int32)
-
-
 def _of(architecture: Architecture):
-    assert isinstance(architecture, DecoderConfig)
-    return decoder
+    return decoder if isinstance(architecture, DecoderConfig) else encoder

@@ -3,14 +3,18 @@
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
 
 from bidora_jax.kernels import quantized
+from bidora_jax.kernels.precision import wide
+from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats
 from bidora_jax.models.architectures.architecture import EMBEDDING, HEAD, LAYERS, Architecture
 
 
 def dense_shapes(architecture: Architecture, dtype) -> PyTree:
     """Shapes and dtypes of the base tree before anything is quantised. Nothing is allocated."""
+    dtype = jnp.dtype(dtype)
     base: dict = {}
     for one in architecture.tensors:
         *parents, leaf = one.path
@@ -18,7 +22,7 @@ def dense_shapes(architecture: Architecture, dtype) -> PyTree:
         for name in parents:
             subtree = subtree.setdefault(name, {})
         shape = (architecture.num_layers, *one.shape) if one.stacked else one.shape
-        subtree[leaf] = jax.ShapeDtypeStruct(shape, dtype)
+        subtree[leaf] = jax.ShapeDtypeStruct(shape, wide(dtype) if one.wide else dtype)
     return base
 
 
@@ -31,6 +35,14 @@ def dtype_of(base: PyTree):
 def embedding_of(base: PyTree) -> Any:
     """The input embedding (V, D), dense or quantised as the tree holds it."""
     return base[EMBEDDING]["weight"]
+
+
+def embedded(base: PyTree, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+    """The rows of the input embedding, in the dtype that the tree holds them in."""
+    weight = embedding_of(base)
+    if quantized.is_quantised(weight):
+        return quantized.rows(weight, tokens)
+    return floats(bits(weight)[tokens], weight)
 
 
 def head_of(base: PyTree) -> Float[Array, "V D"]:

@@ -12,31 +12,27 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from bidora_jax.kernels import attention, norms, quantized, rope
+from bidora_jax.kernels import attention, norms, rope
 from bidora_jax.kernels.matmul import frozen_dot
-from bidora_jax.kernels.save_for_backward import saved_dtype
 from bidora_jax.kernels.swiglu import swiglu
-from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats
-from bidora_jax.models import layer_scan
+from bidora_jax.models import stacks
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.decoder import DecoderConfig, linear_shapes
 from bidora_jax.models.architectures.rope import frequencies
-from bidora_jax.models.base import dtype_of, embedding_of, head_of, with_whole_modules
+from bidora_jax.models.base import dtype_of, embedded, head_of, with_whole_modules
 from bidora_jax.models.compute import DEFAULT, Compute
-from bidora_jax.models.layer_scan import Shared
+from bidora_jax.models.layer_scan import Layer
 from bidora_jax.models.linear import Linear, side_by_side
+from bidora_jax.models.stacks import Stacks, Trained
 from bidora_jax.models.tape import EmptyTape, TapeValues
 
 Attend = Callable[..., tuple[Array, PyTree]]
 """(causal attention, q, k, v) -> (its result, what to keep): how generation puts a cache between a layer's two halves."""
 Batch = dict[str, Array]
 """tokens (B, T); for a loss loss_mask (B, T); segments (B, T) where a row holds several documents."""
-Trained = tuple[PyTree, PyTree]
-"""(direction, magnitude)"""
 
 
 class RMSNorm(nn.Module):
@@ -126,8 +122,7 @@ def hidden(
             "fused attention can't tell the documents of a row apart: pack no rows, or take chunked attention"
         )
     base = with_whole_modules(base, trained[0])
-    stacks, x = _stacked(config, compute, base, trained, batch, key)
-    x = layer_scan.apply_layers(_one_layer(config, adapter, compute), compute, *stacks, x, tape)
+    x = _stacked(config, compute, base, trained, batch, key).applied(_layer(config, adapter, compute), compute, tape)
     weight = base["norm"]["weight"]
     return norms.rms_norm(x.astype(compute.dtype or weight.dtype), weight, eps=config.rms_norm_eps)
 
@@ -143,36 +138,28 @@ def empty_tape(
 ) -> EmptyTape:
     """The empty tape of a pass over this batch: with remat `dots` of the layers, and of a head that has `means`."""
     base = with_whole_modules(base, trained[0])
-    stacks, x = _stacked(config, compute, base, trained, {"tokens": batch["tokens"]}, None)
-    return layer_scan.empty_tape(_one_layer(config, adapter, compute), compute, *stacks, x, means)
+    parts = _stacked(config, compute, base, trained, {"tokens": batch["tokens"]}, None)
+    return parts.empty_tape(_layer(config, adapter, compute), compute, means)
 
 
-def _stacked(config: DecoderConfig, compute: Compute, base: PyTree, trained: Trained, batch: Batch, key):
-    """(stacks of what is trained, stacks of what is frozen, what all layers share), and the x of the first layer."""
+def _stacked(config: DecoderConfig, compute: Compute, base: PyTree, trained: Trained, batch: Batch, key) -> Stacks:
     tokens = batch["tokens"]
     x = embedded(base, tokens).astype(compute.dtype or dtype_of(base))
-    starts, positions = _documents(batch["segments"]) if "segments" in batch else (None, jnp.arange(tokens.shape[1]))
-    named = zip(("direction", "magnitude"), trained, strict=True)
-    variables = {name: tree["layers"] for name, tree in named if tree}
-    frozen = layer_scan.packed({"base": base["layers"]}), jnp.arange(config.num_layers)
-    shared = Shared(base["layers"], *angles(config, positions, x.dtype), starts, key)
-    return (variables, frozen, shared), x.astype(saved_dtype(x.dtype))
+    starts, positions = (
+        stacks.documents(batch["segments"]) if "segments" in batch else (None, jnp.arange(tokens.shape[1]))
+    )
+    return stacks.stacked(base, trained, x, (*angles(config, positions, x.dtype), starts), key)
 
 
-def _one_layer(config: DecoderConfig, adapter: Adapter | None, compute: Compute) -> layer_scan.Layer:
+def _layer(config: DecoderConfig, adapter: Adapter | None, compute: Compute) -> Layer:
     layer = DecoderLayer(config, adapter, compute)
 
-    def one(variables, frozen, shared: Shared, x, written=()):
-        packed, index = frozen
-        rngs = {} if shared.key is None else {"dropout": jax.random.fold_in(shared.key, index)}
-        variables = layer_scan.unpacked({**variables, **packed}, shared.layers, index)
-        taken = x.astype(shared.dtype)
-        (out, _), written = layer.apply(
-            variables, taken, shared.cos, shared.sin, starts=shared.starts, rngs=rngs, mutable=written
-        )
-        return out.astype(x.dtype), written
+    def apply(variables, x, given, own, **how):
+        cos, sin, starts = given
+        (out, _), written = layer.apply(variables, x, cos, sin, starts=starts, **how)
+        return out, written
 
-    return one
+    return stacks.as_layer(apply)
 
 
 def logits(
@@ -189,21 +176,6 @@ def logits(
     return frozen_dot(x, head_of(with_whole_modules(base, direction)).astype(x.dtype))
 
 
-def _documents(segments: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
-    """The column that each token's document begins in, and its position in the document."""
-    columns = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
-    first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
-    starts = jax.lax.cummax(jnp.where(first, columns, 0), axis=1)
-    return starts, columns - starts
-
-
 def angles(config: DecoderConfig, positions, dtype):
     theta, gain = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
     return rope.rope_angles(positions, theta, gain=gain, dtype=dtype)
-
-
-def embedded(base: PyTree, tokens: Array) -> Array:
-    weight = embedding_of(base)
-    if quantized.is_quantised(weight):
-        return quantized.rows(weight, tokens)
-    return floats(bits(weight)[tokens], weight)

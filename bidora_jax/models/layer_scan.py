@@ -15,7 +15,7 @@ step, only the tangents are left to compute.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,22 +35,19 @@ Layer = Callable[..., tuple[Array, PyTree]]
 over no array, so that it can be differentiated after the trace that made it has ended."""
 
 
-class Shared(NamedTuple):
+@partial(jax.tree_util.register_dataclass, data_fields=["layers", "given", "key"], meta_fields=["dtype"])
+@dataclass(frozen=True)
+class Shared:
     """What all layers share."""
 
     layers: PyTree
     """The base's stacks, of which packed ones are read in place."""
-    cos: Array
-    sin: Array
-    starts: Array | None
-    """The column that each token's document begins in, in rows of several."""
-    key: Array | None
-    """Of dropout."""
-
-    @property
-    def dtype(self) -> Any:
-        """dtype of the activations inside a layer."""
-        return self.cos.dtype
+    given: PyTree
+    """What every layer is given beside x: angles, documents."""
+    key: Any
+    """Of dropout: an array, or None. A pytree's leaves are at times no arrays."""
+    dtype: Any
+    """dtype of the activations inside a layer."""
 
 
 def apply_layers(
@@ -115,13 +112,7 @@ def unpacked(variables: PyTree, layers: PyTree, index: Array) -> PyTree:
 
 
 def empty_tape(
-    layer: Layer,
-    compute: Compute,
-    variables: PyTree,
-    frozen: PyTree,
-    shared: Shared,
-    x: Array,
-    means: Array | None,
+    layer: Layer, compute: Compute, variables: PyTree, frozen: PyTree, shared: Shared, x: Array, means: Array | None
 ) -> EmptyTape:
     """The empty tape of a pass over these stacks, whose first layer takes x, and of a head with these `means`."""
     if not compute.saves_sums:
@@ -227,10 +218,7 @@ def _scanned_backward(saves: _LayerScan, residuals, g):
     exposed, cotangents = {} if empty is None else empty.cotangents, {} if values is None else values.cotangents
     inputs, saved = kept
     g, (variables_g, exposed_g) = saves.backward(g, variables, kept, frozen, shared, exposed, cotangents)
-    empty_g = None
-    if empty is not None:
-        means = None if empty.means is None else jnp.zeros_like(empty.means)
-        empty_g = EmptyTape(inputs, saved, exposed_g, means)
+    empty_g = None if empty is None else EmptyTape(inputs, saved, exposed_g, jax.tree.map(jnp.zeros_like, empty.means))
     return variables_g, g, empty_g, None, None, None
 
 

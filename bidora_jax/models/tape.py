@@ -115,7 +115,7 @@ class TapeValues(NamedTuple):
     cotangents: PyTree
     """COTANGENTS of every layer: of the inputs of linear layers, but for down_proj's, which is wide and cheap to compute again."""
     means: Float[Array, "N D"] | None
-    """softmax(x·Eᵀ)·E of every token that predicts another, see kernels/losses.py; None of a head without a vocabulary."""
+    """softmax(x·Eᵀ)·E of every token that predicts another, see kernels/losses.py; None of another head than that."""
 
 
 class EmptyTape(NamedTuple):

@@ -25,6 +25,7 @@ from bidora_jax.data.settings import DataConfig
 from bidora_jax.errors import InputError, listing
 from bidora_jax.kernels import attention
 from bidora_jax.models.architectures.architecture import Architecture
+from bidora_jax.models.architectures.encoder import EncoderConfig
 from bidora_jax.models.settings import ModelConfig
 
 AUTO, CHUNKED, CUDNN = "auto", "chunked", "cudnn"
@@ -40,6 +41,12 @@ def check(model: ModelConfig, data: DataConfig) -> None:
         _refuse(obstacles(None if model.dtype == AUTO else model.dtype, data.packing))
 
 
+def check_family(model: ModelConfig, architecture: Architecture) -> None:
+    """Refuses model.attention cudnn for an encoder: cuDNN knows neither its documents nor its windows to both sides."""
+    if model.attention == CUDNN and isinstance(architecture, EncoderConfig):
+        _refuse(["the model is an encoder, and those are attended in chunks alone"])
+
+
 def settle(
     model: ModelConfig, architecture: Architecture, data: DataConfig, dtype, lengths: Sequence[int]
 ) -> tuple[ModelConfig, str]:
@@ -47,6 +54,9 @@ def settle(
     is no choice, and where nothing was left to choose. InputError where cudnn is asked for and can't be."""
     if model.attention == CHUNKED:
         return model, ""
+    check_family(model, architecture)
+    if isinstance(architecture, EncoderConfig):
+        return replace(model, attention=CHUNKED), ""
     against = obstacles(dtype, data.packing) or refusals(architecture, data.batch_size, lengths, dtype)
     if model.attention == CUDNN:
         _refuse(against)

@@ -31,7 +31,7 @@ def analyze(run: Path) -> dict[str, Any]:
     config = run_config(str(run))
     _refuse_empty(run)
     folder = hf_config.resolve_folder(config.model.path)
-    decoder_config = hf_config.read_config(folder)
+    decoder_config = hf_config.read_decoder(folder)
     base = hf.load(config.model, folder, decoder_config)
     found: list[dict[str, Any]] = []
     before: list[Drift] = []

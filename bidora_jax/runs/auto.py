@@ -26,7 +26,7 @@ def fit(config: Config, given: frozenset[str], memory: Memory) -> Config:
     from bidora_jax.models.formats import hf, hf_config
 
     folder = hf_config.resolve_folder(config.model.path)
-    decoder_config = hf_config.read_config(folder)
+    decoder_config = hf_config.read_decoder(folder)
     fixed = given & set(plans.MAY_CHANGE)
     if hf.is_quantised(folder):  # the files decide
         fixed |= {"model.quantization"}

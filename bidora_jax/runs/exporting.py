@@ -34,7 +34,7 @@ def export_run(
     folder = peft_config.meant(run)
     source = hf_config.resolve_folder(config.model.path)
     labels = labelling.read(folder)
-    architecture = hf_config.read_config(source) if labels is None else hf_config.read_config(source).without_output()
+    architecture = hf_config.read_decoder(source) if labels is None else hf_config.read_config(source).without_output()
     quantised = config.model.quantization != "none"
     if merge_base == "original" and not quantised:
         raise InputError(_no_original(config.model.path, hf.is_quantised(source)))

@@ -55,7 +55,7 @@ def advice(config: Config, length: int | None = None) -> str:
     plan = replace(plan, data=replace(plan.data, max_length=length or plan.data.max_length))
     try:
         folder = hf_config.resolve_folder(config.model.path)
-        decoder_config, quantised = hf_config.read_config(folder), hf.is_quantised(folder)
+        decoder_config, quantised = hf_config.read_decoder(folder), hf.is_quantised(folder)
         dtype = auto.dtype_of(config, folder)
     except InputError:
         return "choose a smaller model, or --model.quantization nf4"

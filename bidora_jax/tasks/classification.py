@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bidora_jax.kernels import class_losses
-from bidora_jax.models import backbone, heads
+from bidora_jax.models import backbone, heads, stacks
 from bidora_jax.models.architectures.heads import HeadSpec
 from bidora_jax.models.decoder import Batch
 from bidora_jax.models.tape import EmptyTape
@@ -40,7 +40,7 @@ class Classification:
         """Logits or standardised values of every slot of a row, or of every token."""
         x = backbone.hidden(config, adapter, compute, base, trained, batch, key, tape)
         slots = batch["labels"].shape[1]
-        return heads.outputs(self.head, base, trained[0], x, backbone.segments_of(batch), slots)
+        return heads.outputs(self.head, base, trained[0], x, stacks.segments_of(batch), slots)
 
     def loss_sum(self, config, adapter, compute, base, trained, batch, key=None, tape=None) -> Float[Array, ""]:
         found = self.outputs(config, adapter, compute, base, trained, batch, key, tape)

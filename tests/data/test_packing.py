@@ -16,7 +16,7 @@ from tiny import CONFIG, random_base
 from bidora_jax.data.batches import BatchForm, Stream, collate, joint
 from bidora_jax.data.encoding import Example, chunk_lengths
 from bidora_jax.data.packing import capacity, count, describe, first_fit, pack, pack_all, unused
-from bidora_jax.models import decoder
+from bidora_jax.models import stacks
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.settings import AdapterConfig
@@ -171,7 +171,7 @@ def unpacked_batch(given):
 
 def test_positions_begin_anew_in_every_document():
     """No loss shows it: rotary attention knows distances only. But a row may be longer than the model's context."""
-    starts, positions = decoder._documents(jnp.array([[1, 1, 1, 2, 2, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2]]))
+    starts, positions = stacks.documents(jnp.array([[1, 1, 1, 2, 2, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2]]))
     np.testing.assert_array_equal(starts, [[0, 0, 0, 3, 3, 5, 6, 6], [0, 1, 1, 1, 1, 1, 1, 1]])
     np.testing.assert_array_equal(positions, [[0, 1, 2, 0, 1, 0, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6]])
 

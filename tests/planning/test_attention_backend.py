@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from functools import partial
 
+import encoders
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,6 +94,16 @@ def test_cudnn_on_a_cpu_is_refused_with_all_that_stands_against_it():
     attention_backend.check(ModelConfig(), packed)
     with pytest.raises(InputError, match="this is a cpu"):
         settle(asked)
+
+
+def test_an_encoder_is_attended_in_chunks_and_cudnn_refused_for_it(cudnn):
+    config = encoders.config("bert")
+    assert settle(config=config) == (ModelConfig(attention="chunked"), "")
+    asked = ModelConfig(attention="cudnn")
+    for refuse in (lambda: settle(asked, config), lambda: attention_backend.check_family(asked, config)):
+        with pytest.raises(InputError, match="the model is an encoder, and those are attended in chunks alone"):
+            refuse()
+    attention_backend.check_family(asked, CONFIG)
 
 
 def test_auto_takes_cudnn_where_it_compiles_and_agrees(cudnn):

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from bilevel_problem import MODEL, OPTIMIZERS, dot
 
-from bidora_jax.models import backbone, heads
+from bidora_jax.models import backbone, heads, stacks
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.settings import AdapterConfig
@@ -178,7 +178,7 @@ def test_a_decoder_as_a_classifier_is_transformers(tmp_path, kind):
     tokens = np.where(np.arange(11) < lengths[:, None], np.random.default_rng(1).integers(1, 97, size=(3, 11)), 0)
     batch = {"tokens": jnp.asarray(tokens, jnp.int32), "lengths": jnp.asarray(lengths)}
     x = backbone.hidden(config, None, Compute(), base, ({}, {}), batch)
-    found = np.asarray(heads.outputs(spec, base, {}, x, backbone.segments_of(batch), 1))
+    found = np.asarray(heads.outputs(spec, base, {}, x, stacks.segments_of(batch), 1))
     with torch.no_grad():
         mask = torch.tensor(np.arange(11) < lengths[:, None]).long()
         wanted = theirs(input_ids=torch.tensor(tokens), attention_mask=mask).logits.numpy()

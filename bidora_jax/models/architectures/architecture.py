@@ -66,6 +66,8 @@ class TensorSpec:
     """Its Hugging Face name; of a stacked tensor, the name inside a layer."""
     shape: tuple[int, ...]
     """Its shape; of a stacked tensor, the shape in one layer."""
+    wide: bool = False
+    """Whether it is held in float32 at least, whatever the dtype of the model."""
 
     @property
     def stacked(self) -> bool:
@@ -128,6 +130,12 @@ class Architecture(Protocol):
         ...
 
     @property
+    def prefix(self) -> str:
+        """The Hugging Face name of the model inside one with a head, such as 'model' or 'bert'. Files that hold that model alone
+        leave it out."""
+        ...
+
+    @property
     def layer_prefix(self) -> str:
         """The Hugging Face name of the list of layers, such as 'model.layers'."""
         ...
@@ -148,7 +156,12 @@ class Architecture(Protocol):
 
     def ignores(self, name: str) -> bool:
         """Whether a checkpoint may hold a tensor of this name that is no part of the base tree: of a head, of the output that
-        pretraining used, a buffer."""
+        pretraining used, a buffer. With the prefix or without."""
+        ...
+
+    def canonical(self, name: str) -> str:
+        """The name of a checkpoint's tensor as `tensors` spells it, of one that older files spell otherwise. They may hold a tensor
+        that all layers share once for each of them."""
         ...
 
 

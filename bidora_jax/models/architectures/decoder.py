@@ -78,6 +78,10 @@ class DecoderConfig:
         return replace(self, has_output=False)
 
     @property
+    def prefix(self) -> str:
+        return "model"
+
+    @property
     def layer_prefix(self) -> str:
         return "model.layers"
 
@@ -119,6 +123,9 @@ class DecoderConfig:
         if self.has_output:
             return self.tied and name == "lm_head.weight"  # a copy of the embedding
         return name in ("lm_head.weight", "score.weight", "score.bias")
+
+    def canonical(self, name: str) -> str:
+        return name
 
     def _has_bias(self, role: Role) -> bool:
         if role not in ATTENTION_ROLES:

@@ -1,7 +1,7 @@
 """How the config.json of a decoder family is read, in transformers' 4 and 5 spelling. No JAX."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 from bidora_jax.models.architectures import rope
@@ -50,6 +50,9 @@ class DecoderFamily:
     max_position_embeddings: int
     head_dim: int | None = None
     """None: hidden_size / num_attention_heads."""
+    _: KW_ONLY
+    class_prefix: str
+    """How transformers' classes begin: f"{class_prefix}ForSequenceClassification"."""
 
     def completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The keys of config.json, and the assumed values of those that are not there."""

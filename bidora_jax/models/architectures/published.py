@@ -30,12 +30,12 @@ def names(family: str) -> list[str]:
 def shape(name: str) -> "DecoderConfig":
     """The model's shape. Rotation, the norms' epsilon and the context take no memory: they are the same for all here."""
     from bidora_jax.models.architectures.decoder import DecoderConfig  # these two load NumPy, and --help needs neither
-    from bidora_jax.models.architectures.families import FAMILIES
+    from bidora_jax.models.architectures.families import DECODERS
 
     family, vocabulary, hidden, intermediate, layers, heads, kv_heads, head_dim, tied = MODELS[name]
     return DecoderConfig(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_layers=layers, num_heads=heads,
         num_kv_heads=kv_heads, head_dim=head_dim, rms_norm_eps=1e-6, rope_theta=1e6, tie_word_embeddings=tied,
-        qk_norm=FAMILIES[family].qk_norm, qkv_bias=bool(FAMILIES[family].qkv_bias), o_bias=bool(FAMILIES[family].o_bias),
+        qk_norm=DECODERS[family].qk_norm, qkv_bias=bool(DECODERS[family].qkv_bias), o_bias=bool(DECODERS[family].o_bias),
         max_position_embeddings=32_768,
     )  # fmt: skip

@@ -170,7 +170,7 @@ def write_model(folder: Path, settings: ModelConfig) -> None:
     from bidora_jax.models.formats import hf, hf_config, parity
 
     source = hf_config.resolve_folder(settings.path)
-    config = hf_config.read_config(source)
+    config = hf_config.read_decoder(source)
     base = hf.load(settings, source, config, flag="--dtype")
     dtype = base["norm"]["weight"].dtype.name
     base = merging.dequantise(base) if settings.quantization == "none" else base

@@ -20,6 +20,7 @@ from jaxtyping import PyTree
 
 from bidora_jax.errors import InputError
 from bidora_jax.kernels import quantized
+from bidora_jax.kernels.precision import wide
 from bidora_jax.kernels.xla_cpu import weights
 from bidora_jax.kernels.xla_cpu.weights import Bits, held_as_bits
 from bidora_jax.machine.files import read_json, staged, write_json
@@ -81,6 +82,7 @@ def load_base(
     folder = Path(folder)
     weights = hf_tensors.named(hf_tensors.read_weights(folder), architecture)
     hf_tensors.check(folder, architecture, weights)
+    weights = {name: weights[name] for name in name_table(architecture)}
     dtype = jnp.dtype(dtype) if dtype is not None else hf_tensors.dense_dtype(folder, weights, flag=flag)
     shapes = dense_shapes(architecture, dtype)
     sources: dict[tuple[str, ...], list[Entry | Packed]] = {}
@@ -187,21 +189,22 @@ def write_model(
     dtype = jnp.dtype(dtype)
     apart = architecture.tied and HEAD in base  # embeddings that were tied before training
     architecture = architecture.untied() if apart else architecture
-    places = name_table(architecture)
-    if architecture.tied:
-        outer = embeddings(architecture)
-        if outer[HEAD].name in read_entries(
-            source
-        ):  # some tied checkpoints carry a copy, and their readers may expect it
-            places[outer[HEAD].name] = places[outer[EMBEDDING].name]
+    places, outer = name_table(architecture), embeddings(architecture)
+    # Some tied checkpoints carry a copy, and their readers may expect it.
+    if architecture.tied and outer[HEAD].name in read_entries(source):
+        places[outer[HEAD].name] = places[outer[EMBEDDING].name]
     if classifier is not None:
         places |= hf_head.places(classifier[0])
-    _write_weights(folder, places, base, dtype, max_shard_bytes)
+    elif HEAD not in outer:  # what is read as it was written, by transformers' AutoModel too
+        source_names = hf_tensors.spelled(hf_tensors.read_weights(source), architecture)
+        places = {spelling: place for name, place in places.items() for spelling in source_names[name]}
+    dtypes = {one.path: np.dtype(wide(dtype) if one.wide else dtype) for one in architecture.tensors}
+    dtypes = {place.path: dtype for place in places.values()} | dtypes  # of a head too
+    _write_weights(folder, places, base, dtypes, max_shard_bytes)
     settings = read_json(source / "config.json", NOT_A_MODEL)
     settings.pop("quantization_config", None)
-    if listed := settings.get(
-        "architectures"
-    ):  # saved from AutoModel: engines would take it for a model without an output
+    listed = settings.get("architectures")
+    if listed and HEAD in outer:  # saved from AutoModel: engines would take it for a model without an output
         settings["architectures"] = [re.sub(r"(?<=[a-z0-9])Model$", "ForCausalLM", name) for name in listed]
     settings |= {"tie_word_embeddings": False} if apart else {}
     settings |= {} if classifier is None else hf_head.settings(settings, *classifier)
@@ -225,9 +228,11 @@ def _list_ends(path: Path, settings: dict[str, Any], ends: Sequence[int]) -> Non
         write_json(path, found | {"eos_token_id": [*listed, *missing]})
 
 
-def _write_weights(folder: Path, places: dict[str, Place], base: PyTree, dtype: np.dtype, limit: int) -> None:
+def _write_weights(
+    folder: Path, places: dict[str, Place], base: PyTree, dtypes: dict[tuple[str, ...], np.dtype], limit: int
+) -> None:
     leaves = _flatten(base)
-    weights = {name: _tensors(name, place, leaves[place.path], dtype) for name, place in places.items()}
+    weights = {name: _tensors(name, place, leaves[place.path], dtypes[place.path]) for name, place in places.items()}
     sizes = {name: sum(_size(tensor) for tensor in parts.values()) for name, parts in weights.items()}
     shards = _split(sizes, limit)
     files = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]

@@ -11,7 +11,9 @@ from bidora_jax.errors import InputError, did_you_mean, listing, program
 from bidora_jax.machine.files import read_json
 from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.architectures.decoder_family import DecoderFamily
-from bidora_jax.models.architectures.families import FAMILIES
+from bidora_jax.models.architectures.encoder import EncoderConfig
+from bidora_jax.models.architectures.encoder_family import EncoderFamily
+from bidora_jax.models.architectures.families import DECODERS, FAMILIES, REFUSED
 
 NOT_A_MODEL = "point model.path at a Hugging Face model folder (config.json, *.safetensors, tokenizer files)"
 # Everything a model folder may need; anything executable or pickled stays on the hub.
@@ -19,7 +21,7 @@ DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 NOT_DOWNLOADED = ("consolidated*", "original/*")  # the weights once more, in Mistral's and Meta's own layout
 
 
-def read_config(folder: Path | str) -> DecoderConfig:
+def read_config(folder: Path | str) -> DecoderConfig | EncoderConfig:
     """The architecture of a model folder; InputError, listing every reason, when this package does not compute it."""
     path = Path(folder) / "config.json"
     if not path.is_file() and path.with_name("adapter_config.json").is_file():
@@ -42,6 +44,18 @@ def read_config(folder: Path | str) -> DecoderConfig:
     return family.architecture(raw)
 
 
+def read_decoder(folder: Path | str) -> DecoderConfig:
+    """`read_config` for a caller that goes on to predict next tokens; InputError for an encoder."""
+    config = read_config(folder)
+    if not isinstance(config, DecoderConfig):
+        family = read_json(Path(folder) / "config.json", NOT_A_MODEL)["model_type"]
+        raise InputError(
+            f"{folder} is an encoder ({family}), which predicts no next token; a decoder is expected here: "
+            f"{', '.join(DECODERS)}"
+        )
+    return config
+
+
 def is_run(folder: Path | str) -> bool:
     """Whether a folder is one that training wrote: its config.json holds the settings of a run, and not a model's."""
     path = Path(folder).expanduser() / "config.json"
@@ -62,8 +76,10 @@ def _not_merged(run: Path) -> str:
     )
 
 
-def _family(path: Path, raw: dict) -> DecoderFamily:
+def _family(path: Path, raw: dict) -> DecoderFamily | EncoderFamily:
     name = raw.get("model_type")
+    if name in REFUSED:
+        raise InputError(f"{path}: {REFUSED[name]}")
     if name not in FAMILIES:
         raise InputError(
             f"{path}: model_type {name!r} is not supported{did_you_mean(str(name), FAMILIES)}; "

@@ -133,8 +133,8 @@ def outputs_in(folder: Path | str, architecture: Architecture, kind: Kind) -> in
 
 def _entry(entries: Mapping[str, Entry], architecture: Architecture, part: HeadPart, leaf: str) -> Entry | None:
     """The tensor under its name in a classifier, or in a folder that was saved from the model inside it."""
-    prefix = architecture.layer_prefix.partition(".")[0] + "."
-    return entries.get(f"{part.module}.{leaf}") or entries.get(f"{part.module.removeprefix(prefix)}.{leaf}")
+    inside = part.module.removeprefix(f"{architecture.prefix}.")
+    return entries.get(f"{part.module}.{leaf}") or entries.get(f"{inside}.{leaf}")
 
 
 def _read(entry: Entry):

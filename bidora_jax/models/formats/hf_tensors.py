@@ -4,6 +4,7 @@ A folder holds model.safetensors, or its shards with model.safetensors.index.jso
 (norms in F32 beside weights in BF16, say), config.json says which one the model has, as transformers reads it.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from bidora_jax.models.formats.safetensors_file import Entry
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+FREQUENCIES = "inv_freq"
+"""Of rotary positions, which may have another dtype than the model."""
+BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids", "embeddings.token_type_ids")
 
 
 def source_dtype(folder: Path | str, asked: str = "auto") -> np.dtype:
@@ -68,27 +72,36 @@ def _existing(file: Path) -> Path:
 
 
 def read_weights(folder: Path | str) -> dict[str, Entry | Packed]:
-    """The weights of a folder. The rotary frequencies of old checkpoints are left out: they follow from rope_theta."""
+    """The weights of a folder. Buffers of old checkpoints are left out: positions, types, and the rotary frequencies of decoders,
+    which follow from rope_theta."""
     found = bnb.grouped(read_entries(folder))
-    return {name: weight for name, weight in found.items() if not name.endswith("rotary_emb.inv_freq")}
+    return {name: weight for name, weight in found.items() if not name.endswith(BUFFERS)}
 
 
 def named(weights: dict[str, Entry | Packed], architecture: Architecture) -> dict[str, Entry | Packed]:
-    """The weights under the names that a model with an output has. A folder that was saved from transformers' AutoModel has those
-    of the model inside it, without "model." before them, and transformers reads it all the same."""
-    prefix = f"{architecture.layer_prefix.rpartition('.')[0]}."
-    if any(name.startswith(prefix) for name in weights):
-        return weights
-    table = name_table(architecture)
-    return {prefix + name if prefix + name in table else name: weight for name, weight in weights.items()}
+    """The weights under the names that a model with a head has. A folder that was saved from transformers' AutoModel has those of
+    the model inside it, without "model." or "bert." before them, and transformers reads it all the same."""
+    return {name: weights[spellings[0]] for name, spellings in spelled(weights, architecture).items()}
+
+
+def spelled(names: Collection[str], architecture: Architecture) -> dict[str, list[str]]:
+    """How a folder with tensors of these names spells those that a model with a head has; all others by their own names."""
+    prefix, table = f"{architecture.prefix}.", name_table(architecture)
+    bare = not any(name.startswith(prefix) for name in names)
+    found: dict[str, list[str]] = {}
+    for name in names:
+        own = architecture.canonical(name)
+        found.setdefault(prefix + own if bare and prefix + own in table else own, []).append(name)
+    return found
 
 
 def check(folder: Path, architecture: Architecture, entries: dict[str, Entry | Packed]) -> None:
     """InputError, listing all, for tensors that are not those of the architecture, or of another shape."""
     table, shapes = name_table(architecture), {one.path: one.shape for one in architecture.tensors}
     wrong = [f"missing: {name}" for name in table if name not in entries]
-    known = table.keys() | name_table(architecture.untied()).keys()  # a tied model may ship a copy of its head
-    wrong += [f"not part of this model: {name}" for name in entries if name not in known]
+    wrong += [
+        f"not part of this model: {name}" for name in entries if name not in table and not architecture.ignores(name)
+    ]
     for name, place in table.items():
         shape = shapes[place.path]
         if name in entries and entries[name].shape != shape:
@@ -104,7 +117,8 @@ def dense_dtype(
     folder: Path, weights: dict[str, Entry | Packed], asked: str = "auto", flag: str = "--model.dtype"
 ) -> np.dtype:
     """`source_dtype` of weights that are read already; `flag` is the one that asks for a dtype, for the message."""
-    found = sorted({weight.dtype for weight in weights.values() if isinstance(weight, Entry)})
+    dense = {name: weight for name, weight in weights.items() if isinstance(weight, Entry)}
+    found = sorted({weight.dtype for name, weight in dense.items() if not name.endswith(FREQUENCIES)})
     unknown = [dtype for dtype in found if dtype not in safetensors_file.FLOATS]
     if unknown:
         raise InputError(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from bidora_jax.models import backbone, decoder, heads
+from bidora_jax.models import backbone, decoder, heads, stacks
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.adapters.initial import prepare_base
 from bidora_jax.models.architectures.architecture import Architecture
@@ -72,7 +72,7 @@ def probe_logits(
 
 def verify_saved(folder: Path | str, expected: Float[np.ndarray, "B _ C"], head: HeadSpec | None = None) -> Agreement:
     """Reads a merged model folder back and compares its logits with `probe_logits` of the model with its adapter."""
-    config = hf_config.read_config(folder)
+    config = hf_config.read_decoder(folder)
     dtype = hf.source_dtype(folder)
     if head is not None:
         config = config.without_output()
@@ -122,6 +122,6 @@ def _class_logits(config, adapter, head: HeadSpec, base, trained, tokens) -> Flo
         lengths = jnp.asarray([tokens.shape[1], *[tokens.shape[1] - 1] * (tokens.shape[0] - 1)], jnp.int32)
         batch = {"tokens": tokens, "lengths": lengths, "types": jnp.zeros_like(tokens)}
         x = backbone.hidden(config, adapter, Compute(dtype=jnp.float32), base, trained, batch)
-        segments = backbone.segments_of(batch)
+        segments = stacks.segments_of(batch)
         found = heads.outputs(head, base, trained[0], x, segments, 1)
         return jnp.where(segments[..., None] > 0, found, 0.0) if head.pool == "each" else found

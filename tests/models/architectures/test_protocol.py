@@ -51,6 +51,7 @@ class Encoder:
     window: int | None = None
     tied: bool = False
     types: int = 0
+    prefix: str = "bert"
     layer_prefix: str = "bert.encoder.layer"
 
     def untied(self) -> "Encoder":
@@ -66,6 +67,9 @@ class Encoder:
 
     def ignores(self, name: str) -> bool:
         return name.startswith("classifier.")
+
+    def canonical(self, name: str) -> str:
+        return name
 
     @property
     def linears(self) -> tuple[LinearSpec, ...]:

@@ -129,7 +129,7 @@ def test_biases_are_what_each_family_has(tmp_path):
             for biased in (True, False)
             for config in [read_config(_write(tmp_path, model_type=family, attention_bias=biased, mlp_bias=biased))]
         ]
-        for family in families.FAMILIES
+        for family in families.DECODERS
     }
     assert found == {
         "llama": [(True, True, True, False), (False, False, False, False)],
@@ -140,7 +140,7 @@ def test_biases_are_what_each_family_has(tmp_path):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", families.DECODERS)
 def test_an_absent_key_means_what_transformers_assumes(tmp_path, family):
     import transformers
 
