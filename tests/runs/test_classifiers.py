@@ -1,6 +1,6 @@
 """Runs with labels, end to end: train, evaluate, export, and the files in the hands of transformers and PEFT.
 
-They go through runs/labelling.py, runs/classifying.py, models/formats/hf_head.py and tasks/class_evaluation.py.
+They go through runs/labelling.py, runs/classifying.py, models/formats/hf_head.py, tasks/class_evaluation.py and tasks/settings.py.
 """
 
 import csv
@@ -40,7 +40,8 @@ def tables(tmp_path_factory):
 
 
 def flags(model_folder, tables, run, *more):
-    files = [text for use, table in zip(("train", "val", "test"), tables, strict=False) for text in (f"--data.{use}-file", str(table))]
+    uses = zip(("train", "val", "test"), tables, strict=False)
+    files = [text for use, table in uses for text in (f"--data.{use}-file", str(table))]
     return ["-m", str(model_folder), *files, "-o", str(run), "--task", "classification", "--adapter.rank", "3",
             "--adapter.target-modules", "q_proj", "v_proj", "--data.buckets", "1", "--search.steps", "3", "--retrain.steps", "2",
             "--inner.learning-rate", "0.01", "--inner.warmup", "0", "--compilation-cache", "", "--merged", *more]  # fmt: skip

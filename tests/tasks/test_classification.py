@@ -1,5 +1,7 @@
-"""tasks/classification.py, models/heads.py: heads on a decoder against transformers, exact sums, and hypergradients through the
-whole step."""
+"""Heads on a decoder against transformers, exact sums, and hypergradients through the whole step.
+
+tasks/classification.py, tasks/task.py, models/heads.py, models/architectures/heads.py, models/backbone.py
+"""
 
 from functools import partial
 
