@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+from peft_oracle import DEPRECATED
 from runs import metrics
 from safetensors.numpy import load_file
 
@@ -76,6 +77,7 @@ def test_evaluate_prints_what_the_run_measured(run, tables, capfd, tmp_path):
 
 
 @pytest.mark.torch
+@pytest.mark.filterwarnings(f"ignore:{DEPRECATED}:FutureWarning")
 def test_peft_and_transformers_load_what_was_written(run, model_folder, tables):
     import torch
     from peft import AutoPeftModelForSequenceClassification

@@ -64,7 +64,7 @@ class DecoderConfig:
 
     @property
     def tied(self) -> bool:
-        return self.tie_word_embeddings
+        return self.has_output and self.tie_word_embeddings
 
     @property
     def max_positions(self) -> int:
