@@ -14,8 +14,8 @@ records and seed, and batches.py orders rows as it orders records.
 Does not do: cutting a record in two to fill a row.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -49,7 +49,10 @@ class PackedLabels(NamedTuple):
     documents: tuple[int, ...]
 
 
-def capacity(splits: Sequence[Sequence[Example]], max_length: int) -> int:
+Document = TypeVar("Document", Example, LabelledExample)
+
+
+def capacity(splits: Sequence[Sequence[Document]], max_length: int) -> int:
     """Tokens that a row may hold: max_length, or fewer if one such row holds all of the larger split."""
     most = max(sum(len(example.tokens) for example in examples) for examples in splits)
     return -(-min(max_length, most) // MULTIPLE) * MULTIPLE
@@ -57,15 +60,23 @@ def capacity(splits: Sequence[Sequence[Example]], max_length: int) -> int:
 
 def pack(examples: Sequence[Example], room: int, *, seed: int) -> list[PackedRow]:
     """The examples in rows of at most `room` tokens. No example may be longer."""
+    return [_row(parts) for parts in _together(examples, room, seed)]
+
+
+def pack_labelled(examples: Sequence[LabelledExample], room: int, *, seed: int) -> list[PackedLabels]:
+    """The same of labelled texts."""
+    return [_labels_row(parts) for parts in _together(examples, room, seed)]
+
+
+def _together(examples: Sequence[Document], room: int, seed: int) -> Iterator[list[Document]]:
+    """The documents of each row."""
     order = np.random.default_rng(seed).permutation(len(examples))
     lengths = np.array([len(examples[index].tokens) for index in order])
     windows = (np.cumsum(lengths) - lengths) // (WINDOW * room)
-    rows = []
     for window in np.unique(windows):
         chosen = order[windows == window]
         for members in first_fit([len(examples[index].tokens) for index in chosen], room):
-            rows.append(_row([examples[chosen[member]] for member in members]))
-    return rows
+            yield [examples[chosen[member]] for member in members]
 
 
 def pack_all(
@@ -86,7 +97,7 @@ def count(examples: Sequence[Example | PackedRow | LabelledExample | PackedLabel
     return len({number for item in examples for number in records_in(item)})
 
 
-def describe(rows: Sequence[PackedRow], room: int) -> str:
+def describe(rows: Sequence[PackedRow] | Sequence[PackedLabels], room: int) -> str:
     """How full the rows are, in words."""
     records, documents = count(rows), sum(len(row.documents) for row in rows)
     pieces = f" in {documents} pieces" * (documents > records)
@@ -107,7 +118,7 @@ def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
     return rows
 
 
-def unused(rows: Sequence[PackedRow], room: int) -> float:
+def unused(rows: Sequence[PackedRow] | Sequence[PackedLabels], room: int) -> float:
     """The share of the rows' room that holds no token."""
     return 1 - sum(len(row.tokens) for row in rows) / (room * len(rows))
 
@@ -116,6 +127,21 @@ def _row(parts: list[Example]) -> PackedRow:
     return PackedRow(
         np.concatenate([part.tokens for part in parts]),
         np.concatenate([part.trained for part in parts]),
-        np.repeat(np.arange(1, len(parts) + 1, dtype=np.int32), [len(part.tokens) for part in parts]),
+        _segments(parts),
         tuple(part.record for part in parts),
     )
+
+
+def _labels_row(parts: list[LabelledExample]) -> PackedLabels:
+    of_tokens = parts[0].labels.dtype == np.int32
+    return PackedLabels(
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.types for part in parts]),
+        _segments(parts),
+        (np.concatenate if of_tokens else np.stack)([part.labels for part in parts]),
+        tuple(part.record for part in parts),
+    )
+
+
+def _segments(parts: Sequence[Document]) -> Int32[np.ndarray, " T"]:
+    return np.repeat(np.arange(1, len(parts) + 1, dtype=np.int32), [len(part.tokens) for part in parts])

@@ -166,7 +166,12 @@ def _unused(value: dict[str, Any], marker: str, optional: Sequence[str]) -> dict
             for turn in value[key]:
                 for name, item in of_turns.unused(turn):
                     found.setdefault(f"{key}[].{name}", []).append(item)
-    return {key: zlib.crc32(repr(items).encode("utf-8", "surrogatepass")) for key, items in found.items()}
+    return {key: checksum(items) for key, items in found.items()}
+
+
+def checksum(items: list[Any]) -> int:
+    """Of values that no token depends on: it tells whether copies differ in them."""
+    return zlib.crc32(repr(items).encode("utf-8", "surrogatepass"))
 
 
 def _renamed(value: dict[str, Any]) -> dict[str, Any]:

@@ -18,11 +18,19 @@ class DataConfig:
     """Records the magnitude is trained on (bidora), or that choose the best step (lora, dora)."""
     val_fraction: float = 0.0
     """Without a val_file: the share of train_file that is split off as validation (0.2 in the BiDoRA paper), copies of a
-    record together."""
+    record together. With labels, every class is in both parts where its rows allow, in the same shares."""
     test_file: str | tuple[str, ...] = ""
     """Records to write answers to before and after training; their exact matches are counted."""
     columns: tuple[tuple[str, str], ...] = ()
     """Pairs of a record's key and the column that holds it, where it has another name: instruction question output answer."""
+    text_columns: tuple[str, ...] = ()
+    """Of a task with labels: the column of the text, or the two of a pair. By number in a table without a header, 1 the first.
+    Without it: those whose names say so, such as text, sentence1 and sentence2, tokens."""
+    label_columns: tuple[str, ...] = ()
+    """Of a task with labels: the column of the label, or several of 0 and 1, of shares, or of numbers. Without it: label, tags,
+    target, …"""
+    group_column: str = ""
+    """Of a task with labels: rows that have the same value here go to the same side of a val_fraction."""
     duplicates: Literal["report", "drop", "refuse"] = "report"
     """Records that are in two splits, or twice in one: said; left out of train; or no reason to start at all."""
     max_samples: int = 0

@@ -78,19 +78,24 @@ def load(data: DataConfig, seed: int) -> Splits:
     unused = [f"{use}: {line}" for use, part in parts.items() for line in unused_keys(part.records)]
     empty = Part([], [], [])
     train, val, test = (parts.get(use, empty) for use in given)
-    first = [f"train: the first {data.max_samples} of {len(train.records)} records"] * bool(data.max_samples)
-    train = train.take(range(len(train.records))[: data.max_samples or None])
+    train, first = first_samples(train, data.max_samples)
     if data.val_fraction:
         in_val = held_out(train.keys, data.val_fraction, seed)
         train, val = train.take(np.flatnonzero(~in_val).tolist()), train.take(np.flatnonzero(in_val).tolist())
-    train, notes = _without_copies({"train": train, "val": val, "test": test}, data.duplicates)
-    train, shares = _weighted(train, names(data.train_file), data.weights, seed)
+    train, notes = without_copies({"train": train, "val": val, "test": test}, data.duplicates)
+    train, shares = weighted(train, names(data.train_file), data.weights, seed)
     return Splits(train, val, test, first + unused + notes + shares)
 
 
 def names(source: str | tuple[str, ...]) -> tuple[str, ...]:
     """The sources of a setting, which may be one text or several."""
     return (source,) if isinstance(source, str) else source
+
+
+def first_samples(train: Part, most: int) -> tuple[Part, list[str]]:
+    """At most the first `most` records, 0 for all, and a line that says so."""
+    said = [f"train: the first {most} of {len(train.records)} records"] * bool(most)
+    return train.take(range(len(train.records))[: most or None]), said
 
 
 def _part(found: sources.Found) -> Part:
@@ -115,15 +120,20 @@ def held_out(keys: Sequence[bytes], fraction: float, seed: int) -> Bool[np.ndarr
     for group in np.random.default_rng(seed).permutation(len(members)):
         if len(chosen) + len(members[group]) <= total:
             chosen += members[group]
-    if not 0 < len(chosen) < len(keys):
-        raise InputError(
-            f"val_fraction = {fraction} of {len(keys)} records, {len(members)} of them different, leaves {len(chosen)} for "
-            f"validation and {len(keys) - len(chosen)} for training; each needs at least one: give more records, another "
-            "fraction or a val_file"
-        )
+    refuse_empty_side(len(chosen), len(keys), len(members), fraction)
     in_val = np.zeros(len(keys), dtype=bool)
     in_val[chosen] = True
     return in_val
+
+
+def refuse_empty_side(chosen: int, count: int, different: int, fraction: float) -> None:
+    """InputError where `chosen` of `count` records leave validation or training without any."""
+    if not 0 < chosen < count:
+        raise InputError(
+            f"val_fraction = {fraction} of {count} records, {different} of them different, leaves {chosen} for "
+            f"validation and {count - chosen} for training; each needs at least one: give more records, another "
+            "fraction or a val_file"
+        )
 
 
 # Duplicates
@@ -159,7 +169,7 @@ def copies(part: Part, of: Part | None = None) -> dict[int, Record]:
     return again
 
 
-def _without_copies(parts: dict[str, Part], policy: str) -> tuple[Part, list[str]]:
+def without_copies(parts: dict[str, Part], policy: str) -> tuple[Part, list[str]]:
     """The training split, without copies where the policy drops them, and the lines of the report."""
     train, lines, out = parts["train"], [], set()
     uses = list(parts)
@@ -195,7 +205,7 @@ def _apart(twins: Sequence[tuple[Record, Record]]) -> str:
 # Mixing
 
 
-def _weighted(train: Part, given: Sequence[str], weights: Sequence[float], seed: int) -> tuple[Part, list[str]]:
+def weighted(train: Part, given: Sequence[str], weights: Sequence[float], seed: int) -> tuple[Part, list[str]]:
     """The records as often as an epoch has them, source by source; and a line on each source's share where there are several."""
     if len(given) == 1 and not weights:
         return train, []

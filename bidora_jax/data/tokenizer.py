@@ -21,8 +21,9 @@ def has_tokenizer(folder: str | os.PathLike[str]) -> bool:
     return any((Path(folder) / name).is_file() for name in TOKENIZER_FILES)
 
 
-def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder. Raises InputError when there is none or it has no end-of-text token."""
+def load_tokenizer(folder: str | os.PathLike[str], *, ends: bool = True) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder. Raises InputError when there is none, or where it `ends` texts and has no end-of-text
+    token: an encoder's tokenizer has its own special tokens."""
     if not has_tokenizer(folder):
         raise InputError(
             f"no tokenizer in {folder}: expected one of {', '.join(TOKENIZER_FILES)}; copy them from the model that this one "
@@ -35,7 +36,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
         if not (Path(folder) / "tokenizer.json").is_file() and (Path(folder) / "tokenizer.model").is_file():
             raise InputError(_needs_sentencepiece(folder)) from error
         raise InputError(f"cannot load the tokenizer in {folder}: {error}") from error
-    if tokenizer.eos_token_id is None:
+    if ends and tokenizer.eos_token_id is None:
         raise InputError(f"the tokenizer in {folder} has no end-of-text token; set eos_token in tokenizer_config.json")
     return tokenizer
 
@@ -81,8 +82,9 @@ def _auto_tokenizer() -> Any:
 
 
 def pad_id(tokenizer: Tokenizer) -> int:
-    """The pad token's id, or the end-of-text token's where there is none. Any id would do: padding is masked by position."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    """The pad token's id, or the end-of-text token's where there is none, or 0. Any id would do: padding is masked by position."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(number for number in known if number is not None)
 
 
 def check_known(rows: Iterable[Sequence[int] | np.ndarray], tokenizer: Tokenizer, vocab_size: int, what: str) -> None:

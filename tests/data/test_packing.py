@@ -15,7 +15,8 @@ from tiny import CONFIG, random_base
 
 from bidora_jax.data.batches import BatchForm, Stream, collate, joint
 from bidora_jax.data.encoding import Example, chunk_lengths
-from bidora_jax.data.packing import capacity, count, describe, first_fit, pack, pack_all, unused
+from bidora_jax.data.labels import LabelledExample
+from bidora_jax.data.packing import capacity, count, describe, first_fit, pack, pack_all, pack_labelled, unused
 from bidora_jax.models import stacks
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters import initial
@@ -124,6 +125,23 @@ def test_the_splits_share_one_room_and_a_message_names_the_records_of_a_row():
     assert problem.places_of(places, documents(), [3, 1]) == ["d", "b"]
     assert capacity([documents((5, 4)), documents((3,))], 1024) == 16
     assert capacity([documents()], 19) == 32
+
+
+def test_a_row_of_labelled_texts_has_the_labels_of_each():
+    def labelled(length: int, *labels: float, record: int) -> LabelledExample:
+        tokens = np.arange(length, dtype=np.int32)
+        return LabelledExample(tokens, (tokens > 1).astype(np.int32), np.array(labels, np.float32), False, record)
+
+    given = [labelled(3, 0, 1, record=10), labelled(2, 1, 0, record=11), labelled(4, np.nan, np.nan, record=12)]
+    (row,) = pack_labelled(given, 16, seed=0)
+    np.testing.assert_array_equal(row.tokens, [0, 1, 2, 3, 0, 1, 2, 0, 1])
+    np.testing.assert_array_equal(row.types, [0, 0, 1, 1, 0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(row.segments, [1, 1, 1, 1, 2, 2, 2, 3, 3])
+    np.testing.assert_array_equal(row.labels, [[np.nan, np.nan], [0, 1], [1, 0]])
+    assert row.documents == (12, 10, 11) and count([row]) == 3
+    tagged = [one._replace(labels=np.full(len(one.tokens), number, np.int32)) for number, one in enumerate(given)]
+    (row,) = pack_labelled(tagged, 16, seed=0)
+    np.testing.assert_array_equal(row.labels, [2, 2, 2, 2, 0, 0, 0, 1, 1])
 
 
 # The model's loss
