@@ -1,12 +1,14 @@
 """DeBERTa's disentangled attention: what positions add to the scores (arXiv:2006.03654, section 3).
 
-    score_ij = s·(qᵢ·k_j + qᵢ·K[δ(i − j)] + k_j·Q[δ(j − i)])           s = 1/√(h·(1 + number of the two position terms))
+    score_ij = s·(qᵢ·k_j + qᵢ·K[δ(i − j)] + k_j·Q[δ(i − j)])           s = 1/√(h·(1 + number of the two position terms))
     δ(r) = clip(bucket(r) + n, 0, 2n − 1)                              a row of the table of 2n relative positions
     bucket(r) = r to half of the buckets, and beyond by the logarithm of |r|
 
-K and Q are projections of that table's rows. Here they hold one row for each difference m = j − i instead, from 1 − T to T:
-the caller takes the table's rows by `rows_by_difference` before it projects them. Rows repeat where the buckets are wide.
-So the scores are products with a band of consecutive rows, and their derivatives are products too: no gather and no scatter-add.
+The paper writes δ(j − i) in the last term; its code and transformers compute δ(i − j), and so does this.
+
+K and Q are projections of that table's rows. Here they hold one row for each difference m = j − i instead, from −T to T: the
+caller takes the table's rows by `rows_by_difference` before it projects them. Rows repeat where the buckets are wide. So the
+scores are products with a band of consecutive rows, and their derivatives are products too: no gather and no scatter-add.
 
     out[a, b] = x_a·R[c + b − a]           of the product with all rows of the band, row a is shifted by a: a pad and a reshape
 
@@ -24,12 +26,12 @@ from bidora_jax.kernels.xla_cpu.transpose import transpose
 
 
 def rows_by_difference(length: int, half: int, *, buckets: int | None, most: int) -> np.ndarray:
-    """δ(i − j) for each j − i from 1 − length to length, as indices of the table's 2·half rows.
+    """δ(i − j) for each j − i from −length to length, as indices of the table's 2·half rows.
 
     `buckets`: how many logarithmic ones there are (None: each distance has its own row); `most`: the distance that the last one
     ends at.
     """
-    distance = -np.arange(1 - length, length + 1)
+    distance = np.arange(length, -length - 1, -1)
     relative = distance if buckets is None else log_bucket(distance, buckets, most)
     return np.clip(relative + half, 0, 2 * half - 1)
 
@@ -54,24 +56,23 @@ def position_scores(
     """What `segment_attention` with the same chunk adds to its scores: the terms whose rows, one for each difference, are given."""
     length = k.shape[1]
     missing = -length % chunk if length > chunk else 0
-    center = length - 1 + missing
+    center = length + missing
 
     def by_head(rows):
         # The last chunk is filled up with queries, whose differences reach beyond the rows.
-        return None if rows is None else jnp.pad(transpose(rows, 0, 1), ((0, 0), (missing, missing), (0, 0)))
-
-    key_rows, query_rows = by_head(key_rows), by_head(query_rows)
+        return jnp.pad(transpose(rows, 0, 1), ((0, 0), (missing, missing), (0, 0)))
 
     def bias(first, q):
         terms = []
         if key_rows is not None:
-            terms.append(_by_difference(q, key_rows, center - first, length))
+            terms.append(_by_difference(q, by_head(key_rows), center - first, length))
         if query_rows is not None:
-            # In tiles of keys: the product with a tile's band has about twice as many numbers as are read of it.
-            starts = range(0, length, chunk)
+            # A key's row of scores is over queries: it reads the rows of i − j. In tiles of keys: the product with a tile's
+            # band has about twice as many numbers as are read of it.
+            rows = by_head(query_rows[::-1])
             tiles = [
-                _by_difference(k[:, start : start + chunk], query_rows, center + first - start, q.shape[1])
-                for start in starts
+                _by_difference(k[:, start : start + chunk], rows, center + first - start, q.shape[1])
+                for start in range(0, length, chunk)
             ]
             terms.append(jnp.concatenate(tiles, axis=2).swapaxes(2, 3))
         return sum(terms[1:], terms[0]) * scale

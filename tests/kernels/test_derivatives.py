@@ -59,10 +59,10 @@ def layer_normed(x, w, b):
 
 def by_position(q, k, key_rows, query_rows):
     """Both position terms of DeBERTa's scores, row by row."""
-    difference = jnp.arange(6)[None, :] - jnp.arange(6)[:, None] + 5
+    difference = jnp.arange(6)[None, :] - jnp.arange(6)[:, None] + 6
     return 0.3 * (
         jnp.einsum("bqhd,qkhd->bhqk", q, key_rows[difference])
-        + jnp.einsum("bkhd,qkhd->bhqk", k, query_rows[10 - difference])
+        + jnp.einsum("bkhd,qkhd->bhqk", k, query_rows[difference])
     )
 
 
@@ -142,7 +142,7 @@ def cases(dtype):
         ),
         "disentangled.position_scores": (
             lambda q, k, *rows: disentangled.position_scores(k, *rows, chunk=64, scale=0.3)(0, q), by_position,
-            narrow(*both_ways[:2], numbers(4, 12, 4, 6), numbers(5, 12, 4, 6)),
+            narrow(*both_ways[:2], numbers(4, 13, 4, 6), numbers(5, 13, 4, 6)),
         ),
         "rope.rope": (lambda x: rope.rope(x, cos, sin), lambda x: rotated(x, cos, sin), narrow(heads[0])),
         "swiglu.swiglu": (
