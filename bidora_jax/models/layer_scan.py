@@ -13,7 +13,7 @@ step, only the tangents are left to compute.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -196,7 +196,10 @@ def _parts(saves: _LayerScan, variables, frozen, shared, x, given: EmptyTape | T
     """The arguments of `_scanned`, with the weights guarded against derivatives and the tape split by its kind."""
     given = None if given is None or given.inputs is None else given
     assert saves.compute.saves_sums or given is None, "a tape of layers needs remat dots"
-    frozen = jax.tree.map(lambda leaf: _constant(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, frozen)
+    frozen, fixed = jax.tree.map(
+        lambda leaf: _constant(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, (frozen, shared.given)
+    )
+    shared = replace(shared, given=fixed)
     empty, values = (given if isinstance(given, kind) else None for kind in (EmptyTape, TapeValues))
     return variables, x, empty, frozen, shared, values
 
@@ -245,5 +248,6 @@ def _constant(weight: Array) -> Array:
 @_constant.defjvp
 def _constant_jvp(primals, tangents):
     raise TypeError(
-        "the base is frozen with remat layer and dots: for derivatives in its layers' weights, take remat none"
+        "the base is frozen with remat layer and dots: for derivatives in its layers' weights, or in what all layers are given, "
+        "take remat none"
     )

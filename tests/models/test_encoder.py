@@ -1,6 +1,7 @@
-"""models/encoder.py, models/stacks.py: laws that hold whatever the weights are, and PEFT as the oracle of the adapters' gradients.
+"""models/encoder.py, encoder_inputs.py, stacks.py: laws that hold whatever the weights are; PEFT as the oracle of the adapters'
+gradients.
 
-transformers is the oracle of the hidden states in models/architectures/test_encoder.py.
+transformers is the oracle of the hidden states in models/architectures/test_encoder.py. Also models/encoder_inputs.py.
 """
 
 from dataclasses import replace
@@ -49,7 +50,9 @@ def assert_close(found, expected, tolerance):
 # Hidden states
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert", "esm-2", "esm-1b"])
+@pytest.mark.parametrize(
+    "kind", ["bert", "roberta", "electra", "distilbert", "esm-2", "esm-1b", "modernbert", "deberta-v3", "deberta-v2"]
+)
 def test_a_text_is_the_same_alone_padded_packed_and_in_chunks(x64, kind):
     config = encoders.config(kind)
     base = encoders.random_base(config, jnp.float64)
@@ -90,7 +93,7 @@ def test_fused_attention_is_refused():
 
 
 @pytest.mark.parametrize("form", ["int8", "nf4", "nf4 nested", "bits"])
-@pytest.mark.parametrize("kind", ["bert", "esm-2"])
+@pytest.mark.parametrize("kind", ["bert", "esm-2", "modernbert", "deberta-v2"])
 def test_a_packed_base_is_the_dense_one_that_it_stands_for(kind, form):
     config = encoders.config(kind)
     base, batch = encoders.random_base(config), encoders.padded(encoders.texts(config))
@@ -149,7 +152,7 @@ def problem(kind="bert", dtype=jnp.float64, form=None, **settings):
 
 def rows(config, pack=True):
     texts = encoders.texts(config, lengths=(17, 11, 5))
-    return encoders.packed(texts, width=37) if pack else encoders.padded(texts, width=19)
+    return encoders.packed(texts, width=41) if pack else encoders.padded(texts, width=19)
 
 
 def loss(case, batch, compute, direction, magnitude, tape=None):
@@ -185,7 +188,7 @@ def test_an_embedding_that_is_trained_whole_has_a_gradient_through_the_projectio
 
 
 @pytest.mark.parametrize("remat", ["none", "layer", "dots"])
-@pytest.mark.parametrize("kind", ["bert", "esm-2", "electra"])
+@pytest.mark.parametrize("kind", ["bert", "esm-2", "electra", "modernbert", "deberta-v3", "deberta-v2"])
 def test_gradients_are_the_same_with_every_remat_and_right(x64, kind, remat):
     case = config, _, _, direction, magnitude = problem(kind, dropout=0.3)
     batch = rows(config)
@@ -224,7 +227,7 @@ def two_passes(case, batch, compute=DOTS):
     return move, TapeValues(*record), mixed
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert", "esm-2"])
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "esm-2", "modernbert", "deberta-v3", "deberta-v2"])
 @pytest.mark.parametrize("pack", [True, False])
 def test_a_mixed_product_from_the_record_is_the_one_without_and_the_central_difference(x64, kind, pack):
     case = config, _, _, direction, magnitude = problem(kind, dropout=0.3)
@@ -277,7 +280,7 @@ def test_a_bfloat16_gradient_is_the_same_saved_as_bits_or_not():
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("method", ["lora", "dora"])
-@pytest.mark.parametrize("kind", ["bert", "esm-2"])
+@pytest.mark.parametrize("kind", ["bert", "esm-2", "modernbert", "deberta-v3", "deberta-v2"])
 def test_the_gradients_of_an_adapter_are_pefts(tmp_path, kind, method):
     import encoder_oracle
     import peft as oracle_peft
@@ -291,7 +294,7 @@ def test_the_gradients_of_an_adapter_are_pefts(tmp_path, kind, method):
     settings = AdapterConfig(method=method, rank=3, alpha=7.0, **ALL)
     wanted = oracle_peft.LoraConfig(
         r=3, lora_alpha=7.0, use_dora=method == "dora",
-        target_modules=rf"encoder\.layer\.\d+\.({'|'.join(linear.path for linear in config.linears)})",
+        target_modules=rf"{config.names.layers}\.\d+\.({'|'.join(linear.path for linear in config.linears)})",
     )  # fmt: skip
     adapted = oracle_peft.get_peft_model(model, wanted).eval()
     generator = torch.Generator().manual_seed(0)

@@ -16,6 +16,21 @@ DISTILBERT = {
 }  # fmt: skip
 ROBERTA = SIZES | {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
 ESM = SIZES | {"vocab_size": 33, "layer_norm_eps": 1e-5, "pad_token_id": 1, "mask_token_id": 32, "token_dropout": True}
+# Windows that are shorter than the texts; the tests of the families themselves have texts past 130 tokens.
+MODERNBERT = SIZES | {
+    "num_hidden_layers": 5, "local_attention": 8, "pad_token_id": 1, "bos_token_id": 2, "cls_token_id": 2,
+    "eos_token_id": 3, "sep_token_id": 3,
+}  # fmt: skip
+DEBERTA = SIZES | {
+    "layer_norm_eps": 1e-7, "relative_attention": True, "position_buckets": 12, "norm_rel_ebd": "layer_norm",
+    "share_att_key": True, "pos_att_type": "p2c|c2p", "position_biased_input": False, "type_vocab_size": 0,
+}  # fmt: skip
+# Version 2 with all that it may have: projections of its own for positions, a convolution, narrow embeddings, absolute positions.
+DEBERTA_2 = DEBERTA | {
+    "share_att_key": False, "pos_att_type": ["p2c", "c2p"], "conv_kernel_size": 3, "conv_act": "gelu",
+    "embedding_size": 31, "position_biased_input": True, "type_vocab_size": 2,
+}  # fmt: skip
+BIASES = ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias")
 KINDS = {
     "bert": ("bert", SIZES | {"type_vocab_size": 3}),
     "bert, gelu_new": ("bert", SIZES | {"hidden_act": "gelu_new", "layer_norm_eps": 0.1}),
@@ -27,6 +42,14 @@ KINDS = {
     "distilbert": ("distilbert", DISTILBERT),
     "esm-2": ("esm", ESM | {"position_embedding_type": "rotary", "emb_layer_norm_before": False}),
     "esm-1b": ("esm", ESM | {"position_embedding_type": "absolute", "emb_layer_norm_before": True}),
+    "modernbert": ("modernbert", MODERNBERT),
+    "modernbert, mean": ("modernbert", MODERNBERT | {"classifier_pooling": "mean"} | dict.fromkeys(BIASES, True)),
+    "deberta-v3": ("deberta-v2", DEBERTA),
+    "deberta-v2": ("deberta-v2", DEBERTA_2),
+    "deberta, keys alone": (
+        "deberta-v2",
+        DEBERTA | {"pos_att_type": ["c2p"], "position_buckets": -1, "norm_rel_ebd": "none"},
+    ),
 }
 LENGTHS = (29, 11, 23)
 

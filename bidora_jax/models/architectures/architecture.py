@@ -19,8 +19,8 @@ from bidora_jax.models.architectures.heads import HeadSpec, Kind
 EMBEDDING, HEAD, LAYERS = "embed_tokens", "lm_head", "layers"
 """Keys of the base tree: the input embedding, the output embedding, the stacked layers."""
 
-Role = Literal["q", "k", "v", "o", "gate", "up", "down"]
-"""What a linear layer computes: a projection of the attention, or one of the MLP."""
+Role = Literal["q", "k", "v", "o", "rel_q", "rel_k", "gate", "up", "down"]
+"""What a linear layer computes: a projection of the attention, of relative positions in it (DeBERTa-v2), or one of the MLP."""
 ATTENTION_ROLES: tuple[Role, ...] = ("q", "k", "v", "o")
 ROLE_NAMES: dict[str, Role] = {
     "q_proj": "q",
@@ -68,6 +68,8 @@ class TensorSpec:
     """Its shape; of a stacked tensor, the shape in one layer."""
     wide: bool = False
     """Whether it is held in float32 at least, whatever the dtype of the model."""
+    first_layer: int = 0
+    """Of a stacked norm: the layers before this one have none. Their slices are ones, which nothing uses."""
 
     @property
     def stacked(self) -> bool:
@@ -177,7 +179,8 @@ def name_table(architecture: Architecture) -> dict[str, Place]:
     table = {one.name: Place(one.path, None) for one in architecture.tensors if not one.stacked}
     stacked = [one for one in architecture.tensors if one.stacked]
     for layer in range(architecture.num_layers):
-        table |= {module_name(architecture, layer, one.name): Place(one.path, layer) for one in stacked}
+        here = [one for one in stacked if layer >= one.first_layer]
+        table |= {module_name(architecture, layer, one.name): Place(one.path, layer) for one in here}
     return table
 
 

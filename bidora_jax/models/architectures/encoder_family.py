@@ -99,8 +99,10 @@ class EncoderFamily:
 
     def wrong_values(self, raw: Mapping[str, Any]) -> list[str]:
         """Completed keys whose values are missing or of the wrong type."""
-        numbers = [key for key in (*SIZES.values(), "type_vocab_size") if key not in self.fixed]
+        numbers = [key for key in SIZES.values() if key not in self.fixed]
         wrong = [self._fault(key, raw, "a positive integer") for key in numbers if not positive(raw.get(key), int)]
+        if not _number(raw["type_vocab_size"]):
+            wrong.append(self._fault("type_vocab_size", raw, "an integer, 0 for no types"))
         if raw["embedding_size"] is not None and not positive(raw["embedding_size"], int):
             wrong.append(self._fault("embedding_size", raw, "a positive integer"))
         numbers = ("layer_norm_eps", "initializer_range")
@@ -108,7 +110,7 @@ class EncoderFamily:
         flags = ("is_decoder", "add_cross_attention", "token_dropout", "is_folding_model", "emb_layer_norm_before")
         wrong += [self._fault(key, raw, "true or false") for key in flags if not isinstance(raw[key], bool | None)]
         tokens = [*(["pad_token_id"] if self.offset else []), *(["mask_token_id"] if raw["token_dropout"] else [])]
-        wrong += [self._fault(key, raw, "the number of a token") for key in tokens if not _token(raw.get(key))]
+        wrong += [self._fault(key, raw, "the number of a token") for key in tokens if not _number(raw.get(key))]
         if not isinstance(raw["hidden_act"], str):
             wrong.append(self._fault("hidden_act", raw, "a name"))
         return wrong
@@ -138,5 +140,5 @@ class EncoderFamily:
         return f"{self.keys.get(key, key)}: expected {expected}, found {found}"
 
 
-def _token(value: Any) -> bool:
+def _number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -6,6 +6,7 @@ family is one more entry.
 
 from dataclasses import replace
 
+from bidora_jax.models.architectures import deberta, modernbert
 from bidora_jax.models.architectures.architecture import Role
 from bidora_jax.models.architectures.decoder_family import DecoderFamily
 from bidora_jax.models.architectures.encoder import Names
@@ -102,6 +103,46 @@ _ESM = replace(
     mlp_norm="LayerNorm",
     beside=("pooler.", "lm_head.", "contact_head.", "classifier."),
 )
+_MODERNBERT = Names(
+    prefix="model",
+    layers="layers",
+    words="embeddings.tok_embeddings",
+    positions="",
+    types="",
+    embed_norm="embeddings.norm",
+    embed_projection="",
+    final_norm="final_norm",
+    # The activation is on the first half of Wi.
+    linears=(("attn.Wqkv", ("q", "k", "v")), ("attn.Wo", ("o",)), ("mlp.Wi", ("gate", "up")), ("mlp.Wo", ("down",))),
+    attention_norm="attn_norm",
+    mlp_norm="mlp_norm",
+    head=("head.dense", "classifier"),
+    head_norm="head.norm",
+    head_activation="gelu",
+    beside=("head.", "decoder.", "classifier."),
+)
+_DEBERTA = replace(
+    _BERT,
+    prefix="deberta",
+    embed_projection="embeddings.embed_proj",
+    linears=(
+        ("attention.self.query_proj", ("q",)),
+        ("attention.self.key_proj", ("k",)),
+        ("attention.self.value_proj", ("v",)),
+        ("attention.self.pos_key_proj", ("rel_k",)),
+        ("attention.self.pos_query_proj", ("rel_q",)),
+        ("attention.output.dense", ("o",)),
+        ("intermediate.dense", ("up",)),
+        ("output.dense", ("down",)),
+    ),
+    relative="encoder.rel_embeddings",
+    relative_norm="encoder.LayerNorm",
+    convolution="encoder.conv.conv",
+    convolution_norm="encoder.conv.LayerNorm",
+    head=("pooler.dense", "classifier"),
+    head_activation="gelu",
+    beside=("pooler.", "cls.", "lm_predictions.", "mask_predictions.", "classifier.", "qa_outputs."),
+)
 _PADDED_ROBERTA = {"pad_token_id": 1}
 
 ENCODERS = {
@@ -129,6 +170,16 @@ ENCODERS = {
         fixed={"type_vocab_size": 0, "hidden_act": "gelu"},  # of its own form, whatever the file says
         positions=("absolute", "rotary"),
         offset=True,
+        norm_first=True,
+    ),
+    "deberta-v2": deberta.DebertaFamily("DebertaV2", _DEBERTA, absent=deberta.ABSENT),
+    "modernbert": modernbert.ModernBertFamily(
+        "ModernBert",
+        _MODERNBERT,
+        absent=modernbert.ABSENT,
+        fixed={"type_vocab_size": 0, "position_embedding_type": "rotary"},  # files say "absolute", and mean nothing by it
+        keys={"layer_norm_eps": "norm_eps", "hidden_act": "hidden_activation"},
+        positions=("rotary",),
         norm_first=True,
     ),
 }  # fmt: skip

@@ -108,7 +108,9 @@ def load_base(
             packed = (to.quantise(safetensors_file.read(part), leaf.dtype) for part in dense)
             return _stacked(packed, len(parts), stacked)
         array = safetensors_file.aligned(leaf.shape, leaf.dtype)
-        slots: Iterable[Any] = array if stacked else [array]
+        first = len(array) - len(dense) if stacked else 0  # layers before it have no such norm
+        array[:first] = 1
+        slots: Iterable[Any] = array[first:] if stacked else [array]
         for slot, part in zip(slots, dense, strict=True):
             safetensors_file.read_into(part, slot)
         if held_as_bits(array.shape, array.dtype):

@@ -73,7 +73,7 @@ def test_published_files_are_read(tmp_path, name, expected):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("family", sorted(ENCODERS.keys() - {"modernbert", "deberta-v2"}))  # they have their own
 def test_an_absent_key_means_what_transformers_assumes(tmp_path, family):
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSES
@@ -106,7 +106,7 @@ def test_an_absent_key_means_what_transformers_assumes(tmp_path, family):
     [
         ("bert", {"hidden_size": "absent"}, "hidden_size: expected a positive integer, found no such key"),
         ("bert", {"num_hidden_layers": 0}, "num_hidden_layers: expected a positive integer, found 0"),
-        ("bert", {"type_vocab_size": "2"}, "type_vocab_size: expected a positive integer, found '2'"),
+        ("bert", {"type_vocab_size": "2"}, "type_vocab_size: expected an integer, 0 for no types, found '2'"),
         ("bert", {"layer_norm_eps": None}, "layer_norm_eps: expected a positive number, found None"),
         ("bert", {"is_decoder": "no"}, "is_decoder: expected true or false, found 'no'"),
         ("bert", {"hidden_act": None}, "hidden_act: expected a name, found None"),
