@@ -1,8 +1,8 @@
 """python -m bidora_jax.report --run DIR [--output DIR] [--json]
 
 The report of a run, finished or killed: report.html, which holds everything in one file, the same pictures as PNG, and
-summary.json. It is made from the files that the run wrote (metrics.jsonl, changes.jsonl, samples.jsonl, run.json, config.json)
-alone: neither the model nor a checkpoint is read. `train` writes it at the end.
+summary.json. It is made from the files that the run wrote (metrics.jsonl, changes.jsonl, samples.jsonl, outcomes.json, run.json,
+config.json) alone: neither the model nor a checkpoint is read. `train` writes it at the end.
 """
 
 import json

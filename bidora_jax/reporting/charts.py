@@ -74,7 +74,7 @@ def _loss(history: History, figure: Figure) -> None:
         low, high = values.min(), np.quantile(values, 0.995)  # one spike must not flatten the rest
         spread = (high - low) or 1.0
         axes.set_ylim(max(low - 0.08 * spread, 0), high + 0.15 * spread)
-    axes.set_ylabel("nats per token")
+    axes.set_ylabel("loss" if history.labelled else "nats per token")
     style.plain_steps(axes)
     _mark_phases(history, axes)
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.93), handlelength=1.8)

@@ -1,4 +1,5 @@
-"""The written history of a run: metrics.jsonl, changes.jsonl, samples.jsonl and run.json, whole or cut short by a kill."""
+"""The written history of a run: metrics.jsonl, changes.jsonl, samples.jsonl, run.json and outcomes.json, whole or cut short by a
+kill."""
 
 import json
 from dataclasses import dataclass, field
@@ -29,6 +30,21 @@ class History:
     changes: list[Line] = field(default_factory=list)
     samples: list[Line] = field(default_factory=list)
     facts: Line = field(default_factory=dict)
+    outcomes: dict[str, Line] = field(default_factory=dict)
+    """What a classifier makes of a split (tasks/outcomes.py), by the split's name."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether records have labels: then scores are of records, and not of tokens."""
+        scores = (self.facts.get("validation_before", {}), self.facts.get("test", {}).get("before", {}))
+        return bool(self.outcomes) or any("records" in one for one in scores)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that a classifier was measured by on validation, beside its loss."""
+        found = dict.fromkeys(name for line in self.lines for name in line if name.startswith("evaluation_"))
+        names = [name.removeprefix("evaluation_") for name in found]
+        return [name for name in names if name != "loss"] if self.labelled else []
 
     @property
     def phases(self) -> list[str]:
@@ -69,7 +85,8 @@ def read(run: Path) -> History:
     lines = _lines(run / "metrics.jsonl")
     if not lines:
         raise InputError(f"{run / 'metrics.jsonl'} holds no step yet; the first one is written when it is done")
-    return History(lines, _lines(run / "changes.jsonl"), _lines(run / "samples.jsonl"), _facts(run / "run.json"))
+    changes, samples = (_lines(run / f"{name}.jsonl") for name in ("changes", "samples"))
+    return History(lines, changes, samples, _facts(run / "run.json"), _facts(run / "outcomes.json"))
 
 
 def _lines(file: Path) -> list[Line]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from bidora_jax.reporting.history import Line
+from bidora_jax.reporting.history import History, Line
+from bidora_jax.reporting.outcome_charts import in_words
 from bidora_jax.reporting.style import DARK, LIGHT, variables
 
 WIDE = ("loss", "magnitude", "direction")
@@ -44,6 +45,10 @@ th, td { padding: 6px 18px 6px 0; border-bottom: 1px solid var(--line); vertical
 tr:last-child td { border-bottom: 0; }
 code, pre { font-family: var(--mono); font-size: 12.8px; }
 td:not(:first-child) { min-width: 90px; }
+.numbers td, .numbers th { font-variant-numeric: tabular-nums; padding-right: 6px; }
+.numbers td:first-child { min-width: 104px; }
+.numbers td:not(:first-child), .numbers th:not(:first-child) { text-align: right; min-width: 62px; }
+.note { margin: 8px 0 0; font-size: 13px; color: var(--muted); }
 .default { color: var(--muted); }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; line-height: 1.5; }
 .samples { display: grid; gap: 14px; }
@@ -67,7 +72,7 @@ def render(
     summary: dict[str, Any],
     tiles: Sequence[tuple[str, str, str]],
     pictures: dict[str, tuple[str, str]],
-    samples: Sequence[Line],
+    past: History,
     settings: Sequence[tuple[str, str, str]],
     notes: Sequence[str],
 ) -> str:
@@ -84,7 +89,9 @@ def render(
         '<div class="charts">'
         + "".join(_picture(key, pictures) for key in pictures if not key.endswith(NARROW))
         + "</div>",
-        _samples(samples),
+        _metrics(summary["metrics"]),
+        *(_by_label(split, one) for split, one in past.outcomes.items()),
+        _samples(past.samples),
         _settings(settings),
         "<footer>" + "<br>".join(map(escape, notes)) + "</footer>",
     ]
@@ -109,6 +116,40 @@ def _picture(key: str, pictures: dict[str, tuple[str, str]]) -> str:
     if key + NARROW in pictures:
         plot = f'<div class="plot broad">{svg}</div><div class="plot narrow">{pictures[key + NARROW][1]}</div>'
     return f'<section class="card{" wide" if key in WIDE else ""}"><h3>{escape(title)}</h3>{plot}</section>'
+
+
+def _metrics(splits: dict[str, dict[str, dict[str, float]]]) -> str:
+    """A row a metric, with what it was before training and after, on each split."""
+    if not splits:
+        return ""
+    columns = [(split, when) for split in splits for when in ("before", "after")]
+    names = dict.fromkeys(name for split, when in columns for name in splits[split][when])
+    head = "".join(f"<th>{split}, {when}</th>" for split, when in columns)
+    rows = "".join(
+        f"<tr><td>{escape(in_words(name))}</td>"
+        + "".join(f"<td>{_number(splits[split][when].get(name))}</td>" for split, when in columns) + "</tr>"
+        for name in names
+    )  # fmt: skip
+    return f'<h2>Metrics</h2><div class="card plot"><table class="numbers"><tr><th>metric</th>{head}</tr>{rows}</table></div>'
+
+
+def _by_label(split: str, outcome: Line) -> str:
+    """A row a label, a type of entity or a tag: which share of those found is right, and which share of the true ones was found."""
+    if not outcome.get("labels"):
+        return ""
+    counted = "number" if outcome["type"] == "tokens" else "rows"
+    head = "".join(f"<th>{name}</th>" for name in ("label", "precision", "recall", "F1", counted))
+    rows = "".join(
+        f"<tr><td>{escape(one['label'])}</td>" + "".join(f"<td>{one[name]:.4f}</td>" for name in ("precision", "recall", "f1"))
+        + f"<td>{one['support']:,}</td></tr>" for one in outcome["labels"]
+    )  # fmt: skip
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in outcome["notes"])
+    table = f'<table class="numbers"><tr>{head}</tr>{rows}</table>'
+    return f'<h2>Labels, {split}</h2><div class="card plot">{table}{notes}</div>'
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}".replace("-", "−")
 
 
 def _samples(lines: Sequence[Line]) -> str:

@@ -6,6 +6,7 @@ one drawing serves a light page and a dark one. Colours are Okabe and Ito's, tol
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -86,7 +87,11 @@ def variables(colours: dict[str, str]) -> str:
 
 def _printed(made: Figure, **how: Any) -> bytes:
     stream = io.BytesIO()
-    made.savefig(stream, **how)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from font"
+        )  # of a label in another script; a page has its font
+        made.savefig(stream, **how)
     return stream.getvalue()
 
 

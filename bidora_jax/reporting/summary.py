@@ -11,14 +11,16 @@ Summary = dict[str, Any]
 
 
 def summarise(history: History) -> Summary:
-    """Losses in nats per token, times in seconds, memory in bytes. None: the run did not write it.
+    """Losses in nats per token, or of a classifier per record; times in seconds, memory in bytes. None: the run did not write it.
 
     train_loss is the mean over the last tenth of a phase's steps, validation_loss that of its last evaluation; best_step is
-    the step of the search that validated best.
+    the step of the search that validated best, by the loss or by the metric of the fact `criterion`.
     """
     facts, lines = history.facts, history.lines
-    search = [line for line in history.of(history.phases[0]) if line.get("evaluation_loss") is not None]
-    best = min(search, key=lambda line: line["evaluation_loss"], default={})
+    criterion = facts.get("criterion", {"name": "loss", "higher_is_better": False})
+    measure, sign = f"evaluation_{criterion['name']}", -1 if criterion["higher_is_better"] else 1
+    search = [line for line in history.of(history.phases[0]) if line.get(measure) is not None]
+    best = min(search, key=lambda line: sign * line[measure], default={})
     return {
         "finished": bool(facts.get("finished")),
         "started": facts.get("started"),
@@ -29,6 +31,10 @@ def summarise(history: History) -> Summary:
         "test": facts.get("test"),
         "best_step": best.get("step"),
         "best_validation_loss": best.get("evaluation_loss"),
+        "best_by": criterion["name"],
+        "best_value": best.get(measure),
+        "labelled": history.labelled,
+        "metrics": _metrics(history),
         "exact_matches": facts.get("exact_matches"),
         "tokens": sum(line.get("tokens", 0) for line in lines),
         "seconds": _last(lines, "seconds"),
@@ -38,6 +44,29 @@ def summarise(history: History) -> Summary:
         "records": facts.get("records", {}),
         "phases": {phase: _phase(history, phase) for phase in history.phases},
     }
+
+
+UNITS = ("loss", "tokens", "records")
+"""Scores that are no metrics."""
+
+
+def _metrics(history: History) -> dict[str, dict[str, dict[str, float]]]:
+    """Metrics of a classifier before training and after, by split."""
+    if not history.labelled:
+        return {}
+    facts, found = history.facts, {}
+    last = {name: _last(history.lines, f"evaluation_{name}") for name in history.metrics}
+    result = {name.removeprefix("result_"): value for name, value in facts.items() if name.startswith("result_")}
+    validation = {"before": facts.get("validation_before", {}), "after": result or last}
+    for split, scores in (("validation", validation), ("test", facts.get("test") or {"before": {}, "after": {}})):
+        measured = history.outcomes.get(split, {"metrics": {}})["metrics"]
+        both = {
+            when: {name: value for name, value in one.items() if name not in UNITS and value is not None}
+            for when, one in (("before", scores["before"]), ("after", {**measured, **scores["after"]}))
+        }
+        if any(both.values()):
+            found[split] = both
+    return found
 
 
 def _phase(history: History, phase: str) -> Summary:
@@ -75,7 +104,7 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
     found = change_rows(summary)
     if summary["best_step"] is not None:
         found.append(
-            ("best step of the search", f"{summary['best_step']} (loss {summary['best_validation_loss']:.4f})")
+            ("best step of the search", f"{summary['best_step']} ({summary['best_by']} {summary['best_value']:.4f})")
         )
     for phase, numbers in summary["phases"].items():
         loss = _number(numbers["train_loss"], "{:.4f}") or "unknown"
@@ -95,19 +124,25 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
 
 
 def change_rows(summary: Summary) -> list[tuple[str, str]]:
-    """What training changed, as names and values: loss, perplexity and accuracy before → after, on each split that there is."""
+    """What training changed, as names and values: before → after, on each split that there is, of the loss with its perplexity and
+    the accuracy, or of a classifier of the loss and its metrics."""
     before = summary["validation_before"]
     after = {"loss": summary["validation_loss"], "accuracy": summary["validation_accuracy"]}
     test = summary["test"] or {"before": {}, "after": {}}
     trained_on = "; retrain trains on this split too" if "retrain" in summary["phases"] else ""
-    changes = (
-        (f"{split} {name}", _change(one.get(name), other.get(name), form), remark)
-        for split, one, other, remark in (
-            ("validation", before, after, trained_on),
-            ("test", test["before"], test["after"], ""),
-        )
-        for name, form in (("loss", loss_in_words), ("accuracy", "{:.1%} of the tokens".format))
-    )
+    changes = []
+    for split, one, other, remark in (
+        ("validation", before, after, trained_on),
+        ("test", test["before"], test["after"], ""),
+    ):
+        forms = {"loss": loss_in_words, "accuracy": "{:.1%} of the tokens".format}
+        if summary["labelled"]:
+            measured = summary["metrics"].get(split, {"before": {}, "after": {}})
+            one, other = {**one, **measured["before"]}, {**other, **measured["after"]}
+            forms = dict.fromkeys(["loss", *measured["after"]], "{:.4f}".format)
+        changes += [
+            (f"{split} {name}", _change(one.get(name), other.get(name), form), remark) for name, form in forms.items()
+        ]
     return [(name, change + remark) for name, change, remark in changes if change]
 
 

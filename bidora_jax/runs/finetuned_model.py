@@ -81,9 +81,10 @@ class FinetunedModel:
 
     def plot(self, name: str = "loss") -> "Figure":
         """The curves of the loss, or another picture of the report, such as learning_rate or speed."""
-        from bidora_jax.reporting import charts, history
+        from bidora_jax.reporting import charts, history, outcome_charts
 
-        made = charts.all_charts(history.read(self._run("plot")))
+        past = history.read(self._run("plot"))
+        made = charts.all_charts(past) | outcome_charts.all_charts(past)
         if name not in made:
             raise InputError(f"there is no picture {name!r}; this run has {', '.join(made)}")
         return made[name][1]

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 def write(run: Path, output: Path) -> "Summary":
     """Writes the files of the report, each of them whole or not at all; returns the summary."""
-    from bidora_jax.reporting import charts, history, page, style
+    from bidora_jax.reporting import charts, history, outcome_charts, page, style
 
     past = history.read(run)
     config = _config(run)
     found = _summary(run, past) | {"report": str(output / "report.html")}
-    made = charts.all_charts(past)
+    made = charts.all_charts(past) | outcome_charts.all_charts(past)
     pictures = {name: (title, style.svg(figure, title)) for name, (title, figure) in made.items()}
     for name, (title, figure) in charts.narrow_charts(past).items():
         pictures[name + page.NARROW] = (title, style.svg(figure, title))
     text = page.render(
-        run.absolute().name, _about(config, found), found, _tiles(found), pictures, past.samples,
+        run.absolute().name, _about(config, found), found, _tiles(found), pictures, past,
         [] if config is None else _changed_settings(config), _notes(run, past),
     )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
@@ -80,6 +80,7 @@ def _about(config: Config | None, found: "Summary") -> str:
 
 def _tiles(found: "Summary") -> list[tuple[str, str, str]]:
     """(name, value, small print) of the numbers on top of the page; a number that is not known has no tile."""
+    from bidora_jax.reporting.outcome_charts import in_words
     from bidora_jax.reporting.summary import duration
 
     tiles: list[tuple[str, str, str]] = []
@@ -91,9 +92,13 @@ def _tiles(found: "Summary") -> list[tuple[str, str, str]]:
     ):
         if loss is not None:
             tiles.append((name, f"{loss:.4f}", f"{when}, {before:.4f} before" if before is not None else when))
+    for split, scores in found["metrics"].items():
+        if (name := _shown(found, scores["after"])) is not None:
+            was = f"{when}, {scores['before'][name]:.4f} before" if name in scores["before"] else when
+            tiles.append((f"{split.capitalize()} {in_words(name)}", f"{scores['after'][name]:.4f}", was))
     if found["best_step"] is not None:
         tiles.append(
-            ("Best step", f"{found['best_step']:,}", f"of the search, loss {found['best_validation_loss']:.4f}")
+            ("Best step", f"{found['best_step']:,}", f"of the search, {found['best_by']} {found['best_value']:.4f}")
         )
     if matches := found["exact_matches"]:
         tiles.append(("Exact matches", f"{matches['after']} / {matches['of']}", f"{matches['before']} before training"))
@@ -125,6 +130,11 @@ def _tiles(found: "Summary") -> list[tuple[str, str, str]]:
             )
         )
     return tiles
+
+
+def _shown(found: "Summary", scores: dict[str, float]) -> str | None:
+    """The metric that has a tile: the one by which the best step is chosen, or else the first."""
+    return found["best_by"] if found["best_by"] in scores else next(iter(scores), None)
 
 
 def _three_digits(number: int) -> str:
