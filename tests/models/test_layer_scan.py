@@ -1,6 +1,7 @@
 """The pass that reads a record against the one that computes everything: the same numbers, from half of the products.
 
-models/tape.py writes the record down, kernels/known_values.py gives what it holds back with its derivatives.
+models/stacks.py makes the stacks of the scan, models/tape.py writes the record down, kernels/known_values.py gives what it holds
+back with its derivatives.
 """
 
 from dataclasses import replace

@@ -23,7 +23,7 @@ from bidora_jax.models.compute import Compute
 from bidora_jax.models.formats import hf, hf_head, peft
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings(f"ignore:{DEPRECATED}:FutureWarning")]
-KINDS = ("bert", "roberta", "electra", "distilbert", "esm-2")
+KINDS = ("bert", "roberta", "electra", "distilbert", "esm-2", "modernbert", "deberta-v3")
 METHODS = {"sequence": "dora", "token": "lora"}
 TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS"}
 OUTPUTS = 5
