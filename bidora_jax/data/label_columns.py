@@ -155,7 +155,7 @@ def _headerless(there: Sequence[str]) -> bool:
 def _by_number(there: Sequence[str]) -> str:
     if not _headerless(there):
         return ""
-    return "; if the first row is a record and no header, name columns by number: --data.text-columns 2 --data.label-columns 1"
+    return "; if the first row is a record and no header, name columns by number: --data.text-columns 4 --data.label-columns 2"
 
 
 def _named(names: Sequence[str], limit: int = 20) -> str:

@@ -186,6 +186,9 @@ def _counted(labels: Labels, counts: Counter[str], rows: int, how: LabelReading)
         yield f"{what} with one {each} in train, which no split can share: {_some(once)}"
     if never := [name for index, name in enumerate(labels.names) if index not in totals]:
         yield f"{what} that no row of train has: {_some(never)}"
+    alike = Counter(name.casefold() for name in labels.names)
+    if twins := [name for name in labels.names if alike[name.casefold()] > 1]:
+        yield f"{what} that differ in the letters' case alone: {_some(twins)}"
     numbers = all(_size(name) is not None for name in labels.names)
     if how.type == "classification" and labels.count > 2 and numbers and len(how.columns) == 1:
         yield "the classes are numbers, and their order is not used; task.type regression predicts a number"

@@ -89,6 +89,7 @@ def encode(
     parts = {use: found.records(use) for use in ("train", "val", "test")}
     parts["test"] = parts["test"][: data.test_limit or None]
     labels, notes = label_sets.collect(parts["train"], found.how.labels, names)
+    labels = replace(labels, text_columns=found.how.columns.texts)
     label_sets.check({use: parts[use] for use in ("val", "test")}, labels)
     notes, encoded = [*found.splits.notes, *notes], {}
     for use, records in parts.items():
@@ -189,24 +190,24 @@ def _counts(examples: Sequence[LabelledExample], labels: Labels) -> tuple[float,
 def _rows(source: Any, data: DataConfig, labels: Labels) -> sources.Found:
     if not isinstance(source, str | os.PathLike) and any(isinstance(row, Mapping) for row in source):
         return {"rows": [SourceRow(f"row {number}", dict(row)) for number, row in enumerate(source, 1)]}
-    return sources.scan_each(source, labelled_records.expected_files(data, labels.type))
+    found = sources.scan_each(source, labelled_records.expected_files(data, labels.type))
+    return sources.rename({"": found}, data.columns)[""]
 
 
 def _how(rows: Sequence[dict[str, Any]], data: DataConfig, labels: Labels, labelled: bool) -> Rows:
-    """How the rows are read: with the columns that are named like the model's labels, where all of them are there."""
+    """How the rows are read: the text from where train had it, labels from columns that are named like the model's, where they are
+    there."""
     there = {key for row in rows for key in row}
     plain = labels.type != "tokens" and not any(
         name.isdecimal() for name in labels.names
     )  # "1" is a number of a column
     named = labels.names if plain and set(labels.names) <= there else ()
-    columns = label_columns.choose(rows, _with_labels(data, named), labels.type, labelled=labelled)
+    texts = labels.text_columns if set(labels.text_columns) <= there else ()
+    data = replace(data, text_columns=data.text_columns or texts, label_columns=data.label_columns or named)
+    columns = label_columns.choose(rows, data, labels.type, labelled=labelled)
     cells = [row.get(name) for row in rows for name in columns.labels[:1]]
     vectors = labels.type == "multilabel" and len(columns.labels) == 1 and are_flags(cells)
     return Rows(columns, LabelReading(labels.type, columns.labels, vectors, ""))
-
-
-def _with_labels(data: DataConfig, named: tuple[str, ...]) -> DataConfig:
-    return replace(data, label_columns=named) if named and not data.label_columns else data
 
 
 def _forget_unknown(records: Sequence[LabelledRecord], labels: Labels) -> list[str]:

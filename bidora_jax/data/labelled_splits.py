@@ -45,6 +45,7 @@ def load(data: DataConfig, task: str, seed: int) -> LabelledSplits:
     given = {"train": data.train_file, "val": data.val_file, "test": data.test_file}
     expected = labelled_records.expected_files(data, task)
     found = {use: sources.scan_each(source, expected) for use, source in given.items() if source}
+    found = sources.rename(found, data.columns)
     how = labelled_records.how_to_read(found["train"], data, task)
     parts = {use: _part(labelled_records.read(one, how, data)) for use, one in found.items()}
     unused = [f"{use}: {line}" for use, part in parts.items() for line in unused_keys(part.records)]
@@ -57,7 +58,7 @@ def load(data: DataConfig, task: str, seed: int) -> LabelledSplits:
         split_off = _lacking(train, in_val, how.labels.type, data.val_fraction)
         train, val = train.take(np.flatnonzero(~in_val).tolist()), train.take(np.flatnonzero(in_val).tolist())
     train, copies = without_copies({"train": train, "val": val, "test": test}, data.duplicates)
-    copies += _contradictions({"train": train, "val": val})
+    copies += [*_contradictions({"train": train, "val": val}), *_shared_groups(train, val)]
     train, shares = weighted(train, names(data.train_file), data.weights, seed)
     return LabelledSplits(how, Splits(train, val, test, first + notes + split_off + copies + shares))
 
@@ -163,6 +164,13 @@ def _lacking(part: Part, in_val: Bool[np.ndarray, " N"], task: TaskType, fractio
     return [f"val, split off train, has no record of {', '.join(map(repr, lost[:8]))}{', …' * (len(lost) > 8)}"] * bool(
         lost
     )
+
+
+def _shared_groups(train: Part, val: Part) -> list[str]:
+    """A line on groups that are in both parts, as they can be where val is a file of its own."""
+    groups = [{one.group for one in part.records if isinstance(one, LabelledRecord)} for part in (train, val)]
+    both = sorted(filter(None, groups[0] & groups[1]))
+    return [f"groups in train and val: {', '.join(map(repr, both[:8]))}{', …' * (len(both) > 8)}"] * bool(both)
 
 
 def _contradictions(parts: dict[str, Part]) -> list[str]:

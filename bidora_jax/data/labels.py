@@ -9,7 +9,7 @@
 Does not do: reading labels (data/label_values.py); losses and scores.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
@@ -32,6 +32,8 @@ class Labels:
     mean: tuple[float, ...] = ()
     """Of the regression targets of train; empty for the other types."""
     std: tuple[float, ...] = ()
+    text_columns: tuple[str, ...] = field(default=(), compare=False)
+    """The columns of train that held the text: a file to be labelled has it there too, if they are in it."""
 
     @property
     def count(self) -> int:
@@ -46,7 +48,8 @@ class Labels:
     def to_json(self) -> dict[str, Any]:
         """The object that labels.json holds."""
         found: dict[str, Any] = {"type": self.type, "names": list(self.names)}
-        return found | ({"mean": list(self.mean), "std": list(self.std)} if self.type == "regression" else {})
+        found |= {"mean": list(self.mean), "std": list(self.std)} if self.type == "regression" else {}
+        return found | ({"text_columns": list(self.text_columns)} if self.text_columns else {})
 
     @classmethod
     def from_json(cls, value: Any, place: str = "labels.json") -> Self:
@@ -54,9 +57,8 @@ class Labels:
         wrong = _wrong_object(value)
         if wrong:
             raise InputError(f"{place} {wrong}; take the file that the run wrote")
-        return cls(
-            value["type"], tuple(value["names"]), *(tuple(map(float, value.get(k) or ())) for k in ("mean", "std"))
-        )
+        mean, std = (tuple(map(float, value.get(key) or ())) for key in ("mean", "std"))
+        return cls(value["type"], tuple(value["names"]), mean, std, tuple(map(str, value.get("text_columns") or ())))
 
 
 def _wrong_object(value: Any) -> str:

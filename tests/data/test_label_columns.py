@@ -94,7 +94,7 @@ def test_what_is_not_there_is_said_with_a_remedy():
     assert "the rows have a text and nothing else" in refused({"text": LONG})
     assert "no column reads like text; the rows have 'id', 'label'" in refused({"id": "7", "label": "x"})
     header = {"gj04": "gj04", "1": "0", "": "*", "Our friends won't buy this.": LONG}
-    assert "if the first row is a record and no header, name columns by number: --data.text-columns 2" in refused(
+    assert "if the first row is a record and no header, name columns by number: --data.text-columns 4" in refused(
         header
     )
 

@@ -153,5 +153,8 @@ def test_classes_are_counted():
         "3 classes in train: 2 3, 1 3, 3 1", "classes with one row in train, which no split can share: '3'",
         "the classes are numbers, and their order is not used; task.type regression predicts a number",
     ]  # fmt: skip
+    assert (
+        "classes that differ in the letters' case alone: 'Pos', 'pos'" in collected("classification", "Pos", "pos")[1]
+    )
     _, notes = collected("multilabel", ["a", "b"], ["a"], columns=("a", "b", "c"))
     assert notes[2:] == ["classes that no row of train has: 'c'", "classes that every row of train has: 'a'"]

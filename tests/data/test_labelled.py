@@ -31,7 +31,7 @@ def test_a_run_has_rows_labels_and_a_form(bert, train, tmp_path):
     (tmp_path / "test.csv").write_text("text,label\ngood film,pos\nbad,neg\n")
     data = DataConfig(train_file=train, val_fraction=0.2, test_file=str(tmp_path / "test.csv"), max_length=16)
     ready = prepare(data, "auto", bert, ROOM, seed=0)
-    assert ready.labels == Labels("classification", ("neg", "pos"))
+    assert ready.labels == Labels("classification", ("neg", "pos")) and ready.labels.text_columns == ("text",)
     assert ready.form == LabelForm("sequence", 2, 1, True)
     train_rows, val_rows = ready.rows["train"], ready.rows["val"]
     assert len(train_rows) + len(val_rows) == 30 and len(ready.test) == 2
@@ -146,6 +146,13 @@ def test_rows_of_a_program_and_labels_in_columns_of_the_models_names(bert, tmp_p
     several = Labels("multilabel", ("toxic", "rude"))
     found = read_file(str(tmp_path / "a.csv"), several, bert, ROOM, DataConfig(), labelled=True)
     assert found.records[0].target == ["toxic"] and found.examples[0].labels.tolist() == [1, 0]
+    data = DataConfig(columns=(("toxic", "bad"), ("rude", "worse")))
+    (tmp_path / "b.csv").write_text("text,worse,bad\ngood,0,1\n")
+    assert read_file(str(tmp_path / "b.csv"), several, bert, ROOM, data, labelled=True).records[0].target == ["toxic"]
+    of_body = Labels("classification", ("neg", "pos"), text_columns=("title", "body"))
+    pair = {"text": "a b c", "title": "good", "body": "film"}
+    assert read_file([pair], of_body, bert, ROOM, DataConfig()).records == [{"text": "good", "text_pair": "film"}]
+    assert read_file([{"text": "good"}], of_body, bert, ROOM, DataConfig()).records == [{"text": "good"}]
     tags = Labels("tokens", ("O", "B-LOC"))
     (words,) = read_file([{"tokens": ["york", "is"]}], tags, bert, ROOM, DataConfig()).examples
     assert words.starts.tolist() == [1, 2] and set(words.labels) == {-1}

@@ -76,6 +76,13 @@ def test_every_label_of_several_and_every_kind_of_span_is_in_val():
     assert ["B-LOC", "I-LOC"] in found and 4 <= len(found) <= 6
 
 
+def test_train_keeps_every_class_that_a_record_has_beside_others():
+    targets = [["x", "rare"], ["x"], ["x"], ["y", "x"], ["y"]]
+    for seed in range(12):
+        in_val = chosen(part(targets), "multilabel", 0.5, seed)
+        assert not in_val[0] and in_val[3] != in_val[4]
+
+
 def test_an_empty_side_is_refused():
     with pytest.raises(InputError, match="each needs at least one"):
         chosen(part(["a", "b", "c"]), "classification", 0.3)
@@ -105,4 +112,9 @@ def test_a_run_reads_splits_and_says_what_it_found(tmp_path):
     (tmp_path / "b.csv").write_text("text,label\nnew,pos\n")
     both = load(DataConfig(train_file=str(path), val_file=str(tmp_path / "b.csv"), max_samples=6), "classification", 0)
     assert [len(both.records(use)) for use in ("train", "val", "test")] == [6, 1, 0]
+    (tmp_path / "b.csv").write_text("body,label,who\nnew,pos,3\nold,neg,x\n")
+    (tmp_path / "c.csv").write_text("body,label,who\ngood,pos,3\nbad,neg,4\n")
+    files = {"train_file": str(tmp_path / "c.csv"), "val_file": str(tmp_path / "b.csv")}
+    shared = load(DataConfig(**files, columns=(("text", "body"),), group_column="who"), "auto", 0)
+    assert "groups in train and val: '3'" in shared.splits.notes
     assert both.splits.notes[:2] == ["train: the first 6 of 21 records", "classification: task.type is classification"]

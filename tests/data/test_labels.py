@@ -13,11 +13,12 @@ from bidora_jax.errors import InputError
     [
         Labels("classification", ("no", "1", "Größe")),
         Labels("regression", ("score", "width"), (2.5, 0.1), (1.25, 3.0)),
-        Labels("tokens", ("O", "B-PER", "I-PER")),
+        Labels("tokens", ("O", "B-PER", "I-PER"), text_columns=("words",)),
     ],
 )
 def test_labels_come_back_from_their_file(labels):
-    assert Labels.from_json(json.loads(json.dumps(labels.to_json()))) == labels
+    found = Labels.from_json(json.loads(json.dumps(labels.to_json())))
+    assert found == labels and found.text_columns == labels.text_columns
     assert labels.count == len(labels.names)
 
 
