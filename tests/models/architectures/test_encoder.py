@@ -1,4 +1,5 @@
-"""models/architectures/encoder.py: each family on the one encoder. transformers is the oracle for hidden states, logits and files.
+"""models/architectures/encoder.py, and its heads as models/architectures/heads.py describes them: each family on the one encoder.
+transformers is the oracle for hidden states, logits and files.
 
 What follows from the mathematics alone stands in models/test_encoder.py.
 """
