@@ -229,14 +229,14 @@ class EncoderConfig:
 
     def head(self, kind: Kind, outputs: int) -> HeadSpec:
         d, (dense, out) = self.hidden_size, self.names.head
-        more = {"initializer_range": self.initializer_range}
+        deviation = self.initializer_range
         if kind == "token" and not self.names.head_norm:
-            return HeadSpec(kind, "each", (HeadPart("out", "classifier", (outputs, d)),), **more)
+            return HeadSpec(kind, "each", (HeadPart("out", "classifier", (outputs, d)),), initializer_range=deviation)
         parts = [HeadPart("dense", dense, (d, d), self.head_bias), HeadPart("out", out, (outputs, d))]
         if self.names.head_norm:
             parts.insert(1, HeadPart("norm", self.names.head_norm, (d,), self.norm_bias))
         pool = self.pool if kind == "sequence" else "each"
-        return HeadSpec(kind, pool, tuple(parts), self.names.head_activation, self.eps, **more)
+        return HeadSpec(kind, pool, tuple(parts), self.names.head_activation, self.eps, deviation)
 
     def ignores(self, name: str) -> bool:
         name = name.removeprefix(f"{self.prefix}.")
