@@ -91,8 +91,11 @@ def _documents(task: Classification, found: np.ndarray, batch: Batch):
     """(outputs, targets) of every document of a batch, row by row."""
     labels = batch["labels"]
     if task.type != "tokens":
-        for row, slot in np.argwhere(batch["weights"] > 0):
-            yield found[row, slot], labels[row, slot]
+        # Not those that have a weight: a text without a label has none, and is predicted too.
+        held = batch["lengths"] > 0 if "lengths" in batch else batch["segments"].max(axis=1, initial=0)
+        for row, documents in enumerate(held):
+            for slot in range(int(documents)):
+                yield found[row, slot], labels[row, slot]
         return
     for row, length in enumerate(batch["lengths"]) if "lengths" in batch else ():
         if length:
