@@ -29,6 +29,8 @@ COMMANDS = {
     "train": Command("bidora_jax.train", "bidora_jax.config:TrainArguments", "Fine-tune a model with BiDoRA, DoRA or LoRA."),
     "evaluate": Command("bidora_jax.evaluate", "bidora_jax.evaluate:EvaluateArguments",
                         "Loss and perplexity of a model, with or without adapters, on a file."),
+    "predict": Command("bidora_jax.predict", "bidora_jax.predict:PredictArguments",
+                       "Write what a classifier says of each row of a file: labels, values or tags."),
     "generate": Command("bidora_jax.generate", "bidora_jax.generate:GenerateArguments",
                         "Write the answer to a prompt, or to each prompt of a file."),
     "chat": Command("bidora_jax.chat", "bidora_jax.chat:ChatArguments",

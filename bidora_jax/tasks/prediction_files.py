@@ -22,11 +22,10 @@ JSON_LINES = (".jsonl", ".ndjson")
 ENDINGS = (*DELIMITERS, *JSON_LINES)
 
 
-class Ids(NamedTuple):
-    """What the rows of the input are called."""
+class Column(NamedTuple):
+    """What stands before the predictions, such as the rows' id."""
 
     name: str
-    """Of the column."""
     values: Sequence[Any]
 
 
@@ -40,34 +39,37 @@ def check(path: Path) -> None:
         raise InputError(f"there is no folder for {path}; make it, or name another file")
 
 
-def write(path: Path, labels: Labels, found: Sequence[Answer], ids: Ids | None = None) -> None:
-    """Writes the answers to the rows, whole or not at all."""
+def write(path: Path, labels: Labels, found: Sequence[Answer], before: Sequence[Column] = ()) -> None:
+    """Writes the answers to the rows, whole or not at all. The columns `before` have a value for each of them."""
     check(path)
     suffix = path.suffix.lower()
     write_whole(
-        path, _json_lines(found, ids) if suffix in JSON_LINES else _table(labels, found, ids, DELIMITERS[suffix])
+        path, _json_lines(found, before) if suffix in JSON_LINES else _table(labels, found, before, DELIMITERS[suffix])
     )
 
 
-def _json_lines(found: Sequence[Answer], ids: Ids | None) -> str:
-    named = [{}] * len(found) if ids is None else [{ids.name: value} for value in ids.values]
-    lines = (json.dumps(own | _short(answer), ensure_ascii=False) for own, answer in zip(named, found, strict=True))
+def _json_lines(found: Sequence[Answer], before: Sequence[Column]) -> str:
+    named = [dict(zip([one.name for one in before], cells, strict=True)) for cells in _rows(before, len(found))]
+    lines = (json.dumps(own | _short(answer), ensure_ascii=False, default=str) for own, answer in zip(named, found, strict=True))
     return "".join(line + "\n" for line in lines)
 
 
-def _table(labels: Labels, found: Sequence[Answer], ids: Ids | None, delimiter: str) -> str:
+def _table(labels: Labels, found: Sequence[Answer], before: Sequence[Column], delimiter: str) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
-    own = [] if ids is None else [ids.name]
+    own = [one.name for one in before]
     writer.writerow(own + _header(labels, own))
-    given = [[]] * len(found) if ids is None else [[value] for value in ids.values]
-    for cells, answer in zip(given, found, strict=True):
-        writer.writerow(cells + _cells(answer))
+    for cells, answer in zip(_rows(before, len(found)), found, strict=True):
+        writer.writerow([*cells, *_cells(labels, answer)])
     return stream.getvalue()
 
 
+def _rows(before: Sequence[Column], count: int) -> Sequence[Sequence[Any]]:
+    return list(zip(*(one.values for one in before), strict=True)) if before else [()] * count
+
+
 def _header(labels: Labels, own: Sequence[str]) -> list[str]:
-    """The columns after the id. A label that is called like another column has `probability of` before its name."""
+    """The columns of the predictions. A label that is called like another column has `probability of` before its name."""
     if labels.type == "tokens":
         return ["tags"]
     names = list(labels.names)
@@ -77,7 +79,7 @@ def _header(labels: Labels, own: Sequence[str]) -> list[str]:
     return [first, *(f"probability of {name}" if name in (first, *own) else name for name in names)]
 
 
-def _cells(answer: Answer) -> list[str]:
+def _cells(labels: Labels, answer: Answer) -> list[str]:
     if "tags" in answer:
         tags = answer["tags"]
         split = any(tag.split() != [tag] for tag in tags)
@@ -85,9 +87,9 @@ def _cells(answer: Answer) -> list[str]:
     if "value" in answer:
         return [_number(answer["value"])]
     if "values" in answer:
-        return list(map(_number, answer["values"].values()))
+        return [_number(answer["values"][name]) for name in labels.names]
     first = answer["label"] if "label" in answer else json.dumps(answer["labels"], ensure_ascii=False)
-    return [first, *map(_number, answer["probabilities"].values())]
+    return [first, *(_number(answer["probabilities"][name]) for name in labels.names)]
 
 
 def _number(value: float) -> str:

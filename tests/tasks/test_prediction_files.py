@@ -8,7 +8,7 @@ import pytest
 from bidora_jax.data.labels import Labels
 from bidora_jax.errors import InputError
 from bidora_jax.tasks import prediction_files
-from bidora_jax.tasks.prediction_files import Ids
+from bidora_jax.tasks.prediction_files import Column
 
 TRICKY = 'a, "b"\nü'
 CLASSES = Labels("classification", ("no", TRICKY))
@@ -25,10 +25,19 @@ def rows(path, delimiter=","):
 
 @pytest.mark.parametrize(("name", "delimiter"), [("p.csv", ","), ("p.TSV", "\t")])
 def test_a_table_has_the_id_the_label_and_every_probability(tmp_path, name, delimiter):
-    prediction_files.write(tmp_path / name, CLASSES, ANSWERS, Ids("PassengerId", ["007", "x,y"]))
+    prediction_files.write(tmp_path / name, CLASSES, ANSWERS, [Column("PassengerId", ["007", "x,y"])])
     assert rows(tmp_path / name, delimiter) == [
         ["PassengerId", "label", "no", TRICKY], ["007", TRICKY, "0.25", "0.75"], ["x,y", "no", "1", "1e-09"]
     ]  # fmt: skip
+
+
+def test_the_columns_of_labels_stay_where_they_are_for_a_model_that_has_them_in_another_order(tmp_path):
+    other = {"label": "no", "probabilities": {TRICKY: 0.4, "no": 0.6}}
+    prediction_files.write(
+        tmp_path / "p.csv", CLASSES, [ANSWERS[0], other], [Column("id", [1, 2]), Column("adapter", ["x", "y"])]
+    )
+    assert rows(tmp_path / "p.csv")[0] == ["id", "adapter", "label", "no", TRICKY]
+    assert rows(tmp_path / "p.csv")[2] == ["2", "y", "no", "0.6", "0.4"]
 
 
 def test_without_an_id_the_rows_stand_in_their_order(tmp_path):
@@ -39,7 +48,7 @@ def test_without_an_id_the_rows_stand_in_their_order(tmp_path):
 def test_a_label_that_is_called_like_another_column_is_told_apart(tmp_path):
     labels = Labels("classification", ("label", "id", "c"))
     found = [{"label": "id", "probabilities": {"label": 0.1, "id": 0.7, "c": 0.2}}]
-    prediction_files.write(tmp_path / "p.csv", labels, found, Ids("id", [3]))
+    prediction_files.write(tmp_path / "p.csv", labels, found, [Column("id", [3])])
     assert rows(tmp_path / "p.csv") == [
         ["id", "label", "probability of label", "probability of id", "c"],
         ["3", "id", "0.1", "0.7", "0.2"],
@@ -62,7 +71,7 @@ def test_columns_of_the_other_tasks(tmp_path, labels, answer, expected):
 
 def test_json_lines_hold_the_answers_themselves(tmp_path):
     answer = {"tags": ["B-X"], "spans": [{"type": "X", "start": 0, "end": 1, "text": "é"}]}
-    prediction_files.write(tmp_path / "p.jsonl", Labels("tokens", ("O", "B-X")), [answer], Ids("id", [7]))
+    prediction_files.write(tmp_path / "p.jsonl", Labels("tokens", ("O", "B-X")), [answer], [Column("id", [7])])
     text = (tmp_path / "p.jsonl").read_text()
     assert json.loads(text) == {"id": 7} | answer and "é" in text
     prediction_files.write(tmp_path / "p.ndjson", CLASSES, ANSWERS)
