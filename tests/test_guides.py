@@ -19,7 +19,7 @@ PACKAGE = Path(bidora_jax.__file__).parent
 ROOT = PACKAGE.parent
 FOLDER = PACKAGE / "guides"
 GUIDES = [
-    "adapters", "deployment", "fitting", "generation", "methods", "python", "quantized_bases", "records", "sources",
+    "adapters", "classification", "deployment", "fitting", "generation", "methods", "python", "quantized_bases", "records", "sources",
     "troubleshooting", "watching",
 ]  # fmt: skip
 DOCUMENTS = [
