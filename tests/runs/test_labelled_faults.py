@@ -1,0 +1,115 @@
+"""What people give a run with labels by mistake: exit 2, one message, what was expected and found, a remedy, and nothing written."""
+
+import json
+import re
+import shutil
+
+import encoder_folders
+import encoder_tokenizers
+import numpy as np
+import pytest
+from runs import exit_status
+from safetensors.numpy import load_file, save_file
+
+TABLE = "text,label\n" + "".join(f"good film {word},{label}\n" for word, label in zip("abcdefgh", "xyxyxyxy", strict=True))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A BERT of two layers, with a tokenizer and a head for two labels."""
+    folder = encoder_folders.write(tmp_path_factory.mktemp("models") / "bert", "bert")
+    encoder_tokenizers.bert(folder)
+    tensors = load_file(folder / "model.safetensors")
+    random = np.random.default_rng(0)
+    tensors |= {"classifier.weight": random.normal(size=(2, 42)).astype(np.float32), "classifier.bias": np.zeros(2, np.float32)}
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def table(rows, header="text,label"):
+    return header + "\n" + "".join(f"{row}\n" for row in rows)
+
+
+def rows(*records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+ROWS = [f"good film {word},{label}" for word, label in zip("abcdefgh", "xyxyxyxy", strict=True)]
+TAGGED = [{"tokens": ["john", "lives"], "tags": ["B-PER", "O"]}] * 4
+VAL = ["--data.val-fraction", "0.25"]
+CASES = {
+    "a label is missing": ({"train.csv": table([*ROWS, "a film,"])}, [], r"train\.csv:10: has no label in 'label'"),
+    "a text is missing": ({"train.csv": table([*ROWS, ",x"])}, [], r"train\.csv:10: has no text in 'text'"),
+    "a label that is no number": (
+        {"train.csv": table([*(f"good {n},{n}.5" for n in range(8)), "a film,NaN"])}, ["--task", "regression"],
+        r"train\.csv:10: 'label' is .?NaN.*number"),
+    "words for numbers": ({"train.csv": TABLE}, ["--task", "regression"], r"'label' is 'x', and regression needs a number"),
+    "a label that train lacks": (
+        {"train.csv": TABLE, "val.csv": table(["a film,z"])}, ["--data.val-file", "{}/val.csv"], r"'z'.*train"),
+    "one class only": ({"train.csv": table(["a film,x", "a good film,x", "bad,x", "very bad,x"])}, [], r"'x'"),
+    "three columns that could be text": (
+        {"train.csv": table(["a film,the good,very bad,x", "bad film,a good,is bad,y"] * 3, "one,two,three,label")}, [],
+        r"(?s)text.*'one'.*--data\.text-columns"),
+    "no column of a label": ({"train.csv": table(["a,b", "c,d"], "text,text_b")}, ["--task", "classification"], "label"),
+    "columns that are not there": ({"train.csv": TABLE}, ["--data.text-columns", "sentence"], "sentence"),
+    "a column that is text and label": (
+        {"train.csv": TABLE}, ["--data.text-columns", "label", "--data.label-columns", "label"], "named as text and as label"),
+    "a tag outside the scheme": (
+        {"train.jsonl": rows(*TAGGED, {"tokens": ["a"], "tags": ["B-"]})}, ["--task", "tokens"], r"B-"),
+    "as many tags as words": (
+        {"train.jsonl": rows(*TAGGED, {"tokens": ["a", "film"], "tags": ["O"]})}, ["--task", "tokens"],
+        r"train\.jsonl:5: has 2 words and 1 tags"),
+    "a row without words": (
+        {"train.jsonl": rows(*TAGGED, {"tokens": [], "tags": []})}, ["--task", "tokens"], r"train\.jsonl:5: .*no word"),
+    "shares that are too large": (
+        {"train.jsonl": rows(*({"text": "a", "label": {"x": 0.9, "y": 0.4}},) * 4)}, [], "sum to 1.3"),
+    "a text longer than the positions": (
+        {"train.csv": table([*ROWS, f"{'good ' * 60},x"])}, ["--data.max-length", "100"], r"train\.csv:10 .*47.*--data\.max-length 47"),
+    "long texts refused": (
+        {"train.csv": TABLE}, ["--data.long", "refuse", "--data.max-length", "4"], r"more than data\.max_length = 4 tokens"),
+    "no group": ({"train.csv": TABLE}, ["--data.group-column", "author"], "author"),
+    "next tokens of an encoder": ({"train.csv": TABLE}, ["--task", "language_modeling"], "is an encoder, which predicts no next token"),
+    "a metric of another task": ({"train.csv": TABLE}, ["--task", "classification", "--search.metric", "rmse"], "rmse"),
+    "no metric at all": ({"train.csv": TABLE}, ["--search.metric", "acuracy"], r"search\.metric acuracy"),
+    "smoothing of numbers": (
+        {"train.csv": TABLE}, ["--task", "regression", "--task.label-smoothing", "0.1"], r"task\.label_smoothing is for"),
+    "weights of a label that train lacks": (
+        {"train.csv": TABLE}, ["--task.labels", "x", "y", "z", "--task.head", "new", "--task.class-weights", "balanced"],
+        r"no training record has the label\n.*z"),
+    "a head for other labels": (
+        {"train.csv": table([*ROWS, "a,z", "bad,z", "is,z"])}, [], r"(?s)classifier\.weight: expected \(3, 42\), found \(2, 42\).*task\.head new"),
+    "cuDNN": ({"train.csv": TABLE}, ["--model.attention", "cudnn"], "cudnn"),
+    "samples of answers": ({"train.csv": TABLE}, ["--task", "classification", "--samples.every", "5"], r"samples\.every to 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_refused_with_a_remedy(name, model, tmp_path, capfd):
+    files, flags, expected = CASES[name]
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    train = next(file for file in files if file.startswith("train"))
+    split = [] if any("val-file" in flag for flag in flags) else VAL
+    flags = [flag.format(tmp_path) for flag in flags]
+    argv = ["-m", str(model), "-t", str(tmp_path / train), "-o", str(tmp_path / "run"), *split, *flags]
+    assert exit_status(argv) == 2
+    said = capfd.readouterr().err
+    assert said.count("error: ") == 1 and "Traceback" not in said
+    assert re.search(expected, said), said
+    assert not (tmp_path / "run").exists()
+
+
+FAMILIES = {
+    "deberta": "deberta-v2", "esm": "is_folding_model", "albert": "albert.*supported"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_of_another_family_is_refused_by_name(family, model, tmp_path, capfd):
+    folder = shutil.copytree(model, tmp_path / "model")
+    given = json.loads((folder / "config.json").read_text()) | {"model_type": family, "is_folding_model": True}
+    (folder / "config.json").write_text(json.dumps(given))
+    (tmp_path / "train.csv").write_text(TABLE)
+    assert exit_status(["-m", str(folder), "-t", str(tmp_path / "train.csv"), *VAL, "-o", str(tmp_path / "run")]) == 2
+    said = capfd.readouterr().err
+    assert re.search(FAMILIES[family], said), said
