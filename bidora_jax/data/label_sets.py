@@ -28,18 +28,19 @@ SHOWN = 12
 def collect(
     train: Sequence[LabelledRecord], how: LabelReading, names: Sequence[str] | None = None
 ) -> tuple[Labels, list[str]]:
-    """The labels of train, and what a user should know of them. `names` are the classes of a head that is kept.
+    """The labels of train, and what a user should know of them. `names` are the classes that are set, or those of a
+    head that is kept; of regression, what the numbers are called.
 
     Raises InputError where there is nothing to tell apart, and where the labels do not fit one another.
     """
     if how.type == "regression":
-        return _regression(train, how)
+        return _regression(train, how, names)
     counts = Counter(name for record in train for name in classes(record))
     notes = _check_scheme(train) if how.type == "tokens" else []
     labels = Labels(how.type, tuple(_ordered(train, how, counts) if names is None else names))
     number = Numbers(labels)
     if unknown := [record for record in train if any(number.of(name) is None for name in classes(record))]:
-        raise InputError(_unknown({"train": unknown}, number, "the model's head"))
+        raise InputError(_unknown({"train": unknown}, number, "the head"))
     met = {number.of(name) for name, count in counts.items() if count}
     if len(met) < (1 if how.type == "multilabel" else 2):
         only = next(iter(counts), "none")
@@ -152,13 +153,17 @@ def _named(record: LabelledRecord) -> Iterator[str]:
     yield from record.target if isinstance(record.target, dict) else classes(record)
 
 
-def _regression(train: Sequence[LabelledRecord], how: LabelReading) -> tuple[Labels, list[str]]:
+def _regression(
+    train: Sequence[LabelledRecord], how: LabelReading, given: Sequence[str] | None
+) -> tuple[Labels, list[str]]:
     widths = {len(record.target) for record in train if isinstance(record.target, list)}
     if len(widths) > 1:
         odd = [r.place for r in train if isinstance(r.target, list) and len(r.target) != max(widths)]
         raise InputError(f"train: {in_records(odd)} have fewer than {max(widths)} numbers; each row needs as many")
     values = np.array([record.target for record in train], np.float64)
-    names, mean, std = names_of(how, values.shape[1]), values.mean(axis=0), values.std(axis=0)
+    names, mean, std = tuple(given or names_of(how, values.shape[1])), values.mean(axis=0), values.std(axis=0)
+    if len(names) != len(mean):
+        raise InputError(f"task.labels names {len(names)} values, {_some(names)}, and the records have {len(mean)}")
     constant = [f"{name} is {value:g} in every row" for name, value, one in zip(names, mean, std, strict=True)
                 if not one > 1e-12 * abs(value)]  # fmt: skip
     if constant:
@@ -211,7 +216,8 @@ def _unknown(found: Mapping[str, Sequence[LabelledRecord]], number: Numbers, who
         lines += [f"{use}: {name!r}{did_you_mean(name, number.names)}, {in_records(at)}" for name, at in places.items()]
     remedy = (
         "correct them, give train rows of these classes, or take the rows out" if whose == "train"
-        else "give the data the model's names, or train a new head"
+        else "give the data these names, or set task.labels, or train a new head (--task.head new)" if whose == "the head"
+        else "give the file the model's names"
     )  # fmt: skip
     return (
         f"labels of {uses} that {whose} does not have:\n{listing(lines)}\n{whose} has {_some(number.names)}; {remedy}"

@@ -57,6 +57,8 @@ def wrong_settings(data: DataConfig) -> list[str]:
         wrong.append(
             f"data.weights has {len(data.weights)} weights for the {count} sources of data.train_file: give one each"
         )
+    if data.group_column and not data.val_fraction and not data.val_file:
+        wrong.append("data.group_column keeps groups on one side of a split, and there is none: set data.val_fraction")
     if not all(0 < weight < float("inf") for weight in data.weights):
         wrong.append(f"data.weights must be above 0, found {', '.join(f'{weight:g}' for weight in data.weights)}")
     return wrong

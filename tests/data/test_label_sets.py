@@ -66,6 +66,10 @@ def test_columns_and_places_keep_their_order():
 def test_regression_has_the_mean_and_the_deviation_of_train():
     labels, notes = collected("regression", [1.0, 5.0], [3.0, 5.5], columns=("a", "b"))
     assert labels == Labels("regression", ("a", "b"), (2.0, 5.25), (1.0, 0.25))
+    assert collected("regression", [1.0], [3.0], names=("dose",))[0].names == ("dose",)
+    assert "task.labels names 2 values, 'a', 'b', and the records have 1" in refused(
+        "regression", [1.0], [3.0], names=("a", "b")
+    )
     assert notes[0] == "a: mean 2, standard deviation 1, from 1 to 3 in train"
     np.testing.assert_array_equal(vector(records([4.0, 5.0])[0], labels, Numbers(labels)), [2.0, -1.0])
 
@@ -99,8 +103,8 @@ def test_the_names_of_a_kept_head_win():
     assert labels.names == ("yes", "no", "maybe")
     assert "classes that no row of train has: 'maybe'" in notes
     assert refused("classification", "no", "yess", names=("yes", "no")) == (
-        "labels of train that the model's head does not have:\n  train: 'yess' (did you mean 'yes'?), 1 record (a.csv:2)\n"
-        "the model's head has 'yes', 'no'; give the data the model's names, or train a new head"
+        "labels of train that the head does not have:\n  train: 'yess' (did you mean 'yes'?), 1 record (a.csv:2)\n"
+        "the head has 'yes', 'no'; give the data these names, or set task.labels, or train a new head (--task.head new)"
     )
 
 

@@ -110,7 +110,7 @@ def test_what_does_not_fit_the_model_or_train_is_refused(bert, train, tmp_path):
     assert "labels of val that train does not have:\n  val: 'poss' (did you mean 'pos'?)" in refused(
         val_file=str(tmp_path / "val.csv")
     )
-    assert "labels of train that the model's head does not have" in refused(names=("a", "b"))
+    assert "labels of train that the head does not have" in refused(names=("a", "b"))
     assert "'label' is 'neg', and regression needs a number" in refused("regression")
 
 
@@ -162,7 +162,10 @@ def test_rows_of_a_program_and_labels_in_columns_of_the_models_names(bert, tmp_p
 
 def test_a_scored_file_needs_the_models_classes(bert, tmp_path):
     (tmp_path / "a.csv").write_text("text,label\na,pos\nb,other\n")
-    with pytest.raises(InputError, match="labels of the file that the model does not have"):
+    with pytest.raises(
+        InputError,
+        match=r"labels of the file that the model does not have:\n[^\n]*\nthe model has .*; give the file the model's names",
+    ):
         read_file(str(tmp_path / "a.csv"), CLASSES, bert, ROOM, DataConfig(), labelled=True)
     (tmp_path / "a.csv").write_text("text,label\n")
     with pytest.raises(InputError, match="holds no record"):

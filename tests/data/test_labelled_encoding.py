@@ -103,6 +103,17 @@ def test_an_encoders_tokenizer_needs_no_end_of_text(bert, tmp_path):
         load_tokenizer(tmp_path)
 
 
+def test_what_a_tokenizers_file_says_of_length_and_padding_does_not_count(bert, tmp_path):
+    """Sentence encoders are saved with a truncation and a padding of their own."""
+    bert.backend_tokenizer.enable_truncation(4)
+    bert.backend_tokenizer.enable_padding(length=9)
+    folder = tmp_path / "set"
+    bert.save_pretrained(folder)
+    again = load_tokenizer(folder, ends=False)
+    found = encoded(records("good film is a film", "a"), again).examples
+    assert [len(one.tokens) for one in found] == [7, 3]
+
+
 # Words
 
 

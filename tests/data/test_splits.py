@@ -230,6 +230,9 @@ def test_one_source_and_several_are_read_from_a_file_and_from_flags(tmp_path):
 def test_weights_that_cannot_be_meant_are_refused(data, said):
     assert said in splits.wrong_settings(data)[0]
     assert splits.wrong_settings(DataConfig(train_file=("a", "b"), weights=(1.0, 2.5))) == []
+    (alone,) = splits.wrong_settings(DataConfig(train_file="a", group_column="who"))
+    assert "data.group_column keeps groups on one side of a split, and there is none: set data.val_fraction" in alone
+    assert splits.wrong_settings(DataConfig(train_file="a", group_column="who", val_fraction=0.2)) == []
 
 
 # In a run

@@ -3,6 +3,7 @@
     data.jsonl, .ndjson      one object a line                       .json       an array, or the one list in an object
     data.csv, .tsv           with a header                           .parquet    any row groups
     data.conll, .bio, .iob   a word and its tag a line: {tokens, tags}
+    data.fasta, .fa, .faa    {id, description, sequence}
     corpus.txt               a document to the end of the file, or to <|endoftext|>: {text}
     any text file .gz .bz2 .xz                                       folder/     of .txt files, each at least a document
     saved/  saved/@train     `save_to_disk` of datasets, and its split
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bidora_jax.data.sources import json_files, tables, tagged_files, text_files
+from bidora_jax.data.sources import json_files, sequence_files, tables, tagged_files, text_files
 from bidora_jax.data.sources.rows import Fault, SourceRow
 from bidora_jax.errors import InputError, did_you_mean, listing
 
@@ -36,6 +37,7 @@ READERS: dict[str, Scan] = {  # by ending; a file without one is taken for JSON 
     ".parquet": tables.parquet,
     ".txt": text_files.documents,
     **dict.fromkeys(tagged_files.ENDINGS, tagged_files.sentences),
+    **dict.fromkeys(sequence_files.ENDINGS, sequence_files.proteins),
 }
 TABLES = {".csv": ",;\t|", ".tsv": "\t"}
 """Delimiters by ending."""
