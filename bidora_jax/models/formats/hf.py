@@ -85,9 +85,9 @@ def load_base(
     weights = {name: weights[name] for name in name_table(architecture)}
     dtype = jnp.dtype(dtype) if dtype is not None else hf_tensors.dense_dtype(folder, weights, flag=flag)
     shapes = dense_shapes(architecture, dtype)
-    sources: dict[tuple[str, ...], list[Entry | Packed]] = {}
+    sources: dict[tuple[str, ...], list[Entry | Packed]] = {one.path: [] for one in architecture.tensors}
     for name, place in name_table(architecture).items():
-        sources.setdefault(place.path, []).append(weights[name])
+        sources[place.path].append(weights[name])
     if to is not None and any(isinstance(weight, Packed) for weight in weights.values()):
         raise InputError(
             f"{folder} is quantised already: leave model.quantization at none, or point at the model before it was quantised"
@@ -99,7 +99,7 @@ def load_base(
         forms = {_form(part) for part in parts}
         if len(forms) > 1:
             raise InputError(_mixed(folder, names, parts))
-        if forms != {"dense"}:
+        if forms - {"dense"}:
             return _stacked(
                 (bnb.read(part, leaf.dtype) for part in parts if isinstance(part, Packed)), len(parts), stacked
             )

@@ -56,7 +56,7 @@ def assert_close(found, expected):
 
 
 def far(found, expected) -> bool:
-    return bool(np.abs(found - expected).max() > 30 * TOLERANCE * np.abs(expected).max())
+    return bool(np.abs(found - expected).max() > 5 * TOLERANCE * np.abs(expected).max())
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_a_text_longer_than_512_is_computed_as_transformers_does(saved):
     [
         ({"buckets": None}, {}),
         ({"buckets": 252}, {}),
-        ({"most": 511}, {}),
+        ({"most": 300}, {}),
         ({"terms": ("c2p",)}, {}),
         ({"normed": False}, {}),
         ({}, {"eps": 1e-3}),

@@ -43,7 +43,7 @@ def assert_close(found, expected):
 
 
 def far(found, expected) -> bool:
-    return bool(np.abs(found - expected).max() > 30 * TOLERANCE * np.abs(expected).max())
+    return bool(np.abs(found - expected).max() > 5 * TOLERANCE * np.abs(expected).max())
 
 
 @pytest.fixture(scope="module")
