@@ -22,7 +22,7 @@ from bidora_jax.kernels.encoder_attention import segment_attention
 from bidora_jax.models import encoder_inputs, stacks
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.architecture import LinearSpec, Role
-from bidora_jax.models.architectures.encoder import NORM, TERMS, EncoderConfig
+from bidora_jax.models.architectures.encoder import NORM, TERMS, EncoderConfig, RelativePositions
 from bidora_jax.models.base import dtype_of, with_whole_modules
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.encoder_inputs import Batch, Given, Own
@@ -71,10 +71,10 @@ class EncoderLayer(nn.Module):
 
 def _attention(layer: EncoderLayer, x, given: Given, own: Own) -> Float[Array, "B T D"]:
     c, chunk = layer.config, layer.compute.attention_chunk
-    if c.relative is None:
+    if c.relative is None or given.relative is None:
         (q, k, v), scale, bias = _projected(layer, ("q", "k", "v"), x), c.head_dim**-0.5, None
     else:
-        q, k, v, key_rows, query_rows = _projected_with_positions(layer, x, given.relative)
+        q, k, v, key_rows, query_rows = _projected_with_positions(layer, x, c.relative, given.relative)
         scale = (c.head_dim * (1 + len(c.relative.terms))) ** -0.5
         bias = position_scores(k, key_rows, query_rows, chunk=chunk, scale=scale)
     if given.angles is not None:
@@ -88,9 +88,9 @@ def _attention(layer: EncoderLayer, x, given: Given, own: Own) -> Float[Array, "
 
 
 def _mlp(layer: EncoderLayer, x) -> Float[Array, "B T D"]:
-    *gate, up = _projected(layer, ("gate", "up"), x)
+    up, *gated_by = _projected(layer, ("gate", "up"), x)
     (spec,), kind = _specs(layer.config, ("down",)), layer.config.activation
-    return _linear(layer, spec)(gated(*gate, up, kind) if gate else activate(up, kind))
+    return _linear(layer, spec)(gated(up, gated_by[0], kind) if gated_by else activate(up, kind))
 
 
 def _projected(layer: EncoderLayer, roles: tuple[Role, ...], x) -> list[Array]:
@@ -103,10 +103,8 @@ def _projected(layer: EncoderLayer, roles: tuple[Role, ...], x) -> list[Array]:
     return [part.reshape(*x.shape[:-1], layer.config.num_heads, -1) for part in parts]
 
 
-def _projected_with_positions(layer: EncoderLayer, x, rows: Float[Array, "R D"]):
+def _projected_with_positions(layer: EncoderLayer, x, relative: RelativePositions, rows: Float[Array, "R D"]):
     """q, k and v of x, and of the rows of relative positions the keys and the queries that the model has a term for."""
-    relative = layer.config.relative
-    assert relative is not None
     if relative.shared:
         # One product: an adapter of these layers acts on the rows too, as it does in PEFT, which calls the layers twice.
         batch, length, width = x.shape

@@ -54,13 +54,13 @@ class Given(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What a layer is given that the next one may not have, or, of all layers, stacks. None where they are alike."""
+    """What a layer is given that the next one may not have, or, of all layers, stacks. None of what the model lacks."""
 
     window: Int[Array, "*L"] | None
     """How far a token sees to each side."""
     rotation: Int[Array, "*L"] | None
     """Which of the angles."""
-    first: Bool[Array, "*L"] | None
+    first: Bool[Array, "*L"]
     """Whether it is the first layer: the one without a norm before attention, or the one that takes the convolution in."""
 
 
@@ -83,11 +83,10 @@ def own(config: EncoderConfig) -> Own:
     """The stacks of what each layer is given of its own."""
     whole = jnp.iinfo(jnp.int32).max
     windows, bases = [whole if window is None else window for window in config.windows], _bases(config)
-    alike = config.first_norm and config.convolution is None
     return Own(
         window=jnp.array(windows, jnp.int32) if windows else None,
         rotation=jnp.array([bases.index(theta) for theta in config.thetas]) if len(bases) > 1 else None,
-        first=None if alike else jnp.arange(config.num_layers) == 0,
+        first=jnp.arange(config.num_layers) == 0,
     )
 
 
