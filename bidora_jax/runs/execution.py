@@ -15,7 +15,7 @@ from bidora_jax.runs.assembly import RunInputs, describe
 from bidora_jax.runs.folder import hold, start_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from jaxtyping import PyTree
 
@@ -76,6 +76,9 @@ def run(
             intervals = Intervals(config.eval_every, config.save_every, config.log_every)
             make_loop = make_loop or partial(Loop, interrupts=signals)
             loop = make_loop(losses, log, checkpoints, intervals, logs.watchers(config, inputs))
+            if inputs.labelled is not None:
+                name, higher = problem.criterion
+                logs.note(config, criterion={"name": name, "higher_is_better": higher})
             if losses is not None:
                 _score_start(config, losses, start)
             direction, magnitude = _train(config, problem, loop, checkpoints, first)
@@ -180,18 +183,19 @@ def _finish(
     from bidora_jax.runs import labelling, logs
     from bidora_jax.training.loop import UNCHANGING
 
-    problem, folder = inputs.problem, Path(config.output_dir)
+    problem, folder, splits = inputs.problem, Path(config.output_dir), {}
     if losses is not None:
-        found = losses(direction, magnitude)
+        splits["validation"] = found = losses(direction, magnitude)
         result = {name: value for name, value in found.facts.items() if name not in UNCHANGING}
         logs.note(config, **{f"result_{name}": value for name, value in result.items()})
         in_words = f"loss of the result {found.loss:.4f}" if inputs.labelled is None else f"of the result: {found.in_words}"
         print(f"validation {in_words}")
     if on_test is not None and before.scores is not None:
-        after = on_test(direction, magnitude)
+        splits["test"] = after = on_test(direction, magnitude)
         logs.note(config, test={"before": before.scores.facts, "after": after.facts})
     trained = export.Trained(problem.config, problem.adapter, problem.base, direction, magnitude)
     if inputs.labelled is not None:
+        _write_outcomes(folder, inputs.labelled, splits)
         trained = labelling.as_written(trained, inputs.labelled, problem.pad_id)
     export.write_adapter(folder / "adapter", config.adapter, config.model.path, trained, replace=True)
     if config.merged:
@@ -216,6 +220,15 @@ def answers(config: Config, inputs: RunInputs, base: "PyTree") -> "Answers | Non
         inputs.problem.config, base, inputs.tokenizer, inputs.test, max_new_tokens=config.max_new_tokens,
         ends=conversation.ends(inputs.model_folder, inputs.tokenizer),
     )  # fmt: skip
+
+
+def _write_outcomes(folder: Path, labelled: "Labelled", splits: "Mapping[str, Scores]") -> None:
+    """What the report shows of each split."""
+    from bidora_jax.tasks import outcomes
+    from bidora_jax.tasks.class_evaluation import LabelScores
+
+    found = {split: one.found for split, one in splits.items() if isinstance(one, LabelScores)}
+    outcomes.write(folder, labelled.labels, {split: (one.outputs, one.targets) for split, one in found.items()})
 
 
 def _compare_answers(test: "list[Record]", before: "Answers", after: "Answers") -> None:

@@ -4,7 +4,7 @@ The weights are read at the first answer or evaluation, and stay in memory as lo
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from jaxtyping import PyTree
     from matplotlib.figure import Figure
 
+    from bidora_jax.data.settings import DataConfig
     from bidora_jax.generation.conversation import Form
     from bidora_jax.generation.decoding import Model
     from bidora_jax.generation.ensembles import Member
     from bidora_jax.generation.served_model import Opened
+    from bidora_jax.runs.classifying import Classifier
     from bidora_jax.tasks.evaluation import Evaluator
 
 READING = tuple(name for name in Reading._fields if name != "token_cache")
@@ -181,7 +183,8 @@ class FinetunedModel:
         return conversation.question_ids(records.Record({"prompt": prompt}), form, system, tokenizer)
 
     def evaluate(self, data: Any, **reading: Any) -> dict[str, float | int]:
-        """{loss, perplexity, accuracy, tokens} over the trained tokens of a file, or of rows as `finetune` takes them.
+        """{loss, perplexity, accuracy, tokens} over the trained tokens of a file, or of rows as `finetune` takes them. Of a
+        classifier {loss, records} and the metrics of its task.
 
         reading: columns, max_length, loss_on, long, batch_size; those of the run where there is one, else those of `evaluate`.
         """
@@ -191,6 +194,12 @@ class FinetunedModel:
         call_arguments.at_least(2, max_length=how.max_length)
         call_arguments.one_of("loss_on", how.loss_on, get_args(LossOn))
         call_arguments.one_of("long", how.long, get_args(Long))
+        if self._labels_texts:
+            own = replace(self._data, max_length=how.max_length, long=how.long)
+            with call_arguments.as_file(data) as source:
+                rows = self._classifier.read(source, own, labelled=True)
+            (scores,) = self._classifier.scores(rows.examples, how.batch_size).values()
+            return scores.facts
         opened = self._opened
         with call_arguments.as_file(data) as source:
             batches = file_batches.read(source, how, opened.tokenizer, opened.config.vocab_size).batches
@@ -198,6 +207,68 @@ class FinetunedModel:
         trained = ({}, {}) if member is None else (member.direction, member.magnitude)
         found = self._measure(base, *trained, batches)
         return found._asdict() | {"perplexity": found.perplexity}
+
+    def predict(self, rows: Any, *, threshold: float = 0.5, batch_size: int = 8) -> Any:
+        """What a classifier says of a row or a text, or of each of a list of them, as the command `predict` writes it.
+
+        {label, probabilities}, or of several labels a row {labels, probabilities}, those with a probability of at least
+        `threshold`; {value}, or {values} by name; {tags, spans} of words. A row has the columns of the training's file; a text
+        stands for a row with one column. What is longer than the training's max_length is cut at the end.
+        """
+        from bidora_jax.runs import predicting
+
+        several = isinstance(rows, list | tuple)
+        given = list(rows) if several else [rows]
+        if not given:
+            return []
+        call_arguments.at_least(1, batch_size=batch_size)
+        if not 0 < threshold < 1:
+            raise InputError(f"threshold must be between 0 and 1, found {threshold}")
+        asked = [self._row(row, number) for number, row in enumerate(given, 1)]
+        found = predicting.predict(
+            self._classifier, asked, self._data, threshold=threshold, batch_size=batch_size, together=False
+        )
+        (answers,) = found.answers.values()
+        return answers if several else answers[0]
+
+    def _row(self, row: Any, number: int) -> dict[str, Any]:
+        if isinstance(row, Mapping):
+            return dict(row)
+        if not isinstance(row, str):
+            raise InputError(f"row {number} must be a text or a dictionary, found {type(row).__name__}")
+        usual = "tokens" if self._classifier.labels.type == "tokens" else "text"
+        columns: tuple[str, ...] = self._data.text_columns or (usual,)
+        if len(columns) > 1:
+            raise InputError(
+                f"row {number} is one text, and the model reads pairs: give a dictionary with {' and '.join(columns)}"
+            )
+        return {columns[0]: row}
+
+    @cached_property
+    def _data(self) -> "DataConfig":
+        """How the run read its rows."""
+        from bidora_jax.data.settings import DataConfig
+
+        return DataConfig() if self.folder is None else run_config(str(self.folder)).data
+
+    @cached_property
+    def _classifier(self) -> "Classifier":
+        from bidora_jax.generation.served_model import Served
+        from bidora_jax.runs import classifying
+        from bidora_jax.runs.serving import OF_THE_MODEL
+
+        cache = "auto" if self.folder is None else run_config(str(self.folder)).compilation_cache
+        form = {name: getattr(self.form, name) for name in OF_THE_MODEL}
+        served = Served(model=self.model, adapter=self._adapters, compilation_cache=cache, **form)
+        return classifying.open_classifier(served)
+
+    @cached_property
+    def _labels_texts(self) -> bool:
+        """Whether it is a classifier."""
+        from bidora_jax.generation.served_model import Served
+        from bidora_jax.runs import classifying
+
+        return classifying.is_classifier(Served(model=self.model, adapter=self._adapters))
 
     @cached_property
     def _reading(self) -> Reading:

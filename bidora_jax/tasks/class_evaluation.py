@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +41,8 @@ class LabelScores:
     metrics: dict[str, float]
     records: int
     criterion: Criterion
+    found: Outputs = field(repr=False)
+    """What the scores are of."""
 
     @property
     def rank(self) -> float:
@@ -110,7 +112,7 @@ Evaluator = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], LabelScores]
 
 
 def scored(found: Outputs, labels: Labels, criterion: Criterion) -> LabelScores:
-    return LabelScores(found.loss, metrics.scores(labels, *found[:2]), len(found.outputs), criterion)
+    return LabelScores(found.loss, metrics.scores(labels, *found[:2]), len(found.outputs), criterion, found)
 
 
 def evaluator(read: Reader, labels: Labels, criterion: Criterion) -> Evaluator:

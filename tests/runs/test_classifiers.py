@@ -13,8 +13,8 @@ from peft_oracle import DEPRECATED
 from runs import metrics
 from safetensors.numpy import load_file
 
-from bidora_jax import evaluate, export, train
-from bidora_jax.errors import command
+from bidora_jax import evaluate, export, load, predict, train
+from bidora_jax.errors import InputError, command
 from bidora_jax.generation.served_model import Served
 from bidora_jax.runs import classifying
 
@@ -114,3 +114,45 @@ def test_a_run_is_exported_again_and_the_merged_model_is_a_classifier(run, table
     assert re.search(r"records +7", said)
     wanted = json.loads((run / "run.json").read_text())["test"]["after"]["loss"]
     assert float(re.search(r"loss +([\d.]+)", said)[1]) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_the_report_shows_what_the_run_makes_of_each_split(run):
+    facts, found = (json.loads((run / f"{name}.json").read_text()) for name in ("run", "outcomes"))
+    assert {split: one["rows"] for split, one in found.items()} == {"validation": 9, "test": 7}
+    assert facts["criterion"] == {"name": "accuracy", "higher_is_better": True}
+    assert found["test"]["metrics"]["log_loss"] == facts["test"]["after"]["log_loss"]
+    assert found["validation"]["metrics"]["accuracy"] == facts["result_accuracy"]
+    assert np.trace(found["test"]["confusion"]) / 7 == pytest.approx(facts["test"]["after"]["accuracy"])
+    assert (run / "report" / "confusion_test.png").is_file() and (run / "report" / "metrics.png").is_file()
+
+
+def test_predict_says_of_each_row_what_the_run_was_scored_by(run, tables, tmp_path):
+    facts = json.loads((run / "run.json").read_text())["test"]["after"]
+    predict.main(["--run", str(run), "--data-file", str(tables[2]), "--output", str(tmp_path / "found.csv")])
+    with (tmp_path / "found.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    with tables[2].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in found] == [row["id"] for row in rows] and list(found[0]) == ["id", "label", *COLOURS]
+    right = [one["label"] == row["label"] for one, row in zip(found, rows, strict=True)]
+    assert np.mean(right) == pytest.approx(facts["accuracy"])
+    own = [float(one[row["label"]]) for one, row in zip(found, rows, strict=True)]
+    assert -np.mean(np.log(own)) == pytest.approx(facts["log_loss"], abs=1e-5)
+
+
+def test_python_predicts_and_evaluates_as_the_commands_do(run, tables):
+    opened, facts = load(str(run)), json.loads((run / "run.json").read_text())["test"]["after"]
+    assert opened.evaluate(str(tables[2])) == pytest.approx(facts, abs=1e-5)
+    with tables[2].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = opened.predict(rows)
+    right = [one["label"] == row["label"] for one, row in zip(found, rows, strict=True)]
+    assert np.mean(right) == pytest.approx(facts["accuracy"])
+    alone = opened.predict(rows[3]["text"])
+    assert alone["label"] == found[3]["label"]
+    assert alone["probabilities"] == pytest.approx(found[3]["probabilities"], abs=1e-5)
+    assert opened.predict([]) == []
+    with pytest.raises(InputError, match="row 2 must be a text or a dictionary, found int"):
+        opened.predict(["a", 3])
+    with pytest.raises(InputError, match="threshold must be between 0 and 1"):
+        opened.predict("a", threshold=2.0)
