@@ -143,6 +143,16 @@ def test_every_word_has_a_tag_and_one_that_is_cut_off_is_o(model_folder, folder)
     assert found[0]["tags"] == [labels.names[own[start].argmax()] for start in read.examples[0].starts]
 
 
+def test_a_text_that_is_longer_than_the_model_has_positions_is_cut_and_counted(model_folder, adapters, folder, capfd):
+    (folder / "long.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in ("ab" * 150, "ab" * 400, "c"))
+    )
+    flags = ["--model", str(model_folder), "--adapter", adapters[0], "--data-file", str(folder / "long.jsonl")]
+    found = predicted(*flags, to=folder / "long.csv")
+    assert "2 cut at 256 tokens" in capfd.readouterr().err
+    assert found[0] == found[1] != found[2] and list(found[0]) == ["label", *COLOURS.names]
+
+
 @pytest.mark.parametrize(("flags", "said"), [
     ([], ["predict needs rows: name a file with --data-file", "name the file to write with --output"]),
     (["--data-file", "x.csv", "--output", "p.csv", "--threshold", "1.5"], ["--threshold must be between 0 and 1, found 1.5"]),
