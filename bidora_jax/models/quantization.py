@@ -11,7 +11,15 @@ from bidora_jax.errors import InputError, did_you_mean
 from bidora_jax.kernels import quantized, quantizers
 from bidora_jax.kernels.cuda import ops
 from bidora_jax.kernels.xla_cpu import weights
-from bidora_jax.models.architectures.architecture import EMBEDDING, HEAD, LAYERS, Architecture, embeddings, linear_names
+from bidora_jax.models.architectures.architecture import (
+    EMBEDDING,
+    HEAD,
+    LAYERS,
+    ROLE_NAMES,
+    Architecture,
+    embeddings,
+    linear_names,
+)
 from bidora_jax.models.base import dense_shapes, dtype_of
 from bidora_jax.models.settings import ModelConfig
 
@@ -42,12 +50,11 @@ def resolve(settings: ModelConfig, architecture: Architecture) -> Quantization |
     if settings.quantization == "none":
         return None
     linears = linear_names(architecture)
-    names = [
-        name for chosen in settings.quantized_modules for name in (linears if chosen == "all-linear" else [chosen])
-    ]
+    names = [name for one in settings.quantized_modules for name in (linears if one == "all-linear" else [one])]
+    roles = {ROLE_NAMES[name] for name in names if name in ROLE_NAMES and name not in linears}
     outside = {spec.module.rpartition(".")[2]: key for key, spec in reversed(embeddings(architecture).items())}
     known = (*linears, *outside)
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in known and name not in ROLE_NAMES]
     if unknown or not names:
         found = ", ".join(f"{name!r}{did_you_mean(name, known)}" for name in unknown) or "none at all"
         raise InputError(
@@ -61,7 +68,9 @@ def resolve(settings: ModelConfig, architecture: Architecture) -> Quantization |
             f"model.quantized_modules names {head}, which in this model is the input embedding; name {embedding} to "
             "quantise the two"
         )
-    inside = tuple(f"{LAYERS}.{linear.path}" for linear in architecture.linears if linear.name in names)
+    inside = tuple(
+        f"{LAYERS}.{linear.path}" for linear in architecture.linears if linear.name in names or roles & {*linear.roles}
+    )
     return Quantization(settings.quantization, settings.double_quant, inside + chosen)
 
 

@@ -188,7 +188,9 @@ def _finish(
         splits["validation"] = found = losses(direction, magnitude)
         result = {name: value for name, value in found.facts.items() if name not in UNCHANGING}
         logs.note(config, **{f"result_{name}": value for name, value in result.items()})
-        in_words = f"loss of the result {found.loss:.4f}" if inputs.labelled is None else f"of the result: {found.in_words}"
+        in_words = (
+            f"loss of the result {found.loss:.4f}" if inputs.labelled is None else f"of the result: {found.in_words}"
+        )
         print(f"validation {in_words}")
     if on_test is not None and before.scores is not None:
         splits["test"] = after = on_test(direction, magnitude)

@@ -50,7 +50,10 @@ def write(path: Path, labels: Labels, found: Sequence[Answer], before: Sequence[
 
 def _json_lines(found: Sequence[Answer], before: Sequence[Column]) -> str:
     named = [dict(zip([one.name for one in before], cells, strict=True)) for cells in _rows(before, len(found))]
-    lines = (json.dumps(own | _short(answer), ensure_ascii=False, default=str) for own, answer in zip(named, found, strict=True))
+    lines = (
+        json.dumps(own | _short(answer), ensure_ascii=False, default=str)
+        for own, answer in zip(named, found, strict=True)
+    )
     return "".join(line + "\n" for line in lines)
 
 

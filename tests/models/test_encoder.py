@@ -111,8 +111,9 @@ def test_a_packed_base_is_the_dense_one_that_it_stands_for(kind, form):
     assert_close([x.astype(np.float32) for x in found], [x.astype(np.float32) for x in expected], rounding)
 
 
-def test_all_linear_quantises_the_linear_layers_and_nothing_else():
-    settings = ModelConfig(quantization="nf4", quantized_modules=("all-linear",))
+@pytest.mark.parametrize("names", [("all-linear",), ModelConfig().quantized_modules], ids=["all-linear", "roles"])
+def test_the_linear_layers_are_quantised_and_nothing_else(names):
+    settings = ModelConfig(quantization="nf4", quantized_modules=names)
     for kind in ("bert", "distilbert"):
         config = encoders.config(kind)
         chosen = quantization.resolve(settings, config)
@@ -121,7 +122,7 @@ def test_all_linear_quantises_the_linear_layers_and_nothing_else():
         packed = [leaf for leaf in jax.tree.leaves(shapes, is_leaf=quantized.is_packed) if quantized.is_packed(leaf)]
         assert len(packed) == 6
     with pytest.raises(InputError, match="expected some of query, key, value, dense, word_embeddings, or all-linear"):
-        quantization.resolve(replace(settings, quantized_modules=("q_proj",)), encoders.config("bert"))
+        quantization.resolve(replace(settings, quantized_modules=("qkv",)), encoders.config("bert"))
 
 
 def test_a_bfloat16_base_rounds_and_no_more():

@@ -62,7 +62,9 @@ def test_the_run_is_scored_by_its_metric_and_keeps_its_labels(run):
     last = [line for line in lines if "evaluation_loss" in line][-1]
     assert {"evaluation_accuracy", "evaluation_f1_macro", "evaluation_log_loss"} <= last.keys()
     facts = json.loads((run / "run.json").read_text())
-    assert {"accuracy", "loss", "records"} <= facts["validation_before"].keys() and facts["test"]["after"]["records"] == 7
+    assert {"accuracy", "loss", "records"} <= facts["validation_before"].keys() and facts["test"]["after"][
+        "records"
+    ] == 7
     tensors = load_file(run / "adapter" / "adapter_model.safetensors")
     assert tensors["base_model.model.score.weight"].shape == (3, 26)
 
@@ -80,7 +82,6 @@ def test_evaluate_prints_what_the_run_measured(run, tables, capfd, tmp_path):
 @pytest.mark.filterwarnings(f"ignore:{DEPRECATED}:FutureWarning")
 def test_peft_and_transformers_load_what_was_written(run, model_folder, tables):
     import torch
-    from peft import AutoPeftModelForSequenceClassification
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     classifier = classifying.open_classifier(Served(model=str(model_folder), adapter=(str(run),), compilation_cache=""))
@@ -90,11 +91,15 @@ def test_peft_and_transformers_load_what_was_written(run, model_folder, tables):
     texts = [record["text"] for record in rows.records]
     given = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
     given = {name: given[name] for name in ("input_ids", "attention_mask")}
-    of_peft = AutoPeftModelForSequenceClassification.from_pretrained(
-        run / "adapter", num_labels=3, pad_token_id=tokenizer.pad_token_id, dtype=torch.float32
-    )
+    pasted: dict = {}
+    exec(re.search(r"```python\n(.*?)```", (run / "adapter" / "README.md").read_text(), re.DOTALL)[1], pasted)
+    of_peft = pasted["model"]
+    assert of_peft.config.id2label == dict(enumerate(COLOURS))
     merged = AutoModelForSequenceClassification.from_pretrained(run / "merged")
-    assert merged.config.id2label == dict(enumerate(COLOURS)) and merged.config.problem_type == "single_label_classification"
+    assert (
+        merged.config.id2label == dict(enumerate(COLOURS))
+        and merged.config.problem_type == "single_label_classification"
+    )
     for theirs in (of_peft, merged):
         with torch.no_grad():
             np.testing.assert_allclose(theirs.eval()(**given).logits.numpy(), ours.outputs, atol=1e-4)

@@ -5,6 +5,7 @@ tasks/classification.py, tasks/task.py, models/heads.py, models/architectures/he
 
 from functools import partial
 
+import encoders
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ import optax
 import pytest
 import tiny
 from bilevel_problem import MODEL, OPTIMIZERS, dot
+from forms import quantised
 
 from bidora_jax.models import backbone, heads, stacks
 from bidora_jax.models.adapters import adapter as adapters
@@ -28,7 +30,7 @@ CONFIG = tiny.CONFIG.without_output()
 TYPES = ("classification", "multilabel", "regression", "tokens")
 
 
-def labelled(type, classes, seed, *, micro=1, packed=False, rows=2, columns=13):
+def labelled(type, classes, seed, *, micro=1, packed=False, rows=2, columns=13, vocabulary=CONFIG.vocab_size):
     """Random texts of several lengths with random labels; packed rows hold two of them, and one of them an empty slot."""
     random = np.random.default_rng(seed)
     lengths = random.integers(5, columns + 1, size=(micro, rows))
@@ -37,7 +39,7 @@ def labelled(type, classes, seed, *, micro=1, packed=False, rows=2, columns=13):
     if packed:
         segments = np.where(column < 5, 1, 2) * segments
         segments[:, -1] = np.minimum(segments[:, -1], 1)
-    batch = {"tokens": random.integers(CONFIG.vocab_size, size=segments.shape, dtype=np.int32)}
+    batch = {"tokens": random.integers(vocabulary, size=segments.shape, dtype=np.int32)}
     batch |= {"segments": segments} if packed else {"lengths": lengths.astype(np.int32)}
     if type == "tokens":
         tags = np.where(random.random(segments.shape) < 0.7, random.integers(classes, size=segments.shape), -1)
@@ -53,29 +55,38 @@ def labelled(type, classes, seed, *, micro=1, packed=False, rows=2, columns=13):
     return {**batch, "labels": labels.astype(np.float32), "weights": weights}
 
 
-def problem(type, dtype=jnp.float64, classes=3, weights=None, **settings):
-    head = CONFIG.head("token" if type == "tokens" else "sequence", classes)
+def problem(type, dtype=jnp.float64, classes=3, weights=None, config=CONFIG, form=None, **settings):
+    head = config.head("token" if type == "tokens" else "sequence", classes)
     settings = {"rank": 3, "target_modules": ("q_proj", "down_proj"), **settings}
-    adapter = adapters.resolve(AdapterConfig(**settings), CONFIG, head=head)
-    base = initial.prepare_base(tiny.random_base(CONFIG, dtype=dtype), adapter)
+    adapter = adapters.resolve(AdapterConfig(**settings), config, head=head)
+    base = (tiny if config == CONFIG else encoders).random_base(config, dtype=dtype)
+    base = initial.prepare_base(base if form is None else quantised(base, form), adapter)
     direction, magnitude = initial.init(adapter, base, jax.random.key(0))
     direction = jax.tree.map(lambda leaf: leaf.astype(dtype), direction)
     return Classification(type, head, weights), adapter, base, direction, magnitude
 
 
 @pytest.mark.parametrize(
-    ("type", "micro", "packed"),
-    [("classification", 1, False), ("multilabel", 3, True), ("regression", 1, True), ("tokens", 3, False)],
+    ("type", "micro", "packed", "kind", "form"),
+    [
+        ("classification", 1, True, "bert", "nf4"),
+        ("multilabel", 3, True, "", None),
+        ("regression", 1, False, "bert", None),
+        ("regression", 3, True, "", "nf4"),
+        ("tokens", 3, False, "", None),
+    ],
 )
-def test_the_exact_hypergradient_is_the_central_difference_of_the_whole_step(x64, type, micro, packed):
+def test_the_exact_hypergradient_is_the_central_difference_of_the_whole_step(x64, type, micro, packed, kind, form):
+    config = encoders.config(kind) if kind else CONFIG
     weights = (0.5, 2.0, 1.25) if type != "regression" else None
-    task, adapter, base, direction, magnitude = problem(type, weights=weights)
+    task, adapter, base, direction, magnitude = problem(type, weights=weights, config=config, form=form)
     tx = optim.transformation(OPTIMIZERS["adamw"], 10)
-    inner = objective.inner_two_pass(CONFIG, adapter, MODEL, MODEL, task=task)
-    losses = {"inner_loss": inner, "outer_loss": objective.outer_loss(CONFIG, adapter, MODEL, task=task)}
-    train, val = (jax.tree.map(jnp.asarray, labelled(type, 3, seed, micro=micro, packed=packed)) for seed in (1, 2))
+    inner = objective.inner_two_pass(config, adapter, MODEL, MODEL, task=task)
+    losses = {"inner_loss": inner, "outer_loss": objective.outer_loss(config, adapter, MODEL, task=task)}
+    how = {"micro": micro, "packed": packed, "vocabulary": config.vocab_size}
+    train, val = (jax.tree.map(jnp.asarray, labelled(type, 3, seed, **how)) for seed in (1, 2))
     step = jax.jit(partial(bilevel_step, **losses, inner_tx=tx, outer_tx=optax.sgd(1.0)))
-    plain = objective.inner_loss(CONFIG, adapter, MODEL, task=task)
+    plain = objective.inner_loss(config, adapter, MODEL, task=task)
 
     @jax.jit
     def whole_map(state, magnitude):

@@ -119,6 +119,8 @@ def write_adapter(
     with staged(folder, replace=replace) as fresh:
         peft.write_adapter(fresh, config, adapter, settings, direction, magnitude, base_model_name=base_model_name)
         hf_head.write_labels(fresh, trained.classes)
+        if adapter.head is not None:
+            hf_head.write_readme(fresh, folder, adapter.head.kind, trained.classes)
         _prove(
             "adapter", "trained model", "float32", parity.verify_adapter(fresh, config, base, expected, trained.head)
         )
@@ -156,6 +158,8 @@ def write_lora(folder: Path, base_model_name: str, trained: Trained, *, rank: in
             fresh, config, found.adapter, found.settings, found.direction, {}, base_model_name=base_model_name
         )  # fmt: skip
         hf_head.write_labels(fresh, trained.classes)
+        if adapter.head is not None:
+            hf_head.write_readme(fresh, folder, adapter.head.kind, trained.classes)
         proof = parity.verify_adapter(fresh, config, base, expected, trained.head)
         _prove(f"plain LoRA of rank {found.rank}", to, "float32", proof)
     print(f"plain LoRA written to {folder}")

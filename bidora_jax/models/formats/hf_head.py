@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from bidora_jax.errors import InputError, listing
-from bidora_jax.machine.files import read_json, write_json
+from bidora_jax.machine.files import read_json, write_json, write_whole
 from bidora_jax.models.architectures.architecture import Architecture, Place
 from bidora_jax.models.architectures.families import FAMILIES
 from bidora_jax.models.architectures.heads import HEAD_TREE, HeadPart, HeadSpec, Kind, PartName
@@ -48,6 +48,24 @@ LABELS_FILE = "labels.json"
 def write_labels(folder: Path, classes: Classes | None) -> None:
     if classes is not None:
         write_json(folder / LABELS_FILE, classes.labels)
+
+
+def write_readme(folder: Path, named: Path, kind: Kind, classes: Classes | None) -> None:
+    """How PEFT loads the adapter: a file of its format holds neither the labels nor their number. `named` is where the folder will
+    be."""
+    if classes is None:
+        return
+    auto = {"sequence": "AutoPeftModelForSequenceClassification", "token": "AutoPeftModelForTokenClassification"}[kind]
+    numbered = dict(enumerate(classes.names))
+    given = {
+        "num_labels": len(numbered), "id2label": numbered, "label2id": {name: n for n, name in numbered.items()},
+        "pad_token_id": classes.pad_id,
+    }  # fmt: skip
+    lines = "".join(f"    {name}={value!r},\n" for name, value in given.items())
+    mean = classes.labels.get("mean") or ()
+    left = f"\nThe head has no bias: add the mean {', '.join(f'{m:.9g}' for m in mean)} to what it gives.\n" * any(mean)
+    code = f"from peft import {auto}\n\nmodel = {auto}.from_pretrained(\n    {str(named)!r},\n{lines})\n"
+    write_whole(folder / "README.md", f"# A classifier's adapter\n\nPEFT loads it so:\n\n```python\n{code}```\n{left}")
 
 
 def places(head: HeadSpec) -> dict[str, Place]:
