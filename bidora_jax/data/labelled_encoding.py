@@ -104,7 +104,8 @@ def _of_words(
 ) -> list[_Tokens]:
     if not records:
         return []
-    texts = [_spaced(record["words"], tokenizer) for record in records]
+    blank = " " if _glues_words(tokenizer) else ""
+    texts = [[blank + word for word in record["words"]] for record in records]
     found = _call(tokenizer, (texts,), types, max_length, is_split_into_words=True)
     starts = _first_tokens if tokenizer.is_fast else _first_tokens_by_count
     filled = list(_filled(found, tokenizer))
@@ -147,10 +148,6 @@ def _first_tokens_by_count(found: Any, texts: Sequence[Sequence[str]], tokenizer
         counts = [len(tokenizer.tokenize(word)) for word in words]
         places = opening + np.cumsum([0, *counts[:-1]])
         yield [int(at) if count and at < end else -1 for at, count in zip(places, counts, strict=True)]
-
-
-def _spaced(words: Sequence[str], tokenizer: Tokenizer) -> list[str]:
-    return [" " + word for word in words] if _glues_words(tokenizer) else list(words)
 
 
 def _glues_words(tokenizer: Tokenizer) -> bool:
