@@ -16,11 +16,12 @@ from encoders import KINDS
 from safetensors.numpy import load_file
 
 from bidora_jax.errors import InputError
-from bidora_jax.kernels import rope_frequencies
+from bidora_jax.kernels import quantized, rope_frequencies
 from bidora_jax.models import encoder
 from bidora_jax.models.architectures.architecture import Architecture, endings, linear_names, name_table
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.formats import hf, hf_config
+from bidora_jax.models.settings import ModelConfig
 
 TOLERANCE = 1e-5
 """Of float32, by the largest number: the models have two layers."""
@@ -225,6 +226,45 @@ def test_what_old_files_hold_and_how_they_spell_it(tmp_path):
     lost = {name: tensor for name, tensor in tensors.items() if "layer.1.output.dense" not in name}
     with pytest.raises(InputError, match=r"2 tensors do not fit[^$]*missing: bert\.encoder\.layer\.1\.output\.dense"):
         hf.load_base(encoder_folders.copied(plain, tmp_path / "lost", lost), config)
+
+
+@pytest.mark.parametrize(("kind", "form"), [("bert", "nf4"), ("distilbert", "int8"), ("esm-2", "nf4")])
+def test_a_quantised_encoder_is_written_and_read_byte_for_byte(tmp_path, kind, form):
+    config = encoders.config(kind)
+    folder = encoder_folders.write(tmp_path / "dense", kind)
+    base = hf.load(ModelConfig(quantization=form, quantized_modules=("all-linear",)), folder, config)
+    packed = [leaf for leaf in jax.tree.leaves(base, is_leaf=quantized.is_packed) if quantized.is_quantised(leaf)]
+    assert len(packed) == 6
+    hf.save_model(tmp_path / "packed", folder, config, base, dtype="float32")
+    again = hf.load(ModelConfig(), tmp_path / "packed", hf_config.read_config(tmp_path / "packed"))
+    assert jax.tree.structure(again) == jax.tree.structure(base)
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, base))
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")
+def test_what_bitsandbytes_quantised_is_read(saved, tmp_path):
+    import encoder_oracle
+    import torch
+    import transformers
+
+    _, folder, config, _ = saved("bert", "token")
+    four = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    model = transformers.AutoModelForTokenClassification.from_pretrained(
+        folder, quantization_config=four, dtype=torch.float32, attn_implementation="eager"
+    )
+    for module in model.modules():  # in evaluation its CPU kernels for 4 bits round the scales to bfloat16
+        module.training = type(module).__name__ == "Linear4bit"
+    model.save_pretrained(tmp_path)
+    batch = encoders.padded(encoders.texts(config))
+    expected = encoders.of_texts(encoder_oracle.outputs(model, batch)[0], batch)
+    here = ModelConfig(quantization="nf4", double_quant=False, quantized_modules=("all-linear",))
+    for asked, source in ((ModelConfig(), tmp_path), (here, folder)):
+        found = encoders.of_texts(hidden(config, hf.load(asked, source, config), batch), batch)
+        for a, b in zip(found, expected, strict=True):
+            assert_close(a, b, 2e-5)
 
 
 # Data
