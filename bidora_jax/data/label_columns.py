@@ -23,6 +23,9 @@ PAIRS = (
     ("#1 string", "#2 string"), ("sequence_a", "sequence_b"),
 )  # fmt: skip
 TEXTS = ("text", "sentence", "sequence", "full_text", "comment_text", "content", "review", "seq")
+SEQUENCES = ("sequence", "seq")
+LONG_WORD = 20
+"""Letters that texts without a blank have on average, at the least, to be no words but sequences of letters."""
 LABELS = ("label", "labels")
 OTHER_LABELS = (
     "target", "targets", "category", "class", "score", "gold_label", "quality", "is_duplicate", "sentiment", "intent",
@@ -42,6 +45,8 @@ class Columns(NamedTuple):
     words: bool
     """The text is a list of words, with a tag for each."""
     notes: tuple[str, ...] = ()
+    letters: bool = False
+    """Each letter of a text is a word for tags: the residues of a protein."""
 
 
 def choose(rows: Sequence[dict[str, Any]], data: DataConfig, task: str, *, labelled: bool = True) -> Columns:
@@ -66,7 +71,7 @@ def choose(rows: Sequence[dict[str, Any]], data: DataConfig, task: str, *, label
         )
     if both := set(texts) & set(labels):
         raise InputError(f"column {', '.join(map(repr, both))} is named as text and as label; a column is one of them")
-    return Columns(tuple(texts), labels, is_tags, tuple(notes))
+    return Columns(tuple(texts), labels, is_tags, tuple(notes), is_tags and _of_letters(rows, texts[0]))
 
 
 def _check_named(setting: str, given: Sequence[str], there: Sequence[str], needed: bool) -> None:
@@ -145,6 +150,13 @@ def _labels(
 def _reads_like_text(rows: Sequence[dict[str, Any]], key: str) -> bool:
     values = {value for row in rows[:LOOKED_AT] if isinstance(value := row.get(key), str) and value.strip()}
     return bool(values) and sum(len(value.split()) for value in values) / len(values) >= WORDS_OF_TEXT
+
+
+def _of_letters(rows: Sequence[dict[str, Any]], key: str) -> bool:
+    """Whether a column says by its name that it holds sequences, or holds long texts without a blank."""
+    values = [value.strip() for row in rows[:LOOKED_AT] if isinstance(value := row.get(key), str) and value[:1] != "["]
+    long = sum(map(len, values)) >= LONG_WORD * len(values) and not any(len(value.split()) > 1 for value in values)
+    return bool(values) and (key.casefold() in SEQUENCES or long)
 
 
 def _headerless(there: Sequence[str]) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from bidora_jax.data.label_values import LabelReading, names_of
+from bidora_jax.data.label_values import DIVIDERS, LabelReading, names_of
 from bidora_jax.data.labelled_records import LabelledRecord
 from bidora_jax.data.labels import OUTSIDE, Labels
 from bidora_jax.data.records import in_records
@@ -194,11 +194,19 @@ def _counted(labels: Labels, counts: Counter[str], rows: int, how: LabelReading)
     alike = Counter(name.casefold() for name in labels.names)
     if twins := [name for name in labels.names if alike[name.casefold()] > 1]:
         yield f"{what} that differ in the letters' case alone: {_some(twins)}"
+    several = [name for name in labels.names if _is_several(name, labels.names)]
+    if how.type == "classification" and several:
+        yield f"labels that are other labels put together: {_some(several)}; task.type multilabel takes them apart"
     numbers = all(_size(name) is not None for name in labels.names)
     if how.type == "classification" and labels.count > 2 and numbers and len(how.columns) == 1:
         yield "the classes are numbers, and their order is not used; task.type regression predicts a number"
     if how.type == "multilabel" and (all_rows := [labels.names[i] for i, n in totals.items() if n == rows]):
         yield f"classes that every row of train has: {_some(all_rows)}"
+
+
+def _is_several(name: str, names: Sequence[str]) -> bool:
+    parts = [part.strip() for part in DIVIDERS.split(name)]
+    return len(parts) > 1 and set(parts) <= set(names)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -4,7 +4,7 @@
     multilabel       a list of classes, as JSON text in a table, or divided by commas, semicolons or bars; a column of 0 and 1 each;
                      or lists of 0 and 1 that are all of one length, whose places are the classes '0', '1', …
     regression       a number, a list of them, or a column each
-    tokens           a tag for each word: a list, or as JSON text, or divided by blanks; of a text without blanks, its letters
+    tokens           a tag for each word: a list, or as JSON text, or divided by blanks; of a sequence of letters, a letter each
 
 A class is the text of its cell without the blanks around it. A number in JSON or Parquet is written as such, 1.0 as 1, and true and
 false as JSON has them. An empty cell, null and NaN of a frame are missing.
@@ -39,9 +39,13 @@ class LabelReading(NamedTuple):
     """A list of labels is 0 or 1 for each class."""
     reason: str
     """Why the type is this one, in words."""
+    letters: bool = False
+    """The tags of a text are its letters."""
 
 
-def reading(rows: Sequence[dict[str, Any]], columns: tuple[str, ...], words: bool, task: str) -> LabelReading:
+def reading(
+    rows: Sequence[dict[str, Any]], columns: tuple[str, ...], words: bool, task: str, *, letters: bool = False
+) -> LabelReading:
     """The type of the rows' labels, which `task` names or leaves to their values ("auto"). InputError where no row has one."""
     cells = [[decoded(row.get(column)) for column in columns] for row in rows]
     present = [[cell for cell in one if not _missing(cell)] for one in cells]
@@ -52,7 +56,7 @@ def reading(rows: Sequence[dict[str, Any]], columns: tuple[str, ...], words: boo
     if chosen != inferred or task != "auto":
         reason = f"task.type is {chosen}"
     vectors = chosen == "multilabel" and len(columns) == 1 and are_flags([cell for one in present for cell in one])
-    return LabelReading(chosen, columns, vectors, reason)
+    return LabelReading(chosen, columns, vectors, reason, letters)
 
 
 def are_flags(cells: Sequence[Any]) -> bool:
@@ -104,7 +108,7 @@ def target(row: dict[str, Any], how: LabelReading) -> Target:
         values = cell if isinstance(cell, list) and len(cells) == 1 else cells.values()
         return [_value(column, value) for column, value in zip(names_of(how, len(values)), values, strict=True)]
     if how.type == "tokens":
-        return _tags(column, cell)
+        return _tags(column, cell, how.letters)
     if how.type == "multilabel":
         return list(_classes(how, cells))
     if len(cells) > 1 or isinstance(cell, dict):
@@ -204,9 +208,9 @@ def _shares(cells: dict[str, Any]) -> dict[str, float]:
     return {name.strip(): (number or 0.0) / total for name, number in numbers.items()}
 
 
-def _tags(column: str, cell: Any) -> list[str]:
+def _tags(column: str, cell: Any, letters: bool) -> list[str]:
     if isinstance(cell, str):
-        cell = split_words(cell)
+        cell = split_words(cell, letters)
     if not isinstance(cell, list):
         raise BadRecord(f"{column!r} is {_first([cell])}; expected a tag for each word")
     if wrong := [tag for tag in cell if isinstance(tag, list | dict) or _missing(tag)]:
@@ -214,10 +218,9 @@ def _tags(column: str, cell: Any) -> list[str]:
     return [written(tag) for tag in cell]
 
 
-def split_words(text: str) -> list[str]:
-    """The words of a text; of one without blanks its letters, such as the residues of a protein."""
-    words = text.split()
-    return list(text.strip()) if len(words) == 1 else words
+def split_words(text: str, letters: bool) -> list[str]:
+    """The words of a text, or its letters without blanks."""
+    return list("".join(text.split())) if letters else text.split()
 
 
 def _first(cells: Sequence[Any]) -> str:

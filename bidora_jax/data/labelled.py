@@ -207,7 +207,7 @@ def _how(rows: Sequence[dict[str, Any]], data: DataConfig, labels: Labels, label
     columns = label_columns.choose(rows, data, labels.type, labelled=labelled)
     cells = [row.get(name) for row in rows for name in columns.labels[:1]]
     vectors = labels.type == "multilabel" and len(columns.labels) == 1 and are_flags(cells)
-    return Rows(columns, LabelReading(labels.type, columns.labels, vectors, ""))
+    return Rows(columns, LabelReading(labels.type, columns.labels, vectors, "", columns.letters))
 
 
 def _forget_unknown(records: Sequence[LabelledRecord], labels: Labels) -> list[str]:

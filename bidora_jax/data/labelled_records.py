@@ -70,7 +70,7 @@ def how_to_read(found: Found, data: DataConfig, task: str) -> Rows:
     if not rows:
         read(found, Rows(Columns((), (), False), LabelReading("classification", (), False, "")), data)
     columns = choose(rows, data, task)
-    return Rows(columns, reading(rows, columns.labels, columns.words, task))
+    return Rows(columns, reading(rows, columns.labels, columns.words, task, letters=columns.letters))
 
 
 def read(found: Found, how: Rows, data: DataConfig, *, labelled: bool = True) -> dict[str, list[LabelledRecord]]:
@@ -102,7 +102,7 @@ def _record(row: SourceRow | Fault, how: Rows, group: str, labelled: bool) -> La
     if lost:
         raise BadRecord(f"has no text in {', '.join(map(repr, lost))}")
     if how.labels.type == "tokens":
-        values: dict[str, Any] = {"words": _words(columns.texts[0], cells[columns.texts[0]])}
+        values: dict[str, Any] = {"words": _words(columns.texts[0], cells[columns.texts[0]], columns.letters)}
     else:
         values = dict(zip(("text", "text_pair"), (_text(name, cells[name]) for name in columns.texts), strict=False))
     used = {*columns.texts, *how.labels.columns, group}
@@ -138,10 +138,10 @@ def _text(name: str, value: Any) -> str:
     return text
 
 
-def _words(name: str, value: Any) -> list[str]:
+def _words(name: str, value: Any, letters: bool) -> list[str]:
     words = decoded(value)
     if isinstance(words, str):
-        words = split_words(words)
+        words = split_words(words, letters)
     if not isinstance(words, list):
         check_text(name, words)
     if not words:

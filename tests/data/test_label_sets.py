@@ -157,6 +157,8 @@ def test_classes_are_counted():
         "3 classes in train: 2 3, 1 3, 3 1", "classes with one row in train, which no split can share: '3'",
         "the classes are numbers, and their order is not used; task.type regression predicts a number",
     ]  # fmt: skip
+    together = "labels that are other labels put together: '1,2'; task.type multilabel takes them apart"
+    assert together in collected("classification", "1", "2", "1,2", "4,5")[1]
     assert (
         "classes that differ in the letters' case alone: 'Pos', 'pos'" in collected("classification", "Pos", "pos")[1]
     )

@@ -52,6 +52,14 @@ def test_pairs_words_and_letters(tmp_path):
     assert tagged == [{"words": ["EU", "a b"]}] and tagged[0].target == ["B-ORG", "O"]
     letters = records(write(tmp_path / "c.jsonl", [{"sequence": "MKV", "labels": "HHE"}]), task="tokens")
     assert letters == [{"words": ["M", "K", "V"]}] and letters[0].target == ["H", "H", "E"]
+    found = records(
+        write(tmp_path / "e.jsonl", [{"body": "MKV" * 9, "labels": "HHE" * 9}]),
+        DataConfig(text_columns=("body",)),
+        "tokens",
+    )
+    assert len(found[0]["words"]) == 27
+    city = records(write(tmp_path / "f.jsonl", [{"text": "York", "tags": "B-LOC"}]), task="tokens")
+    assert city == [{"words": ["York"]}] and city[0].target == ["B-LOC"]
     text = records(write(tmp_path / "d.jsonl", [{"text": "new york", "tags": "B-LOC I-LOC"}]), task="tokens")
     assert text == [{"words": ["new", "york"]}]
 
