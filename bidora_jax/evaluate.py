@@ -128,6 +128,8 @@ def evaluate_labels(arguments: EvaluateArguments) -> list[dict[str, Any]]:
     rows = classifier.read(arguments.data_file, data, labelled=True)
     print("\n".join(rows.notes), file=sys.stderr)
     scores = classifier.scores(rows.examples, arguments.batch_size)
+    for note in dict.fromkeys(note for found in scores.values() for note in found.notes):
+        print(note, file=sys.stderr)
     source = " and ".join(arguments.data_file)
     return [
         {

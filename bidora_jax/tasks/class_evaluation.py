@@ -43,6 +43,8 @@ class LabelScores:
     criterion: Criterion
     found: Outputs = field(repr=False)
     """What the scores are of."""
+    notes: tuple[str, ...] = ()
+    """Which metrics these records don't define, and why."""
 
     @property
     def rank(self) -> float:
@@ -112,7 +114,8 @@ Evaluator = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], LabelScores]
 
 
 def scored(found: Outputs, labels: Labels, criterion: Criterion) -> LabelScores:
-    return LabelScores(found.loss, metrics.scores(labels, *found[:2]), len(found.outputs), criterion, found)
+    measured = metrics.measured(labels, *found[:2])
+    return LabelScores(found.loss, measured.values, len(found.outputs), criterion, found, tuple(measured.notes))
 
 
 def evaluator(read: Reader, labels: Labels, criterion: Criterion) -> Evaluator:

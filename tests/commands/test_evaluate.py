@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from classifier_folders import write_classifier
 
 from bidora_jax import evaluate
 from bidora_jax.config import Config
 from bidora_jax.data import encoding, token_cache
+from bidora_jax.data.labels import Labels
 from bidora_jax.data.records import Record
 from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import command
@@ -211,3 +213,14 @@ def test_bad_input_is_refused_with_one_message(model_folder, data_files, tmp_pat
     assert (stopped.value.code, out, err.count("error: ")) == (2, "", 1)
     assert said in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_metric_that_a_file_does_not_define_is_left_out_and_said(model_folder, tmp_path, capfd):
+    classifier = write_classifier(tmp_path / "classifier", model_folder, Labels("classification", ("a", "b")))
+    file = tmp_path / "one_label.jsonl"
+    file.write_text("".join(json.dumps({"text": text, "label": "a"}) + "\n" for text in ("one", "two", "three")))
+    flags = ("--model", str(classifier), "--data-file", str(file), "--compilation-cache", "")
+    found = evaluated(*flags, to=tmp_path / "found.json")
+    assert {"loss", "accuracy", "log_loss", "records"} <= found.keys() and not {"auc", "f1", "matthews"} & found.keys()
+    said = capfd.readouterr().err
+    assert "auc is left out: every row has the label 'a'" in said and "f1 is left out: no row has the label 'b'" in said
