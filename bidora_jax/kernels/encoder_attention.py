@@ -52,10 +52,10 @@ def segment_attention(
     memory grows with T·chunk instead of T². The scale is 1/√h where none is given.
     """
     keys, values = transpose(k, 1, 2), transpose(v, 1, 2)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
 
     def attend(first, q, own):
-        scores = product(transpose(q, 1, 2), keys) * scale
+        scores = product(transpose(q, 1, 2), keys) * factor
         if bias is not None:
             scores = scores + bias(first, q)
         seen = visible(own, segments, first, window)[:, None]

@@ -11,6 +11,7 @@ from bidora_jax.models import decoder, encoder
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.architecture import Architecture
 from bidora_jax.models.architectures.decoder import DecoderConfig
+from bidora_jax.models.architectures.encoder import EncoderConfig
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.decoder import Batch
 from bidora_jax.models.stacks import Trained
@@ -28,7 +29,10 @@ def hidden(
     tape: EmptyTape | TapeValues | None = None,
 ) -> Float[Array, "B T D"]:
     """The last hidden states, after the model's own last norm. A `key` switches the adapter's dropout on; `tape` as in tape.py."""
-    return _of(architecture).hidden(architecture, adapter, compute, base, trained, batch, key, tape)
+    if isinstance(architecture, DecoderConfig):
+        return decoder.hidden(architecture, adapter, compute, base, trained, batch, key, tape)
+    assert isinstance(architecture, EncoderConfig)
+    return encoder.hidden(architecture, adapter, compute, base, trained, batch, key, tape)
 
 
 def empty_tape(
@@ -41,8 +45,7 @@ def empty_tape(
     means: Array | None,
 ) -> EmptyTape:
     """The empty tape of a pass over this batch, with the zeros of a head that has `means`."""
-    return _of(architecture).empty_tape(architecture, adapter, compute, base, trained, batch, means)
-
-
-def _of(architecture: Architecture):
-    return decoder if isinstance(architecture, DecoderConfig) else encoder
+    if isinstance(architecture, DecoderConfig):
+        return decoder.empty_tape(architecture, adapter, compute, base, trained, batch, means)
+    assert isinstance(architecture, EncoderConfig)
+    return encoder.empty_tape(architecture, adapter, compute, base, trained, batch, means)

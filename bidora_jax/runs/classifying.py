@@ -121,7 +121,7 @@ def open_classifier(served: Served) -> Classifier:
     from bidora_jax.data.tokenizer import load_tokenizer
     from bidora_jax.generation import ensembles
     from bidora_jax.machine.compile_cache import keep_compiled
-    from bidora_jax.models.architectures.heads import HEAD_TREE
+    from bidora_jax.models.architectures.heads import HEAD_TREE, PartName
     from bidora_jax.models.formats import hf, hf_config, hf_head
 
     keep_compiled(served.compilation_cache)
@@ -140,7 +140,7 @@ def open_classifier(served: Served) -> Classifier:
     brought = {
         part.name for one in members.values() if one.adapter and one.adapter.head for part in one.adapter.head.parts
     }
-    needed = [part.name for part in first.head.parts if part.name not in brought]
+    needed: list[PartName] = [part.name for part in first.head.parts if part.name not in brought]
     held = hf_head.load(folder, config, first.head, needed)
     if absent := [part.module for part in first.head.parts if part.name in needed and part.name not in held]:
         raise InputError(

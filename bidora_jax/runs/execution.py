@@ -119,11 +119,13 @@ def _padded(problem: "Problem", rows: "Examples") -> "list[Batch]":
 def scorer(problem: "Problem", labelled: "Labelled | None" = None) -> "Callable[[list[Batch]], Losses]":
     """From batches to the scores of an adapter on them, by (direction, magnitude). Batches of one shape share a program."""
     from bidora_jax.tasks import class_evaluation, evaluation
+    from bidora_jax.tasks.classification import Classification
 
     adapter = replace(problem.adapter, dropout=0.0)
     if labelled is None:
-        evaluate = evaluation.evaluator(problem.config, adapter, problem.model)
+        evaluate = evaluation.evaluator(problem.decoder, adapter, problem.model)
     else:
+        assert isinstance(problem.task, Classification)
         read = class_evaluation.reader(problem.task, problem.config, adapter, problem.model)
         evaluate = class_evaluation.evaluator(read, labelled.labels, problem.criterion)
     return lambda batches: lambda direction, magnitude: evaluate(problem.base, direction, magnitude, batches)
@@ -219,7 +221,7 @@ def answers(config: Config, inputs: RunInputs, base: "PyTree") -> "Answers | Non
     if not inputs.test:
         return None
     return evaluation.answer(
-        inputs.problem.config, base, inputs.tokenizer, inputs.test, max_new_tokens=config.max_new_tokens,
+        inputs.problem.decoder, base, inputs.tokenizer, inputs.test, max_new_tokens=config.max_new_tokens,
         ends=conversation.ends(inputs.model_folder, inputs.tokenizer),
     )  # fmt: skip
 

@@ -237,7 +237,7 @@ class FinetunedModel:
         if not isinstance(row, str):
             raise InputError(f"row {number} must be a text or a dictionary, found {type(row).__name__}")
         usual = "tokens" if self._classifier.labels.type == "tokens" else "text"
-        columns: tuple[str, ...] = self._data.text_columns or (usual,)
+        columns = [*self._data.text_columns] or [usual]
         if len(columns) > 1:
             raise InputError(
                 f"row {number} is one text, and the model reads pairs: give a dictionary with {' and '.join(columns)}"

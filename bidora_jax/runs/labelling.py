@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bidora_jax.data.labels import Labels, TaskType
     from bidora_jax.models.adapters.adapter import Adapter
     from bidora_jax.models.architectures.architecture import Architecture
-    from bidora_jax.models.architectures.heads import HeadSpec, Kind
+    from bidora_jax.models.architectures.heads import HeadSpec, Kind, PartName
     from bidora_jax.models.formats.export import Trained
     from bidora_jax.tasks.classification import Classification
     from bidora_jax.tasks.task import Criterion
@@ -92,7 +92,7 @@ def head_for(config: Config, folder: Path, architecture: "Architecture", labels:
     from bidora_jax.models.formats import hf_head
 
     spec = architecture.head(kind_of(labels.type), labels.count)
-    wanted = [part.name for part in spec.parts]
+    wanted: list[PartName] = [part.name for part in spec.parts]
     if config.task.head == "new":
         replaced = {part.name for part in spec.trained(wanted).parts}
         wanted = [name for name in wanted if name not in replaced]
@@ -168,7 +168,8 @@ def as_written(trained: "Trained", labelled: Labelled, pad_id: int) -> "Trained"
     labels, direction = labelled.labels, trained.direction
     if labels.type == "regression":
         labels, direction = _folded(labels, labelled.head, direction)
-    classes = Classes(labels.names, PROBLEM_TYPES.get(labels.type), pad_id, labels.to_json())
+    problem_type = None if labels.type == "tokens" else PROBLEM_TYPES[labels.type]
+    classes = Classes(labels.names, problem_type, pad_id, labels.to_json())
     return trained._replace(direction=direction, head=labelled.head, classes=classes)
 
 
@@ -198,9 +199,10 @@ def unnamed(folder: Path, kind: "Kind", outputs: int) -> "Labels":
     names = given if len(given) == outputs else tuple(f"LABEL_{number}" for number in range(outputs))
     if kind == "token":
         return Labels("tokens", names)
-    type = hf_head.problem_type_in(folder) or ("regression" if outputs == 1 else "classification")
-    scale = ((0.0,) * outputs, (1.0,) * outputs) if type == "regression" else ()
-    return Labels(type, names, *scale)
+    type: TaskType = hf_head.problem_type_in(folder) or ("regression" if outputs == 1 else "classification")
+    if type == "regression":
+        return Labels(type, names, (0.0,) * outputs, (1.0,) * outputs)
+    return Labels(type, names)
 
 
 def completed(trained: "Trained", labels: "Labels", source: Path) -> "Trained":

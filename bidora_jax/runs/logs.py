@@ -66,7 +66,13 @@ def watchers(config: Config, inputs: "RunInputs") -> "list[Watcher]":
     found: list[Watcher] = [DriftLog(folder, config.eval_every, measure)]
     if config.samples.every:
         answer = answerer(
-            config.samples, problem.config, problem.adapter, problem.base, inputs.tokenizer, inputs.prompts, config.seed
+            config.samples,
+            problem.decoder,
+            problem.adapter,
+            problem.base,
+            inputs.tokenizer,
+            inputs.prompts,
+            config.seed,
         )
         found.append(Samples(folder, config.samples.every, inputs.prompts, answer))
     return found

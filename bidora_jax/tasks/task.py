@@ -6,7 +6,7 @@ A `Task` is a frozen value, so that a compiled step can take it as static. A bat
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from jaxtyping import Array, Float, PyTree
 
@@ -20,10 +20,8 @@ from bidora_jax.models.tape import EmptyTape, TapeValues
 class Task(Protocol):
     """One question that is asked of a model."""
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The arrays of a batch that a pass reads, where it has them."""
-        ...
+    inputs: ClassVar[tuple[str, ...]]
+    """The arrays of a batch that a pass reads, where it has them."""
 
     def loss_sum(
         self, config: Architecture, adapter: Adapter | None, compute: Compute, base: PyTree, trained: Trained,

@@ -116,8 +116,11 @@ def mean_gram_penalty(adapter: Adapter, base: PyTree, direction: PyTree) -> Floa
     return jnp.asarray(total / count)
 
 
-def _mean_loss(task: Task, model, base, trained, batch, key=None, tape=None) -> Float[Array, ""]:
-    """Σ w·l / Σ w; `model` is (architecture, adapter, compute)."""
+Model = tuple[Architecture, Adapter, Compute]
+
+
+def _mean_loss(task: Task, model: Model, base, trained, batch, key=None, tape=None) -> Float[Array, ""]:
+    """Σ w·l / Σ w."""
 
     def part(trained, base, index, micro):
         own_key = None if key is None else jax.random.fold_in(key, index)

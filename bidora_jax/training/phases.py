@@ -124,7 +124,7 @@ def level_losses(problem: Problem, search: SearchConfig) -> dict[str, Any]:
     """The losses of a bilevel step. A loss that is differentiated twice takes no fused attention, which has one derivative
     (planning/attention_backend.py)."""
     sizes, how = (problem.config, problem.adapter), {"task": problem.task}
-    lower = how | {"gram_weight": search.gram_penalty}
+    lower: dict[str, Any] = {**how, "gram_weight": search.gram_penalty}
     once = Compute.of(problem.model, reverse_differentiable=search.hypergradient == "reverse")
     twice = replace(once, attention="chunked")
     if search.hypergradient == "exact":

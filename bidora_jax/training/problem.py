@@ -15,6 +15,7 @@ from bidora_jax.data.settings import DataConfig
 from bidora_jax.models.adapters import initial
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.architecture import Architecture
+from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.tasks.language_modeling import NEXT_TOKEN
 from bidora_jax.tasks.task import LOSS, Criterion, Task
@@ -44,6 +45,12 @@ class Problem:
     """What the best step has most or least of."""
     label_form: batching.LabelForm | None = None
     """Of records with labels."""
+
+    @property
+    def decoder(self) -> DecoderConfig:
+        """The architecture of a language model."""
+        assert isinstance(self.config, DecoderConfig)
+        return self.config
 
     @property
     def buckets(self) -> tuple[int, ...]:

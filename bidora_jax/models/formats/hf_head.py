@@ -7,7 +7,7 @@ A folder of transformers' …ForSequenceClassification has all parts, one of a m
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +35,7 @@ class Classes(NamedTuple):
     """For labels.json."""
 
 
-PROBLEM_TYPES = {
+PROBLEM_TYPES: dict[Literal["classification", "multilabel", "regression"], str] = {
     "classification": "single_label_classification",
     "multilabel": "multi_label_classification",
     "regression": "regression",
@@ -97,7 +97,7 @@ def names_in(folder: Path | str) -> tuple[str, ...]:
     return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
 
 
-def problem_type_in(folder: Path | str) -> str | None:
+def problem_type_in(folder: Path | str) -> Literal["classification", "multilabel", "regression"] | None:
     """task.type by the problem_type of config.json; None where it says none."""
     given = read_json(Path(folder) / "config.json", NOT_A_MODEL).get("problem_type")
     return next((type for type, name in PROBLEM_TYPES.items() if name == given), None)

@@ -1,4 +1,4 @@
-"""Adapters of classifiers as PEFT writes and reads them (formats/peft.py, formats/hf_head.py, adapters/initial.py).
+"""Adapters of classifiers as PEFT writes and reads them: models/formats/peft.py and models/formats/hf_head.py.
 
 Every family, over whole texts and over tokens: PEFT's folder gives the logits of PEFT here, and ours gives ours there.
 """
@@ -147,5 +147,7 @@ def test_an_adapter_without_its_trained_head_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"missing: base_model\.model\.bert\.pooler\.dense\.bias"):
         peft.load_adapter(tmp_path / "ours", config)
     save_file({name: part for name, part in tensors.items() if "classifier" not in name}, file)
-    with pytest.raises(InputError, match=r"lacks base_model\.model\.classifier\.weight: .* the trained head was not saved"):
+    with pytest.raises(
+        InputError, match=r"lacks base_model\.model\.classifier\.weight: .* the trained head was not saved"
+    ):
         peft.load_adapter(tmp_path / "ours", config)
