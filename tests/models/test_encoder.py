@@ -172,9 +172,10 @@ def loss(case, batch, compute, direction, magnitude, tape=None):
     )
 
 
-@pytest.mark.parametrize("method", ["lora", "bidora"])
-def test_merged_is_adapted(x64, method):
-    config, adapter, base, direction, magnitude = problem(method=method)
+@pytest.mark.parametrize(("kind", "method"), [("bert", "lora"), ("bert", "bidora"), ("deberta-v3", "bidora")])
+def test_merged_is_adapted(x64, kind, method):
+    """In DeBERTa, whose projections of x project relative positions too, only if the adapter acts on both."""
+    config, adapter, base, direction, magnitude = problem(kind, method=method)
     batch = rows(config)
     merged = merging.merge(adapter, base, direction, magnitude)
     found = encoder.hidden(config, adapter, Compute(), base, (direction, magnitude), batch)
