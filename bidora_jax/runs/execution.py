@@ -54,12 +54,14 @@ def run(
 
     Raises Stopped where a signal asks for it; the run can then go on from where it stopped.
     """
-    from bidora_jax.runs import logs
+    from bidora_jax.runs import labelling, logs
     from bidora_jax.training.checkpoint import Checkpoints
     from bidora_jax.training.loop import Intervals, Loop
 
     problem, folder, began = inputs.problem, Path(config.output_dir), time.monotonic()
     score = scorer(problem, inputs.labelled)
+    if inputs.labelled is not None and problem.val:
+        labelling.check_criterion(problem.criterion, inputs.labelled.labels, problem.val)
     if losses is None and problem.val:
         losses = score(validation_batches(problem))
     describe(config, inputs)

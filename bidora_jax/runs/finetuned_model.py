@@ -236,13 +236,14 @@ class FinetunedModel:
             return dict(row)
         if not isinstance(row, str):
             raise InputError(f"row {number} must be a text or a dictionary, found {type(row).__name__}")
-        usual = "tokens" if self._classifier.labels.type == "tokens" else "text"
-        columns = [*self._data.text_columns] or [usual]
-        if len(columns) > 1:
+        labels = self._classifier.labels
+        usual = "tokens" if labels.type == "tokens" else "text"
+        column, *more = self._data.text_columns or labels.text_columns or (usual,)
+        if more:
             raise InputError(
-                f"row {number} is one text, and the model reads pairs: give a dictionary with {' and '.join(columns)}"
+                f"row {number} is one text, and the model reads pairs: give a dictionary with {column} and {more[0]}"
             )
-        return {columns[0]: row}
+        return {column: row}
 
     @cached_property
     def _data(self) -> "DataConfig":

@@ -17,6 +17,7 @@ from bidora_jax.machine.files import read_json
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
+    from bidora_jax.data.batches import Examples
     from bidora_jax.data.labelled import PreparedLabels, Room
     from bidora_jax.data.labels import Labels, TaskType
     from bidora_jax.models.adapters.adapter import Adapter
@@ -134,6 +135,23 @@ def criterion_of(config: Config, labels: "Labels") -> "Criterion":
         config.search.metric, labels.type
     )  # fmt: skip
     return Criterion(chosen.name, chosen.higher_is_better)
+
+
+def check_criterion(criterion: "Criterion", labels: "Labels", val: "Examples") -> None:
+    """InputError where the validation records don't define the metric: no step would be the best one."""
+    import numpy as np
+
+    from bidora_jax.tasks import metrics
+
+    rows: Any = val
+    targets: Any = [row.labels for row in rows]
+    if labels.type != "tokens":
+        targets = np.concatenate([one.reshape(-1, labels.count) for one in targets])
+    if criterion.name != "loss" and (why := metrics.why_undefined(labels, targets, criterion.name)):
+        raise InputError(
+            f"search.metric {criterion.name} can't choose the best step by these validation records: {why}; choose by another one, "
+            "such as --search.metric loss, or give other records"
+        )
 
 
 def say(head: Head, adapter: "Adapter") -> str:

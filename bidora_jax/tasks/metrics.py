@@ -65,6 +65,19 @@ def measured(labels: Labels, outputs: Any, targets: Any) -> Measured:
     return Measured(values, notes)
 
 
+def why_undefined(labels: Labels, targets: Any, name: str) -> str:
+    """Why targets don't define a metric, whatever is predicted; empty where they define it."""
+    right: Any = targets
+    if labels.type == "tokens":
+        right = [np.eye(labels.count)[np.maximum(classes, 0)] for classes in targets]
+    elif labels.type == "multilabel":
+        right = np.asarray(targets, np.float64) - 0.5
+    found = measured(labels, right, targets)
+    if name in found.values:
+        return ""
+    return next((note for note in found.notes if note.startswith(name)), f"{name} is left out: these labels have none")
+
+
 def undone(labels: Labels, values: Any) -> np.ndarray:
     """Standardised values (N, K) on the scale of the file."""
     return np.asarray(values, np.float64) * np.asarray(labels.std) + np.asarray(labels.mean)

@@ -161,3 +161,14 @@ def test_python_predicts_and_evaluates_as_the_commands_do(run, tables):
         opened.predict(["a", 3])
     with pytest.raises(InputError, match="threshold must be between 0 and 1"):
         opened.predict("a", threshold=2.0)
+
+
+def test_a_metric_that_the_validation_records_do_not_define_is_refused(model_folder, tables, tmp_path, capfd):
+    blue = write_table(tmp_path / "blue.csv", 6, 5, label=lambda random, number: "blue")
+    given = flags(model_folder, [tables[0], blue], tmp_path / "run", "--search.metric", "auc")
+    with pytest.raises(SystemExit) as stopped:
+        command(train.main, given)
+    said = capfd.readouterr().err
+    assert stopped.value.code == 2
+    assert "search.metric auc can't choose the best step" in said and "each label is in every row" in said
+    assert not (tmp_path / "run").exists()

@@ -235,3 +235,18 @@ def test_which_way_is_better():
     f1, loss = metric_names.named("f1", "classification"), metric_names.named("log_loss", "classification")
     assert f1.better(0.6, 0.5) and not f1.better(0.5, 0.5)
     assert loss.better(0.5, 0.6) and not loss.better(0.5, 0.5)
+
+
+@pytest.mark.parametrize(("labels", "targets", "name", "why"), [
+    (CLASSES, np.eye(3)[[1, 1]], "matthews", "matthews is left out: every row has the label 'b'"),
+    (CLASSES, np.eye(3)[[1, 0]], "auc", ""), (CLASSES, np.eye(3)[[1, 1]], "accuracy", ""),
+    (CLASSES, np.eye(3)[[1, 0]], "qwk", "qwk is left out: these labels have none"),
+    (Labels("multilabel", ("a", "b")), np.array([[1, 0], [1, 0]]), "auc", "auc is left out: each label is in every row or in none"),
+    (Labels("multilabel", ("a", "b")), np.array([[1, 0], [0, 0]]), "auc", ""),
+    (VALUES, np.ones((3, 2)), "pearson", "pearson is left out: the target of x, y is the same in every row"),
+    (VALUES, np.array([[1, 2], [2, 1]]), "pearson", ""),
+    (Labels("tokens", TAGS), [np.array([1, -1])], "entity_f1", "entity_f1 is left out: no text has an entity"),
+    (Labels("tokens", TAGS), [np.array([1, -1, 0])], "entity_f1", ""),
+])  # fmt: skip
+def test_what_the_targets_alone_do_not_define(labels, targets, name, why):
+    assert metrics.why_undefined(labels, targets, name) == why
