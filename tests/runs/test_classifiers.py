@@ -6,6 +6,7 @@ They go through runs/labelling.py, runs/classifying.py, models/formats/hf_head.p
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def run(model_folder, tables, tmp_path_factory):
 
 def test_the_run_is_scored_by_its_metric_and_keeps_its_labels(run):
     labels = json.loads((run / "adapter" / "labels.json").read_text())
-    assert labels == {"type": "classification", "names": list(COLOURS)}
+    assert labels == {"type": "classification", "names": list(COLOURS), "text_columns": ["text"]}
     lines = metrics(run)
     last = [line for line in lines if "evaluation_loss" in line][-1]
     assert {"evaluation_accuracy", "evaluation_f1_macro", "evaluation_log_loss"} <= last.keys()
@@ -107,6 +108,18 @@ def test_peft_and_transformers_load_what_was_written(run, model_folder, tables):
 
 def _columns():
     return type("Columns", (), {"run": "", "text_columns": ("text",), "label_columns": ("label",)})()
+
+
+def test_a_run_that_was_killed_goes_on_bit_for_bit(run, tmp_path):
+    """After the search: retrain is trained anew, and its adapter is the same."""
+    again = shutil.copytree(run, tmp_path / "again")
+    shutil.rmtree(again / "adapter")
+    shutil.rmtree(again / "merged")
+    shutil.rmtree(again / "checkpoints" / "5")
+    command(train.main, ["--config", str(again / "config.json"), "--output-dir", str(again), "--resume"])
+    wanted, found = ((folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (run, again))
+    assert wanted == found
+    assert metrics(run) == metrics(again)
 
 
 def test_a_run_is_exported_again_and_the_merged_model_is_a_classifier(run, tables, tmp_path, capfd):

@@ -1,6 +1,6 @@
 """Names of roles and presets on every family: the layers that they mean, and as many trained parameters as PEFT counts.
 
-models/architectures/architecture.py translates them; adapters/settings.py has the presets.
+models/architectures/architecture.py translates them; models/adapters/settings.py has the presets.
 """
 
 import json
