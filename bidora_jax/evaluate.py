@@ -64,6 +64,8 @@ def main(argv: list[str]) -> None:
     arguments = tyro.cli(EvaluateArguments, args=argv, prog=program("evaluate"), config=(tyro.conf.UseAppendAction,))
     arguments, remark = _settled(arguments, named(argv))
     labelled = classifying.is_classifier(arguments)
+    if not labelled and (arguments.text_columns or arguments.label_columns):
+        raise InputError("--text-columns and --label-columns are of classifiers, and this model is none: use --columns")
     results = evaluate_labels(arguments) if labelled else evaluate(arguments)
     if remark:
         print(remark)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from bidora_jax.errors import InputError, program
 from bidora_jax.models.architectures.decoder import LINEARS
 from bidora_jax.models.settings import ModelConfig
 
@@ -83,6 +84,8 @@ def open_folder(served: Served) -> Opened:
     folder = hf_config.resolve_folder(served.model)
     config = hf_config.read_decoder(folder)
     members = ensembles.load(served.adapter, config)
+    if labelling := [name for name, member in members.items() if member.adapter.head is not None]:
+        raise InputError(f"{', '.join(labelling)} labels texts and writes none: see {program('predict')} --help")
     ensembles.check(members, served.combine, served.average, served.weight)
     of_tokenizer = folder_with_adapters(folder, map(Path, ensembles.folders(served.adapter)))
     if of_tokenizer != folder:

@@ -26,17 +26,20 @@ def analyze(run: Path) -> dict[str, Any]:
     from bidora_jax.models.adapters import initial
     from bidora_jax.models.adapters.drift import drift
     from bidora_jax.models.formats import hf, hf_config
+    from bidora_jax.runs import labelling
     from bidora_jax.runs.folder import run_config
 
     config = run_config(str(run))
     _refuse_empty(run)
     folder = hf_config.resolve_folder(config.model.path)
-    decoder_config = hf_config.read_decoder(folder)
-    base = hf.load(config.model, folder, decoder_config)
+    architecture = hf_config.read_config(folder)
+    if labelling.is_asked(config, architecture):
+        architecture = architecture.without_output()
+    base = hf.load(config.model, folder, architecture)
     found: list[dict[str, Any]] = []
     before: list[Drift] = []
     prepared: dict[Any, Any] = {}
-    for name, adapter, point in _points(run, config, decoder_config):
+    for name, adapter, point in _points(run, config, architecture):
         if adapter not in prepared:  # the final adapter of a start that is not zero has twice the rank
             prepared = {adapter: initial.prepare_base(base, adapter)}
         now = drift(adapter, prepared[adapter], point.direction, point.magnitude)
@@ -94,14 +97,14 @@ def _refuse_empty(run: Path) -> None:
         )
 
 
-def _points(run: Path, config: Config, decoder_config: Any) -> "Iterator[tuple[str, Any, Point]]":
+def _points(run: Path, config: Config, architecture: Any) -> "Iterator[tuple[str, Any, Point]]":
     """(name, adapter, point) of each kept checkpoint, then of the final adapter."""
     from bidora_jax.models.adapters import adapter as adapters
     from bidora_jax.models.formats import peft
     from bidora_jax.training.checkpoint import Checkpoints
     from bidora_jax.training.saved_adapters import Point, points
 
-    adapter = adapters.resolve(config.adapter, decoder_config, strict=not config.adapter.path)
+    adapter = adapters.resolve(config.adapter, architecture, strict=not config.adapter.path)
     ended: tuple[str, int | None] = ("", None)
     with Checkpoints(run / "checkpoints", None) as checkpoints:
         for point in points(checkpoints):
@@ -109,7 +112,7 @@ def _points(run: Path, config: Config, decoder_config: Any) -> "Iterator[tuple[s
             ended = (point.phase, point.best_step if chose else point.step)
             yield f"{point.phase} {point.step}", adapter, point
     if (run / "adapter").is_dir():
-        adapter, direction, magnitude = peft.load_adapter(run / "adapter", decoder_config)
+        adapter, direction, magnitude = peft.load_adapter(run / "adapter", architecture)
         yield FINAL, adapter, Point(*ended, None, direction, magnitude)
 
 

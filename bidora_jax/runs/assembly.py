@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from bidora_jax.models.architectures.decoder import DecoderConfig
     from bidora_jax.models.architectures.heads import TrainedHead
     from bidora_jax.planning.remat_choice import FirstPhase, MethodSettings
-    from bidora_jax.runs.labelling import Head, Labelled
+    from bidora_jax.runs.label_files import Labelled
+    from bidora_jax.runs.labelling import Head
     from bidora_jax.training.problem import Problem
     from bidora_jax.training.watchers.samples import Prompt
 
@@ -168,7 +169,7 @@ def _labelled(config: Config) -> RunInputs:
     from bidora_jax.data.tokenizer import load_tokenizer, pad_id
     from bidora_jax.models.architectures.heads import HEAD_TREE
     from bidora_jax.models.formats import hf_config
-    from bidora_jax.runs import labelling
+    from bidora_jax.runs import label_files, labelling
     from bidora_jax.training.problem import Problem
 
     folder = hf_config.resolve_folder(config.model.path)
@@ -176,7 +177,10 @@ def _labelled(config: Config) -> RunInputs:
     tokenizer = load_tokenizer(folder, ends=False)
     ready = labelling.prepare(config, folder, model, tokenizer)
     head = labelling.head_for(config, folder, model, ready.labels)
+    labelling.check_last_tokens(model, ready, pad_id(tokenizer), tokenizer)
     adapter, start = _adapter(config, model, head)
+    if start:
+        start = label_files.standardised_start(ready.labels, start)
     task, criterion = labelling.task_of(config, ready, head.spec), labelling.criterion_of(config, ready.labels)
     print("\n".join((*ready.notes, labelling.say(head, adapter))))
     base, start = _base(config, folder, model, adapter, start)
@@ -185,7 +189,7 @@ def _labelled(config: Config) -> RunInputs:
         model, config.model, adapter, base, ready.rows["train"], ready.rows.get("val", []), config.data,
         pad_id(tokenizer), config.seed, ready.places, start, task, criterion, ready.form,
     )  # fmt: skip
-    labelled = labelling.Labelled(ready.labels, head.spec)
+    labelled = label_files.Labelled(ready.labels, head.spec)
     return RunInputs(_with_lengths(config, problem), tokenizer, [], ready.test, folder, [], "", labelled)
 
 

@@ -24,8 +24,14 @@ def fit(config: Config, given: frozenset[str], memory: Memory) -> Config:
     import jax
 
     from bidora_jax.models.formats import hf, hf_config
+    from bidora_jax.runs import labelling
 
     folder = hf_config.resolve_folder(config.model.path)
+    if labelling.is_asked(config, hf_config.read_config(folder)):
+        raise InputError(
+            "--auto counts the step of a language model, and this run labels texts: leave it out, and lower data.batch_size "
+            "(with data.accumulation) or data.max_length by hand where memory is short; --dry-run measures the step"
+        )
     decoder_config = hf_config.read_decoder(folder)
     fixed = given & set(plans.MAY_CHANGE)
     if hf.is_quantised(folder):  # the files decide

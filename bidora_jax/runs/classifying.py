@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bidora_jax.errors import InputError, listing
 from bidora_jax.generation.served_model import Served
-from bidora_jax.runs import labelling
+from bidora_jax.runs import label_files, labelling
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
@@ -80,7 +80,7 @@ class Classifier:
         from bidora_jax.data.tokenizer import pad_id
         from bidora_jax.tasks.classification import Classification
 
-        kind = labelling.kind_of(member.labels.type)
+        kind = label_files.kind_of(member.labels.type)
         types = self.config.types > 0
         form = BatchForm(
             1, batch_size, pad_id(self.tokenizer), labels=LabelForm(kind, member.labels.count, types=types)
@@ -162,7 +162,7 @@ def _of_adapter(where: Path, folder: Path, config: "Architecture") -> Member:
     adapter, direction, magnitude = peft.load_adapter(where, config)
     assert adapter.head is not None
     outputs = adapter.head.parts[-1].shape[0]
-    labels = labelling.read(where) or labelling.unnamed(folder, kind, outputs)
+    labels = label_files.read(where) or label_files.unnamed(folder, kind, outputs)
     return Member(replace(adapter, dropout=0.0), direction, magnitude, labels, config.head(kind, outputs))
 
 
@@ -176,7 +176,7 @@ def _of_model(folder: Path, config: "Architecture") -> Member:
         raise InputError(
             f"{folder} has no head of classification: name the adapter that was trained on it with --adapter, or a run with --run"
         )
-    labels = labelling.read(folder) or labelling.unnamed(folder, kind, outputs)
+    labels = label_files.read(folder) or label_files.unnamed(folder, kind, outputs)
     return Member(None, {}, {}, labels, config.head(kind, outputs))
 
 

@@ -140,7 +140,7 @@ def rehearsed(config: Config, inputs: "RunInputs", first: FirstPhase, clock: Clo
 
     batches = execution.validation_batches(inputs.problem)
     some = batches[-1:]  # from short to long
-    losses = Timed(execution.scorer(inputs.problem)(some)) if some else None
+    losses = Timed(execution.scorer(inputs.problem, inputs.labelled)(some)) if some else None
     rehearsal = Rehearsal(inputs.problem, clock)
     # Nothing is shown of what a few steps come to: their losses above all would only mislead.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

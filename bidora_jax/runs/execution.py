@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bidora_jax.data.batches import Batch, Examples
     from bidora_jax.data.records import Record
     from bidora_jax.planning.remat_choice import FirstPhase
-    from bidora_jax.runs.labelling import Labelled
+    from bidora_jax.runs.label_files import Labelled
     from bidora_jax.tasks.evaluation import Answers
     from bidora_jax.tasks.task import Criterion, Scores
     from bidora_jax.training.checkpoint import Checkpoints
@@ -184,7 +184,7 @@ def _finish(
     from bidora_jax.generation import conversation
     from bidora_jax.models.adapters import merging
     from bidora_jax.models.formats import export, hf
-    from bidora_jax.runs import labelling, logs
+    from bidora_jax.runs import label_files, logs
     from bidora_jax.training.loop import UNCHANGING
 
     problem, folder, splits = inputs.problem, Path(config.output_dir), {}
@@ -202,7 +202,7 @@ def _finish(
     trained = export.Trained(problem.config, problem.adapter, problem.base, direction, magnitude)
     if inputs.labelled is not None:
         _write_outcomes(folder, inputs.labelled, splits)
-        trained = labelling.as_written(trained, inputs.labelled, problem.pad_id)
+        trained = label_files.as_written(trained, inputs.labelled, problem.pad_id)
     export.write_adapter(folder / "adapter", config.adapter, config.model.path, trained, replace=True)
     if config.merged:
         dtype = hf.source_dtype(inputs.model_folder, config.model.dtype).name

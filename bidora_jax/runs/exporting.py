@@ -28,12 +28,12 @@ def export_run(
     from bidora_jax.generation import conversation
     from bidora_jax.models.adapters import initial
     from bidora_jax.models.formats import export, hf, hf_config, peft
-    from bidora_jax.runs import labelling
+    from bidora_jax.runs import label_files
 
     config = run_config(str(run))
     folder = peft_config.meant(run)
     source = hf_config.resolve_folder(config.model.path)
-    labels = labelling.read(folder)
+    labels = label_files.read(folder)
     architecture = hf_config.read_decoder(source) if labels is None else hf_config.read_config(source).without_output()
     quantised = config.model.quantization != "none"
     if merge_base == "original" and not quantised:
@@ -42,7 +42,7 @@ def export_run(
     base = initial.prepare_base(hf.load(config.model, source, architecture), adapter)
     trained = export.Trained(architecture, adapter, base, direction, magnitude)
     if labels is not None:
-        trained = labelling.completed(trained, labels, source)
+        trained = label_files.completed(trained, labels, source)
     if format == "lora":
         return export.write_lora(output, config.model.path, trained, rank=rank, max_error=max_error)
     if format == "adapter":

@@ -6,13 +6,14 @@
 The head's frozen parts stand in the base, its trained ones in the direction. Labels are kept as labels.json beside the adapter.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bidora_jax.config import Config
+from bidora_jax.data.records import in_records
 from bidora_jax.errors import InputError, listing
-from bidora_jax.machine.files import read_json
+from bidora_jax.runs import label_files
+from bidora_jax.runs.label_files import kind_of
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from bidora_jax.data.labels import Labels, TaskType
     from bidora_jax.models.adapters.adapter import Adapter
     from bidora_jax.models.architectures.architecture import Architecture
-    from bidora_jax.models.architectures.heads import HeadSpec, Kind, PartName
-    from bidora_jax.models.formats.export import Trained
+    from bidora_jax.models.architectures.heads import HeadSpec, PartName
     from bidora_jax.tasks.classification import Classification
     from bidora_jax.tasks.task import Criterion
 
@@ -36,17 +36,6 @@ class Head(NamedTuple):
     """The parts that the model's folder has."""
 
 
-class Labelled(NamedTuple):
-    """What a run with labels knows beside its problem."""
-
-    labels: "Labels"
-    head: "HeadSpec"
-
-
-def kind_of(type: "TaskType") -> "Kind":
-    return "token" if type == "tokens" else "sequence"
-
-
 def is_asked(config: Config, architecture: "Architecture") -> bool:
     """Whether the run labels texts. InputError for a model without an output that is to predict the next token."""
     from bidora_jax.models.architectures.decoder import DecoderConfig
@@ -57,9 +46,27 @@ def is_asked(config: Config, architecture: "Architecture") -> bool:
             f"model.path {config.model.path} is an encoder, which predicts no next token: set task.type (--task) to "
             "classification, multilabel, regression or tokens, or leave it at auto"
         )
+    asked = type != "language_modeling"
     if type == "auto":
-        return not decoder or bool(config.data.text_columns or config.data.label_columns)
-    return type != "language_modeling"
+        asked = not decoder or bool(config.data.text_columns or config.data.label_columns)
+    if not asked and (idle := _set_for_labels(config)):
+        raise InputError(
+            f"{', '.join(idle)} belong to a run with labels, and this one trains a language model: leave them out, or set "
+            "task.type (--task) to classification, multilabel, regression or tokens"
+        )
+    return asked
+
+
+def _set_for_labels(config: Config) -> list[str]:
+    """Settings that only a run with labels reads, and that are set."""
+    data, task = config.data, config.task
+    given = {
+        "data.text_columns": data.text_columns, "data.label_columns": data.label_columns,
+        "data.group_column": data.group_column, "task.labels": task.labels, "task.label_smoothing": task.label_smoothing,
+        "task.class_weights": task.class_weights != "none", "task.head": task.head != "keep",
+        "search.metric": config.search.metric not in ("auto", "loss"),
+    }  # fmt: skip
+    return [name for name, value in given.items() if value]
 
 
 def room_of(architecture: "Architecture") -> "Room":
@@ -97,7 +104,31 @@ def head_for(config: Config, folder: Path, architecture: "Architecture", labels:
     if config.task.head == "new":
         replaced = {part.name for part in spec.trained(wanted).parts}
         wanted = [name for name in wanted if name not in replaced]
-    return Head(spec, hf_head.load(folder, architecture, spec, wanted))
+    held = hf_head.load(folder, architecture, spec, wanted)
+    if "out" in held:
+        held = {**held, "out": label_files.standardised(labels, held["out"])}
+    return Head(spec, held)
+
+
+def check_last_tokens(architecture: "Architecture", ready: "PreparedLabels", pad_id: int, tokenizer: Any) -> None:
+    """InputError for a text that ends with the token which fills rows up: transformers takes the last token before the filling for
+    the end of a text, and would read another one."""
+    from bidora_jax.models.architectures.decoder import DecoderConfig
+
+    if not isinstance(architecture, DecoderConfig) or ready.labels.type == "tokens":
+        return
+    places = [
+        ready.splits.records(use)[example.record].place
+        for use, part in ready.encoded.items()
+        for example in part.examples
+        if example.tokens[-1] == pad_id
+    ]
+    if places:
+        raise InputError(
+            f"texts end with {tokenizer.convert_ids_to_tokens(pad_id)}, which also fills rows up, and other programs would read "
+            f"the token before it: {in_records(places)}\ngive the tokenizer a pad_token of its own in tokenizer_config.json, or "
+            "take that token out of the texts"
+        )
 
 
 def task_of(config: Config, ready: "PreparedLabels", head: "HeadSpec") -> "Classification":
@@ -161,84 +192,3 @@ def say(head: Head, adapter: "Adapter") -> str:
     held = [part.module for part in head.spec.parts if part.name in head.held]
     words = [f"{', '.join(fresh)} new"] * bool(fresh) + [f"{', '.join(held)} of the model's folder"] * bool(held)
     return f"head: {' and '.join(words)}; trained with the direction: {', '.join(trained)}"
-
-
-# What is written
-
-
-def read(folder: Path) -> "Labels | None":
-    """The labels beside an adapter, or in a model's folder; None where there are none."""
-    from bidora_jax.data.labels import Labels
-    from bidora_jax.models.formats import hf_head
-
-    file = folder / hf_head.LABELS_FILE
-    return Labels.from_json(read_json(file, "take the file that the run wrote"), str(file)) if file.is_file() else None
-
-
-def as_written(trained: "Trained", labelled: Labelled, pad_id: int) -> "Trained":
-    """The model as its files hold it, with what its outputs stand for.
-
-    The scale of a regression goes into the head: its outputs are then the values themselves, for whoever loads it. A head without
-    a bias, a decoder's, takes the standard deviation alone; labels.json keeps the mean.
-    """
-    from bidora_jax.models.formats.hf_head import PROBLEM_TYPES, Classes
-
-    labels, direction = labelled.labels, trained.direction
-    if labels.type == "regression":
-        labels, direction = _folded(labels, labelled.head, direction)
-    problem_type = None if labels.type == "tokens" else PROBLEM_TYPES[labels.type]
-    classes = Classes(labels.names, problem_type, pad_id, labels.to_json())
-    return trained._replace(direction=direction, head=labelled.head, classes=classes)
-
-
-def _folded(labels: "Labels", spec: "HeadSpec", direction: "PyTree") -> "tuple[Labels, PyTree]":
-    import jax.numpy as jnp
-
-    from bidora_jax.models.architectures.heads import HEAD_TREE
-
-    out = direction[HEAD_TREE]["out"]
-    std, mean = jnp.asarray(labels.std, jnp.float32), jnp.asarray(labels.mean, jnp.float32)
-    scaled = {"weight": out["weight"] * std[:, None]}
-    bias = spec.parts[-1].bias
-    if bias:
-        scaled["bias"] = out["bias"] * std + mean
-    left = (0.0,) * labels.count if bias else labels.mean
-    direction = {**direction, HEAD_TREE: {**direction[HEAD_TREE], "out": scaled}}
-    return replace(labels, mean=left, std=(1.0,) * labels.count), direction
-
-
-def unnamed(folder: Path, kind: "Kind", outputs: int) -> "Labels":
-    """The labels of a head that has no labels.json, as transformers takes them: names of the model's config.json where it has as
-    many; one output of a text is a number, several are classes unless problem_type says otherwise."""
-    from bidora_jax.data.labels import Labels
-    from bidora_jax.models.formats import hf_head
-
-    given = hf_head.names_in(folder)
-    names = given if len(given) == outputs else tuple(f"LABEL_{number}" for number in range(outputs))
-    if kind == "token":
-        return Labels("tokens", names)
-    type: TaskType = hf_head.problem_type_in(folder) or ("regression" if outputs == 1 else "classification")
-    if type == "regression":
-        return Labels(type, names, (0.0,) * outputs, (1.0,) * outputs)
-    return Labels(type, names)
-
-
-def completed(trained: "Trained", labels: "Labels", source: Path) -> "Trained":
-    """What was read of a run's adapter folder, with the rest of its head from the base's folder `source`."""
-    from bidora_jax.data.tokenizer import load_tokenizer, pad_id
-    from bidora_jax.models.architectures.heads import HEAD_TREE
-    from bidora_jax.models.formats import hf_head
-
-    assert trained.adapter.head is not None
-    spec = trained.config.head(kind_of(labels.type), labels.count)
-    brought = {part.name for part in trained.adapter.head.parts}
-    held = hf_head.load(source, trained.config, spec, [part.name for part in spec.parts if part.name not in brought])
-    trained = trained._replace(base={**trained.base, HEAD_TREE: held})
-    plain = (
-        labels
-        if labels.type != "regression"
-        else replace(labels, mean=(0.0,) * labels.count, std=(1.0,) * labels.count)
-    )
-    written = as_written(trained, Labelled(plain, spec), pad_id(load_tokenizer(source, ends=False)))
-    assert written.classes is not None
-    return written._replace(classes=written.classes._replace(labels=labels.to_json()))

@@ -1,6 +1,6 @@
 """Runs with labels, end to end: train, evaluate, export, and the files in the hands of transformers and PEFT.
 
-They go through runs/labelling.py, runs/classifying.py, models/formats/hf_head.py, tasks/class_evaluation.py and tasks/settings.py.
+They go through runs/labelling.py, runs/label_files.py, runs/classifying.py, models/formats/hf_head.py, tasks/class_evaluation.py and tasks/settings.py.
 """
 
 import csv

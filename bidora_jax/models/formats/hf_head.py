@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from bidora_jax.errors import InputError, listing
 from bidora_jax.machine.files import read_json, write_json, write_whole
 from bidora_jax.models.architectures.architecture import Architecture, Place
-from bidora_jax.models.architectures.families import FAMILIES
+from bidora_jax.models.architectures.families import DECODERS, FAMILIES
 from bidora_jax.models.architectures.heads import HEAD_TREE, HeadPart, HeadSpec, Kind, PartName
 from bidora_jax.models.formats import hf_tensors, safetensors_file
 from bidora_jax.models.formats.hf_config import NOT_A_MODEL
@@ -87,7 +87,8 @@ def settings(source: Mapping[str, Any], head: HeadSpec, classes: Classes | None)
     found["id2label"] = {str(number): name for number, name in enumerate(classes.names)}
     found["label2id"] = {name: number for number, name in enumerate(classes.names)}
     found |= {} if classes.problem_type is None else {"problem_type": classes.problem_type}
-    return found | ({"pad_token_id": classes.pad_id} if source.get("pad_token_id") is None else {})
+    decoder = source["model_type"] in DECODERS  # whose head reads the last token that is no padding
+    return found | ({"pad_token_id": classes.pad_id} if decoder else {})
 
 
 def names_in(folder: Path | str) -> tuple[str, ...]:
