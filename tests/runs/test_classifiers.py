@@ -1,6 +1,7 @@
 """Runs with labels, end to end: train, evaluate, export, and the files in the hands of transformers and PEFT.
 
-They go through runs/labelling.py, runs/label_files.py, runs/classifying.py, models/formats/hf_head.py, tasks/class_evaluation.py and tasks/settings.py.
+They go through runs/labelling.py, runs/classifying.py, models/formats/hf_head.py, tasks/class_evaluation.py and
+tasks/settings.py.
 """
 
 import csv
@@ -14,7 +15,7 @@ from peft_oracle import DEPRECATED
 from runs import metrics
 from safetensors.numpy import load_file
 
-from bidora_jax import evaluate, export, load, predict, train
+from bidora_jax import evaluate, export, generate, load, predict, train
 from bidora_jax.errors import InputError, command
 from bidora_jax.generation.served_model import Served
 from bidora_jax.runs import classifying
@@ -108,6 +109,12 @@ def test_peft_and_transformers_load_what_was_written(run, model_folder, tables):
 
 def _columns():
     return type("Columns", (), {"run": "", "text_columns": ("text",), "label_columns": ("label",)})()
+
+
+def test_what_writes_texts_refuses_what_labels_them(run, capfd):
+    with pytest.raises(SystemExit) as stopped:
+        command(generate.main, ["--run", str(run), "--prompt", "sky"])
+    assert stopped.value.code == 2 and "labels texts and writes none: see" in capfd.readouterr().err
 
 
 def test_a_run_that_was_killed_goes_on_bit_for_bit(run, tmp_path):

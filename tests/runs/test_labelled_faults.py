@@ -1,4 +1,4 @@
-"""What people give a run with labels by mistake: exit 2 and one message with a remedy, and nothing is written."""
+"""What people give a run with labels by mistake (runs/labelling.py): exit 2, one message with a remedy, and nothing is written."""
 
 import json
 import re
@@ -108,6 +108,24 @@ def test_it_is_refused_with_a_remedy(name, model, tmp_path, capfd):
     assert said.count("error: ") == 1 and "Traceback" not in said
     assert re.search(expected, said), said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_text_that_ends_with_padding_is_refused_for_a_decoder(model_folder, tmp_path, capfd):
+    (tmp_path / "train.csv").write_text(table([*ROWS, "a film<|endoftext|>,x"]))
+    files = ["-t", str(tmp_path / "train.csv"), "-o", str(tmp_path / "run")]
+    assert exit_status(["-m", str(model_folder), *files, *VAL, "--task", "classification"]) == 2
+    said = capfd.readouterr().err
+    assert re.search(
+        r"texts end with <\|endoftext\|>, which also fills rows.*train\.csv:10.*\n.*pad_token of its own", said
+    ), said
+
+
+@pytest.mark.parametrize("flags", [["--data.group-column", "author"], ["--task.class-weights", "balanced"]])
+def test_what_a_language_model_has_no_use_for_is_refused(flags, model_folder, tmp_path, capfd):
+    (tmp_path / "train.jsonl").write_text(rows(*({"text": f"a film {n}"} for n in range(8))))
+    files = ["-t", str(tmp_path / "train.jsonl"), "-o", str(tmp_path / "run")]
+    assert exit_status(["-m", str(model_folder), *files, *VAL, *flags]) == 2
+    assert "belong to a run with labels, and this one trains a language model" in capfd.readouterr().err
 
 
 FAMILIES = {
