@@ -27,6 +27,9 @@ from bidora_jax.models.tape import TapeValues
 
 KEY = jax.random.key(3)
 ALL = {"target_modules": ("all-linear",)}
+SLOW = pytest.mark.slow
+MANY_FORMS = [pytest.param(kind, marks=SLOW) for kind in ("modernbert", "deberta-v3", "deberta-v2")]
+"""Kinds whose gradients of second order take long to compile."""
 DOTS = Compute(remat="dots", reverse_differentiable=False)
 
 
@@ -192,7 +195,7 @@ def test_an_embedding_that_is_trained_whole_has_a_gradient_through_the_projectio
     )
 
 
-@pytest.mark.parametrize("kind", ["bert", "esm-2", "modernbert", "deberta-v3", "deberta-v2"])
+@pytest.mark.parametrize("kind", ["bert", "esm-2", *MANY_FORMS])
 def test_gradients_are_the_same_with_every_remat_and_in_chunks_and_right(x64, kind):
     case = config, _, _, direction, magnitude = problem(kind, dropout=0.3)
     batch = rows(config)
@@ -235,7 +238,12 @@ def two_passes(case, batch, compute=DOTS):
 
 @pytest.mark.parametrize(
     ("kind", "pack"),
-    [(kind, True) for kind in ("bert", "esm-2", "modernbert", "deberta-v3", "deberta-v2")] + [("distilbert", False)],
+    [
+        ("bert", True),
+        ("esm-2", True),
+        ("distilbert", False),
+        *(pytest.param(*kind.values, True, marks=SLOW) for kind in MANY_FORMS),
+    ],
 )
 def test_a_mixed_product_from_the_record_is_the_one_without_and_the_central_difference(x64, kind, pack):
     case = config, _, _, direction, magnitude = problem(kind, dropout=0.3)
