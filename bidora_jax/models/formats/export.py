@@ -171,18 +171,25 @@ def write_model(folder: Path, settings: ModelConfig) -> None:
     they ask for no quantisation."""
     from bidora_jax.machine.files import staged
     from bidora_jax.models.adapters import merging
-    from bidora_jax.models.formats import hf, hf_config, parity
+    from bidora_jax.models.architectures.heads import HEAD_TREE
+    from bidora_jax.models.base import dtype_of
+    from bidora_jax.models.formats import hf, hf_config, hf_head, parity
 
     source = hf_config.resolve_folder(settings.path)
-    config = hf_config.read_decoder(source)
+    config, head = hf_config.read_config(source), None
+    if hf_head.is_classifier(source):
+        config = config.without_output()
+        head = hf_head.of_folder(source, config)
     base = hf.load(settings, source, config, flag="--dtype")
-    dtype = base["norm"]["weight"].dtype.name
+    dtype = dtype_of(base).name
     base = merging.dequantise(base) if settings.quantization == "none" else base
-    expected = parity.probe_logits(config, None, base, {}, {})
+    base = base if head is None else {**base, HEAD_TREE: hf_head.load(source, config, head)}
+    expected = parity.probe_logits(config, None, base, {}, {}, head)
     with staged(folder) as fresh:
-        hf.write_model(fresh, source, config, base, dtype=dtype)
+        hf.write_model(fresh, source, config, base, dtype=dtype, classifier=None if head is None else (head, None))
+        hf_head.copy_labels(source, fresh)
         del base
-        _prove("model", "model in memory", dtype, parity.verify_saved(fresh, expected))
+        _prove("model", "model in memory", dtype, parity.verify_saved(fresh, expected, head))
     print(f"model written to {folder}")
 
 

@@ -211,7 +211,9 @@ def write_model(
     settings |= {"tie_word_embeddings": False} if apart else {}
     settings |= {} if classifier is None else hf_head.settings(settings, *classifier)
     if packed := [leaf for leaf in _flatten(base).values() if quantized.is_quantised(leaf)]:
-        settings["quantization_config"] = bnb.settings(packed[0], _dense_linears(architecture, base))
+        dense = _dense_linears(architecture, base)
+        dense += [] if classifier is None else dict.fromkeys(part.saved_as for part in classifier[0].parts)
+        settings["quantization_config"] = bnb.settings(packed[0], dense)
     spellings = [key for key in ("dtype", "torch_dtype") if key in settings]
     write_json(folder / "config.json", settings | dict.fromkeys(spellings or ["torch_dtype"], dtype.name))
     copied = [*tokenizer_files(source), *template_files(source), Path(GENERATION)]

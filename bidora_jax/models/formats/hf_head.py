@@ -150,6 +150,27 @@ def outputs_in(folder: Path | str, architecture: Architecture, kind: Kind) -> in
     return None if entry is None else entry.shape[0]
 
 
+def of_folder(folder: Path | str, architecture: Architecture) -> HeadSpec:
+    """The head of a classifier's folder. InputError where it has none, or a part of one."""
+    kind = kind_in(folder)
+    head = architecture.head(kind, outputs_in(folder, architecture, kind) or 1)
+    entries = {name: one for name, one in hf_tensors.read_entries(Path(folder)).items() if isinstance(one, Entry)}
+    tensors = [(part, leaf) for part in head.parts for leaf in part.tensors]
+    absent = [f"{part.module}.{leaf}" for part, leaf in tensors if _entry(entries, architecture, part, leaf) is None]
+    if absent:
+        raise InputError(
+            f"{folder} says that it is a classifier, and its weights lack the head's\n{listing(absent)}\nfetch the folder again, or "
+            "take the model that has them"
+        )
+    return head
+
+
+def copy_labels(source: Path, folder: Path) -> None:
+    """labels.json of a model, beside it as it is written once more."""
+    if (source / LABELS_FILE).is_file():
+        write_json(folder / LABELS_FILE, read_json(source / LABELS_FILE, NOT_A_MODEL))
+
+
 def _entry(entries: Mapping[str, Entry], architecture: Architecture, part: HeadPart, leaf: str) -> Entry | None:
     """The tensor under its name in a classifier, or in a folder that was saved from the model inside it."""
     inside = part.module.removeprefix(f"{architecture.prefix}.")

@@ -20,6 +20,7 @@ from bidora_jax.models import backbone, decoder, heads, stacks
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.adapters.initial import prepare_base
 from bidora_jax.models.architectures.architecture import Architecture
+from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.architectures.heads import HEAD_TREE, HeadSpec
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.formats import hf, hf_config, hf_head, peft
@@ -62,24 +63,23 @@ def probe_logits(
 ) -> Float[np.ndarray, "B _ C"]:
     """Logits of a model on the probe tokens, computed in float32 from a base of any dtype, quantised or prepared or not.
 
-    Over the vocabulary; of a classifier those of its `head`, one row shorter than the others so that padding is read.
+    Over the vocabulary; of a classifier those of its `head`, with one row shorter than the other so that padding is met; of an
+    encoder without a head its last hidden states.
     """
-    base = base if adapter is None else prepare_base(base, adapter)
-    if head is None:
-        return np.asarray(_logits(config, adapter, base, direction, magnitude, _probe_tokens(config)))
-    return np.asarray(_class_logits(config, adapter, head, base, (direction, magnitude), _probe_tokens(config)))
+    base, tokens = base if adapter is None else prepare_base(base, adapter), _probe_tokens(config)
+    if head is None and isinstance(config, DecoderConfig):
+        return np.asarray(_logits(config, adapter, base, direction, magnitude, tokens))
+    return np.asarray(_outputs(config, adapter, head, base, (direction, magnitude), tokens))
 
 
 def verify_saved(folder: Path | str, expected: Float[np.ndarray, "B _ C"], head: HeadSpec | None = None) -> Agreement:
-    """Reads a merged model folder back and compares its logits with `probe_logits` of the model with its adapter."""
-    config = hf_config.read_decoder(folder)
-    dtype = hf.source_dtype(folder)
-    if head is not None:
-        config = config.without_output()
-        base = {**hf.load_base(folder, config), HEAD_TREE: hf_head.load(folder, config, head)}
-        return compare(probe_logits(config, None, base, {}, {}, head), expected, dtype)
-    found = probe_logits(config, None, hf.load_base(folder, config), {}, {})
-    return compare(found, expected, dtype)
+    """Reads a model folder back and compares its logits with `probe_logits` of the model in memory."""
+    architecture, dtype = hf_config.read_config(folder), hf.source_dtype(folder)
+    if head is None:
+        return compare(probe_logits(architecture, None, hf.load_base(folder, architecture), {}, {}), expected, dtype)
+    inside = architecture.without_output()
+    base = {**hf.load_base(folder, inside), HEAD_TREE: hf_head.load(folder, inside, head)}
+    return compare(probe_logits(inside, None, base, {}, {}, head), expected, dtype)
 
 
 def verify_adapter(
@@ -117,11 +117,11 @@ def _logits(config, adapter, base, direction, magnitude, tokens):
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _class_logits(config, adapter, head: HeadSpec, base, trained, tokens) -> Float[Array, "B _ C"]:
+def _outputs(config, adapter, head: HeadSpec | None, base, trained, tokens) -> Float[Array, "B _ C"]:
     with jax.default_matmul_precision("highest"):
         lengths = jnp.asarray([tokens.shape[1], *[tokens.shape[1] - 1] * (tokens.shape[0] - 1)], jnp.int32)
         batch = {"tokens": tokens, "lengths": lengths, "types": jnp.zeros_like(tokens)}
         x = backbone.hidden(config, adapter, Compute(dtype=jnp.float32), base, trained, batch)
         segments = stacks.segments_of(batch)
-        found = heads.outputs(head, base, trained[0], x, segments, 1)
-        return jnp.where(segments[..., None] > 0, found, 0.0) if head.pool == "each" else found
+        found = x if head is None else heads.outputs(head, base, trained[0], x, segments, 1)
+        return jnp.where(segments[..., None] > 0, found, 0.0) if found.shape[1] == tokens.shape[1] else found
