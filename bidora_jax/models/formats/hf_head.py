@@ -159,8 +159,8 @@ def of_folder(folder: Path | str, architecture: Architecture) -> HeadSpec:
     absent = [f"{part.module}.{leaf}" for part, leaf in tensors if _entry(entries, architecture, part, leaf) is None]
     if absent:
         raise InputError(
-            f"{folder} says that it is a classifier, and its weights lack the head's\n{listing(absent)}\nfetch the folder again, or "
-            "take the model that has them"
+            f"{folder} says that it is a classifier, and its weights lack the head's\n{listing(absent)}\nfetch the folder again, "
+            "or take the model that has them"
         )
     return head
 
