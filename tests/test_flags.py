@@ -18,9 +18,8 @@ SETTINGS = dict(leaves(Config()))
 @pytest.mark.parametrize("one", flags.SHORT, ids=lambda one: one.names[-1])
 def test_a_short_flag_is_the_setting_that_it_names(one):
     default = SETTINGS[one.setting]
-    value = {"adapter.method": "dora", "model.quantization": "int8", "adapter.preset": "balanced"}.get(
-        one.setting, VALUES.get(type(default).__name__, "0.5")
-    )
+    chosen = {"adapter.method": "dora", "model.quantization": "int8", "adapter.preset": "balanced"}
+    value = (chosen | {"task.type": "classification"}).get(one.setting, VALUES.get(type(default).__name__, "0.5"))
     flag = f"--{one.setting.replace('_', '-')}"
     expected, _ = parse_train([flag, value])
     assert expected != parse_train([])[0] or str(default) == value
