@@ -129,17 +129,15 @@ def open_classifier(served: Served) -> Classifier:
     config = hf_config.read_config(folder).without_output()
     members = {name: _of_adapter(Path(where), folder, config) for name, where in map(ensembles.named, served.adapter)}
     members = members or {"": _of_model(folder, config)}
-    first, *others = members.values()
+    first = next(iter(members.values()))
     if differing := [name for name, one in members.items() if {*one.labels.names} != {*first.labels.names}]:
         raise InputError(
             f"the adapters have other labels than {next(iter(members))}, {', '.join(first.labels.names)}:\n"
             f"{listing(f'{name}: ' + ', '.join(members[name].labels.names) for name in differing)}\nuse them one at a time"
         )
-    del others
     base = hf.load(served.settings, folder, config, flag="--dtype")
-    brought = {
-        part.name for one in members.values() if one.adapter and one.adapter.head for part in one.adapter.head.parts
-    }
+    heads = [one.adapter.head.parts if one.adapter and one.adapter.head else () for one in members.values()]
+    brought = set.intersection(*({part.name for part in parts} for parts in heads))
     needed: list[PartName] = [part.name for part in first.head.parts if part.name not in brought]
     held = hf_head.load(folder, config, first.head, needed)
     if absent := [part.module for part in first.head.parts if part.name in needed and part.name not in held]:
