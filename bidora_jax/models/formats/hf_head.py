@@ -105,8 +105,9 @@ def problem_type_in(folder: Path | str) -> Literal["classification", "multilabel
 
 
 def is_classifier(folder: Path | str) -> bool:
-    """Whether a model folder is of a class with a head of classification."""
-    names = read_json(Path(folder) / "config.json", NOT_A_MODEL).get("architectures") or [""]
+    """Whether a folder holds a model of a class with a head of classification."""
+    file = Path(folder) / "config.json"
+    names = (read_json(file, NOT_A_MODEL).get("architectures") if file.is_file() else None) or [""]
     return str(names[0]).endswith(("ForSequenceClassification", "ForTokenClassification"))
 
 
