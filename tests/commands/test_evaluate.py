@@ -140,7 +140,7 @@ def test_answers_to_test_records_stop_at_every_end_that_the_model_has(model_fold
     folder = shutil.copytree(model_folder, tmp_path / "model")
     config, tokenizer = hf_config.read_config(folder), load_tokenizer(folder)
     test = [Record({"instruction": text, "output": ""}) for text in ("repeat 3", "ab")]
-    parts = assembly.RunInputs(SimpleNamespace(config=config), tokenizer, test, [], folder, [], "")
+    parts = assembly.RunInputs(SimpleNamespace(decoder=config), tokenizer, test, [], folder, [], "")
     base = hf.load_base(folder, config)
 
     def answers(end):
