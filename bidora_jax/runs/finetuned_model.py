@@ -360,5 +360,6 @@ def load(
         # A path of the home folder is a Path already; a name on the hub stays the text that it is.
         form = ModelConfig(dtype=dtype, quantization=quantization)
         found = FinetunedModel(str(folder), named, form)
-    found._opened  # noqa: B018 - refuses what cannot be read
+    if not found._labels_texts:  # a classifier is opened with its weights, when it is first asked
+        found._opened  # noqa: B018 - refuses what cannot be read
     return found

@@ -161,11 +161,10 @@ def test_a_head_pools_the_first_the_last_or_the_mean_and_applies_its_parts():
             {HEAD_TREE: {"out": weights["out"]}},
         )
         found = heads.outputs(spec, held, trained, jnp.asarray(x), jnp.asarray(segments), 2)
-        z = np.maximum(wanted @ weights["dense"]["weight"].T + weights["dense"]["bias"], 0)
-        z = (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 0.1) * weights["norm"]["weight"]
-        np.testing.assert_allclose(
-            found[0], z @ weights["out"]["weight"].T + weights["out"]["bias"], rtol=1e-4, atol=1e-5
-        )
+        by = jax.tree.map(np.asarray, weights)
+        z = np.maximum(wanted @ by["dense"]["weight"].T + by["dense"]["bias"], 0)
+        z = (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 0.1) * by["norm"]["weight"]
+        np.testing.assert_allclose(found[0], z @ by["out"]["weight"].T + by["out"]["bias"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.torch

@@ -179,8 +179,8 @@ def test_settings_mean_the_modules_of_this_model():
     }  # fmt: skip
     assert adapters.resolve(SETTINGS["dora"], MODEL).whole_modules == ("embed_tokens",)
     assert len(adapters.resolve(SETTINGS["lora"], MODEL).sites) == 5
-    with pytest.raises(InputError, match=r"matches 'q_proj'.*expected some of dense, query_key, value, longer"):
-        adapters.resolve(AdapterConfig(target_modules=("q_proj",)), MODEL)
+    with pytest.raises(InputError, match=r"matches 'qkv'.*expected some of dense, query_key, value, longer"):
+        adapters.resolve(AdapterConfig(target_modules=("qkv",)), MODEL)
     with pytest.raises(InputError, match="modules_to_save: expected output or word_embeddings, found 'lm_head'"):
         adapters.resolve(AdapterConfig(**ALL, modules_to_save=("lm_head",)), MODEL)
     with pytest.raises(InputError, match=r"has to match all of a name, such as bert\.encoder\.layer\.0\.attention"):
@@ -276,7 +276,7 @@ def test_a_quantised_base_keeps_its_shapes_and_lists_what_is_dense(folder, tmp_p
     ]  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, hf.load_base(tmp_path / "out", MODEL, "float32"), read)
     with pytest.raises(InputError, match="expected some of query_key, value, dense, output, word_embeddings"):
-        quantization.resolve(replace(settings, quantized_modules=("q_proj",)), MODEL)
+        quantization.resolve(replace(settings, quantized_modules=("qkv",)), MODEL)
 
 
 def test_all_linear_quantises_the_layers_and_an_adapter_goes_on_top(folder):

@@ -107,7 +107,7 @@ def test_our_folder_has_our_logits_there(case, tmp_path):
     bare = tmp_path / "bare"
     tensors = load_file(folder / "base" / "model.safetensors")
     bare.mkdir()
-    save_file({name: t for name, t in tensors.items() if not any(part in name for part in ("classifier", "pooler"))},
+    save_file({name: t for name, t in tensors.items() if not any(part in name for part in ("classifier", "pooler", "head."))},
               bare / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
     (bare / "config.json").write_text((folder / "base" / "config.json").read_text())
     settings = AdapterConfig(method=METHODS[task], rank=3, alpha=7.0, target_modules=("q_proj", "v_proj", "down_proj"))
