@@ -9,8 +9,10 @@ from dataclasses import replace
 import encoders
 import jax
 import jax.numpy as jnp
+import long_texts
 import numpy as np
 import pytest
+from long_texts import assert_close, far, hidden
 
 from bidora_jax.errors import InputError
 from bidora_jax.kernels.disentangled import rows_by_difference
@@ -22,7 +24,6 @@ from bidora_jax.models.formats import hf, hf_config
 # Version 3's own numbers: half of the 256 buckets hold one distance each, and the text goes past them.
 LONG = {"position_buckets": 256, "max_position_embeddings": 512}
 LENGTHS = (151, 137, 67)
-TOLERANCE = 1e-5
 """Of float32, by the largest number."""
 PUBLISHED = {
     "v3-base": {
@@ -46,36 +47,9 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def hidden(config, base, batch, **how):
-    compute = Compute(**how)
-    return np.asarray(jax.jit(lambda base: encoder.hidden(config, None, compute, base, ({}, {}), batch))(base))
-
-
-def assert_close(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
-
-
-def far(found, expected) -> bool:
-    return bool(np.abs(found - expected).max() > 5 * TOLERANCE * np.abs(expected).max())
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """(transformers' classifier of a kind, its architecture and base here)."""
-    made = {}
-
-    def of(kind="deberta-v3", **changes):
-        key = kind, str(changes)
-        if key not in made:
-            import encoder_oracle
-
-            model, folder = encoder_oracle.random(kind, "sequence", **LONG | changes), tmp_path_factory.mktemp("d")
-            model.save_pretrained(folder)
-            config = hf_config.read_config(folder)
-            made[key] = model, config, hf.load_base(folder, config)
-        return made[key]
-
-    return of
+    return long_texts.saved(lambda: tmp_path_factory.mktemp("d"), "deberta-v3", **LONG)
 
 
 # Texts past the first half of the buckets

@@ -7,19 +7,17 @@ import json
 from dataclasses import replace
 
 import encoders
-import jax
 import jax.numpy as jnp
+import long_texts
 import numpy as np
 import pytest
+from long_texts import assert_close, far, hidden
 
 from bidora_jax.errors import InputError
-from bidora_jax.models import encoder
-from bidora_jax.models.compute import Compute
 from bidora_jax.models.formats import hf, hf_config
 
 LONG = {"local_attention": 128, "max_position_embeddings": 512}
 LENGTHS = (151, 137, 67)
-TOLERANCE = 1e-5
 """Of float32, by the largest number."""
 PUBLISHED = {
     "attention_bias": False, "bos_token_id": 50281, "classifier_activation": "gelu", "classifier_bias": False,
@@ -33,36 +31,9 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def hidden(config, base, batch, **how):
-    compute = Compute(**how)
-    return np.asarray(jax.jit(lambda base: encoder.hidden(config, None, compute, base, ({}, {}), batch))(base))
-
-
-def assert_close(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
-
-
-def far(found, expected) -> bool:
-    return bool(np.abs(found - expected).max() > 5 * TOLERANCE * np.abs(expected).max())
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """(transformers' classifier of each pooling, its architecture and base here)."""
-    made = {}
-
-    def of(kind="modernbert", **changes):
-        key = kind, str(changes)
-        if key not in made:
-            import encoder_oracle
-
-            model, folder = encoder_oracle.random(kind, "sequence", **LONG | changes), tmp_path_factory.mktemp("m")
-            model.save_pretrained(folder)
-            config = hf_config.read_config(folder)
-            made[key] = model, config, hf.load_base(folder, config)
-        return made[key]
-
-    return of
+    return long_texts.saved(lambda: tmp_path_factory.mktemp("m"), "modernbert", **LONG)
 
 
 # Texts longer than a window
