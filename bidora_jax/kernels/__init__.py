@@ -25,7 +25,7 @@ declares a product linear in one factor (`linear_call`) can't be mapped over.
     row_gain.save_scaled                  yes      yes      yes           yes           yes
     row_gain.scaled                       yes      no       yes           yes           yes
     norms.rms_norm                        yes      no       yes           yes           yes
-    norms.layer_norm                      yes      yes      yes           yes           yes
+    norms.layer_norm                      yes      no       yes           yes           yes
     activations.activate                  yes      yes      yes           yes           yes
     activations.gated                     yes      yes      yes           yes           yes
     rope.rope                             yes      yes      yes           yes           yes

@@ -53,7 +53,7 @@ def _attend_rows(
     batch, kv_heads, count, dim = rows.shape
     queries = visible.shape[1]
     seen = jnp.repeat(visible, count // queries, axis=1)[:, None]
-    out = _weighted(rows, transpose(k, 1, 2), transpose(v, 1, 2), seen)
+    out = weighted(dim**-0.5, rows, transpose(k, 1, 2), transpose(v, 1, 2), seen)
     # It goes into no product before it is joined: turned as it is, which a CPU does faster than in pairs of 16 bits.
     out = out.reshape(batch, kv_heads, queries, -1, dim).swapaxes(1, 2)
     return out.reshape(batch, queries, -1, dim).astype(rows.dtype)
@@ -70,14 +70,16 @@ def _rows_by_run(
     return tuple(transpose(run, 1, 2).reshape(shape) for run in runs)
 
 
-@jax.custom_vjp
-def _weighted(
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def weighted(
+    scale: float,
     rows: Float[Array, "B K M h"],
     k: Float[Array, "B K S h"],
     v: Float[Array, "B K S h"],
     visible: Bool[Array, "#B 1 M S"],
+    bias: Float[Array, "B K M S"] | None = None,
 ) -> Float[Array, "B K M h"]:
-    """softmax(rows·kᵀ/√h)·v over the visible keys, with the accumulator of the last product.
+    """softmax(scale·rows·kᵀ + bias)·v over the visible keys, with the accumulator of the last product.
 
     Its derivative is written out, since with P the weights and g the cotangent of the result o = P·v
 
@@ -85,31 +87,32 @@ def _weighted(
 
     a sum over h numbers instead of S (FlashAttention, arXiv:2205.14135, appendix B). P is kept in the dtype of v.
     """
-    return _weighted_forward(rows, k, v, visible)[0]
+    return _weighted_forward(scale, rows, k, v, visible, bias)[0]
 
 
-def _weighted_forward(rows, k, v, visible):
-    scores = dot(rows, k, -1, -1) * rows.shape[-1] ** -0.5
-    scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
+def _weighted_forward(scale: float, rows, k, v, visible, bias):
+    scores = dot(rows, k, -1, -1) * scale
+    scores = jnp.where(visible, scores if bias is None else scores + bias, jnp.finfo(scores.dtype).min)
     powers = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     weights = (powers / row_sums(powers)).astype(v.dtype)
     out = dot(weights, v, -1, -2)
-    return out, (rows, k, v, weights, out)
+    return out, (rows, k, v, weights, out, bias)
 
 
-def _weighted_backward(residuals, g):
-    rows, k, v, weights, out = residuals
+def _weighted_backward(scale: float, residuals, g):
+    rows, k, v, weights, out, bias = residuals
     shift = row_dots(g, out)
     g = g.astype(v.dtype)
     # The scale multiplies what comes of the scores' derivative rather than that [M, S] array, which is much the larger.
-    scale = rows.shape[-1] ** -0.5
-    dscores = (weights * (dot(g, v, -1, -1) - shift)).astype(rows.dtype)
+    dscores = weights * (dot(g, v, -1, -1) - shift)
+    dbias = None if bias is None else dscores.astype(bias.dtype)
+    dscores = dscores.astype(rows.dtype)
     drows = dot(dscores, k, -1, -2) * scale
     dk, dv = matmul_transposed_left(dscores, rows) * scale, matmul_transposed_left(weights, g)
-    return drows.astype(rows.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+    return drows.astype(rows.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, dbias
 
 
-_weighted.defvjp(_weighted_forward, _weighted_backward)
+weighted.defvjp(_weighted_forward, _weighted_backward)
 
 
 def causal_attention(

@@ -8,13 +8,14 @@ inputs and accumulate in float32.
 """
 
 from collections.abc import Callable
+from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bidora_jax.kernels.attention import by_chunk
-from bidora_jax.kernels.matmul import matmul, product
+from bidora_jax.kernels.attention import by_chunk, weighted
+from bidora_jax.kernels.precision import wide
+from bidora_jax.kernels.xla_cpu.rows import by_rows, rows_at_a_time
 from bidora_jax.kernels.xla_cpu.transpose import transpose
 
 Bias = Callable[[Array | int, Array], Array]
@@ -49,17 +50,27 @@ def segment_attention(
     """Each token attends to those of its document, with a `window` to those at most so far away: a traced one may differ by layer.
 
     Of sequences longer than `chunk`, so many queries are attended at a time, and their scores are recomputed in the backward pass:
-    memory grows with T·chunk instead of T². The scale is 1/√h where none is given.
+    memory grows with T·chunk instead of T². The scale is 1/√h where none is given. On a CPU some rows are attended at a time.
     """
-    keys, values = transpose(k, 1, 2), transpose(v, 1, 2)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
 
-    def attend(first, q, own):
-        scores = product(transpose(q, 1, 2), keys) * factor
-        if bias is not None:
-            scores = scores + bias(first, q)
+    def attend(first, q, own, keys, values, segments):
         seen = visible(own, segments, first, window)[:, None]
-        weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(scores.dtype).min), axis=-1)
-        return matmul(weights.astype(v.dtype), values).swapaxes(1, 2).astype(q.dtype)
+        added = None if bias is None else bias(first, q)
+        return weighted(factor, transpose(q, 1, 2), keys, values, seen, added).swapaxes(1, 2).astype(q.dtype)
 
-    return attend(0, q, segments) if q.shape[1] <= chunk else by_chunk(attend, 0, chunk, q, segments)
+    others = transpose(k, 1, 2), transpose(v, 1, 2), segments
+    if q.shape[1] > chunk:
+        return by_chunk(lambda first, q, own: attend(first, q, own, *others), 0, chunk, q, segments)
+    if bias is not None:  # it knows the keys of all rows
+        return attend(0, q, segments, *others)
+    return by_rows(partial(attend, 0), _row_bytes(q), q, segments, *others)
+
+
+def recomputed(q: Float[Array, "B T H h"], chunk: int) -> bool:
+    """Whether the backward pass attends anew."""
+    return q.shape[1] > chunk or rows_at_a_time(q.shape[0], _row_bytes(q)) < q.shape[0]
+
+
+def _row_bytes(q: Float[Array, "B T H h"]) -> int:
+    return q.shape[2] * q.shape[1] ** 2 * wide(q.dtype).itemsize

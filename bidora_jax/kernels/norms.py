@@ -14,18 +14,45 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bidora_jax.kernels.precision import wide
-from bidora_jax.kernels.xla_cpu.reductions import row_dots, row_sums
+from bidora_jax.kernels.xla_cpu.reductions import row_dots, row_sums, token_dots
 
 
 def layer_norm(
     x: Float[Array, "*batch D"], weight: Float[Array, " D"], bias: Float[Array, " D"] | None, *, eps: float
 ) -> Float[Array, "*batch D"]:
     """Normalises the last axis, with weight and bias, all in float32; rounded to the dtype of x."""
+    return _layer_normed(x, weight, bias, eps)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer_normed(x, weight, bias, eps: float):
+    """With n = r·(x − μ) and r = 1/√(mean((x − μ)²) + ε), the derivative is r·(h − mean(h) − mean(h ∘ n)·n) of h = g ∘ w."""
+    return _layer_normed_forward(x, weight, bias, eps)[0]
+
+
+def _layer_normed_forward(x, weight, bias, eps: float):
     centred = x.astype(wide(x.dtype)) - row_sums(x) / x.shape[-1]
     scale = jax.lax.rsqrt(row_dots(centred, centred) / x.shape[-1] + eps)
-    row = (1,) * (x.ndim - 1) + weight.shape
-    y = centred * scale * weight.reshape(row)
-    return (y if bias is None else y + bias.reshape(row)).astype(x.dtype)
+    normed = centred * scale
+    y = normed * _as_row(weight, x)
+    return (y if bias is None else y + _as_row(bias, x)).astype(x.dtype), (normed, scale, weight, bias)
+
+
+def _layer_normed_backward(eps: float, residuals, g):
+    del eps
+    normed, scale, weight, bias = residuals
+    h = g.astype(scale.dtype) * _as_row(weight, g)
+    dx = (h - row_sums(h) / g.shape[-1] - normed * (row_dots(h, normed) / g.shape[-1])) * scale
+    dweight = token_dots(g.astype(scale.dtype), normed).astype(weight.dtype)
+    dbias = None if bias is None else jnp.sum(g.astype(scale.dtype), tuple(range(g.ndim - 1))).astype(bias.dtype)
+    return dx.astype(g.dtype), dweight, dbias
+
+
+_layer_normed.defvjp(_layer_normed_forward, _layer_normed_backward)
+
+
+def _as_row(vector, x):
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
 def rms_norm(x: Float[Array, "*batch D"], weight: Float[Array, " D"], *, eps: float) -> Float[Array, "*batch D"]:

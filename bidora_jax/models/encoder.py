@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree
 from bidora_jax.kernels import norms, rope
 from bidora_jax.kernels.activations import activate, gated
 from bidora_jax.kernels.disentangled import position_scores
-from bidora_jax.kernels.encoder_attention import segment_attention
+from bidora_jax.kernels.encoder_attention import recomputed, segment_attention
 from bidora_jax.models import encoder_inputs, stacks
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.architecture import LinearSpec, Role
@@ -82,9 +82,9 @@ def _attention(layer: EncoderLayer, x, given: Given, own: Own) -> Float[Array, "
         q, k = rope.rope(q, cos, sin), rope.rope(k, cos, sin)
     out = segment_attention(q, k, v, given.segments, chunk=chunk, window=own.window, bias=bias, scale=scale)
     out = out.reshape(x.shape)
-    # In chunks the backward pass computes the scores anew: once where the result is saved, else twice.
+    # Where the backward pass computes the scores anew, it does so once if the result is saved, else twice.
     (spec,) = _specs(c, ("o",))
-    return _linear(layer, spec, saves_input=x.shape[1] > chunk, exposes_input=True)(out)
+    return _linear(layer, spec, saves_input=recomputed(q, chunk), exposes_input=True)(out)
 
 
 def _mlp(layer: EncoderLayer, x) -> Float[Array, "B T D"]:

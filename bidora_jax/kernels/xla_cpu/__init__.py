@@ -1,6 +1,6 @@
 """The one place that knows XLA's CPU backend: functions with a plain meaning of one line, in the form that it computes fast.
 
-XLA compiles for a CPU with fewer cost models than for a GPU. Six faults of it cost a step of a 16-bit model most, and each
+XLA compiles for a CPU with fewer cost models than for a GPU. These faults of it cost a step of a 16-bit model most, and each
 module here goes round one of them. The times are of 2 cores of a Xeon with AMX, JAX 0.10, bfloat16, 1,024 tokens. The shares
 are of a whole step of SmolLM2-135M's shape, measured one by one from 2026-11-26 to 2026-11-28 (benchmarks/LOG.md).
 
@@ -17,6 +17,8 @@ are of a whole step of SmolLM2-135M's shape, measured one by one from 2026-11-26
                                               and a 16-bit one is widened at every layer
     weights       the stacked weight          a slice of 16-bit floats widens the whole stack       1.8 GB of temporaries less at
                                                                                                     Qwen3-0.6B's shape
+    rows          function(*arrays)           the scores of a whole batch pass through memory       an encoder's attention and its
+                                                                                                    gradient 47 → 31 ms
 
 Nothing else in kernels/ or models/ asks which backend there is. BIDORA_PLAIN=1 in the environment switches every detour off.
 Results are then equal to rounding: a test holds a whole step to its plain twin, and `benchmarks/speed/bench_speed.py` says what all
