@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from bidora_jax.errors import InputError, RunError
     from bidora_jax.runs.finetuned_model import FinetunedModel, load
     from bidora_jax.runs.finetuning import finetune
+    from bidora_jax.runs.sharing import Shared
     from bidora_jax.training.bilevel import bilevel_step
     from bidora_jax.training.state import BilevelState, TrainState, init_state, init_train_state
     from bidora_jax.training.step import train_step
 
 __all__ = [
-    "BilevelState", "FinetunedModel", "InputError", "RunError", "TrainState", "bilevel_step", "finetune", "init_state",
+    "BilevelState", "FinetunedModel", "InputError", "RunError", "Shared", "TrainState", "bilevel_step", "finetune", "init_state",
     "init_train_state", "load", "train_step",
 ]  # fmt: skip
 
@@ -30,6 +31,7 @@ _HOMES = {
     "finetune": "bidora_jax.runs.finetuning",
     "FinetunedModel": "bidora_jax.runs.finetuned_model",
     "load": "bidora_jax.runs.finetuned_model",
+    "Shared": "bidora_jax.runs.sharing",
     "bilevel_step": "bidora_jax.training.bilevel",
     "train_step": "bidora_jax.training.step",
     "BilevelState": "bidora_jax.training.state",

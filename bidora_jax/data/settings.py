@@ -56,3 +56,5 @@ class DataConfig:
     buckets: int | Literal["auto"] = "auto"
     """At most this many padded lengths, shared by train and val: every program is compiled once for each. auto: as many as make
     compiling plus training shortest."""
+    padded_lengths: tuple[int, ...] = ()
+    """The padded lengths themselves, ascending, in place of buckets: so runs on different records share their programs."""

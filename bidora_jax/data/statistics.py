@@ -84,8 +84,8 @@ def epoch(train: batching.Examples, val: batching.Examples, data: DataConfig, *,
     level."""
     size = data.batch_size * data.accumulation
     of_train, of_val = ([len(example.tokens) for example in part] for part in (train, val))
-    assert data.buckets != "auto", "data.buckets auto is settled by planning/padded_lengths.py"
-    buckets = batching.bucket_lengths([*of_train, *of_val], data.buckets)
+    assert data.padded_lengths or data.buckets != "auto", "data.buckets auto is settled by planning/padded_lengths.py"
+    buckets = data.padded_lengths or batching.bucket_lengths([*of_train, *of_val], int(data.buckets))
     lower, upper = (
         batching.Stream(lengths, size, seed=seed, stream=number) for number, lengths in enumerate((of_train, of_val))
     )

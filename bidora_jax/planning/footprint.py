@@ -8,7 +8,7 @@ gradient compiled by itself, and `activations` is the rest: what the layers keep
 for the platform that it compiles for; where there is no GPU, a CPU's count stands in for a GPU's.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -83,11 +83,16 @@ def of(problem: Problem, phase: Phase, state: PyTree, step_shape: StepShape, *, 
 
 def loss_bytes(problem: Problem, tokens: int) -> int:
     """Temporaries of the loss over so many tokens, and of its gradient with respect to the last hidden states."""
-    base = shapes(problem.base)
-    weight = jax.eval_shape(head_of, base)
-    x = jax.ShapeDtypeStruct((tokens, problem.config.hidden_size), weight.dtype)
+    weight = jax.eval_shape(head_of, shapes(problem.base))
+    return _loss_bytes(tokens, problem.config.hidden_size, weight.shape, weight.dtype, problem.model.loss_chunk)
+
+
+@lru_cache(maxsize=32)
+def _loss_bytes(tokens: int, width: int, head: tuple[int, ...], dtype, chunk: int) -> int:
+    """Compiled once in a process: the next run that asks has the same answer."""
+    x, weight = jax.ShapeDtypeStruct((tokens, width), dtype), jax.ShapeDtypeStruct(head, dtype)
     targets, weights = (jax.ShapeDtypeStruct((tokens,), dtype) for dtype in (jnp.int32, jnp.float32))
-    loss = partial(losses.cross_entropy_sum, chunk=problem.model.loss_chunk)
+    loss = partial(losses.cross_entropy_sum, chunk=chunk)
     compiled = jax.jit(jax.value_and_grad(loss)).lower(x, weight, targets, weights).compile()
     return _analysis(compiled).temp_size_in_bytes
 

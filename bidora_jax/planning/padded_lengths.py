@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from bidora_jax.data.batches import bucket_lengths, full_pass
+from bidora_jax.errors import InputError
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.planning import plans
 from bidora_jax.planning.attention_backend import AUTO
@@ -70,9 +71,14 @@ def settle(
     problem: Problem, levels: MethodSettings, retrain: RetrainConfig, *, eval_every: float
 ) -> tuple[Problem, str]:
     """The problem with its number of padded lengths, and one line on the choice; empty where it was set."""
-    if problem.data.buckets != AUTO:
-        return problem, ""
     lengths = [len(row.tokens) for row in [*problem.train, *problem.val]]
+    if (given := problem.data.padded_lengths) and max(lengths) > given[-1]:
+        raise InputError(
+            f"data.padded_lengths end with {given[-1]}, and a record has {max(lengths)} tokens: add a length of {max(lengths)} or "
+            "more, or lower data.max_length"
+        )
+    if given or problem.data.buckets != AUTO:
+        return problem, ""
     most = len(bucket_lengths(lengths, len(lengths)))
     fine = replace(problem, base=shapes(problem.base), data=replace(problem.data, buckets=most))
     programs = list(_programs(fine, levels, retrain, eval_every))

@@ -143,7 +143,7 @@ def synthetic(
     shapes."""
     example = Example(np.zeros(length, np.int32), np.arange(length) > 0, False)
     base = made(lambda base: initial.prepare_base(base, adapter), base)
-    alone = replace(data, buckets=1)
+    alone = replace(data, buckets=1, padded_lengths=())
     return Problem(config, model, adapter, base, [example], [example], alone, 0, 0, ("a record",))
 
 

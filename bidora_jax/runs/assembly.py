@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bidora_jax.planning.remat_choice import FirstPhase, MethodSettings
     from bidora_jax.runs.label_files import Labelled
     from bidora_jax.runs.labelling import Head
+    from bidora_jax.runs.sharing import Shared
     from bidora_jax.training.problem import Problem
     from bidora_jax.training.watchers.samples import Prompt
 
@@ -124,8 +125,8 @@ def _levels(config: Config) -> "MethodSettings":
     return MethodSettings(config.adapter.method, config.search, config.inner, config.outer)
 
 
-def assemble(config: Config) -> RunInputs:
-    """Reads the data, then the model: what is cheap to refuse is refused first."""
+def assemble(config: Config, shared: "Shared | None" = None) -> RunInputs:
+    """Reads the data, then the model: what is cheap to refuse is refused first. `shared`: with what earlier runs have left."""
     from bidora_jax.models.formats import hf_config
     from bidora_jax.planning import attention_backend, remat_choice
     from bidora_jax.runs import labelling
@@ -134,10 +135,12 @@ def assemble(config: Config) -> RunInputs:
     attention_backend.check(config.model, config.data)
     small = hf_config.resolve_folder(config.model.path, weights=False)
     architecture = hf_config.read_config(small)
-    return _labelled(config) if labelling.is_asked(config, architecture) else _language_model(config)
+    build = _labelled if labelling.is_asked(config, architecture) else _language_model
+    inputs = build(config, shared)
+    return inputs if shared is None else inputs._replace(problem=replace(inputs.problem, programs=shared.programs))
 
 
-def _language_model(config: Config) -> RunInputs:
+def _language_model(config: Config, shared: "Shared | None") -> RunInputs:
     from bidora_jax.data import splits
     from bidora_jax.data.prompts import question_text
     from bidora_jax.data.tokenizer import load_tokenizer, pad_id
@@ -155,7 +158,7 @@ def _language_model(config: Config) -> RunInputs:
     prompts = samples.prompts(config.samples, asked, tokenizer, model.max_position_embeddings)
     ready = _prepared(config, data, model, tokenizer)
     print("\n".join(ready.notes))
-    base, start = _base(config, folder, model, adapter, start)
+    base, start = _base(config, folder, model, adapter, start, shared)
     problem = Problem(
         model, config.model, adapter, base, ready.rows["train"], ready.rows.get("val", []), config.data,
         pad_id(tokenizer), config.seed, ready.places, start,
@@ -165,7 +168,7 @@ def _language_model(config: Config) -> RunInputs:
     return RunInputs(_with_lengths(config, problem), tokenizer, test, ready.test, folder, prompts, question)
 
 
-def _labelled(config: Config) -> RunInputs:
+def _labelled(config: Config, shared: "Shared | None") -> RunInputs:
     from bidora_jax.data.tokenizer import load_tokenizer, pad_id
     from bidora_jax.models.architectures.heads import HEAD_TREE
     from bidora_jax.models.formats import hf_config
@@ -183,7 +186,7 @@ def _labelled(config: Config) -> RunInputs:
         start = label_files.standardised_start(ready.labels, start)
     task, criterion = labelling.task_of(config, ready, head.spec), labelling.criterion_of(config, ready.labels)
     print("\n".join((*ready.notes, labelling.say(head, adapter))))
-    base, start = _base(config, folder, model, adapter, start)
+    base, start = _base(config, folder, model, adapter, start, shared)
     base = {**base, HEAD_TREE: head.held}
     problem = Problem(
         model, config.model, adapter, base, ready.rows["train"], ready.rows.get("val", []), config.data,
@@ -200,14 +203,14 @@ def _say_own_tokenizer(config: Config, folder: Path) -> None:
         print(f"{config.adapter.path} has a tokenizer or chat template of its own; training takes those of {folder}")
 
 
-def _base(config: Config, folder: Path, model: "Architecture", adapter: "Adapter", start):
+def _base(config: Config, folder: Path, model: "Architecture", adapter: "Adapter", start, shared: "Shared | None"):
     """The base as the adapter needs it, and the factors to start with. What the adapter folder holds frozen moves into the base."""
     from bidora_jax.models.adapters import initial, merging
     from bidora_jax.models.formats import hf
 
     if adapter.starts_nonzero:  # a minute and more for a large model
         print(f"adapter.init {adapter.init}: decomposing the weights")
-    base = hf.load(config.model, folder, model)
+    base = hf.load(config.model, folder, model) if shared is None else shared.base(config.model, folder, model)
     if start and adapter.frozen_modules:
         print(f"{' and '.join(adapter.frozen_modules)} of {config.adapter.path} take the base's place, frozen")
         base, direction = merging.place_frozen(adapter, base, start[0])

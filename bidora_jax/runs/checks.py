@@ -1,5 +1,6 @@
 """Refuses before a run starts: values and pairs of settings that can't be run, and a folder that holds another run."""
 
+from itertools import pairwise
 from pathlib import Path
 
 from bidora_jax.config import Config, differences, leaves, read, resolve, settled
@@ -38,6 +39,9 @@ def check_config(config: Config) -> None:
         wrong.append(f"data.max_length must be at least 2, found {config.data.max_length}")
     if not 0 <= config.data.val_fraction < 1:
         wrong.append(f"data.val_fraction must be in [0, 1), found {config.data.val_fraction}")
+    lengths = config.data.padded_lengths
+    if lengths and (lengths[0] < 1 or any(one >= other for one, other in pairwise(lengths))):
+        wrong.append(f"data.padded_lengths must be at least 1 and ascend, found {', '.join(map(str, lengths))}")
     if not config.model.path:
         wrong.append("model.path is not set: give a model folder or the name of a model on the Hugging Face hub")
     if not config.data.train_file:

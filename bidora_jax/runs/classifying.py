@@ -4,9 +4,8 @@ labels      labels.json beside the adapter or in the model's folder; else the na
 outputs     of every record in its order, by adapter; what is done with them is in tasks/outputs.py
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from bidora_jax.models.architectures.architecture import Architecture
     from bidora_jax.models.architectures.heads import HeadSpec
     from bidora_jax.models.settings import ModelConfig
+    from bidora_jax.runs.sharing import Shared
     from bidora_jax.tasks.class_evaluation import LabelScores, Outputs
 
 
@@ -78,6 +78,7 @@ class Classifier:
 
         from bidora_jax.data.batches import BatchForm, LabelForm, bucket_lengths, full_pass
         from bidora_jax.data.tokenizer import pad_id
+        from bidora_jax.tasks import class_evaluation
         from bidora_jax.tasks.classification import Classification
 
         kind = label_files.kind_of(member.labels.type)
@@ -87,7 +88,7 @@ class Classifier:
         )
         buckets = bucket_lengths([len(example.tokens) for example in examples], LENGTHS)
         task = Classification(member.labels.type, member.head)
-        read = _reader(task, self.config, member.adapter, self.settings)
+        read = class_evaluation.reader(task, self.config, member.adapter, self.settings)
         base = member_base(self.base, member)
         found = read(base, member.direction, member.magnitude, full_pass(examples, buckets, form))
         order = np.argsort([len(example.tokens) for example in examples], kind="stable")  # that of a full pass
@@ -109,25 +110,26 @@ def member_base(base: "PyTree", member: Member) -> "PyTree":
     return base if member.adapter is None else initial.prepare_base(base, member.adapter)
 
 
-@lru_cache(maxsize=8)
-def _reader(task, config, adapter, settings):
-    from bidora_jax.tasks import class_evaluation
-
-    return class_evaluation.reader(task, config, adapter, settings)
-
-
 def open_classifier(served: Served) -> Classifier:
     """InputError for a folder without a head, and for adapters whose labels differ."""
-    from bidora_jax.data.tokenizer import load_tokenizer
     from bidora_jax.generation import ensembles
     from bidora_jax.machine.compile_cache import keep_compiled
+
+    keep_compiled(served.compilation_cache)
+    return opened(served.model, dict(map(ensembles.named, served.adapter)), served.settings)
+
+
+def opened(
+    model: str, adapters: Mapping[str, str], settings: "ModelConfig", shared: "Shared | None" = None
+) -> Classifier:
+    """A model with adapters by their names, held as the settings say; `shared`: over the base that is held there."""
+    from bidora_jax.data.tokenizer import load_tokenizer
     from bidora_jax.models.architectures.heads import HEAD_TREE, PartName
     from bidora_jax.models.formats import hf, hf_config, hf_head
 
-    keep_compiled(served.compilation_cache)
-    folder = hf_config.resolve_folder(served.model)
+    folder = hf_config.resolve_folder(model)
     config = hf_config.read_config(folder).without_output()
-    members = {name: _of_adapter(Path(where), folder, config) for name, where in map(ensembles.named, served.adapter)}
+    members = {name: _of_adapter(Path(where), folder, config) for name, where in adapters.items()}
     members = members or {"": _of_model(folder, config)}
     first = next(iter(members.values()))
     if differing := [name for name, one in members.items() if {*one.labels.names} != {*first.labels.names}]:
@@ -135,7 +137,8 @@ def open_classifier(served: Served) -> Classifier:
             f"the adapters have other labels than {next(iter(members))}, {', '.join(first.labels.names)}:\n"
             f"{listing(f'{name}: ' + ', '.join(members[name].labels.names) for name in differing)}\nuse them one at a time"
         )
-    base = hf.load(served.settings, folder, config, flag="--dtype")
+    load = hf.load if shared is None else shared.base
+    base = load(settings, folder, config, flag="--dtype")
     heads = [one.adapter.head.parts if one.adapter and one.adapter.head else () for one in members.values()]
     brought = set.intersection(*({part.name for part in parts} for parts in heads))
     needed: list[PartName] = [part.name for part in first.head.parts if part.name not in brought]
@@ -145,9 +148,7 @@ def open_classifier(served: Served) -> Classifier:
             f"neither {folder} nor the adapter has {', '.join(absent)}: a classifier without it would answer at random; take the "
             "base that the adapter was trained on"
         )
-    return Classifier(
-        folder, config, load_tokenizer(folder, ends=False), {**base, HEAD_TREE: held}, members, served.settings
-    )
+    return Classifier(folder, config, load_tokenizer(folder, ends=False), {**base, HEAD_TREE: held}, members, settings)
 
 
 def _of_adapter(where: Path, folder: Path, config: "Architecture") -> Member:

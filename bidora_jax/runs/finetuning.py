@@ -18,6 +18,7 @@ from bidora_jax.errors import InputError
 from bidora_jax.machine.files import write_whole
 from bidora_jax.runs.finetuned_model import FinetunedModel
 from bidora_jax.runs.launch import Request, checked, launch
+from bidora_jax.runs.sharing import Shared
 
 
 def finetune(
@@ -28,6 +29,7 @@ def finetune(
     test: Any = None,
     resume: bool = False,
     auto: bool = False,
+    shared: Shared | None = None,
     **settings: Any,
 ) -> FinetunedModel:
     """Trains, and returns the result.
@@ -35,7 +37,8 @@ def finetune(
     train, val, test: a path (several in a list), a list of dictionaries, a datasets.Dataset or a pandas frame. val may also be a
     number below 1, the share of train to validate on. settings: the short flags of `train` (model, output, method, rank, lr,
     epochs, batch_size, …) and the dotted names, **{"inner.clip": 0.5}. config: a configuration file, a ConfigDict, a Config or a
-    dictionary, which the settings go over. resume goes on with the run in output; auto fits the run to the device.
+    dictionary, which the settings go over. resume goes on with the run in output; auto fits the run to the device. shared: a
+    `Shared()` that several calls are given, so that they read their model once and compile equal steps once.
 
     Without an output the run folder is a fresh runs/DATE_TIME. Raises InputError for what is wrong before anything is written, and
     RunError where a run has to stop, as for a loss that is no number.
@@ -55,7 +58,7 @@ def finetune(
     found = checked(found, request)
     names_of_rows = {str(path): use for use, path in files.items()}
     with in_memory.in_words_of_the_call(names_of_rows), kept(folder, {files[use]: texts[use] for use in texts}):
-        launch(found, request)
+        launch(found, request, shared)
     return FinetunedModel.of_run(folder)
 
 

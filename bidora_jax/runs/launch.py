@@ -5,7 +5,7 @@ writes the first byte of the run folder.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bidora_jax.config import Config
 from bidora_jax.errors import InputError
@@ -13,6 +13,9 @@ from bidora_jax.runs.assembly import assemble, describe, settle
 from bidora_jax.runs.checks import as_begun, check_config, check_folder
 from bidora_jax.runs.execution import run
 from bidora_jax.runs.folder import hold
+
+if TYPE_CHECKING:
+    from bidora_jax.runs.sharing import Shared
 
 
 class Request(NamedTuple):
@@ -42,8 +45,8 @@ def checked(config: Config, request: Request) -> Config:
     return config
 
 
-def launch(config: Config, request: Request) -> None:
-    """Trains as a checked configuration says, or rehearses it with dry_run."""
+def launch(config: Config, request: Request, shared: "Shared | None" = None) -> None:
+    """Trains as a checked configuration says, or rehearses it with dry_run; `shared`: with what earlier runs have left."""
     from bidora_jax.machine.allocator import keep_freed_memory
     from bidora_jax.machine.compile_cache import keep_compiled
     from bidora_jax.machine.memory import device_memory
@@ -56,7 +59,7 @@ def launch(config: Config, request: Request) -> None:
     if request.auto:
         config = auto.fit(config, request.given, memory)
     with out_of_memory.explained(config):
-        inputs = assemble(config)
+        inputs = assemble(config, shared)
         config, first = settle(config, inputs, memory)
     inputs = inputs._replace(problem=first.problem)
     with out_of_memory.explained(config, inputs.problem.buckets[-1]):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -66,8 +67,10 @@ Reader = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], Outputs]
 """(base, direction, magnitude, batches) to the outputs."""
 
 
+@lru_cache(maxsize=8)
 def reader(task: Classification, config: Architecture, adapter: Adapter | None, model: ModelConfig) -> Reader:
-    """A function that gives a model's outputs on batches, forward only. Batches of one shape share a program."""
+    """A function that gives a model's outputs on batches, forward only. Batches of one shape share a program, in every run that
+    reads with equal arguments."""
     compute = Compute(remat="none", attention_chunk=model.attention_chunk)
 
     @jax.jit

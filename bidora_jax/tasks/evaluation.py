@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,7 @@ class Evaluation(NamedTuple):
 Evaluator = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], Evaluation]
 
 
+@lru_cache(maxsize=8)
 def evaluator(
     config: DecoderConfig, adapter: Adapter | None, model: ModelConfig, combine: ensembles.Combine | None = None
 ) -> Evaluator:

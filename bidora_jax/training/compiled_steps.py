@@ -11,7 +11,7 @@ a DoRA step of SmolLM2's shape). So several programs are compiled at once, a tra
 """
 
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -19,6 +19,22 @@ import jax
 from jaxtyping import PyTree
 
 from bidora_jax.data.batches import Batch
+
+
+class Programs:
+    """Compiled steps that several runs in one process share."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, jax.stages.Compiled] = {}
+
+    def of(self, made_of: Hashable, arrays: PyTree) -> tuple[Hashable, jax.stages.Compiled | None]:
+        """The key of a step that is made of this and takes arrays of these shapes, and the program where there is one."""
+        leaves, tree = jax.tree.flatten(shapes(arrays))
+        key = made_of, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        return key, self._kept.get(key)
+
+    def keep(self, key: Hashable, compiled: jax.stages.Compiled) -> None:
+        self._kept[key] = compiled
 
 
 class CompiledStep:
@@ -31,14 +47,20 @@ class CompiledStep:
         frozen: PyTree,
         like: Callable[[int], Sequence[Batch]],
         lengths: Sequence[int],
+        shared: tuple[Programs, Hashable] | None = None,
     ) -> None:
-        """`like` makes batches of a padded length, whose values do not matter; `lengths` are all padded lengths of the run."""
+        """`like` makes batches of a padded length, whose values do not matter; `lengths` are all padded lengths of the run.
+        `shared`: where the programs of other runs are, and what this step is made of."""
         self.name, self.step, self.frozen, self.like, self.lengths = name, step, frozen, like, tuple(lengths)
         self._jitted = jax.jit(step, donate_argnums=0)
+        self._shared = shared
         self._compiled: dict[int, jax.stages.Compiled] = {}
 
     def has(self, length: int) -> bool:
-        """Whether it is compiled for batches of this padded length."""
+        """Whether it is compiled for batches of this padded length, here or by another run."""
+        if length not in self._compiled and self._shared is not None:
+            found = self._shared[0].of(*self._kind(length))[1]
+            self._compiled |= {} if found is None else {length: found}
         return length in self._compiled
 
     def lower(self, state: PyTree, length: int) -> jax.stages.Lowered:
@@ -49,6 +71,13 @@ class CompiledStep:
     def keep(self, length: int, compiled: jax.stages.Compiled) -> None:
         """Runs this program for batches of this padded length."""
         self._compiled[length] = compiled
+        if self._shared is not None:
+            programs = self._shared[0]
+            programs.keep(programs.of(*self._kind(length))[0], compiled)
+
+    def _kind(self, length: int) -> tuple[Hashable, PyTree]:
+        assert self._shared is not None
+        return (self.name, self._shared[1]), (self.frozen, self.like(length))
 
     def compile(self, state: PyTree, length: int, options: dict[str, Any] | None = None) -> jax.stages.Compiled:
         """The step for batches of one padded length. `state` may be shapes, and so may `frozen`.

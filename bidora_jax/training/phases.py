@@ -61,10 +61,11 @@ def bidora_search(
         bilevel.bilevel_step, **level_losses(problem, search), inner_tx=inner_tx, outer_tx=outer_tx,
         hypergradient=HYPERGRADIENTS[search.hypergradient],
     )  # fmt: skip
-    upper = CompiledStep("", upper_step, problem.base, lambda length: [blank(length)] * 2, buckets)
+    shared = _shared(problem, search, inner, outer, steps)
+    upper = CompiledStep("", upper_step, problem.base, lambda length: [blank(length)] * 2, buckets, shared)
     inner_loss = _once(problem, search.gram_penalty)
     lower_step = partial(bilevel.lower_step, inner_loss=inner_loss, inner_tx=inner_tx)
-    lower = CompiledStep("lower steps", lower_step, problem.base, lambda length: [blank(length)], buckets)
+    lower = CompiledStep("lower steps", lower_step, problem.base, lambda length: [blank(length)], buckets, shared)
 
     def advance(current, batches):
         lower_batches, train_batch, val_batch = batches
@@ -151,7 +152,7 @@ def one_level(problem: Problem, search: SearchConfig, inner: OptimizerConfig) ->
     stream = problem.stream(problem.train, TRAIN)
     steps = search.steps or _steps(search.epochs, stream.steps_per_epoch, 1)
     phase, start = _train_phase(
-        problem, "search", problem.train, stream, steps, 0, loss, problem.base, problem.fresh_adapter(), inner
+        problem, "search", problem.train, stream, steps, 0, loss, problem.base, problem.fresh_adapter(), inner, search
     )
     phase = replace(phase, adapter_of=lambda s: s.params, selects=bool(problem.val), patience=search.patience)
     return phase, PhaseState(start, problem.fresh_adapter())
@@ -190,12 +191,13 @@ def retrain(
 
 
 def _train_phase(
-    problem, name, examples, stream, steps, steps_before, loss, frozen, params, optimizer: OptimizerConfig
+    problem, name, examples, stream, steps, steps_before, loss, frozen, params, optimizer: OptimizerConfig, search=None
 ) -> tuple[Phase, Any]:
     tx = optim.transformation(optimizer, steps)
     buckets = problem.buckets
     train_step = partial(step.train_step, loss=loss, tx=tx)
-    program = CompiledStep("", train_step, frozen, lambda length: [problem.blank(length)], buckets)
+    shared = _shared(problem, search, optimizer, None, steps)
+    program = CompiledStep("", train_step, frozen, lambda length: [problem.blank(length)], buckets, shared)
 
     def inputs(number: int) -> StepInputs:
         rows = stream.indices(number)
@@ -216,6 +218,11 @@ def _train_phase(
         step_shapes=lambda number: [(program, padded_length(examples, buckets, stream.indices(number)))],
     )
     return phase, made(lambda params: state.init_train_state(params, tx, problem.key(3)), params)
+
+
+def _shared(problem: Problem, search: SearchConfig | None, inner: OptimizerConfig, outer, steps: int):
+    """Where the programs of other runs are, and what the steps of this phase are made of."""
+    return None if problem.programs is None else (problem.programs, problem.made_of(search, inner, outer, steps))
 
 
 def _steps(epochs: float, steps_per_epoch: int, lower_steps: int) -> int:

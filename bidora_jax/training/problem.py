@@ -1,6 +1,6 @@
 """The model, the adapter and the rows that every phase of a run trains on, and the batch of a step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.tasks.language_modeling import NEXT_TOKEN
 from bidora_jax.tasks.task import LOSS, Criterion, Task
+from bidora_jax.training.compiled_steps import Programs
 
 TRAIN, VAL, BOTH = range(3)  # streams of the data order
 
@@ -45,6 +46,8 @@ class Problem:
     """What the best step has most or least of."""
     label_form: batching.LabelForm | None = None
     """Of records with labels."""
+    programs: Programs | None = None
+    """Compiled steps that other runs have left; None: this run compiles its own."""
 
     @property
     def decoder(self) -> DecoderConfig:
@@ -54,6 +57,8 @@ class Problem:
 
     @property
     def buckets(self) -> tuple[int, ...]:
+        if self.data.padded_lengths:
+            return self.data.padded_lengths
         count = self.data.buckets
         assert count != "auto", "data.buckets auto is settled before a phase is made (planning/padded_lengths.py)"
         return batching.bucket_lengths([len(example.tokens) for example in [*self.train, *self.val]], count)
@@ -74,6 +79,10 @@ class Problem:
     def blank(self, length: int) -> batching.Batch:
         """A batch of nothing but padding, to compile for: every batch of this length has its shapes."""
         return batching.collate([], length, self.form)
+
+    def made_of(self, *settings: Hashable) -> Hashable:
+        """What a step of this problem with these settings is made of, but for its arrays: steps with equal ones are one program."""
+        return self.config, self.model, self.adapter, self.task, self.form, *settings
 
     def stream(self, examples: batching.Examples, number: int) -> batching.Stream:
         size = self.data.batch_size * self.data.accumulation
