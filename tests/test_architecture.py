@@ -43,6 +43,7 @@ FLOORS = (
     ("config_files", "flags"),
     ("config",),
     ("runs",),
+    ("competitions",),
     ("commands", "quickstart"),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
@@ -77,6 +78,7 @@ PACKAGES = {
     "config_files": {"ml_collections", "yaml"},
     "flags": set(),
     "runs": ARRAYS | {"matplotlib", "pandas", "rich"},  # the first two where a caller asks for a figure or a frame
+    "competitions": ARRAYS | {"scipy", "sklearn"},
     "commands": {"rich", "tyro"},
     "quickstart": ARRAYS | {"optax", "tokenizers"},
 }

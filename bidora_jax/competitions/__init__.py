@@ -1,0 +1,1 @@
+"""From train.csv to submission.csv. What the files say needs no JAX: files, columns, target, texts, plan, submission."""
