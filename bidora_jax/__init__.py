@@ -1,5 +1,6 @@
 """BiDoRA in JAX: bi-level optimisation of weight-decomposed low-rank adaptation, with exact hypergradients.
 
+    from bidora_jax import kaggle                         from train.csv to submission.csv: guides/competitions.md
     from bidora_jax import finetune, load                 fine-tune a model from Python: guides/python.md
     from bidora_jax import bilevel_step, init_state       the step alone, in a program of one's own
 
@@ -13,6 +14,7 @@ from bidora_jax.machine.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from bidora_jax.errors import InputError, RunError
+    from bidora_jax.kaggle import kaggle
     from bidora_jax.runs.finetuned_model import FinetunedModel, load
     from bidora_jax.runs.finetuning import finetune
     from bidora_jax.runs.sharing import Shared
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BilevelState", "FinetunedModel", "InputError", "RunError", "Shared", "TrainState", "bilevel_step", "finetune", "init_state",
-    "init_train_state", "load", "train_step",
+    "init_train_state", "kaggle", "load", "train_step",
 ]  # fmt: skip
 
 _HOMES = {
@@ -30,6 +32,7 @@ _HOMES = {
     "RunError": "bidora_jax.errors",
     "finetune": "bidora_jax.runs.finetuning",
     "FinetunedModel": "bidora_jax.runs.finetuned_model",
+    "kaggle": "bidora_jax.kaggle",
     "load": "bidora_jax.runs.finetuned_model",
     "Shared": "bidora_jax.runs.sharing",
     "bilevel_step": "bidora_jax.training.bilevel",
@@ -44,7 +47,10 @@ _HOMES = {
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module 'bidora_jax' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    home = import_module(_HOMES[name])
+    return (
+        home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
+    )  # kaggle is a module that can be called
 
 
 def __dir__() -> list[str]:

@@ -31,6 +31,8 @@ COMMANDS = {
                         "Loss and perplexity of a model, with or without adapters, on a file."),
     "predict": Command("bidora_jax.predict", "bidora_jax.predict:PredictArguments",
                        "Write what a classifier says of each row of a file: labels, values or tags."),
+    "kaggle": Command("bidora_jax.kaggle", "bidora_jax.kaggle:KaggleArguments",
+                      "From a competition's train.csv to its submission.csv, in one command."),
     "generate": Command("bidora_jax.generate", "bidora_jax.generate:GenerateArguments",
                         "Write the answer to a prompt, or to each prompt of a file."),
     "chat": Command("bidora_jax.chat", "bidora_jax.chat:ChatArguments",

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from bidora_jax.errors import InputError, did_you_mean
+
 
 class Guess(NamedTuple):
     """A line of the plan: what was found, why, and the flag that says otherwise."""
@@ -12,6 +14,15 @@ class Guess(NamedTuple):
     found: str
     reason: str
     flag: str
+
+
+class Chosen(NamedTuple):
+    """Columns that the user names."""
+
+    id: str = ""
+    targets: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -27,3 +38,15 @@ class Columns:
     """Rows with the same value here are in the same fold."""
     dropped: Mapping[str, str] = field(default_factory=dict)
     """Column -> the reason."""
+
+
+def named(names: tuple[str, ...] | list[str], limit: int = 12) -> str:
+    """Columns in a message."""
+    return ", ".join(map(repr, names[:limit])) + f", … and {len(names) - limit} more" * (len(names) > limit)
+
+
+def check(flag: str, given: tuple[str, ...], path: object, columns: tuple[str, ...]) -> None:
+    """InputError for columns that a flag names and a file lacks."""
+    lost = [f"{name!r}{did_you_mean(name, columns)}" for name in given if name not in columns]
+    if lost:
+        raise InputError(f"{flag} names {', '.join(lost)}, which {path} lacks; it has {named(columns)}")

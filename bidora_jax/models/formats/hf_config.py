@@ -122,6 +122,14 @@ def resolve_folder(path: Path | str, *, weights: bool = True) -> Path:
     return _download(str(path), () if weights else ("*.safetensors",))
 
 
+def cached(name: str) -> bool:
+    """Whether a model of the hub, with its weights, is in the local cache. Asks no network."""
+    import huggingface_hub
+
+    found = huggingface_hub.try_to_load_from_cache(name, "config.json")
+    return isinstance(found, str) and any(Path(found).parent.glob("*.safetensors"))
+
+
 def _download(name: str, left_out: tuple[str, ...]) -> Path:
     import huggingface_hub  # slow, and a local folder never needs it
 
