@@ -200,12 +200,18 @@ def seconds(time: str) -> float | None:
 
 def _with_folder(argv: Sequence[str]) -> list[str]:
     """The command line with the argument that belongs to no flag as --folder."""
-    found, value_follows = [], False
+    found, folders, value_follows = [], [], False
     for arg in argv:
-        plain = not value_follows and not arg.startswith("-")
-        found += ["--folder", arg] if plain else [arg]
+        if not value_follows and not arg.startswith("-"):
+            folders.append(arg)
+        else:
+            found.append(arg)
         value_follows = not value_follows and arg.startswith("--") and "=" not in arg and arg not in SWITCHES
-    return found
+    if len(folders) > 1:
+        raise InputError(
+            f"{program('kaggle')} takes one folder, found {', '.join(folders)}; several values of a flag repeat it"
+        )
+    return [*found, *(f"--folder={folder}" for folder in folders)]
 
 
 class _Call(ModuleType):

@@ -42,13 +42,13 @@ class Lengths(NamedTuple):
 
 def find(model: str) -> tuple[BaseModel, Guess]:
     """The model. Nothing but a named model of the hub asks the network. InputError where there is none."""
-    name = model or next(filter(cached, LIST), "")
-    if not name:
+    there = {name: folder for name in LIST if not model and (folder := cached(name))}
+    if not model and not there:
         raise InputError(
             "no model is named, and of those that are looked for in the local Hugging Face cache none is there; name a folder or a "
             f"model of the hub: --model {LIST[0]}\nlooked for:\n{listing(LIST)}"
         )
-    folder = resolve_folder(name, weights=bool(model))
+    name, folder = (model, resolve_folder(model)) if model else next(iter(there.items()))
     config = read_config(folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     reason = "named" if model else "the first of its list in the local Hugging Face cache"

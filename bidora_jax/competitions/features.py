@@ -41,7 +41,9 @@ def find(files: Files, roles: Roles, chosen: Chosen) -> tuple[Columns, tuple[Gue
     for name in train.columns:
         if name in (roles.id, *roles.targets, *chosen.texts):
             continue
-        kind, reason = _kind(files, name) if name != chosen.group else ("", "its groups stay together in the folds")
+        kind, reason = (
+            _kind(files, name) if not name or name != chosen.group else ("", "its groups stay together in the folds")
+        )
         if kind == "text" and chosen.texts:
             kind, reason = "", f"not among {FLAG}"
         if kind:

@@ -162,8 +162,8 @@ def _lacking(files: Files, chosen: Chosen, lacking: list[str]) -> tuple[tuple[st
             f"than {test.path.name} has; name the one to learn with --target"
         )
     if len(found) == 1:
-        has = " has it empty" if found[0] in test.columns else " lacks it"
-        return (found[0],), f"the only column of {train.path.name} for which {test.path.name}{has}"
+        has = "has empty" if found[0] in test.columns else "lacks"
+        return (found[0],), f"the only column of {train.path.name} that {test.path.name} {has}"
     called = [name for name in found if name.casefold() in TARGETS]
     if len(called) == 1:
         return (called[0],), f"its name, among {len(found)} columns that {test.path.name} lacks"

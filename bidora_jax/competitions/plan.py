@@ -86,7 +86,7 @@ def labelled(files: Files, columns: Columns) -> Files:
 
 def lines(plan: Plan) -> list[str]:
     """The plan for a reader: a line for each guess, with the flag that says otherwise, then settings and notes."""
-    rows = [(one.what, one.found, one.reason, one.flag) for one in plan.guesses]
+    rows = [(one.what, one.found or "(no name)", one.reason, one.flag) for one in plan.guesses]
     short = (
         "adapter.method",
         "adapter.preset",
@@ -98,7 +98,7 @@ def lines(plan: Plan) -> list[str]:
     rows += [(name, f"{plan.settings[name]:g}" if isinstance(plan.settings[name], float) else str(plan.settings[name]), "", flag)
              for name, flag in zip(short, ("--method", "--preset", "--max-length", "--batch-size", "--lr", "--epochs"), strict=True)
              if name in plan.settings]  # fmt: skip
-    widths = [min(max(len(row[at]) for row in rows), limit) for at, limit in enumerate((20, 40, 90))]
+    widths = [min(max(len(row[at]) for row in rows), limit) for at, limit in enumerate((20, 40, 60))]
     table = [
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows
     ]

@@ -122,12 +122,13 @@ def resolve_folder(path: Path | str, *, weights: bool = True) -> Path:
     return _download(str(path), () if weights else ("*.safetensors",))
 
 
-def cached(name: str) -> bool:
-    """Whether a model of the hub, with its weights, is in the local cache. Asks no network."""
+def cached(name: str) -> Path | None:
+    """The folder of a model of the hub in the local cache, if its weights are there. Asks no network."""
     import huggingface_hub
 
     found = huggingface_hub.try_to_load_from_cache(name, "config.json")
-    return isinstance(found, str) and any(Path(found).parent.glob("*.safetensors"))
+    folder = Path(found).parent if isinstance(found, str) else None
+    return folder if folder is not None and any(folder.glob("*.safetensors")) else None
 
 
 def _download(name: str, left_out: tuple[str, ...]) -> Path:
