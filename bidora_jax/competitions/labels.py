@@ -5,7 +5,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-WHOLE = re.compile(r"([-+]?)(0|[1-9]\d*)(?:\.0*)?")
+WHOLE = re.compile(r"([-+]?)(0|[1-9][0-9]*)(?:\.0*)?")
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 POSITIVE = (
     ("false", "true"), ("no", "yes"), ("n", "y"), ("f", "t"), ("negative", "positive"), ("neg", "pos"), ("ham", "spam"),
     ("off", "on"),
@@ -16,7 +17,7 @@ POSITIVE = (
 def number(cell: str) -> float | None:
     """The number that a cell holds, or None. inf, nan and 1_000 are none."""
     cell = cell.strip()
-    if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", cell):
+    if not NUMBER.fullmatch(cell):
         return None
     value = float(cell)
     return value if math.isfinite(value) else None

@@ -155,9 +155,18 @@ def _notes(files: Files, target: Target, columns: Columns) -> Iterator[str]:
     )
     if empty:
         yield f"{empty} rows of {test.path.name} have nothing to predict from; they get a prediction too"
-    if not columns.texts or len(columns.categories) + len(columns.numbers) > 8:
-        yield ("this is a table with few words: gradient boosting (LightGBM, CatBoost, XGBoost) usually does better on it, in less "
-               "time; compare before you submit")  # fmt: skip
+    if _is_a_table(files, columns):
+        yield (
+            "this is a table with few words: gradient boosting (LightGBM, CatBoost, XGBoost) usually does better on it, in less "
+            "time; compare before you submit"
+        )
+
+
+def _is_a_table(files: Files, columns: Columns) -> bool:
+    """Whether rows say more in categories and numbers than in words."""
+    words = sum(len(row[name].split()) for row in files.train.rows for name in columns.texts) / len(files.train.rows)
+    short = len(columns.categories) + len(columns.numbers)
+    return not columns.texts or (short >= 4 and words < 2 * short)
 
 
 def to_json(plan: Plan) -> str:

@@ -45,7 +45,7 @@ def one_row(folder: Path) -> Says:
 def test_without_id(folder: Path) -> Says:
     simple(folder, [0, 1], 0)
     table(folder / "test.csv", ("text",), [("a text of some words, with a comma",)] * TEST)
-    return "test.csv has one column, 'text'", "expected several"
+    return "test.csv has no id", "sample_submission.csv has the columns 'id', 'label'", "that has 'text'", "--id-column"
 
 
 def id_of_the_sample_alone(folder: Path) -> Says:
