@@ -1,8 +1,8 @@
-"""How much of each model is in the blend: greedy selection with replacement (Caruana et al., ICML 2004), on out-of-fold predictions.
+"""How much of each model is in the blend: greedy selection with replacement (Caruana et al., ICML 2004), out of fold.
 
-It starts with the best single model. Each round adds the model, one that is in already or not, with which the mean of all that were
-added scores best; the weights are those of the best round. So the blend is never worse than the best single model on the rows it was
-chosen on, and equal scores keep the fewer and earlier models. Nothing is drawn by chance.
+It starts with the best single model. Each round adds the model, one that is in already or not, with which the mean of all that
+were added scores best; the weights are those of the best round. So the blend is never worse than the best single model on the
+rows it was chosen on, and equal scores keep the fewer and earlier models. Nothing is drawn by chance.
 """
 
 from collections.abc import Mapping

@@ -11,6 +11,12 @@ random = np.random.default_rng(0)
 N = 59
 
 
+@pytest.fixture(autouse=True)
+def _from_the_start():
+    """Each test draws the same numbers, in whichever order they run."""
+    random.bit_generator.state = np.random.default_rng(1).bit_generator.state
+
+
 def values():
     """Truth, and three models: two that err independently, one that is far off."""
     truth = random.normal(size=(N, 1))

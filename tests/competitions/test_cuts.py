@@ -16,6 +16,12 @@ from bidora_jax.competitions.kappa import kappa
 random = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def _from_the_start():
+    """Each test draws the same numbers, in whichever order they run."""
+    random.bit_generator.state = np.random.default_rng(1).bit_generator.state
+
+
 def binary(rows, decimals, share=0.3):
     """Truth and scores, with many ties where there are few decimals."""
     truth = (random.random(rows) < share).astype(int)

@@ -15,6 +15,12 @@ random = np.random.default_rng(0)
 USUAL = Cuts()
 
 
+@pytest.fixture(autouse=True)
+def _from_the_start():
+    """Each test draws the same numbers, in whichever order they run."""
+    random.bit_generator.state = np.random.default_rng(1).bit_generator.state
+
+
 def probabilities(kind):
     """Truth and probabilities with ties among them, right more often than not; class 0 is rarer than the others."""
     if kind == "multilabel":
