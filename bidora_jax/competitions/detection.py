@@ -1,6 +1,7 @@
 """What kind of target it is, by its cells, the sample's and the metric: AutoGluon's thresholds, and what they misread.
 
-    several columns          of 0 and 1: multilabel; of numbers: regression
+    several columns          of 0 and 1: multilabel, or classes where each row has one 1 and the sample has decimals; of numbers:
+                             regression
     two values               binary
     words                    multiclass; numbers among words are refused
     numbers with decimals    regression
@@ -107,6 +108,11 @@ def _kind(cells: Sequence[Cells], roles: Roles, asked: Asked) -> tuple[Kind, str
         for one in cells:
             _refuse_words(one, "several targets are numbers: 0 and 1, or values")
         if all({number(cell) for cell in one.train} <= {0.0, 1.0} for one in cells) and asked.metric not in VALUES:
+            if _one_class_a_row(cells) and (
+                _decimals(cells) or (asked.metric and MEASURES[asked.metric].needs == "probabilities")
+            ):
+                kind = "multiclass" if len(cells) > 2 else "binary"
+                return kind, f"each row has a 1 in one of {len(cells)} columns, and probabilities are wanted"
             return "multilabel", f"{len(cells)} targets of 0 and 1"
         return "regression", f"{len(cells)} targets of numbers"
     (one,) = cells
@@ -134,6 +140,18 @@ def _kind(cells: Sequence[Cells], roles: Roles, asked: Asked) -> tuple[Kind, str
     return "multiclass", f"{len(keys)} different values, which are words"
 
 
+def _one_class_a_row(cells: Sequence[Cells]) -> bool:
+    """Whether each row has a 1 in one column and 0 in all others."""
+    complete = len({len(one.train) for one in cells}) == 1
+    return complete and all(sum(map(float, row)) == 1 for row in zip(*(one.train for one in cells), strict=True))
+
+
+def _decimals(cells: Sequence[Cells]) -> bool:
+    """Whether the sample has a number with decimals."""
+    values = [number(cell) for one in cells for cell in one.sample]
+    return any(value is not None and not value.is_integer() for value in values)
+
+
 def _kind_of_numbers(one: Cells, different: int, metric: str) -> tuple[Kind, str]:
     values = sorted({number(cell) or 0.0 for cell in one.train})
     if metric == "qwk":
@@ -145,8 +163,7 @@ def _kind_of_numbers(one: Cells, different: int, metric: str) -> tuple[Kind, str
             "regression",
             f"numbers with decimals, such as {next(c for c in one.train if not (number(c) or 0.0).is_integer())}",
         )
-    shown = [number(cell) for cell in one.sample]
-    if any(value is not None and not value.is_integer() for value in shown):
+    if _decimals([one]):
         return "regression", "whole numbers, and the sample submission has decimals"
     steps = values[-1] - values[0] == len(values) - 1 and values[0] in (0.0, 1.0)
     if steps and len(values) <= MOST_LEVELS and ORDERED.fullmatch(one.name):
@@ -161,7 +178,7 @@ def _kind_of_numbers(one: Cells, different: int, metric: str) -> tuple[Kind, str
 def _asked_kind(cells: Sequence[Cells], roles: Roles, task: str) -> tuple[Kind, str]:
     kind = next(kind for kind in get_args(Kind) if kind == task)
     one, several = cells[0], len(cells) > 1
-    if several and kind not in ("multilabel", "regression"):
+    if several and kind not in ("multilabel", "regression") and not (kind != "ordinal" and _one_class_a_row(cells)):
         raise InputError(f"--task {task} is for one target, found {named(roles.targets)}; name one with --target")
     if kind == "multilabel" and not several:
         raise InputError(
@@ -172,7 +189,7 @@ def _asked_kind(cells: Sequence[Cells], roles: Roles, task: str) -> tuple[Kind, 
         _refuse_words(each, f"as --task {task} needs")
     if kind == "multilabel" and not all({number(cell) for cell in each.train} <= {0.0, 1.0} for each in cells):
         raise InputError(f"--task multilabel needs columns of 0 and 1, found others among {named(roles.targets)}")
-    keys = {labels.key(cell) for cell in one.train}
+    keys = {labels.key(cell) for cell in one.train} if not several else set(roles.targets)
     if kind == "binary" and len(keys) != 2:
         raise InputError(
             f"--task binary needs a target of two values, and {one.name!r} has {len(keys)}; try --task multiclass"
@@ -200,13 +217,13 @@ def _refuse_words(one: Cells, expected: str) -> None:
 
 def _names(cells: Sequence[Cells], kind: Kind) -> tuple[list[str], dict[str, str]]:
     """(classes, levels, or names of labels and values; other spellings of a class)."""
-    if kind in ("multilabel", "regression"):
+    if kind in ("multilabel", "regression") or len(cells) > 1:
         return [one.name for one in cells], {}
     return labels.spellings(cells[0].train)
 
 
 def _of_names(target: Target, roles: Roles) -> list[Guess]:
-    if target.kind in ("multilabel", "regression"):
+    if target.kind in ("multilabel", "regression") or len(target.columns) > 1:
         return []
     reason = "as train writes them"
     if target.variants:
@@ -222,13 +239,13 @@ def _of_names(target: Target, roles: Roles) -> list[Guess]:
 
 
 def _written(cells: Sequence[Cells], roles: Roles, kind: Kind, names: list[str], metric: str) -> tuple[Written, str]:
-    if roles.by_class:
-        return "probabilities", "the sample submission has a column for each class"
+    if roles.by_class or (kind in ("binary", "multiclass") and len(cells) > 1):
+        return "probabilities", "a column for each class"
     if kind == "regression":
         return "values", "of a regression"
     shown = [cell for one in cells for cell in one.sample]
     numbers = [number(cell) for cell in shown]
-    decimals = any(value is not None and not value.is_integer() for value in numbers)
+    decimals = _decimals(cells)
     if kind == "ordinal":
         return ("values", "the sample submission has decimals") if decimals else ("label", "levels are whole")
     needs = MEASURES[metric].needs if metric else ""
@@ -271,5 +288,8 @@ def sample_spelling(sample: Table | None, target: Target) -> dict[str, str]:
 
 def class_outputs(target: Target) -> dict[str, int]:
     """Output of a submission with a column for each class -> the class's number; none for a class that train lacks."""
+    name, *others = target.columns
+    if others:
+        return {output: number for number, output in enumerate(target.outputs)}
     keys = {labels.key(name): number for number, name in enumerate(target.names)}
-    return {output: keys[key] for key, output in output_keys(target.columns[0], target.outputs).items() if key in keys}
+    return {output: keys[key] for key, output in output_keys(name, target.outputs).items() if key in keys}

@@ -2,7 +2,8 @@
 
     number      every value is one, in train and in test
     text        more than 1 % different values, which have 3 words or more on average (of scripts without blanks, signs count)
-    left out    the same in every row; what test lacks or has empty; row numbers; nearly another word in every row, as ids are
+    left out    the same in every row; what test lacks or has empty; row numbers; nearly another word in every row, as ids have;
+                what is named as an id and has more values than a category
     category    the rest
 
 Where no column is a text by that, the one with the longest values is, if they have more than a word or two.
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 from bidora_jax.competitions.columns import Chosen, Columns, Guess, check, named
 from bidora_jax.competitions.files import Files
-from bidora_jax.competitions.headers import INDEX, Roles
+from bidora_jax.competitions.headers import ID_NAME, INDEX, Roles
 from bidora_jax.competitions.labels import number
 from bidora_jax.errors import InputError
 
@@ -21,6 +22,7 @@ LOOKED_AT = 5000
 DIFFERENT = 0.01
 WORDS = 3
 LIKE_AN_ID = 0.99
+MOST_CATEGORIES = 20
 LONG = 20
 """Characters that the values of a text without blanks have on average, at the least: sequences of letters."""
 FLAG = "--text-columns"
@@ -93,6 +95,8 @@ def _kind(files: Files, name: str) -> tuple[str, str]:
         return "", "the same in every row"
     if not test.cells(name):
         return "", f"empty in {test.path.name}"
+    if ID_NAME.fullmatch(name) and len(set(cells)) > MOST_CATEGORIES:
+        return "", "named as an id; if its rows belong together: --group-column"
     seen = _sampled(cells)
     different = len(set(seen)) / len(seen)
     if all(number(cell) is not None for cell in (*cells, *test.cells(name))):

@@ -107,22 +107,24 @@ def _targets_of(
     """(columns of train, why, whether each output is a class)."""
     train = files.train
     there = [name for name in outputs if name in train.columns]
-    if len(there) == len(outputs) and chosen.targets in ((), outputs):
-        return outputs, f"{sample.path.name} has {'it' if len(outputs) == 1 else 'them'} beside the id", False
-    options = chosen.targets or tuple(name for name in train.columns if name != own and not _has(files, name))
+    if len(there) == len(outputs) and (not chosen.targets or chosen.targets == outputs):
+        return outputs, f"{sample.path.name} has {'them' if outputs[1:] else 'it'} beside the id", False
+    options: tuple[str, ...] = chosen.targets or tuple(
+        name for name in train.columns if name != own and not _has(files, name)
+    )
     classes = [name for name in options if len(outputs) > 1 and _are_classes(train, name, outputs)]
     if len(classes) == 1:
         return (classes[0],), f"its values are the columns of {sample.path.name}: a probability for each class", True
     if chosen.targets and len(chosen.targets) == len(outputs):
         return chosen.targets, f"named; {sample.path.name} calls it {', '.join(outputs)}", False
     if len(outputs) == len(options) == 1:
-        reason = f"the only column that {files.test.path.name} lacks; {sample.path.name} calls it {outputs[0]!r}"
+        reason = f"the only column that {files.test.path.name} lacks; {sample.path.name} calls it {', '.join(outputs)}"
         return options, reason, False
     raise InputError(
         f"{train.path} has no target that can be told: {sample.path.name} wants {named(outputs)}, "
         + (f"of which train has {named(there)}" if there else "none of which train has")
         + f"; what {files.test.path.name} lacks is {named(options) if options else 'nothing'}; name the columns to learn, one "
-        f"for each or the one whose classes these are: --target {next(iter(options), 'COLUMN')}"
+        f"for each or the one whose classes these are: --target {' '.join(options[:1]) or 'COLUMN'}"
     )
 
 

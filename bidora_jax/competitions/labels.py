@@ -7,11 +7,6 @@ from collections.abc import Iterable, Sequence
 
 WHOLE = re.compile(r"([-+]?)(0|[1-9][0-9]*)(?:\.0*)?")
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
-POSITIVE = (
-    ("false", "true"), ("no", "yes"), ("n", "y"), ("f", "t"), ("negative", "positive"), ("neg", "pos"), ("ham", "spam"),
-    ("off", "on"),
-)  # fmt: skip
-"""Pairs of classes whose second one is what a probability is of."""
 
 
 def number(cell: str) -> float | None:
@@ -44,15 +39,12 @@ def spellings(cells: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Classes in their order: numbers by size, words by the alphabet, and of a pair such as no and yes the positive one last."""
+    """Classes in their order: numbers by size, words by the alphabet, in which no, False, negative, ham stand before yes, True,
+    positive, spam: a probability is of the second of two."""
     names = list(names)
     values = {name: number(name) for name in names}
     if all(value is not None for value in values.values()):
         return sorted(names, key=lambda name: (values[name], name))
-    lower = {name.casefold(): name for name in names}
-    for negative, positive in POSITIVE:
-        if set(lower) == {negative, positive}:
-            return [lower[negative], lower[positive]]
     return sorted(names)
 
 

@@ -13,7 +13,7 @@ from bidora_jax.competitions.columns import Chosen, Columns, Guess
 from bidora_jax.competitions.detection import Asked
 from bidora_jax.competitions.files import Files
 from bidora_jax.competitions.recipe import Wishes
-from bidora_jax.competitions.target import Target, named
+from bidora_jax.competitions.target import Target, truth
 from bidora_jax.errors import InputError
 
 FEWEST_ROWS = 10
@@ -131,7 +131,7 @@ def _counts(files: Files, target: Target) -> Counter[str]:
     """Rows of each class; empty for other targets."""
     if target.kind not in ("binary", "multiclass"):
         return Counter()
-    return Counter(named(target, row[target.columns[0]]) for row in files.train.rows)
+    return Counter(target.names[number] for number in truth(target, files.train.rows))
 
 
 def _notes(files: Files, target: Target, columns: Columns) -> Iterator[str]:

@@ -81,6 +81,34 @@ def test_rmsle_needs_values_from_zero_on(found):
         found([-0.5, 2, 3], asked=Asked("", "rmsle"))
 
 
+ONE_HOT = ("id", "text", "wins_a", "wins_b", "tie")
+
+
+@pytest.mark.parametrize(
+    ("shown", "asked", "kind", "written"),
+    [
+        (0.333, Asked(), "multiclass", "probabilities"), (0, Asked("", "logloss"), "multiclass", "probabilities"),
+        (0, Asked(), "multilabel", "label"), (0.333, Asked("multilabel"), "multilabel", "probability"),
+        (0, Asked("multiclass"), "multiclass", "probabilities"), (0.333, Asked("", "rmse"), "regression", "values"),
+    ],
+)  # fmt: skip
+def test_columns_of_which_each_row_has_one_are_classes_where_probabilities_are_wanted(
+    tmp_path, shown, asked, kind, written
+):
+    rows = [(n, f"a text {n}", *(int(n % 3 == at) for at in range(3))) for n in range(60)]
+    competitions.table(tmp_path / "train.csv", ONE_HOT, rows)
+    competitions.table(tmp_path / "test.csv", ONE_HOT[:2], [row[:2] for row in rows])
+    competitions.table(
+        tmp_path / "sample_submission.csv", (ONE_HOT[0], *ONE_HOT[2:]), [(n, shown, shown, shown) for n in range(60)]
+    )
+    files = competition_files.read(tmp_path)
+    target = detection.find(files, headers.find(files, Chosen()), asked)[0]
+    assert (target.kind, target.written, target.names) == (kind, written, ONE_HOT[2:])
+    if kind == "multiclass":
+        assert truth(target, files.train.rows[:5]).tolist() == [0, 1, 2, 0, 1]
+        assert detection.class_outputs(target) == {"wins_a": 0, "wins_b": 1, "tie": 2}
+
+
 # Labels
 
 

@@ -27,6 +27,8 @@ CELLS = {
     "date": lambda n: f"2020-01-{n % 28 + 1:02d}",
     "chinese": lambda n: "这个产品非常好用我很喜欢"[n % 5 :] + str(n),
     "protein": lambda n: "".join(RANDOM.choice(LETTERS, 40)),
+    "SentenceId": lambda n: n // 4,
+    "item_condition_id": lambda n: n % 5,
     "city": lambda n: RANDOM.choice(["New York", "Los Angeles", "Rio de Janeiro"]),
 }
 
@@ -53,6 +55,7 @@ def found(folder, names, *, chosen=Chosen(), test=None):  # noqa: B008 - a Named
         ("title", "texts"), ("short", "categories"), ("kind", "categories"), ("number", "numbers"), ("some", "numbers"),
         ("constant", "the same in every row"), ("empty", "the same in every row"), ("flag", "categories"),
         ("hash", "nearly another word"),
+        ("SentenceId", "named as an id"), ("item_condition_id", "numbers"),
         ("rownumber", "row numbers"), ("date", "categories"), ("chinese", "texts"), ("city", "categories"),
     ],
 )  # fmt: skip
