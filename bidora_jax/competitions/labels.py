@@ -1,14 +1,19 @@
-"""Cells of a target: which spellings mean one class, which are numbers, and in which order classes stand."""
+"""Cells of a target: which spellings mean one class, which are numbers, and in which order classes stand.
+
+`number` and `key` remember what they have read: a column of classes has few different cells.
+"""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 WHOLE = re.compile(r"([-+]?)(0|[1-9][0-9]*)(?:\.0*)?")
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
+@lru_cache(2**16)
 def number(cell: str) -> float | None:
     """The number that a cell holds, or None. inf, nan and 1_000 are none."""
     cell = cell.strip()
@@ -18,6 +23,7 @@ def number(cell: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+@lru_cache(2**16)
 def key(cell: str) -> str:
     """What spellings of one class share: 1, 1.0 and +1; yes, " Yes " and YES. A single letter keeps its case: a and A are two."""
     plain = " ".join(cell.split())

@@ -129,7 +129,7 @@ def test_cells_are_the_texts_of_the_file(tmp_path):
     table(
         tmp_path / "train.csv",
         ("id", "text", "label"),
-        [("007", "NA", "1.0"), ("008", " null, or so ", "")],
+        [("007", "NA", "1.0"), ("008", " null, or so ", " ")],
         before=competitions.BOM,
     )
     table(tmp_path / "test.tsv", ("id", "text"), [("009", 'a "quoted"')], delimiter="\t")
@@ -137,7 +137,7 @@ def test_cells_are_the_texts_of_the_file(tmp_path):
     assert files.train.columns == ("id", "text", "label") and files.sample is None
     assert files.train.rows == [
         {"id": "007", "text": "NA", "label": "1.0"},
-        {"id": "008", "text": " null, or so ", "label": ""},
+        {"id": "008", "text": " null, or so ", "label": " "},
     ]
     assert files.test.rows == [{"id": "009", "text": 'a "quoted"'}]
     assert files.train.cells("label") == ["1.0"]
