@@ -7,7 +7,7 @@ from pathlib import Path
 import competitions
 import numpy as np
 import pytest
-from competitions import table
+from competitions import BOM, table
 from kaggle_rules import refused
 
 from bidora_jax.competitions import files as competition_files
@@ -40,7 +40,7 @@ def target(kind, names, how, outputs=("y",), **more):
 
 def test_labels_are_spelled_as_the_sample_does_and_the_header_is_its_own_to_the_letter(tmp_path):
     found = written(
-        tmp_path, target("binary", ("0.0", "1.0"), "label"), [[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]], "id, y \n9,0\n"
+        tmp_path, target("binary", ("0.0", "1.0"), "label"), [[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]], BOM + "id, y \n9,0\n"
     )
     assert found == [["id", " y "], ["07", "0"], ["3", "1"], ["x", "1"]]
 
