@@ -3,7 +3,7 @@
 Ids keep their zeros and "NA" is a word; only an empty cell is missing. Names are found whatever their letters' case:
 
     train.csv, test.csv       .tsv too
-    sample_submission.csv     any one *sample*submission*; else the one *submission* but submission.csv: gender_submission.csv
+    sample_submission.csv     any one *sample*submission*; else the one *submission* that no run wrote: gender_submission.csv
 """
 
 from collections import Counter
@@ -17,6 +17,8 @@ from bidora_jax.errors import InputError, listing, program
 
 MOST_COLUMNS = 1000
 """More are no table of texts, and a template of so many cells is cut long before its end."""
+OWN = ("submission", "submission_encoder")
+"""What a run writes, maybe into the same folder."""
 OTHER_DELIMITERS = ",;\t|~^:"
 EXPECTED = "expected train.csv and test.csv in it (.tsv too), and sample_submission.csv if there is one"
 
@@ -98,7 +100,7 @@ def _one(folder: Path, there: list[Path], name: str) -> Path:
 
 def _sample(folder: Path, there: list[Path]) -> Path | None:
     """The sample submission, or None. InputError where several could be it."""
-    named = [path for path in there if "submission" in path.stem.casefold() and path.stem.casefold() != "submission"]
+    named = [path for path in there if "submission" in path.stem.casefold() and path.stem.casefold() not in OWN]
     found = [path for path in named if "sample" in path.stem.casefold()] or named
     found = [path for path in found if path.name == "sample_submission.csv"] or found
     if len(found) > 1:

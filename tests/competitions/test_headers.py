@@ -149,7 +149,8 @@ def test_cells_are_the_texts_of_the_file(tmp_path):
 def test_names_of_the_sample(tmp_path, name):
     competitions.simple(tmp_path, [0, 1], 0)
     (tmp_path / "sample_submission.csv").unlink()
-    (tmp_path / "submission.csv").write_text("id,label\n1,1\n")
+    for own in ("submission.csv", "submission_encoder.csv"):
+        (tmp_path / own).write_text("id,label\n1,1\n")
     table(tmp_path / name, ("id", "label"), [(1, 0)], delimiter="\t" if name.endswith("tsv") else ",")
     sample = competition_files.read(tmp_path).sample
     assert sample is not None and sample.path.name == name
