@@ -155,7 +155,7 @@ def _between_levels(scale: np.ndarray, truth: np.ndarray, values: np.ndarray) ->
     for start in starts:
         for step in STEPS:
             simplex = np.vstack([start, start + step * gap * np.eye(len(start))])
-            how = {"initial_simplex": simplex, "xatol": 1e-4 * gap, "fatol": 1e-6, "maxfev": 200 * len(start)}
+            how = {"initial_simplex": simplex, "xatol": 0.005 * gap, "fatol": 1e-6, "maxfev": 100 * len(start)}
             tried.append(np.sort(minimize(lambda cuts: -agreement(cuts), start, method="Nelder-Mead", options=how).x))
     reached = np.nan_to_num([agreement(cuts) for cuts in tried], nan=-np.inf)
     return tuple(map(float, tried[int(reached.argmax())]))  # the first of the best: rounding where nothing beats it
