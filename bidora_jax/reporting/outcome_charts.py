@@ -76,7 +76,7 @@ def _reliability(curves: dict[str, list[dict[str, float]]], figure: Figure) -> N
 def _confusion(outcome: Line) -> Figure:
     """True labels downwards, predicted ones rightwards; the colour is the share of the row."""
     counts = np.array(outcome["confusion"])
-    names = [_cut(name) for name in outcome["names"]]
+    names = [cut(name) for name in outcome["names"]]
     size = len(names)
     side = min(max(2.4, 0.42 * size + 1.2), 5.2)
 
@@ -101,7 +101,7 @@ def _confusion(outcome: Line) -> Figure:
     return style.figure(draw, height=side)
 
 
-def _cut(name: str, most: int = 18) -> str:
+def cut(name: str, most: int = 18) -> str:
     """A label as matplotlib draws it in one short line: a dollar sign would begin mathematics."""
     line = " ".join(name.split())
     return (line if len(line) <= most else line[: most - 1] + "…").replace("$", r"\$")
@@ -124,6 +124,6 @@ def _values(outcome: Line) -> Figure:
             axes.scatter(true, predicted, s=9, color=LIGHT["orange"], alpha=0.45, linewidths=0)
             axes.set(xlabel="true", ylabel="predicted")
             if len(panels) > 1:
-                axes.set_title(_cut(name, 40), fontsize=8.5)
+                axes.set_title(cut(name, 40), fontsize=8.5)
 
     return style.figure(draw, height=0.4 + 2.9 * rows)

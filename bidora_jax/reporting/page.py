@@ -82,10 +82,9 @@ def render(
         if summary["finished"]
         else '<span class="state open">not finished</span>'
     )
-    style = STYLE.replace("LIGHT", variables(LIGHT)).replace("DARK", variables(DARK))
     parts = [
         f"<header><h1>{escape(name)}</h1>{state}<p>{escape(about)}</p></header>",
-        '<dl class="tiles">' + "".join(_tile(*tile) for tile in tiles) + "</dl>",
+        '<dl class="tiles">' + "".join(tile(*one) for one in tiles) + "</dl>",
         '<div class="charts">'
         + "".join(_picture(key, pictures) for key in pictures if not key.endswith(NARROW))
         + "</div>",
@@ -95,16 +94,22 @@ def render(
         _settings(settings),
         "<footer>" + "<br>".join(map(escape, notes)) + "</footer>",
     ]
+    return document(name, parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A page of these elements, one after the other; empty ones are left out."""
+    style = STYLE.replace("LIGHT", variables(LIGHT)).replace("DARK", variables(DARK))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(name)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(filter(None, parts))
         + "\n</main>\n</body>\n</html>\n"
     )
 
 
-def _tile(name: str, value: str, small: str) -> str:
+def tile(name: str, value: str, small: str) -> str:
     below = f"<small>{escape(small)}</small>" if small else ""
     return f'<div class="tile"><dt>{escape(name)}</dt><dd>{escape(value)}{below}</dd></div>'
 
