@@ -21,9 +21,9 @@ CALLED = {
 }
 METRICS = {"logloss": "log loss", "mcc": "MCC", "rmsle": "RMSLE", "mcrmse": "MCRMSE"}
 WORST = {
-    "binary": "The rows it is most sure and wrong about", "multiclass": "The rows it is most sure and wrong about",
-    "multilabel": "The labels it is most sure and wrong about", "regression": "The rows it is furthest off",
-    "ordinal": "The rows it is furthest off",
+    "binary": "Wrong rows, the surest first", "multiclass": "Wrong rows, the surest first",
+    "multilabel": "Wrong labels, the surest first", "regression": "Rows that are furthest off",
+    "ordinal": "Rows that are furthest off",
 }  # fmt: skip
 
 
