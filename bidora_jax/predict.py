@@ -10,7 +10,7 @@ their probabilities.
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +46,8 @@ class PredictArguments(Served):
     """Rows that are read at a time."""
 
 
+COMPETITION = "competition.json"
+"""In the model/ that `kaggle` leaves."""
 LIKE_TRAINING = ("max_length", "text_columns")
 """What a run's settings say of rows."""
 
@@ -55,6 +57,9 @@ def main(argv: list[str]) -> None:
 
     arguments = tyro.cli(PredictArguments, args=argv, prog=program("predict"), config=(tyro.conf.UseAppendAction,))
     _check(arguments)
+    if arguments.run and (Path(arguments.run) / COMPETITION).is_file():
+        print("\n".join(_of_competition(arguments, named(argv))))
+        return
     arguments = settled(arguments, named(argv))
     if arguments.run:
         arguments = as_trained(arguments.run, arguments, named(argv), LIKE_TRAINING)
@@ -106,6 +111,30 @@ def predict(arguments: PredictArguments) -> Iterator[str]:
     yield from _said(found, several)
     yield f"written to {output}" + (f", with the column {name!r} of the rows" if name else "")
     print(f"{len(rows)} rows in {seconds:.1f} s, loading and compiling included", file=sys.stderr)
+
+
+def _of_competition(arguments: PredictArguments, given: Collection[str]) -> Iterator[str]:
+    """The mean of the folds of a competition, of a table with the columns of its test.csv."""
+    from bidora_jax.competitions import files, model_folder
+    from bidora_jax.tasks import prediction_files
+    from bidora_jax.tasks.prediction_files import Column
+
+    output = Path(arguments.output)
+    prediction_files.check(output)
+    if idle := sorted({*given} - {"run", "data_file", "output", "id_column"}):
+        flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+        raise InputError(
+            f"{arguments.run} is the model of a competition, whose plan says how rows are read: leave {flags} out"
+        )
+    if len(arguments.data_file) > 1:
+        raise InputError(f"the model of a competition predicts one table, found {', '.join(arguments.data_file)}")
+    model = model_folder.read(Path(arguments.run))
+    table = files.table(Path(arguments.data_file[0]))
+    answers = model_folder.answers(model, model_folder.predict(model, table))
+    name = arguments.id_column or model.plan.columns.id
+    before = [Column(name, [row[name] for row in table.rows])] if name in table.columns else []
+    prediction_files.write(output, model_folder.labels_of(model.plan), answers, before)
+    yield f"{len(answers):,} rows by the mean of {len(model.members)} folds, written to {output}"
 
 
 def _reading(arguments: PredictArguments) -> "DataConfig":

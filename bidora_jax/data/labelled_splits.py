@@ -71,7 +71,7 @@ def _part(read: dict[str, list[LabelledRecord]]) -> Part:
 def held_out(part: Part, task: TaskType, fraction: float, seed: int) -> Bool[np.ndarray, " N"]:
     """Which records go to val. Raises InputError when one side would be empty."""
     records = [record for record in part.records if isinstance(record, LabelledRecord)]
-    units, of_record = _units(part.keys, [record.group for record in records]), strata(records, task, fraction)
+    units, of_record = linked(part.keys, [record.group for record in records]), strata(records, task, fraction)
     inside = [Counter(name for index in unit for name in of_record[index]) for unit in units]
     left = Counter(name for counted in inside for name in counted)  # units that train has yet
     want = _quotas(Counter(name for found in of_record for name in found), left, fraction)
@@ -123,7 +123,7 @@ def strata(records: Sequence[LabelledRecord], task: TaskType, fraction: float) -
             for found in shares]  # fmt: skip
 
 
-def _units(keys: Sequence[bytes], groups: Sequence[str | None]) -> list[list[int]]:
+def linked(keys: Sequence[bytes], groups: Sequence[str | None]) -> list[list[int]]:
     """The records in sets that share a key or a group, also through others."""
     parent = list(range(len(keys)))
 

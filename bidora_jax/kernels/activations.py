@@ -19,8 +19,8 @@ from bidora_jax.kernels.precision import wide
 Kind = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
 _FUNCTIONS = {
     "gelu": lambda x: (
-        x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
-    ),  # as torch has it: JAX's own takes erfc, twice the time
+        0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+    ),  # as torch; erfc, which JAX takes, needs twice the time
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,

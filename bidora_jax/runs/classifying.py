@@ -54,9 +54,13 @@ class Classifier:
         """Of the first member."""
         return next(iter(self.members.values())).labels
 
-    def outputs(self, examples: "Sequence[LabelledExample]", batch_size: int = 8) -> "dict[str, Outputs]":
-        """What each member says of the examples, in their order; examples without a label too."""
-        return {name: self._outputs(member, examples, batch_size) for name, member in self.members.items()}
+    def outputs(
+        self, examples: "Sequence[LabelledExample]", batch_size: int = 8, lengths: tuple[int, ...] = ()
+    ) -> "dict[str, Outputs]":
+        """What each member says of the examples, in their order; examples without a label too. `lengths`: padded ones, ascending, of
+        which the last holds the longest example; without them, those that these examples need least padding with."""
+        lengths = lengths or self._lengths(examples)
+        return {name: self._outputs(member, examples, batch_size, lengths) for name, member in self.members.items()}
 
     def read(self, source: Any, data: "DataConfig", *, labelled: bool = False) -> "FileRows":
         """A file, or rows, in the model's tokens; with `labelled` every row must have a label that the model knows."""
@@ -73,10 +77,17 @@ class Classifier:
         found = self.outputs(examples, batch_size)
         return {name: class_evaluation.scored(one, self.members[name].labels, LOSS) for name, one in found.items()}
 
-    def _outputs(self, member: Member, examples: "Sequence[LabelledExample]", batch_size: int) -> "Outputs":
+    def _lengths(self, examples: "Sequence[LabelledExample]") -> tuple[int, ...]:
+        from bidora_jax.data.batches import bucket_lengths
+
+        return bucket_lengths([len(example.tokens) for example in examples], LENGTHS)
+
+    def _outputs(
+        self, member: Member, examples: "Sequence[LabelledExample]", batch_size: int, lengths: tuple[int, ...]
+    ) -> "Outputs":
         import numpy as np
 
-        from bidora_jax.data.batches import BatchForm, LabelForm, bucket_lengths, full_pass
+        from bidora_jax.data.batches import BatchForm, LabelForm, full_pass
         from bidora_jax.data.tokenizer import pad_id
         from bidora_jax.tasks import class_evaluation
         from bidora_jax.tasks.classification import Classification
@@ -86,11 +97,10 @@ class Classifier:
         form = BatchForm(
             1, batch_size, pad_id(self.tokenizer), labels=LabelForm(kind, member.labels.count, types=types)
         )
-        buckets = bucket_lengths([len(example.tokens) for example in examples], LENGTHS)
         task = Classification(member.labels.type, member.head)
         read = class_evaluation.reader(task, self.config, member.adapter, self.settings)
         base = member_base(self.base, member)
-        found = read(base, member.direction, member.magnitude, full_pass(examples, buckets, form))
+        found = read(base, member.direction, member.magnitude, full_pass(examples, lengths, form))
         order = np.argsort([len(example.tokens) for example in examples], kind="stable")  # that of a full pass
         back = np.argsort(order, kind="stable")
         outputs, targets = ([part[place] for place in back] for part in found[:2])

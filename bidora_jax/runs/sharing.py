@@ -5,7 +5,6 @@ first one reads the base and compiles, the others find both. Steps are found aga
 padded lengths and the number of steps too (data.padded_lengths, search.steps).
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +28,11 @@ class Shared:
 
     def base(self, settings: "ModelConfig", folder: Path, model: "Architecture", flag: str = "model.dtype") -> "PyTree":
         """The base in the folder, in the form that the settings say."""
+        from bidora_jax.models import quantization
         from bidora_jax.models.formats import hf
 
-        key = replace(settings, remat="auto"), folder, model, _state(folder)
+        form = settings.dtype, quantization.resolve(settings, model)
+        key = form, folder, model, _state(folder)
         if self._held is None or self._held[0] != key:
             self._held = None  # before the next one is read: both may not fit
             self._held = key, hf.load(settings, folder, model, flag=flag)
