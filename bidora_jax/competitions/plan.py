@@ -69,12 +69,16 @@ def make(files: Files, request: Request) -> Plan:
     files = labelled(files, columns)
     folds, of_folds = _folds(files, target, columns, request.folds)
     model, of_model = base_models.find(request.model)
+    if request.wishes.max_length > model.positions:
+        raise InputError(
+            f"--max-length {request.wishes.max_length} is more than the {model.positions} positions of {model.name}; ask for less"
+        )
     lengths = base_models.lengths(model, files.train.rows, columns)
     settings = recipe.settings(target, len(files.train.rows), model, lengths, request.wishes)
     return Plan(
         request.folder, request.output, columns, target, (*roles.guesses, *of_target, *of_features, *of_folds, of_model),
         model.name, folds, request.seed, request.time, settings, tuple(_notes(files, target, columns)),
-        recipe.characters(settings["data.max_length"], lengths),
+        recipe.characters(settings["data.max_length"], lengths, columns),
     )  # fmt: skip
 
 

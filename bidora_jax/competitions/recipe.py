@@ -7,6 +7,7 @@ nf4 where rows are many and the model is large. A rate of 1e-3 to 2e-4, the smal
 from typing import Any, NamedTuple
 
 from bidora_jax.competitions.base_models import BaseModel, Lengths
+from bidora_jax.competitions.columns import Columns
 from bidora_jax.competitions.target import Target
 
 LONGEST = 256
@@ -75,6 +76,8 @@ def epochs(rows: int) -> float:
     return 6.0 if rows < 2000 else 4.0 if rows < 10_000 else 3.0
 
 
-def characters(max_length: int, lengths: Lengths) -> int:
-    """Characters of an input that fills the model's length."""
-    return max(int(max_length * lengths.characters), 1)
+def characters(max_length: int, lengths: Lengths, columns: Columns) -> int:
+    """Characters of a template's input that fills the model's length; 0, any number, of a text alone or a pair, which the tokenizer
+    cuts by tokens."""
+    alone = len(columns.texts) <= 2 and not columns.categories and not columns.numbers
+    return 0 if alone else max(int(max_length * lengths.characters), 1)

@@ -53,6 +53,7 @@ def test_a_broken_competition_is_refused_in_one_message_and_nothing_is_written(m
         (["{}", "--task", "multilabel"], ("--task multilabel needs a column of 0 and 1", "--target label_1")),
         (["{}", "--time", "30"], ("--time must be a time with its unit", "found '30'")),
         (["{}", "--folds", "1", "--lr", "-1"], ("--folds must be at least 2, found 1", "--lr")),
+        (["{}", "--max-length", "300"], ("--max-length 300 is more than the 256 positions", "ask for less")),
         (["{}", "--method", "adalora"], ("--method must be lora, dora or bidora", "'adalora'")),
         (["{}", "--resume", "--folds", "3"], ("--resume goes on with plan.json", "leave --folds out")),
         (["{}", "--resume"], ("has no plan.json", "leave --resume out")),

@@ -1,6 +1,7 @@
 """competitions/plan.py, competitions/recipe.py, competitions/base_models.py: plans of tables as they come, the settings by size,
 and plan.json, which says all of a plan exactly."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import competitions
@@ -156,4 +157,10 @@ def test_lengths_are_counted_by_the_models_tokenizer(tmp_path, planned):
     )
     table(tmp_path / "test.csv", ("id", "text"), [row[:2] for row in rows])
     plan = planned()
-    assert plan.settings["data.max_length"] == 64 and plan.longest == 64
+    assert plan.settings["data.max_length"] == 64 and plan.longest == 0
+
+
+def test_an_input_by_the_template_is_cut_to_the_characters_that_the_model_reads():
+    columns = Columns("id", ("y",), ("text",), ("kind",))
+    assert recipe.characters(64, Lengths(70, 4.5), columns) == 288
+    assert recipe.characters(64, Lengths(70, 4.5), replace(columns, categories=())) == 0
