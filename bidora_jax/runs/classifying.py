@@ -57,8 +57,8 @@ class Classifier:
     def outputs(
         self, examples: "Sequence[LabelledExample]", batch_size: int = 8, lengths: tuple[int, ...] = ()
     ) -> "dict[str, Outputs]":
-        """What each member says of the examples, in their order; examples without a label too. `lengths`: padded ones, ascending, of
-        which the last holds the longest example; without them, those that these examples need least padding with."""
+        """What each member says of the examples, in their order; examples without a label too. `lengths`: padded ones, ascending,
+        of which the last holds the longest example; without them, those that these examples need least padding with."""
         lengths = lengths or self._lengths(examples)
         return {name: self._outputs(member, examples, batch_size, lengths) for name, member in self.members.items()}
 

@@ -41,8 +41,8 @@ def test_bfloat16_is_rounded_where_torch_rounds_it():
     found = activations.gated(*(jnp.asarray(part.float().numpy(), jnp.bfloat16) for part in (a, g)), "gelu")
     assert found.dtype == jnp.bfloat16
     expected = (torchs(a, "gelu") * g).float().numpy()
-    # Below zero 1 + erf cancels in float32: of two roundings of one number the results are a step of bfloat16 apart, and half a step
-    # more after the product. Elsewhere nearly all numbers are equal.
+    # Below zero 1 + erf cancels in float32: of two roundings of one number the results are a step of bfloat16 apart, and half a
+    # step more after the product. Elsewhere nearly all numbers are equal.
     np.testing.assert_allclose(np.asarray(found, np.float32), expected, rtol=1.5 * 2**-7, atol=2**-20)
     assert (np.asarray(found, np.float32) == expected)[NUMBERS > -2].mean() > 0.99
 

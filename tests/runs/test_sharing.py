@@ -94,9 +94,9 @@ def test_a_record_longer_than_the_padded_lengths_is_refused(model_folder, tmp_pa
     from bidora_jax import InputError
 
     long = [{"instruction": "stone " * 20, "output": "sky"}] * 8
-    with pytest.raises(InputError, match=r"data.padded_lengths end with 64, and a record has \d+ tokens"):
+    with pytest.raises(InputError, match=r"data\.padded_lengths end with 64, and a record has \d+ tokens"):
         finetune(model=model_folder, train=long, val=long, output=tmp_path / "run", **SETTINGS)
-    with pytest.raises(InputError, match="data.padded_lengths must be at least 1 and ascend, found 64, 32"):
+    with pytest.raises(InputError, match=r"data\.padded_lengths must be at least 1 and ascend, found 64, 32"):
         finetune(model=model_folder, train=long, val=long, output=tmp_path / "run",
                  **{**SETTINGS, "data.padded_lengths": [64, 32]})  # fmt: skip
     assert not (tmp_path / "run").exists()
