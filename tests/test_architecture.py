@@ -78,7 +78,7 @@ PACKAGES = {
     "config_files": {"ml_collections", "yaml"},
     "flags": set(),
     "runs": ARRAYS | {"matplotlib", "pandas", "rich"},  # the first two where a caller asks for a figure or a frame
-    "competitions": ARRAYS | {"safetensors", "scipy", "sklearn"},
+    "competitions": {"jaxtyping", "numpy", "safetensors", "scipy", "sklearn"},
     "commands": {"rich", "tyro"},
     "quickstart": ARRAYS | {"optax", "tokenizers"},
 }

@@ -49,10 +49,6 @@ def write(plan: Plan, cuts: Cuts) -> None:
     write_whole(folder / FILE, json.dumps(held, indent=2, ensure_ascii=False) + "\n")
 
 
-def is_one(folder: Path) -> bool:
-    return (folder / FILE).is_file()
-
-
 def read(folder: Path) -> Model:
     """InputError for a competition.json that `write` has not written."""
     path = folder / FILE
