@@ -16,7 +16,7 @@ CALLED = {
     "encoder": "the encoder",
     "tf-idf": "TF-IDF",
     "majority": "the majority",
-    "mean": "the mean",
+    "mean": "the average",
     "blend": "the blend",
 }
 METRICS = {"logloss": "log loss", "mcc": "MCC", "rmsle": "RMSLE", "mcrmse": "MCRMSE"}

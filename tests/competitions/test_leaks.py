@@ -113,6 +113,12 @@ def test_ids_that_follow_the_target_are_told():
     assert "neighbours have the same one in 0% of the pairs" in warned(alternating, columns, target)[0]
 
 
+def test_many_classes_in_turn_are_told():
+    turns = np.arange(600) % 12
+    said = leaks._told(leaks._Output("kind", turns, True), turns)
+    assert said == "neighbours have the same one in 0% of the pairs, by chance in 8%"
+
+
 def test_an_id_with_the_label_in_it_is_told():
     files, columns, target = files_of()
     for row in files.train.rows:

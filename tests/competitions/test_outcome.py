@@ -61,14 +61,17 @@ def test_the_rows_that_are_most_surely_wrong_come_first():
 
 
 def test_labels_that_are_wrong_are_named_and_values_are_furthest_off():
-    found, plan, results, decision = made("multilabel", "f1")
+    found, plan, results, decision = made("multilabel", "f1", rows=200)
     one = found.wrong[0]
     label = one["truth"].removeprefix("not ")
     assert {one["truth"], one["found"]} == {label, f"not {label}"}
     column = plan.target.names.index(label)
     assert (one["truth"] == label) == (results.truth[one["row"], column] == 1)
-    p = decision.oof[one["row"], column]
-    assert one["sure"] == (p if one["found"] == label else 1 - p)
+    assert {one["found"].startswith("not ") for one in found.wrong} == {True, False}
+    for one in found.wrong:
+        label = one["truth"].removeprefix("not ")
+        p = decision.oof[one["row"], plan.target.names.index(label)]
+        assert one["sure"] == (p if one["found"] == label else 1 - p)
     found, plan, results, decision = made("regression", "rmse")
     off = abs(decision.oof - results.truth) / results.truth.std(0)
     row, column = np.unravel_index(off.argmax(), off.shape)
