@@ -1,6 +1,8 @@
 """python -m bidora_jax.export --run DIR --format merged|adapter|lora --output DIR [--dtype float32|bfloat16] [--rank R]
 python -m bidora_jax.export --run DIR --format … --output DIR --push ORG/NAME [--public]
+python -m bidora_jax.export --run DIR --format gguf --output FILE.gguf [--quantize f16|bf16|q8_0|f32]
 python -m bidora_jax.export --model DIR --quantization nf4|int8|none --output DIR
+python -m bidora_jax.export --model DIR --format gguf --output FILE.gguf
 
 Writes a finished run for other programs: a Hugging Face model folder with the adapter folded in, or a PEFT adapter. Or,
 without a run, writes a model quantised as bitsandbytes does it, or a quantised one dense. The written files are read back,
@@ -30,13 +32,14 @@ class ExportArguments:
     """Write the result of a run as a merged model or as a PEFT adapter, or a model quantised."""
 
     output: str
-    """Folder to write; it must be new or empty."""
+    """Folder to write; it must be new or empty. gguf: the file, NAME.gguf."""
     run: str = ""
     """Folder of a finished run."""
     model: str = ""
     """Instead of a run: a model folder, or the name of a model on the Hugging Face hub."""
-    format: Literal["merged", "adapter", "lora"] = "merged"
-    """merged: a Hugging Face model folder; adapter: a PEFT folder; lora: a PEFT folder that inference engines read too."""
+    format: Literal["merged", "adapter", "lora", "gguf"] = "merged"
+    """merged: a Hugging Face model folder; adapter: a PEFT folder; lora: a PEFT folder that inference engines read too; gguf: the
+    merged model as one file for llama.cpp and Ollama."""
     rank: int = 0
     """lora: the rank to write. 0 takes that of a LoRA run, and for the others the first of 8, 16, 32, 64, 128, 256 within
     max_error."""
@@ -44,6 +47,8 @@ class ExportArguments:
     """lora without a rank, where it isn't exact: largest share of W' − W0 that may be lost, in the Frobenius norm."""
     dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"
     """dtype of the merged weights; source keeps that of the base's files."""
+    quantize: Literal["f16", "bf16", "q8_0", "f32"] = "f16"
+    """gguf: the type of its matrices, which are rounded from float32."""
     merge_base: Literal["quantized", "original"] = "quantized"
     """Of a run on a quantised base: the weights that the update is added to."""
     quantization: Literal["none", "int8", "nf4"] = "none"
@@ -71,6 +76,14 @@ def main(argv: list[str]) -> None:
         raise InputError("give either --run, a finished run, or --model, a model without an adapter")
     _check(arguments)
     output, run = Path(arguments.output), Path(arguments.run)
+    if arguments.format == "gguf":
+        from bidora_jax.runs import gguf_exporting
+
+        if arguments.model:
+            gguf_exporting.export_model(arguments.as_model(), output, quantize=arguments.quantize)
+        else:
+            gguf_exporting.export_run(run, output, quantize=arguments.quantize, merge_base=arguments.merge_base)
+        return
     if arguments.model:
         from bidora_jax.models.formats import export
 
@@ -97,13 +110,19 @@ def _check(arguments: ExportArguments) -> None:
         and (a.format, a.merge_base) in (("lora", "original"), ("adapter", "original")),
         "--public is for --push ORG/NAME": a.public and not a.push,
         "--push is for --run": bool(a.push and a.model),
-        "--dtype is for --format merged; adapters are float32, as PEFT writes them": not a.model
-        and a.format != "merged"
-        and a.dtype != "source",
+        "--dtype is for --format merged; adapters are float32, as PEFT writes them, and gguf has --quantize": a.dtype
+        != "source"
+        and ((a.format != "merged" and not a.model) or a.format == "gguf"),
+        "--quantize is for --format gguf": a.format != "gguf" and a.quantize != "f16",
+        "--format gguf writes a file, and --push uploads folders: upload it with `hf upload`": a.format == "gguf"
+        and bool(a.push),
+        "--quantization is for folders; a GGUF file has --quantize": a.format == "gguf" and a.quantization != "none",
         "--quantization is for --model; merge the run first, then export the merged folder": not a.model
         and a.quantization != "none",
-        "--format and --merge-base are for --run; a model without an adapter has neither": bool(a.model)
-        and (a.format, a.merge_base) != ("merged", "quantized"),
+        "--format and --merge-base are for --run; a model without an adapter is written as a folder, or with --format gguf": bool(
+            a.model
+        )
+        and (a.format not in ("merged", "gguf") or a.merge_base != "quantized"),
     }
     if wrong := [message for message, found in checks.items() if found]:
         raise InputError("\n".join(wrong))

@@ -60,7 +60,7 @@ PACKAGES = {
     "kernels": ARRAYS,
     "reporting": {"matplotlib", "numpy", "rich"},  # knows no model
     "models.architectures": set(),  # read by the command line before JAX is loaded
-    "models": ARRAYS | {"flax", "huggingface_hub"},
+    "models": ARRAYS | {"flax", "gguf", "huggingface_hub"},  # gguf where a file for llama.cpp is written
     "data": {
         "datasets",
         "jaxtyping",

@@ -37,7 +37,7 @@ def export_run(
     architecture = hf_config.read_decoder(source) if labels is None else hf_config.read_config(source).without_output()
     quantised = config.model.quantization != "none"
     if merge_base == "original" and not quantised:
-        raise InputError(_no_original(config.model.path, hf.is_quantised(source)))
+        raise InputError(no_original(config.model.path, hf.is_quantised(source)))
     adapter, direction, magnitude = peft.load_adapter(folder, architecture)
     base = initial.prepare_base(hf.load(config.model, source, architecture), adapter)
     trained = export.Trained(architecture, adapter, base, direction, magnitude)
@@ -57,7 +57,8 @@ def export_run(
     return ""
 
 
-def _no_original(model: str, in_files: bool) -> str:
+def no_original(model: str, in_files: bool) -> str:
+    """Why there are no other weights that an update could be added to."""
     if in_files:
         return f"--merge-base original needs the 16-bit weights, and {model} holds quantised ones"
     return "--merge-base is for runs on a quantised base; this one was trained on the weights as they are"
