@@ -37,9 +37,9 @@ class ExportArguments:
     """Folder of a finished run."""
     model: str = ""
     """Instead of a run: a model folder, or the name of a model on the Hugging Face hub."""
-    format: Literal["merged", "adapter", "lora", "gguf"] = "merged"
+    format: Literal["merged", "adapter", "lora", "gguf", "gguf-lora"] = "merged"
     """merged: a Hugging Face model folder; adapter: a PEFT folder; lora: a PEFT folder that inference engines read too; gguf: the
-    merged model as one file for llama.cpp and Ollama."""
+    merged model as one file for llama.cpp and Ollama; gguf-lora: the adapter of a LoRA run for them."""
     rank: int = 0
     """lora: the rank to write. 0 takes that of a LoRA run, and for the others the first of 8, 16, 32, 64, 128, 256 within
     max_error."""
@@ -76,13 +76,8 @@ def main(argv: list[str]) -> None:
         raise InputError("give either --run, a finished run, or --model, a model without an adapter")
     _check(arguments)
     output, run = Path(arguments.output), Path(arguments.run)
-    if arguments.format == "gguf":
-        from bidora_jax.runs import gguf_exporting
-
-        if arguments.model:
-            gguf_exporting.export_model(arguments.as_model(), output, quantize=arguments.quantize)
-        else:
-            gguf_exporting.export_run(run, output, quantize=arguments.quantize, merge_base=arguments.merge_base)
+    if arguments.format in ("gguf", "gguf-lora"):
+        _write_gguf(arguments, run, output)
         return
     if arguments.model:
         from bidora_jax.models.formats import export
@@ -97,6 +92,18 @@ def main(argv: list[str]) -> None:
         upload(run, output, arguments.push, format=arguments.format, note=note, public=arguments.public)
 
 
+def _write_gguf(arguments: ExportArguments, run: Path, output: Path) -> None:
+    from bidora_jax.runs import gguf_exporting
+
+    quantize, merge_base = arguments.quantize, arguments.merge_base
+    if arguments.model:
+        gguf_exporting.export_model(arguments.as_model(), output, quantize=quantize)
+    elif arguments.format == "gguf-lora":
+        gguf_exporting.export_run(run, output, format="gguf-lora")
+    else:
+        gguf_exporting.export_run(run, output, format="gguf", quantize=quantize, merge_base=merge_base)
+
+
 def _check(arguments: ExportArguments) -> None:
     """Refuses flags that belong to another call, all in one message, and an upload that can't succeed."""
     a = arguments
@@ -107,14 +114,17 @@ def _check(arguments: ExportArguments) -> None:
         "--rank and --max-error are for --run with --format lora": not lora and (a.rank, a.max_error) != (0, 0.1),
         "--rank is given, so nothing is chosen and --max-error has no say": bool(a.rank) and a.max_error != 0.1,
         "--merge-base is for --format merged: the others hold the update alone": not a.model
-        and (a.format, a.merge_base) in (("lora", "original"), ("adapter", "original")),
+        and a.merge_base == "original"
+        and a.format not in ("merged", "gguf"),
         "--public is for --push ORG/NAME": a.public and not a.push,
         "--push is for --run": bool(a.push and a.model),
         "--dtype is for --format merged; adapters are float32, as PEFT writes them, and gguf has --quantize": a.dtype
         != "source"
         and ((a.format != "merged" and not a.model) or a.format == "gguf"),
         "--quantize is for --format gguf": a.format != "gguf" and a.quantize != "f16",
-        "--format gguf writes a file, and --push uploads folders: upload it with `hf upload`": a.format == "gguf"
+        "--format gguf writes a file, and --push uploads folders: upload it with `hf upload`": a.format.startswith(
+            "gguf"
+        )
         and bool(a.push),
         "--quantization is for folders; a GGUF file has --quantize": a.format == "gguf" and a.quantization != "none",
         "--quantization is for --model; merge the run first, then export the merged folder": not a.model

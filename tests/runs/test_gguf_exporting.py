@@ -33,7 +33,7 @@ def test_a_runs_file_holds_the_float32_merge_rounded_once(run, model_folder, tmp
     command(export.main, ["--run", str(run), "--format", "gguf", "--output", str(file)])
     said = capfd.readouterr().out
     assert "GGUF file read back: largest logit difference to the trained model" in said
-    assert [path.name for path in file.parent.iterdir()] == ["mine.gguf"]
+    assert {path.name for path in file.parent.iterdir()} == {"mine.gguf", "mine.Modelfile"}
     adapter, direction, magnitude = peft.load_adapter(run / "adapter", CONFIG)
     base = hf.load_base(model_folder, CONFIG)
     merged = merging.merge(adapter, prepare_base(base, adapter), direction, magnitude, "float32")
@@ -81,15 +81,35 @@ def test_a_run_on_a_quantised_base_is_written_over_either_weights(tmp_path, mode
     assert 0 < jnp.max(jnp.abs(found["quantized"] - found["original"])) <= 0.51 * step
 
 
+def test_a_lora_runs_adapter_is_written_beside_a_modelfile_for_its_base(model_folder, tmp_path, capfd):
+    run = trained_run(tmp_path / "run", model_folder, KINDS["narrow"])
+    argv = ["--run", str(run), "--format", "gguf-lora", "--output", str(tmp_path / "mine.gguf")]
+    command(export.main, argv)
+    said = capfd.readouterr().out
+    assert "GGUF adapter of rank 2 read back: largest logit difference to the trained model" in said
+    assert f"--model {model_folder} --format gguf --output tiny-qwen3.gguf" in said
+    lines = (tmp_path / "mine.Modelfile").read_text().splitlines()
+    assert lines[:2] == ["FROM ./tiny-qwen3.gguf", "ADAPTER ./mine.gguf"]
+
+
+def test_a_magnitude_has_no_gguf_adapter(run, tmp_path, capfd):
+    argv = ["--run", str(run), "--format", "gguf-lora", "--output", str(tmp_path / "mine.gguf")]
+    assert "a GGUF adapter has none: use --format gguf" in refused_export(argv, capfd)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_wrong_calls_are_refused_in_one_message_and_write_nothing(run, model_folder, tmp_path, capfd):
     file = tmp_path / "mine.gguf"
     of_run = ["--run", str(run), "--format", "gguf", "--output"]
     taken = tmp_path / "taken.gguf"
     taken.write_bytes(b"1")
+    described = tmp_path / "described.gguf"
+    described.with_suffix(".Modelfile").write_bytes(b"1")
     before = contents(tmp_path)
     for argv, wanted in [
         ([*of_run, str(tmp_path / "mine")], "a GGUF export is one file, whose name ends in .gguf"),
         ([*of_run, str(taken)], f"{taken} is there already"),
+        ([*of_run, str(described)], f"{tmp_path / 'described.Modelfile'} is there already"),
         ([*of_run, str(taken / "mine.gguf")], f"{taken} is a file, not a folder"),
         ([*of_run, str(file), "--dtype", "float16"], "gguf has --quantize"),
         ([*of_run, str(file), "--push", "a/b"], "--push uploads folders"),

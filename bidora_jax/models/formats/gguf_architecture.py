@@ -158,7 +158,7 @@ def tensors(architecture: DecoderConfig, name: str) -> Iterator[Tensor]:
     """Every tensor of the model but `rope_freqs`, those outside the layers first."""
     specs = {one.path: one for one in architecture.tensors}
     for place in name_table(architecture).values():
-        yield Tensor(tensor_name(place), place, specs[place.path], _reordered(architecture, name, place.path))
+        yield Tensor(tensor_name(place), place, specs[place.path], reordered(architecture, name, place.path))
 
 
 def tensor_name(place: Place) -> str:
@@ -169,7 +169,8 @@ def tensor_name(place: Place) -> str:
     return f"blk.{place.layer}.{INSIDE['.'.join(module)]}.{kind}"
 
 
-def _reordered(architecture: DecoderConfig, name: str, path: tuple[str, ...]) -> int:
+def reordered(architecture: DecoderConfig, name: str, path: tuple[str, ...]) -> int:
+    """In how many heads the rows of a weight or a bias are reordered; 0: they keep their order."""
     if name != "llama" or path[0] != LAYERS:
         return 0
     return {"q_proj": architecture.num_heads, "k_proj": architecture.num_kv_heads}.get(path[-2], 0)

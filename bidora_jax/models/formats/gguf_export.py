@@ -28,12 +28,13 @@ Q8_TOLERANCE = 0.1
 """Largest difference of a logit allowed for q8_0, as a share of the largest |logit|; the other types have parity's."""
 
 
-def check_output(path: Path) -> None:
-    """InputError for a file that can't be written, before any work is done."""
+def check_output(path: Path, *beside: Path) -> None:
+    """InputError for a file that can't be written, or one `beside` it, before any work is done."""
     if path.suffix != ENDING:
         raise InputError(f"--output {path}: a GGUF export is one file, whose name ends in {ENDING}")
-    if path.exists():
-        raise InputError(f"{path} is there already; remove it, or choose another name")
+    for taken in (path, *beside):
+        if taken.exists():
+            raise InputError(f"{taken} is there already; remove it, or choose another name")
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir():
         raise InputError(f"cannot write {path}: {parent} is a file, not a folder; choose another name")

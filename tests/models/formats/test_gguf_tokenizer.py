@@ -22,7 +22,7 @@ from bidora_jax.errors import InputError
 from bidora_jax.models.formats import gguf_splits, gguf_tokenizer
 from bidora_jax.models.settings import ModelConfig
 from bidora_jax.quickstart import MODEL
-from bidora_jax.runs.gguf_exporting import export_model, tokenizer_of
+from bidora_jax.runs.gguf_exporting import export_model, source_of
 
 
 def split(pattern: str):
@@ -71,9 +71,8 @@ def test_the_quickstarts_tokens_are_llama_cpps(tmp_path):
 @pytest.mark.parametrize("name", SPLITS)
 def test_the_tokens_of_a_byte_level_tokenizer_are_llama_cpps(name, tmp_path, capfd):
     size = gguf_models.byte_level(tmp_path / "model", *SPLITS[name], ignore_merges=name in MERGES_IGNORED)
-    steps = tokenizer_of(tmp_path / "model").steps
-    assert gguf_splits.name_of(steps["pre_tokenizer"], steps["model"]) == name
     found = differences(tmp_path / "model", file_of(tmp_path / "model", size))
+    assert keys_of(source_of(tmp_path / "model").written)["pre"] == name
     if name in gguf_splits.CASED:
         assert "takes marks off their letters" in capfd.readouterr().out
         found = [one for one in found if not has_marks(one[0])]
@@ -126,7 +125,7 @@ def test_a_text_begins_with_bos_where_the_tokenizer_begins_it_so(tmp_path):
 def spoken(folder: Path, **changes) -> gguf_tokenizer.Tokenizer:
     gguf_models.byte_level(folder, *SPLITS["qwen2"])
     gguf_models.decoder(folder, "llama", 910)
-    return tokenizer_of(folder)._replace(**changes)
+    return source_of(folder).told._replace(**changes)
 
 
 def keys_of(written: gguf_tokenizer.Written) -> dict[str, object]:
@@ -160,7 +159,7 @@ def test_more_ends_than_a_file_has_room_for_are_named(tmp_path):
 def test_the_scores_of_a_sentencepiece_tokenizer_are_the_ranks_of_its_merges(tmp_path):
     size = gguf_models.sentencepiece(tmp_path / "model")
     gguf_models.decoder(tmp_path / "model", "llama", size)
-    tokenizer = tokenizer_of(tmp_path / "model")
+    tokenizer = source_of(tmp_path / "model").told
     found = keys_of(gguf_tokenizer.written(tokenizer, size))
     assert (found["model"], found["pre"], found["add_space_prefix"]) == ("llama", "default", True)
     assert found["token_type"][:4] == [2, 3, 3, 6] and found["tokens"][3 + 255] == "<0xFF>"
@@ -211,7 +210,7 @@ def test_a_byte_level_tokenizer_that_llama_cpp_does_not_have_is_refused(path, va
 def test_a_sentencepiece_tokenizer_that_llama_cpp_does_not_have_is_refused(path, value, said, tmp_path):
     size = gguf_models.sentencepiece(tmp_path / "model")
     gguf_models.decoder(tmp_path / "model", "llama", size)
-    tokenizer = tokenizer_of(tmp_path / "model")
+    tokenizer = source_of(tmp_path / "model").told
     steps = changed(tokenizer.steps, path, value)
     steps["model"]["vocab"] = {text: number for text, number in steps["model"]["vocab"].items() if number is not None}
     with pytest.raises(InputError, match=re.escape(said)):
@@ -221,7 +220,7 @@ def test_a_sentencepiece_tokenizer_that_llama_cpp_does_not_have_is_refused(path,
 def test_merges_in_an_order_that_no_scores_have_are_refused(tmp_path):
     size = gguf_models.sentencepiece(tmp_path / "model")
     gguf_models.decoder(tmp_path / "model", "llama", size)
-    tokenizer = tokenizer_of(tmp_path / "model")
+    tokenizer = source_of(tmp_path / "model").told
     merges = tokenizer.steps["model"]["merges"]
     several = next(n for n in range(1, len(merges)) if "".join(merges[n]) == "".join(merges[n - 1]))
     merges.append(merges.pop(several))
@@ -234,4 +233,4 @@ def test_other_tokens_around_a_text_are_refused(tmp_path):
     gguf_models.sentencepiece(folder, begin="<unk>")
     gguf_models.decoder(folder, "llama", 960)
     with pytest.raises(InputError, match="puts other tokens around a text than its first and its last"):
-        tokenizer_of(folder)
+        source_of(folder)
