@@ -1,6 +1,7 @@
 """Trains the folds of a competition, one after the other, over one base.
 
-    folds/settings.json            steps and padded lengths, which all folds share: their programs are compiled once
+    folds/settings.json            steps and padded lengths, which all folds share: their programs are compiled once; and a checksum
+                                   of the rows
     folds/0, folds/1, …            the run folder of each fold, as `train` leaves it
     folds/0/predictions.safetensors    what its adapter says of the rows it has not seen, and of the test rows
 
@@ -9,6 +10,7 @@ validation records are split off its own training rows, and no fold chooses a st
 """
 
 import contextlib
+import hashlib
 import json
 import shutil
 import time
@@ -20,6 +22,7 @@ import numpy as np
 
 from bidora_jax.competitions import inputs
 from bidora_jax.competitions.plan import Plan
+from bidora_jax.errors import InputError
 from bidora_jax.machine.files import write_whole
 
 if TYPE_CHECKING:
@@ -84,8 +87,15 @@ def _settings(plan: Plan, rows: Rows, shared: "Shared", began: float) -> dict[st
     """Settings that all folds share. They are kept when they are found, and a run that goes on has them too."""
     kept = plan.output / "folds" / "settings.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
+    stand_on = hashlib.sha256(json.dumps([rows.train, rows.test, rows.folds.tolist()]).encode()).hexdigest()
     if kept.is_file():
-        return json.loads(kept.read_text(encoding="utf-8"))
+        held = json.loads(kept.read_text(encoding="utf-8"))
+        if held["rows"] != stand_on:
+            raise InputError(
+                f"the rows of {plan.folder} are not those that the run in {plan.output} began with, and its folds stand on them: put "
+                "the old files back, or choose another folder with --output"
+            )
+        return held["settings"]
     steps = _steps(plan, rows)
     found = plan.settings | {
         "model": plan.model, "seed": plan.seed, "report": False, "task.labels": list(inputs.outputs(plan.target)),
@@ -98,7 +108,8 @@ def _settings(plan: Plan, rows: Rows, shared: "Shared", began: float) -> dict[st
         found |= {"data.val_fraction": VAL, "retrain.steps": steps}
     if plan.time is not None:
         found |= _within_time(plan, rows, found, shared, began)
-    write_whole(kept, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    held = {"settings": found, "rows": stand_on}
+    write_whole(kept, json.dumps(held, indent=2, ensure_ascii=False) + "\n")
     return found
 
 

@@ -42,6 +42,7 @@ dl { margin: 0; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: left; font-weight: 500; color: var(--muted); font-size: 13px; }
 th, td { padding: 6px 18px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
+td:first-child { min-width: 8ch; }
 tr:last-child td { border-bottom: 0; }
 code, pre { font-family: var(--mono); font-size: 12.8px; }
 td:not(:first-child) { min-width: 90px; }

@@ -162,6 +162,14 @@ def test_a_run_killed_in_its_last_fold_goes_on_to_the_same_bytes(finished, model
     for fold in range(3):
         weights = f"model/fold-{fold + 1}/adapter_model.safetensors"
         assert (out / weights).read_bytes() == (folder / "out" / weights).read_bytes()
+    # Other rows would be other folds.
+    other = shutil.copytree(folder / "data", tmp_path / "data")
+    plan = json.loads((out / "plan.json").read_text()) | {"folder": str(other)}
+    (out / "plan.json").write_text(json.dumps(plan))
+    text = (other / "train.csv").read_text()
+    (other / "train.csv").write_text(text[: text.rstrip().rindex("\n") + 1])
+    with pytest.raises(InputError, match="are not those that the run in .* began with"):
+        bidora_jax.kaggle(other, output=out, resume=True)
     shutil.rmtree(out)
 
 
@@ -170,6 +178,6 @@ def test_little_time_means_fewer_steps(model_folder, tmp_path):
     competition(tmp_path / "data", competitions.true_and_false)
     told = {**SETTINGS, "folds": 2, "epochs": 2000}
     bidora_jax.kaggle(tmp_path / "data", model=str(model_folder), output=tmp_path / "out", time="30s", **told)
-    kept = json.loads((tmp_path / "out/folds/settings.json").read_text())
+    kept = json.loads((tmp_path / "out/folds/settings.json").read_text())["settings"]
     assert 1 <= kept["search.steps"] < 2000
     assert not (tmp_path / "out/folds/trial").exists()
