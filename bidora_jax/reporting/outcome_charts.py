@@ -14,6 +14,8 @@ WRITTEN = 12
 """Labels up to which every cell of a confusion has its number."""
 NAMED = 40
 """Labels up to which they are named beside a confusion."""
+PALE = "#fefefe"
+"""White that stays so on a dark page, where pure white becomes the colour of its cards."""
 UNBOUNDED = ("log_loss", "rmse", "mae")
 """Metrics that are not drawn on one scale with the others, which are at most 1."""
 
@@ -93,7 +95,7 @@ def _confusion(outcome: Line) -> Figure:
             for row, column in np.ndindex(size, size):
                 light = shares[row, column] < 0.6
                 axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=8.5,
-                          color="white" if light else "black")  # fmt: skip
+                          color=PALE if light else "black")  # fmt: skip
         bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05, aspect=25)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue] - a Spine; the stubs say otherwise
         bar.set_label("share of the true label")

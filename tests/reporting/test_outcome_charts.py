@@ -1,13 +1,14 @@
 """reporting/outcome_charts.py: what a report of a classifier shows, in pictures, tables, tiles and the summary."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from histories import lines
 
 from bidora_jax.data.labels import Labels
-from bidora_jax.reporting import history, outcome_charts, summary
+from bidora_jax.reporting import history, outcome_charts, style, summary
 from bidora_jax.reporting.history import History
 from bidora_jax.runs import report
 from bidora_jax.tasks import outcomes
@@ -89,6 +90,8 @@ def test_a_confusion_has_its_counts_and_shares_of_the_true_label():
     axes = figure.axes[0]
     assert np.asarray(axes.images[0].get_array()).tolist() == [[0.75, 0.25], [0, 0]]
     assert [text.get_text() for text in axes.texts] == ["3", "1", "0", "0"]
+    drawn = style.svg(figure, "Confusion")  # the page replaces the colours of style.LIGHT by its own, which may be dark
+    assert re.search(r"<text[^>]*fill: #fefefe[^>]*>0</text>", drawn)
     many = {"names": [str(n) for n in range(50)], "confusion": np.eye(50).tolist()}
     _, figure = outcome_charts.all_charts(History(lines(1), outcomes={"test": many}))["confusion_test"]
     assert not figure.axes[0].texts and "30" not in [label.get_text() for label in figure.axes[0].get_xticklabels()][:3]
