@@ -126,10 +126,11 @@ def _of_competition(arguments: PredictArguments, given: Collection[str]) -> Iter
         raise InputError(
             f"{arguments.run} is the model of a competition, whose plan says how rows are read: leave {flags} out"
         )
-    if len(arguments.data_file) > 1:
+    source, *others = arguments.data_file
+    if others:
         raise InputError(f"the model of a competition predicts one table, found {', '.join(arguments.data_file)}")
     model = model_folder.read(Path(arguments.run))
-    table = files.table(Path(arguments.data_file[0]))
+    table = files.table(Path(source))
     answers = model_folder.answers(model, model_folder.predict(model, table))
     name = arguments.id_column or model.plan.columns.id
     before = [Column(name, [row[name] for row in table.rows])] if name in table.columns else []

@@ -70,7 +70,6 @@ def _rows_by_run(
     return tuple(transpose(run, 1, 2).reshape(shape) for run in runs)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def weighted(
     scale: float,
     rows: Float[Array, "B K M h"],
@@ -87,6 +86,11 @@ def weighted(
 
     a sum over h numbers instead of S (FlashAttention, arXiv:2205.14135, appendix B). P is kept in the dtype of v.
     """
+    return _weighted(scale, rows, k, v, visible, bias)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weighted(scale: float, rows, k, v, visible, bias) -> Array:
     return _weighted_forward(scale, rows, k, v, visible, bias)[0]
 
 
@@ -112,7 +116,7 @@ def _weighted_backward(scale: float, residuals, g):
     return drows.astype(rows.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, dbias
 
 
-weighted.defvjp(_weighted_forward, _weighted_backward)
+_weighted.defvjp(_weighted_forward, _weighted_backward)
 
 
 def causal_attention(
