@@ -12,7 +12,8 @@ import numpy as np
 from bidora_jax.competitions import cuts, measures
 from bidora_jax.competitions.target import Target
 
-ROUNDS = 20
+ROUNDS, PATIENCE = 20, 4
+"""Rounds at most, and those without a better blend after which it ends."""
 
 
 def weights(target: Target, truth: np.ndarray, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -36,6 +37,8 @@ def weights(target: Target, truth: np.ndarray, predictions: Mapping[str, np.ndar
         added.append(name)
         if best is None or measure.better(found[name], best):
             best, chosen = found[name], size
+        if size - chosen == PATIENCE:
+            break
     return {name: added[:chosen].count(name) / chosen for name in names}
 
 

