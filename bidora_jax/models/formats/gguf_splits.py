@@ -46,9 +46,16 @@ CASED = ("tekken", "gpt-4o")
 """Where llama.cpp has no classes of capital and small letters, and takes a letter's marks off it."""
 
 
+PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+LETTERS = {chr(byte) for byte in PRINTABLE} | {chr(256 + number) for number in range(256 - len(PRINTABLE))}
+"""What a byte-level tokenizer writes the 256 bytes as."""
+
+
 def name_of(pre_tokenizer: dict[str, Any] | None, model: dict[str, Any]) -> str:
     """llama.cpp's name of the steps of a byte-level tokenizer, as tokenizer.json has them; InputError where it has none."""
     patterns = tuple(_patterns(list(steps(pre_tokenizer))))
+    if model["unk_token"] is not None and LETTERS - model["vocab"].keys():
+        raise InputError(_refusal("a token for bytes that it does not know (llama.cpp leaves them out)"))
     if not model["merges"] and not model["ignore_merges"]:
         return "gpt-2"  # every byte is a token, wherever the text is split
     said = f"the splits {', '.join(map(repr, patterns))}" if patterns else "no splits"
@@ -96,6 +103,6 @@ def _pattern(step: dict[str, Any]) -> str:
 
 def _refusal(what: str) -> str:
     return (
-        f"the tokenizer has {what}, which llama.cpp has no name for: a GGUF file would give other tokens; use --format merged with "
+        f"the tokenizer has {what}, which llama.cpp does not have: a GGUF file would give other tokens; use --format merged with "
         "another engine"
     )

@@ -28,7 +28,7 @@ MODELS = {
     "llama, its rope": ("llama", {"rope_scaling": LLAMA3}),
     "llama, a yarn of its own": (
         "llama",
-        {"rope_scaling": YARN | {"beta_fast": 16, "truncate": False, "attention_factor": 1.3}},
+        {"rope_scaling": YARN | {"beta_fast": 0.5, "beta_slow": 0.01, "truncate": False, "attention_factor": 1.3}},
     ),
     "mistral, heads of their own size": ("mistral", {"head_dim": 20}),
     "qwen2": ("qwen2", {}),

@@ -187,14 +187,17 @@ SPLIT = "pre_tokenizer.pretokenizers.0"
     ("model.ignore_merges", True, "ignore_merges true with the splits"),
     ("normalizer", {"type": "Lowercase"}, "normaliser Lowercase changes texts"),
     ("pre_tokenizer", {"type": "Whitespace"}, "a pre-tokenizer that is not byte-level"),
-    (f"{SPLIT}.pattern.Regex", "[a-z]+", "the splits '[a-z]+', which llama.cpp has no name for"),
+    (f"{SPLIT}.pattern.Regex", "[a-z]+", "the splits '[a-z]+', which llama.cpp does not have"),
     (f"{SPLIT}.behavior", "Removed", "the step Split"),
     ("pre_tokenizer.pretokenizers.1.add_prefix_space", True, "a blank put before every text"),
+    ("model.vocab", {"<unk>": 0, "a": 1}, "a token for bytes that it does not know"),
     ("added_tokens.1.lstrip", True, "lstrip of the added token '<|im_start|>'"),
     ("model.vocab.zz", 950, "1 tokens from 950 on, and the model 910 embeddings"),
 ])  # fmt: skip
 def test_a_byte_level_tokenizer_that_llama_cpp_does_not_have_is_refused(path, value, said, tmp_path):
     tokenizer = spoken(tmp_path / "model")
+    tokenizer.steps["model"]["unk_token"] = "<unk>"  # which is no fault where every byte has a token
+    gguf_tokenizer.written(tokenizer, 910)
     with pytest.raises(InputError, match=re.escape(said)):
         gguf_tokenizer.written(tokenizer._replace(steps=changed(tokenizer.steps, path, value)), 910)
 
