@@ -1,6 +1,6 @@
 """What the documents name is there: settings, flags of commands and of benchmarks, choices, files, links, modules.
 
-The documents are README.md, benchmarks/README.md and bidora_jax/guides.
+The documents are README.md, benchmarks/README.md and bidora_jax/guides with its notebooks.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ DOCUMENTS = [
     "benchmarks/README.md",
     "benchmarks/LOG.md",
     *(f"bidora_jax/guides/{name}.md" for name in GUIDES),
+    "bidora_jax/guides/notebooks/kaggle.ipynb",
 ]
 SETTINGS = dict(leaves(Config()))
 SECTIONS = {name.partition(".")[0] for name in SETTINGS if "." in name}
@@ -36,6 +37,7 @@ ROOMS = (
 )
 NO_SETTINGS = {"data.jsonl", "model.safetensors"}
 OTHERS = {  # flags of other programs, and of pytest
+    "--dest", "--find-links", "--local-dir", "--no-index", "--only-binary", "--quiet", "--wheel-dir",
     "--max-lora-rank", "--enable-lora", "--lora-modules", "--model-id", "--lora", "--outfile", "--base",
     "--xla_backend_optimization_level", "--xla_cpu_enable_concurrency_optimized_scheduler",
     "--xla_gpu_dot_merger_threshold_mb",
