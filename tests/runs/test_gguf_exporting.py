@@ -18,7 +18,8 @@ from bidora_jax.data.labels import Labels
 from bidora_jax.errors import command
 from bidora_jax.models.adapters import merging
 from bidora_jax.models.adapters.initial import prepare_base
-from bidora_jax.models.formats import gguf_export, hf, peft
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.formats import gguf_export, gguf_file, hf, peft
 from bidora_jax.quickstart import DATA, MODEL
 
 
@@ -79,6 +80,19 @@ def test_a_run_on_a_quantised_base_is_written_over_either_weights(tmp_path, mode
         found[base] = gguf_export.read_base(file, CONFIG, "qwen3")["layers"]["mlp"]["up_proj"]["weight"]
     step = jnp.max(jnp.abs(hf.load_base(model_folder, CONFIG)["layers"]["mlp"]["up_proj"]["weight"])) / 127
     assert 0 < jnp.max(jnp.abs(found["quantized"] - found["original"])) <= 0.51 * step
+
+
+def test_an_output_that_was_trained_whole_stands_beside_the_embedding_it_was_tied_to(model_folder, tmp_path, capfd):
+    settings = AdapterConfig(method="lora", rank=3, modules_to_save=("lm_head",))
+    run = trained_run(tmp_path / "run", model_folder, settings)
+    command(export.main, ["--run", str(run), "--format", "gguf", "--output", str(tmp_path / "mine.gguf")])
+    held = dict(gguf_file.tensors(tmp_path / "mine.gguf"))
+    _, direction, _ = peft.load_adapter(run / "adapter", CONFIG)
+    trained = np.asarray(direction["lm_head"]["weight"])
+    np.testing.assert_array_equal(held["output.weight"], trained.astype(np.float16).astype(np.float32))
+    assert not np.array_equal(held["output.weight"], held["token_embd.weight"])
+    argv = ["--run", str(run), "--format", "gguf-lora", "--output", str(tmp_path / "lora.gguf")]
+    assert "can't hold modules that were trained whole (lm_head)" in refused_export(argv, capfd)
 
 
 def test_a_lora_runs_adapter_is_written_beside_a_modelfile_for_its_base(model_folder, tmp_path, capfd):
