@@ -357,3 +357,12 @@ def describe() -> Iterator[str]:
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     print("\n".join(describe()))
+
+
+def test_the_top_level_is_as_small_as_it_was_meant():
+    """A file that a tool left there would go out with the package."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    top = {name.partition("/")[0] for name in listed.split("\0") if name}
+    assert {name for name in top if not name.startswith(".")} == {
+        "LICENSE", "README.md", "benchmarks", "bidora_jax", "configs", "pyproject.toml", "tests"
+    }  # fmt: skip
