@@ -31,6 +31,7 @@ from bidora_jax.competitions.labels import number
 from bidora_jax.competitions.plan import Plan
 from bidora_jax.competitions.scoring import Decision, Results
 from bidora_jax.competitions.target import truth
+from bidora_jax.errors import InputError
 from bidora_jax.machine.files import write_whole
 
 if TYPE_CHECKING:
@@ -52,7 +53,12 @@ def compete(plan: Plan, files: Files) -> "Outcome":
         texts = inputs.texts(plan, files.train.rows)
         of_fold = folds.assign(plan.target, files.train.rows, texts, plan.columns.group, plan.folds, plan.seed)
         print("\n".join(folds.described(plan.target, files.train.rows, of_fold)), flush=True)
-        trained = _trained(plan, files, texts, of_fold, began)
+        try:
+            trained = _trained(plan, files, texts, of_fold, began)
+        except InputError:
+            if not training.begun(plan):  # there is no run to go on with
+                (plan.output / PLAN).unlink()
+            raise
         results = _results(plan, files, texts, of_fold, trained)
         decision = scoring.decide(plan.target, results)
         found = outcome.made(

@@ -35,6 +35,8 @@ VAL = 0.2
 TRIAL = 8
 """Steps that are timed where the time is limited, and of them those that are not counted."""
 WARM = 3
+FEWEST = 10
+"""Steps of a fold that are worth its predictions; a plan that has fewer keeps them."""
 SPENT = 0.85
 """Share of the time that is planned for: the rest is for what the machine does beside it."""
 
@@ -65,6 +67,15 @@ def folder_of(plan: Plan, fold: int) -> Path:
     return plan.output / "folds" / str(fold)
 
 
+def begun(plan: Plan) -> bool:
+    """Whether it is settled how the folds are trained."""
+    return _kept(plan).is_file()
+
+
+def _kept(plan: Plan) -> Path:
+    return plan.output / "folds" / "settings.json"
+
+
 def train(plan: Plan, rows: Rows, shared: "Shared", *, began: float) -> list[Predicted]:
     """The predictions of every fold. `began`: when the whole run did, by time.monotonic."""
     common = _settings(plan, rows, shared, began)
@@ -85,15 +96,15 @@ def train(plan: Plan, rows: Rows, shared: "Shared", *, began: float) -> list[Pre
 
 def _settings(plan: Plan, rows: Rows, shared: "Shared", began: float) -> dict[str, Any]:
     """Settings that all folds share. They are kept when they are found, and a run that goes on has them too."""
-    kept = plan.output / "folds" / "settings.json"
+    kept = _kept(plan)
     kept.parent.mkdir(parents=True, exist_ok=True)
     stand_on = hashlib.sha256(json.dumps([rows.train, rows.test, rows.folds.tolist()]).encode()).hexdigest()
     if kept.is_file():
         held = json.loads(kept.read_text(encoding="utf-8"))
         if held["rows"] != stand_on:
             raise InputError(
-                f"the rows of {plan.folder} are not those that the run in {plan.output} began with, and its folds stand on them: put "
-                "the old files back, or choose another folder with --output"
+                f"the rows of {plan.folder} are not those that the run in {plan.output} began with, and its folds stand on them: "
+                "put the old files back, or choose another folder with --output"
             )
         return held["settings"]
     steps = _steps(plan, rows)
@@ -152,14 +163,27 @@ def _within_time(plan: Plan, rows: Rows, settings: dict[str, Any], shared: "Shar
     predicting = (time.monotonic() - first) / len(sample) * (len(rows.train) / plan.folds + len(rows.test))
     shutil.rmtree(trial)
     around = trained - started - TRIAL * step  # reading and compiling, which the first fold does again
-    left = SPENT * plan.time - (time.monotonic() - began) - around
-    possible = int((left / plan.folds - predicting) / step)
-    wanted = settings["search.steps"]
+    spent, wanted = time.monotonic() - began + around, settings["search.steps"]
+    possible = steps_within(plan.time, spent, plan.folds, (wanted, predicting, step))
     if possible >= wanted:
         return {}
-    chosen = max(possible, 1)
-    print(f"--time: {chosen} steps a fold of the {wanted} of the plan; a step takes {step:.2f} s", flush=True)
-    return {"search.steps": chosen} | ({"retrain.steps": chosen} if "retrain.steps" in settings else {})
+    print(f"--time: {possible} steps a fold of the {wanted} of the plan; a step takes {step:.2f} s", flush=True)
+    return {"search.steps": possible} | ({"retrain.steps": possible} if "retrain.steps" in settings else {})
+
+
+def steps_within(limit: float, spent: float, folds: int, fold: tuple[int, float, float]) -> int:
+    """Steps of each fold within a time, of which so much is spent. `fold`: steps that are wanted, seconds of its predictions, and
+    of a step. InputError where they are too few to be worth it."""
+    wanted, predicting, step = fold
+    fewest, possible = min(FEWEST, wanted), int(((SPENT * limit - spent) / folds - predicting) / step)
+    if possible >= fewest:
+        return possible
+    needed = (spent + folds * (predicting + fewest * step)) / SPENT
+    raise InputError(
+        f"--time allows {limit / 60:.1f} minutes, and {folds} folds of {fewest} steps with their predictions need "
+        f"{needed / 60:.1f}: a step takes {step:.2f} s and the predictions of a fold {predicting:.0f} s; give more time, or fewer "
+        "--folds, a shorter --max-length or a smaller --model"
+    )
 
 
 def _seconds_of_step(lines: Sequence[dict[str, Any]]) -> float:

@@ -168,16 +168,37 @@ def test_a_run_killed_in_its_last_fold_goes_on_to_the_same_bytes(finished, model
     (out / "plan.json").write_text(json.dumps(plan))
     text = (other / "train.csv").read_text()
     (other / "train.csv").write_text(text[: text.rstrip().rindex("\n") + 1])
-    with pytest.raises(InputError, match="are not those that the run in .* began with"):
+    with pytest.raises(InputError, match=r"are not those that the run in .* began with"):
         bidora_jax.kaggle(other, output=out, resume=True)
     shutil.rmtree(out)
 
 
+def test_steps_fill_the_time_that_is_left():
+    # 0.85 of 1,000 s, less 100 s: 150 s for each of 5 folds, less 30 s of predictions, at 2 s a step.
+    assert training.steps_within(1000, 100, 5, (500, 30, 2.0)) == 60
+    assert training.steps_within(1000, 700, 5, (500, 9, 2.0)) == 10
+    with pytest.raises(InputError, match=r"--time allows 16\.7 minutes, and 5 folds of 10 steps .* need 17\.1"):
+        training.steps_within(1000, 720, 5, (500, 10, 2.0))
+    assert training.steps_within(1000, 720, 5, (3, 10, 2.0)) == 8  # all that is wanted
+
+
 @pytest.mark.slow
-def test_little_time_means_fewer_steps(model_folder, tmp_path):
+def test_a_timed_trial_leaves_the_plan_where_the_time_is_enough(model_folder, tmp_path):
     competition(tmp_path / "data", competitions.true_and_false)
-    told = {**SETTINGS, "folds": 2, "epochs": 2000}
-    bidora_jax.kaggle(tmp_path / "data", model=str(model_folder), output=tmp_path / "out", time="30s", **told)
+    told = {**SETTINGS, "folds": 2, "model": str(model_folder), "output": tmp_path / "out"}
+    bidora_jax.kaggle(tmp_path / "data", time="2h", **told)
     kept = json.loads((tmp_path / "out/folds/settings.json").read_text())["settings"]
-    assert 1 <= kept["search.steps"] < 2000
+    lines = (tmp_path / "out/folds/0/metrics.jsonl").read_text().splitlines()
+    assert kept["search.steps"] == len(lines) > 0
     assert not (tmp_path / "out/folds/trial").exists()
+
+
+@pytest.mark.slow
+def test_too_little_time_is_refused_and_leaves_no_run(model_folder, tmp_path):
+    competition(tmp_path / "data", competitions.true_and_false)
+    told = {**SETTINGS, "folds": 2, "epochs": 2000, "model": str(model_folder), "output": tmp_path / "out"}
+    with pytest.raises(
+        InputError, match=r"--time allows 0\.0 minutes, and 2 folds of 10 steps .* need \d+\.\d: .*give more time"
+    ):
+        bidora_jax.kaggle(tmp_path / "data", time="1s", **told)
+    assert not (tmp_path / "out/plan.json").exists() and not (tmp_path / "out/folds/trial").exists()
