@@ -14,7 +14,7 @@ from bidora_jax.data import file_batches
 from bidora_jax.data.file_batches import Long, LossOn, Reading
 from bidora_jax.errors import InputError
 from bidora_jax.models.settings import ModelConfig
-from bidora_jax.runs import call_arguments
+from bidora_jax.runs import call_arguments, gguf_exporting
 from bidora_jax.runs.exporting import Format, export_run
 from bidora_jax.runs.folder import run_config
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bidora_jax.generation.decoding import Model
     from bidora_jax.generation.ensembles import Member
     from bidora_jax.generation.served_model import Opened
+    from bidora_jax.models.formats.gguf_file import Quantize
     from bidora_jax.runs.classifying import Classifier
     from bidora_jax.tasks.evaluation import Evaluator
 
@@ -94,22 +95,36 @@ class FinetunedModel:
     def export(
         self,
         folder: str | Path,
-        format: Format = "merged",
+        format: Format | Literal["gguf", "gguf-lora"] = "merged",
         *,
         rank: int = 0,
         max_error: float = 0.1,
         dtype: Exported = "source",
         merge_base: Literal["quantized", "original"] = "quantized",
+        quantize: "Quantize" = "f16",
     ) -> Path:
-        """Writes the merged model, the PEFT adapter or the nearest plain LoRA to a new folder, as the command `export` does."""
+        """Writes the merged model, the PEFT adapter or the nearest plain LoRA to a new folder, or a GGUF file, as the command
+        `export` does."""
         run, output = self._run("export"), Path(folder).expanduser()
-        call_arguments.one_of("format", format, get_args(Format))
+        call_arguments.one_of("format", format, (*get_args(Format), "gguf", "gguf-lora"))
+        call_arguments.one_of("quantize", quantize, ("f16", "bf16", "q8_0", "f32"))
         call_arguments.one_of("dtype", dtype, get_args(Exported))
         call_arguments.one_of("merge_base", merge_base, ("quantized", "original"))
-        if format != "merged" and (dtype, merge_base) != ("source", "quantized"):
-            raise InputError('dtype and merge_base are for format="merged"; adapters are float32, as PEFT writes them')
+        if (
+            format != "merged"
+            and (dtype, merge_base) != ("source", "quantized")
+            and (format, dtype) != ("gguf", "source")
+        ):
+            raise InputError(
+                'dtype and merge_base are for format="merged"; adapters are float32, as PEFT writes them, and gguf has quantize'
+            )
+        if format != "gguf" and quantize != "f16":
+            raise InputError('quantize is for format="gguf"')
         if format != "lora" and (rank, max_error) != (0, 0.1):
             raise InputError('rank and max_error are for format="lora"')
+        if format in ("gguf", "gguf-lora"):
+            gguf_exporting.export_run(run, output, format=format, quantize=quantize, merge_base=merge_base)
+            return output
         export_run(
             run, output, format=format, rank=rank, max_error=max_error, dtype=dtype, merge_base=merge_base
         )  # fmt: skip

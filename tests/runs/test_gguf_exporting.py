@@ -15,12 +15,13 @@ from tiny import CONFIG
 
 from bidora_jax import export, load
 from bidora_jax.data.labels import Labels
-from bidora_jax.errors import command
+from bidora_jax.errors import InputError, command
 from bidora_jax.models.adapters import merging
 from bidora_jax.models.adapters.initial import prepare_base
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.formats import gguf_export, gguf_file, hf, peft
 from bidora_jax.quickstart import DATA, MODEL
+from bidora_jax.runs.finetuned_model import FinetunedModel
 
 
 @pytest.fixture
@@ -56,6 +57,31 @@ def test_the_type_of_the_matrices_is_chosen(run, quantize, tmp_path):
     # The tiny model's rows are not multiples of 32, but for none of its matrices.
     assert set(kinds.values()) == {"F32", "BF16" if quantize == "bf16" else "F16"}
     assert {name for name, kind in kinds.items() if kind == "F32"} == {name for name in kinds if "norm" in name}
+
+
+def test_a_runs_object_writes_the_commands_file(run, tmp_path):
+    model = FinetunedModel.of_run(run)
+    written = model.export(tmp_path / "python" / "mine.gguf", "gguf", quantize="bf16")
+    command(
+        export.main,
+        [
+            "--run",
+            str(run),
+            "--format",
+            "gguf",
+            "--quantize",
+            "bf16",
+            "--output",
+            str(tmp_path / "command" / "mine.gguf"),
+        ],
+    )
+    assert written.read_bytes() == (tmp_path / "command" / "mine.gguf").read_bytes()
+    for wrong, message in (({"format": "gguf", "dtype": "float32"}, "gguf has quantize"),
+                           ({"format": "merged", "quantize": "bf16"}, 'quantize is for format="gguf"'),
+                           ({"format": "gguf", "quantize": "q4"}, "quantize")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            model.export(tmp_path / "wrong.gguf", **wrong)
+    assert not (tmp_path / "wrong.gguf").exists()
 
 
 @pytest.mark.engine
