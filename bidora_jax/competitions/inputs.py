@@ -46,8 +46,3 @@ def labels(target: Target, rows: Sequence[Mapping[str, str]]) -> list[Any]:
 def outputs(target: Target) -> tuple[str, ...]:
     """Names of a head's outputs (task.labels)."""
     return target.columns if target.kind in ("regression", "ordinal") else target.names
-
-
-def names_of_texts(plan: Plan) -> list[str]:
-    pair = len(plan.columns.texts) == 2 and not plan.columns.categories and not plan.columns.numbers
-    return ["text_a", "text_b"] if pair else ["text"]

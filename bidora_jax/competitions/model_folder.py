@@ -20,6 +20,7 @@ from bidora_jax.competitions import plan as plans
 from bidora_jax.competitions.cuts import Cuts, decided
 from bidora_jax.competitions.files import Table
 from bidora_jax.competitions.plan import Plan
+from bidora_jax.competitions.recipe import TASKS
 from bidora_jax.errors import InputError
 from bidora_jax.machine.files import write_whole
 
@@ -81,10 +82,7 @@ def labels_of(plan: Plan) -> "Labels":
     """What the columns of predictions stand for, as `predict` writes them."""
     from bidora_jax.data.labels import Labels
 
-    kind = {"binary": "classification", "multiclass": "classification", "multilabel": "multilabel"}.get(
-        plan.target.kind, "regression"
-    )
-    return Labels(kind, inputs.outputs(plan.target))  # pyright: ignore[reportArgumentType]
+    return Labels(TASKS[plan.target.kind], inputs.outputs(plan.target))
 
 
 def answers(model: Model, predictions: np.ndarray) -> "Sequence[Answer]":

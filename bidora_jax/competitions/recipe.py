@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from bidora_jax.competitions.base_models import BaseModel, Lengths
 from bidora_jax.competitions.columns import Columns
-from bidora_jax.competitions.target import Target
+from bidora_jax.competitions.target import Kind, Target
+from bidora_jax.data.labels import TaskType
 
 LONGEST = 256
 """Tokens; more only on request, since time grows with them."""
@@ -18,8 +19,10 @@ MANY = 100_000
 """Rows from which on a pass is long enough to save memory for it."""
 LARGE = 2 * 2**30
 """Bytes of weights from which on quantising them frees memory that counts."""
-TASKS = {"binary": "classification", "multiclass": "classification", "multilabel": "multilabel", "regression": "regression",
-         "ordinal": "regression"}  # fmt: skip
+TASKS: dict[Kind, TaskType] = {
+    "binary": "classification", "multiclass": "classification", "multilabel": "multilabel", "regression": "regression",
+    "ordinal": "regression",
+}  # fmt: skip
 STEPS = {  # by task and the competition's metric: what the best step has most or least of; else the task's own
     ("classification", "auc"): "auc", ("classification", "logloss"): "log_loss", ("classification", "f1"): "log_loss",
     ("classification", "macro_f1"): "f1_macro", ("classification", "mcc"): "matthews", ("classification", "qwk"): "log_loss",

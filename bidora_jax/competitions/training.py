@@ -110,7 +110,7 @@ def _settings(plan: Plan, rows: Rows, shared: "Shared", began: float) -> dict[st
     steps = _steps(plan, rows)
     found = plan.settings | {
         "model": plan.model, "seed": plan.seed, "report": False, "task.labels": list(inputs.outputs(plan.target)),
-        "data.text_columns": inputs.names_of_texts(plan), "data.label_columns": ["label"],
+        "data.text_columns": list(rows.test[0]), "data.label_columns": ["label"],
         "data.padded_lengths": _lengths(plan, rows), "search.steps": steps,
     }  # fmt: skip
     if plan.columns.group:
@@ -140,7 +140,7 @@ def _lengths(plan: Plan, rows: Rows) -> list[int]:
 
     folder = hf_config.resolve_folder(plan.model, weights=False)
     tokenizer, most = load_tokenizer(folder, ends=False), plan.settings["data.max_length"]
-    parts = [[row[name] for row in (*rows.train, *rows.test)] for name in inputs.names_of_texts(plan)]
+    parts = [[row[name] for row in (*rows.train, *rows.test)] for name in list(rows.test[0])]
     encoded = tokenizer(*parts, truncation=True, max_length=most, verbose=False)["input_ids"]
     return list(bucket_lengths([len(ids) for ids in encoded], LENGTHS))
 

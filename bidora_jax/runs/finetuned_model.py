@@ -105,9 +105,11 @@ class FinetunedModel:
     ) -> Path:
         """Writes the merged model, the PEFT adapter or the nearest plain LoRA to a new folder, or a GGUF file, as the command
         `export` does."""
+        from bidora_jax.models.formats import gguf_file
+
         run, output = self._run("export"), Path(folder).expanduser()
         call_arguments.one_of("format", format, (*get_args(Format), "gguf", "gguf-lora"))
-        call_arguments.one_of("quantize", quantize, ("f16", "bf16", "q8_0", "f32"))
+        call_arguments.one_of("quantize", quantize, get_args(gguf_file.Quantize))
         call_arguments.one_of("dtype", dtype, get_args(Exported))
         call_arguments.one_of("merge_base", merge_base, ("quantized", "original"))
         if (
