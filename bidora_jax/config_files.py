@@ -6,7 +6,6 @@ key. Presets and the settings of an adapter folder fill in what is left unset.
 
 import dataclasses
 import inspect
-import json
 import os
 import re
 import runpy
@@ -17,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ml_collections import ConfigDict
 
+from bidora_jax import strict_json
 from bidora_jax.errors import InputError, did_you_mean, listing
 from bidora_jax.models.adapters.settings import PRESETS
 from bidora_jax.models.formats import peft_config
@@ -64,7 +64,7 @@ def _read_values(file: Path) -> ConfigDict:
     kind = "JSON" if file.suffix == ".json" else "YAML"
     try:
         text = file.read_text(encoding="utf-8")
-        values = json.loads(text, object_pairs_hook=_once) if kind == "JSON" else _parsed_yaml(text)
+        values = strict_json.loads(text) if kind == "JSON" else _parsed_yaml(text)
     except ValueError as error:
         raise InputError(f"configuration file {file} is not {kind}: {error}") from error
     if not isinstance(values, dict):

@@ -96,7 +96,7 @@ def test_yaml_is_read_as_json_is_and_with_the_words_of_yaml_1_2(tmp_path):
     [("c.yaml", "seed: 1\nseed: 2\n", "is not YAML: seed is there twice"), ("c.yaml", "seed: [", "is not YAML: "), 
      ("c.yaml", "[1]: 2", "is not YAML: "),
      ("c.yaml", "seed: !!python/object/apply:os.getpid []", "is not YAML: "), ("c.yml", "- 1", "expected a YAML object"),
-     ("c.yaml", "sead: 1", "did you mean 'seed'"), ("c.json", '{"seed": 1, "seed": 2}', "is not JSON: seed is there twice")],
+     ("c.yaml", "sead: 1", "did you mean 'seed'"), ("c.json", '{"seed": 1, "seed": 2}', "the key 'seed' stands twice")],
 )  # fmt: skip
 def test_a_file_of_settings_that_is_none_is_refused(tmp_path, name, text, says):
     (tmp_path / name).write_text(text)

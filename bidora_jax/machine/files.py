@@ -1,16 +1,19 @@
 """Files and folders appear whole or not at all; a missing file is refused with a remedy; where the user's cache folder is.
 
 Files and folders are written under a temporary name beside their place and renamed when they are complete. A full disk, an
-error or Ctrl-C leaves nothing behind; a killed process leaves only a hidden `.NAME.tmp-PID`.
+error or Ctrl-C leaves nothing behind; a killed process leaves only a hidden `.NAME.tmp-PID`, which goes when NAME is written again.
 """
 
+import glob
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from bidora_jax import strict_json
 from bidora_jax.errors import InputError
 
 
@@ -26,6 +29,8 @@ def staged(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     if not parent.is_dir():
         raise InputError(f"cannot write {folder}: {parent} is a file, not a folder; choose another output folder")
     fresh = parent / f".{folder.name}.tmp-{os.getpid()}"
+    for left in _left_by_the_dead(fresh):
+        shutil.rmtree(left, ignore_errors=True)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     try:
@@ -35,6 +40,28 @@ def staged(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+def _left_by_the_dead(fresh: Path) -> list[Path]:
+    """Temporaries of the same name that processes of this machine left when they were killed, a minute ago or longer: a process of
+    another machine may be writing to the same folder now."""
+    stem, found = fresh.name.rpartition("-")[0], []
+    for path in fresh.parent.glob(f"{glob.escape(stem)}-*"):
+        number = path.name.rpartition("-")[2]
+        with suppress(FileNotFoundError):  # another one took it away
+            if number.isdecimal() and not _lives(int(number)) and time.time() - path.stat().st_mtime > 60:
+                found.append(path)
+    return found
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _refuse_occupied(folder: Path, replace: bool) -> None:
@@ -60,6 +87,8 @@ def _move_into_place(fresh: Path, folder: Path) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name to write to; the file becomes `path` when the block ends, and is removed when the block raises."""
     fresh = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    for left in _left_by_the_dead(fresh):
+        left.unlink(missing_ok=True)
     try:
         yield fresh
         fresh.replace(path)
@@ -92,8 +121,8 @@ def read_json(path: Path, remedy: str) -> dict:
     if not path.is_file():
         raise InputError(f"{path.parent} has no {path.name}; {remedy}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = strict_json.loads(path.read_bytes())
+    except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); {remedy}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a JSON {type(value).__name__}, expected an object; {remedy}")

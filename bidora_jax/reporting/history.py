@@ -1,16 +1,18 @@
 """The written history of a run: metrics.jsonl, changes.jsonl, samples.jsonl, run.json and outcomes.json, whole or cut short by a
 kill."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bidora_jax import strict_json
 from bidora_jax.errors import InputError
 
 Line = dict[str, Any]
+LAST_STEP = 10**12
+"""No run has as many steps; a larger number is damage."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,14 @@ class History:
             (starts[line["phase"]] + line["step"], value)
             for line in self.lines
             if phase in (None, line["phase"])
-            and (value := next((line[name] for name in names if line.get(name) is not None), None)) is not None
+            and (value := next((line[name] for name in names if _is_number(line.get(name))), None)) is not None
         ]
         steps, values = zip(*pairs, strict=True) if pairs else ((), ())
         return Curve(np.array(steps, int), np.array(values, float))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read(run: Path) -> History:
@@ -102,8 +108,8 @@ def _lines(file: Path) -> list[Line]:
 
 def _line(file: Path, number: int, text: str) -> Line:
     try:
-        line = json.loads(text)
-        if isinstance(line["phase"], str) and isinstance(line["step"], int):
+        line = strict_json.loads(text)
+        if isinstance(line["phase"], str) and type(line["step"]) is int and 0 <= line["step"] <= LAST_STEP:
             return line
     except (ValueError, KeyError, TypeError):
         pass
@@ -111,10 +117,17 @@ def _line(file: Path, number: int, text: str) -> Line:
 
 
 def _facts(file: Path) -> Line:
+    if not file.is_file():
+        return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        found = strict_json.loads(file.read_bytes())
     except ValueError as error:
         raise InputError(f"{file} is not JSON ({error}); remove it, and the report leaves its facts out") from None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{file} holds a JSON {type(found).__name__}, expected an object; remove it, and the report leaves its facts out"
+        )
+    return found
 
 
 def smoothed(values: np.ndarray, reach: int) -> np.ndarray:

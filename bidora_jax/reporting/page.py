@@ -162,8 +162,13 @@ def _samples(lines: Sequence[Line]) -> str:
     """A card a prompt: the last answer, what was expected, and the earlier answers behind a click."""
     if not lines:
         return ""
-    cards = [_card([(line["phase"], line["step"], line["samples"][number]) for line in lines])
-             for number in range(len(lines[-1]["samples"]))]  # fmt: skip
+    count = max(len(line["samples"]) for line in lines)  # a run that goes on may ask more, or less
+    cards = [
+        _card(
+            [(line["phase"], line["step"], line["samples"][number]) for line in lines if number < len(line["samples"])]
+        )
+        for number in range(count)
+    ]
     return '<h2>Sample generations</h2><div class="samples">' + "".join(cards) + "</div>"
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from bidora_jax.config import Config, read, resolve, to_json
 from bidora_jax.errors import InputError
-from bidora_jax.machine.files import write_whole
+from bidora_jax.machine.files import read_json, write_whole
 from bidora_jax.runs import lengthening
 
 
@@ -87,4 +87,4 @@ def write_facts(folder: Path, **facts: Any) -> None:
 def read_facts(folder: Path) -> dict[str, Any]:
     """The facts that were written so far."""
     file = folder / FACTS_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file, "remove it, and the facts of the run are written anew") if file.is_file() else {}

@@ -1,11 +1,14 @@
 """machine/files.py: a folder appears whole or not at all."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from bidora_jax.errors import InputError
-from bidora_jax.machine.files import read_json, staged
+from bidora_jax.machine.files import read_json, staged, write_whole
 
 
 def _names(folder):
@@ -29,6 +32,26 @@ def test_an_error_leaves_nothing_behind(tmp_path, error):
     with pytest.raises(type(error)):
         write()
     assert _names(tmp_path) == []
+
+
+def test_what_dead_processes_left_goes_when_the_name_is_written_again(tmp_path):
+    """Not what a process that lives, or one of another machine just now, may be writing."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    old, fresh, living = f".a.tmp-{dead.pid}", f".a.tmp-{dead.pid}0000000", f".a.tmp-{os.getppid()}"
+    for name in (old, fresh, living, ".ab.tmp-1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("1")
+    for name in (old, living, ".ab.tmp-1"):
+        os.utime(tmp_path / name, (0, 0))
+    with staged(tmp_path / "a") as folder:
+        (folder / "y").write_text("2")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", fresh, living, ".ab.tmp-1"}
+    left = tmp_path / f".b.json.tmp-{dead.pid}"
+    left.write_text("half")
+    os.utime(left, (0, 0))
+    write_whole(tmp_path / "b.json", "{}")
+    assert not left.exists() and (tmp_path / "b.json").read_text() == "{}"
 
 
 def test_an_empty_folder_may_be_filled_and_a_full_one_replaced_on_request(tmp_path):
@@ -59,7 +82,15 @@ def test_occupied_places_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"{", "is not JSON"), (b"\xff\xfe", "is not JSON"), (b"[1]", "a JSON list"), (None, "has no c.json")],
+    [
+        (b"{", "is not JSON"),
+        pytest.param(b"[" * 100_000, "nested too deep", id="deep"),
+        (b'{"a": NaN}', "NaN is no JSON"),
+        (b'{"a": 1, "a": 2}', "'a' stands twice"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[1]", "a JSON list"),
+        (None, "has no c.json"),
+    ],
 )
 def test_a_json_file_that_is_none_is_refused_with_the_remedy(tmp_path, content, message):
     if content is not None:

@@ -12,7 +12,7 @@ from histories import TRICKY, lines
 
 from bidora_jax.errors import command
 from bidora_jax.report import main
-from bidora_jax.reporting import charts, summary
+from bidora_jax.reporting import charts, history, page, summary
 from bidora_jax.reporting.history import History
 from bidora_jax.runs import report
 
@@ -156,6 +156,8 @@ def test_durations_are_spelt_out(seconds, said):
 @pytest.mark.parametrize(("content", "said"), [
     (None, "nothing has been trained in it yet"), ("", "holds no step yet"), ('{"phase": "sea', "holds no step yet"),
     ('nonsense\n{"phase": "search", "step": 1}\n', "metrics.jsonl:1 is not a line"),
+    ('{"phase": "search", "step": 1000000000000000000000000000000}\n', "metrics.jsonl:1 is not a line"),
+    ('{"phase": "search", "step": true}\n', "metrics.jsonl:1 is not a line"),
 ])  # fmt: skip
 def test_what_is_no_history_is_refused(tmp_path, capfd, content, said):
     if content is not None:
@@ -165,6 +167,28 @@ def test_what_is_no_history_is_refused(tmp_path, capfd, content, said):
     assert stopped.value.code == 2
     assert said in capfd.readouterr().err
     assert not (tmp_path / "report").exists()
+
+
+def test_a_run_that_went_on_with_more_prompts_shows_them_all():
+    def looked(step, count):
+        one = {"prompt": "p", "answer": f"a{step}", "expected": None}
+        return {"phase": "search", "step": step, "samples": [one | {"prompt": f"p{n}"} for n in range(count)]}
+
+    for counts in ((2, 3), (3, 2)):
+        text = page._samples([looked(step, count) for step, count in enumerate(counts, 1)])
+        assert [text.count(f">p{n}<") for n in range(4)] == [1, 1, 1, 0]
+        assert text.count("<details>") == 2
+
+
+def test_facts_that_are_no_object_are_refused_and_a_text_is_no_point_of_a_curve(tmp_path, capfd):
+    lines = [{"phase": "search", "step": n, "train_loss": "high" if n == 2 else 1.0 / n} for n in range(1, 5)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert history.read(tmp_path).curve("train_loss").steps.tolist() == [1, 3, 4]
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(SystemExit) as stopped:
+        command(main, ["--run", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "run.json holds a JSON list, expected an object" in capfd.readouterr().err
 
 
 @pytest.mark.slow

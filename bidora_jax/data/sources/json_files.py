@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bidora_jax import strict_json
 from bidora_jax.data.sources.rows import Fault, SourceRow, kind
 from bidora_jax.data.sources.text_files import (
     BOM,
@@ -64,16 +65,8 @@ def _object(place: str, value: Any) -> SourceRow | Fault:
     return Fault(place, f"expected an object, found {kind(value)}{hint}")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object. Raises ValueError for a repeated key, of which json alone would keep the last value."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
-    return value
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+DECODER = json.JSONDecoder(object_pairs_hook=strict_json.unique)
+"""NaN is read: it is how pandas writes a cell without a value."""
 
 
 # JSON

@@ -77,7 +77,7 @@ def read(rope: Mapping[str, Any], context: int) -> RopeScaling | None:
 def problems(rope: Mapping[str, Any], context: int) -> list[str]:
     """Why settings can't be computed, if they can't be."""
     kind, full = kind_of(rope), _completed(rope, context)
-    if kind not in NEEDED:
+    if not isinstance(kind, str) or kind not in NEEDED:
         return [f"rope scaling {kind!r} (computed are {', '.join(NEEDED)})"]
     numbers = [*NEEDED[kind], *(key for key in YARN_GAIN if kind == "yarn" and key in full)]
     wrong = [_fault(kind, key, rope, "a positive number") for key in numbers if not positive(full.get(key))]

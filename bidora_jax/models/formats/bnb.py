@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bidora_jax import strict_json
 from bidora_jax.errors import InputError, listing
 from bidora_jax.kernels import quantized
 from bidora_jax.kernels.dynamic_8bit import dynamic_map
@@ -206,7 +207,7 @@ def _int8(weight: str, entries: Mapping[str, Entry], problems: list[str]) -> Pac
 def _read_state(entry: Entry) -> dict | None:
     """The JSON of a quant_state, or None for anything but the description of a matrix."""
     try:
-        state = json.loads(bytes(safetensors_file.read(entry)))
+        state = strict_json.loads(bytes(safetensors_file.read(entry)))
         sides = [int(side) for side in state["shape"]]
         return state if len(sides) == 2 and min(sides) > 0 and "blocksize" in state else None
     except (KeyError, TypeError, ValueError):

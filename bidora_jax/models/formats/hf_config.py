@@ -18,6 +18,7 @@ from bidora_jax.models.architectures.families import DECODERS, FAMILIES, REFUSED
 NOT_A_MODEL = "point model.path at a Hugging Face model folder (config.json, *.safetensors, tokenizer files)"
 # Everything a model folder may need; anything executable or pickled stays on the hub.
 DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+LARGEST_SIZE, MOST_LAYERS = 2**31, 10_000
 NOT_DOWNLOADED = ("consolidated*", "original/*")  # the weights once more, in Mistral's and Meta's own layout
 
 
@@ -33,7 +34,7 @@ def read_config(folder: Path | str) -> DecoderConfig | EncoderConfig:
         raise InputError(_not_merged(Path(folder)))
     family = _family(path, given)
     raw = family.completed(given)
-    problems = family.wrong_values(raw) or [
+    problems = [*_beyond(given), *family.wrong_values(raw)] or [
         *family.unsupported(raw),
         *_foreign_quantisation(given.get("quantization_config")),
     ]
@@ -42,6 +43,19 @@ def read_config(folder: Path | str) -> DecoderConfig | EncoderConfig:
             f"{path} asks for what is not supported:\n{listing(problems)}\nuse another model, or its plain form"
         )
     return family.architecture(raw)
+
+
+def _beyond(given: dict[str, Any]) -> list[str]:
+    """Sizes that no model has. They are refused before anything is made of them: a list of 10⁹ layers takes all memory."""
+    return [
+        f"{key}: {value!r} (at most {LARGEST_SIZE:,})"
+        for key, value in given.items()
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST_SIZE
+    ] + [
+        f"{key}: {given[key]!r} (at most {MOST_LAYERS:,})"
+        for key in ("num_hidden_layers", "n_layers")
+        if isinstance(given.get(key), int) and MOST_LAYERS < given[key] <= LARGEST_SIZE
+    ]
 
 
 def read_decoder(folder: Path | str) -> DecoderConfig:
@@ -78,6 +92,8 @@ def _not_merged(run: Path) -> str:
 
 def _family(path: Path, raw: dict) -> DecoderFamily | EncoderFamily:
     name = raw.get("model_type")
+    if not isinstance(name, str | None):
+        raise InputError(f"{path}: model_type: expected a text, found {name!r}; supported: {', '.join(FAMILIES)}")
     if name in REFUSED:
         raise InputError(f"{path}: {REFUSED[name]}")
     if name not in FAMILIES:

@@ -17,6 +17,7 @@ from typing import Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 
+from bidora_jax import strict_json
 from bidora_jax.errors import InputError
 
 FLOATS = {"F32": np.dtype(jnp.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(jnp.float16)}
@@ -55,21 +56,28 @@ def read_header(file: Path) -> dict[str, Entry]:
             raise InputError(f"{file} is not a whole safetensors file ({total} bytes); {DAMAGED}")
         text = stream.read(length)
     try:
-        header = json.loads(text)
+        header = strict_json.loads(text)
         entries = {name: _entry(file, 8 + length, fields) for name, fields in header.items() if name != "__metadata__"}
     except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(f"{file} has no readable safetensors header; {DAMAGED}") from None
-    expected = max((entry.begin + entry.size for entry in entries.values()), default=8 + length)
-    if total != expected:
-        raise InputError(f"{file} has {total} bytes where its header asks for {expected}; {DAMAGED}")
+    end = 8 + length
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].size)):
+        if entry.begin != end:
+            what = "lies over the one before it" if entry.begin < end else "leaves bytes before it that are no tensor's"
+            raise InputError(f"{file}: the tensor {name} {what}; {DAMAGED}")
+        end += entry.size
+    if total != end:
+        raise InputError(f"{file} has {total} bytes where its header asks for {end}; {DAMAGED}")
     return entries
 
 
 def _entry(file: Path, data: int, fields: Mapping) -> Entry:
     """One record of a header; ValueError when its size does not fit its shape (unknown dtypes can't be checked)."""
     dtype, shape, (begin, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
+    if not isinstance(dtype, str) or not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError(fields)
     entry = Entry(file, dtype, shape, data + begin, end - begin)
-    if begin < 0 or (dtype in DTYPES and entry.size != DTYPES[dtype].itemsize * math.prod(shape)):
+    if end < begin or (dtype in DTYPES and entry.size != DTYPES[dtype].itemsize * math.prod(shape)):
         raise ValueError(fields)
     return entry
 

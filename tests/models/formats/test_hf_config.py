@@ -210,6 +210,11 @@ def test_head_dim_null_divides_the_hidden_size(tmp_path):
         ({"model_type": "mistral", "layer_types": ["full_attention"] * 2}, "layer_types other than sliding_attention"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "before it was quantised"),
+        ({"num_hidden_layers": 10**7}, r"num_hidden_layers: 10000000 \(at most 10,000\)"),
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers: 10{30}"),
+        ({"hidden_size": 10**12}, "hidden_size: 10{12}"),
+        ({"model_type": []}, r"model_type: expected a text, found \[\]"),
+        ({"rope_scaling": {"rope_type": {}, "factor": 2.0}}, "rope scaling {}"),
     ],
 )
 def test_what_is_not_computed_is_refused(tmp_path, changes, message):

@@ -1,5 +1,7 @@
 """The safetensors package is the oracle, in both directions; damaged files are refused by name."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -76,6 +78,49 @@ def _other_shape(content: bytes) -> bytes:
 
 def _a_list(content: bytes) -> bytes:
     return (2).to_bytes(8, "little") + b"[]"
+
+
+def _header(**changed):
+    """The file with changed fields of its first tensor."""
+
+    def damage(content: bytes) -> bytes:
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        header[min(header)] |= changed
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+    return damage
+
+
+def _deep(content: bytes) -> bytes:
+    text = b"[" * 100_000
+    return len(text).to_bytes(8, "little") + text + content
+
+
+WRONG_HEADERS = [_deep, *(_header(**one) for one in (
+    {"dtype": 5}, {"dtype": "X", "shape": [3, -1]}, {"shape": [3.0]}, {"shape": [True]}, {"shape": [10**30]}
+))]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", WRONG_HEADERS)
+def test_a_header_of_wrong_types_is_refused_by_name(tmp_path, damage):
+    test_a_damaged_file_is_refused_by_name(tmp_path, damage)
+
+
+@pytest.mark.parametrize(("begin", "said"), [(0, "b lies over the one before it"), (16, "leaves bytes before it")])
+def test_tensors_that_overlap_or_leave_a_hole_are_refused(tmp_path, begin, said):
+    """A norm would read another tensor's bytes."""
+    file = tmp_path / "model.safetensors"
+    save_file({"a": np.ones(3, np.float32), "b": np.ones(3, np.float32)}, file)
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["b"]["data_offsets"] = [begin, begin + 12]
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * 28)
+    with pytest.raises(InputError, match=f"the tensor .*{said}.*fetch it again"):
+        safetensors_file.read_header(file)
 
 
 @pytest.mark.parametrize(
