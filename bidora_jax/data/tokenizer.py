@@ -32,7 +32,9 @@ def load_tokenizer(folder: str | os.PathLike[str], *, ends: bool = True) -> Toke
     auto = _auto_tokenizer()
     try:
         tokenizer = auto.from_pretrained(os.fspath(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the Rust tokenizers raise Exception itself
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # the Rust tokenizers raise Exception itself, and their panics are none
         if not (Path(folder) / "tokenizer.json").is_file() and (Path(folder) / "tokenizer.model").is_file():
             raise InputError(_needs_sentencepiece(folder)) from error
         raise InputError(f"cannot load the tokenizer in {folder}: {error}") from error

@@ -210,6 +210,20 @@ def test_a_template_that_counts_letters_is_refused(tokenizer):
     )
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than 0.3 s"),
+        ("{{ '%99999d' % 1 }}", "writes 99,999 characters"),
+    ],
+)
+def test_a_template_that_eats_time_or_memory_ends_the_work_at_once(tokenizer, monkeypatch, template, said):
+    """It is a program in a file of somebody else's; each of a thousand conversations would have to wait for it."""
+    monkeypatch.setattr(chat_template, "LONGEST", 0.3)
+    monkeypatch.setattr(chat_template, "LARGEST", 50_000)
+    assert said in refused(tokenizer, template, *[TALK] * 1000)
+
+
 def test_all_conversations_that_a_template_refuses_are_listed_with_their_places(tokenizer):
     odd = {"messages": said("s", "q", "a", first="system")}
     message = refused(tokenizer, MISTRAL, odd, TALK, odd)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bidora_jax.errors import InputError, did_you_mean, listing
+from bidora_jax.machine.time_limit import at_most
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.architectures.architecture import (
     Architecture,
@@ -164,12 +165,14 @@ def _matching(setting: str, names: Names, modules: list[str], known: Sequence[st
     else:
         tests = {name: _ending(name) for name in names}
         remedy = f"expected some of {', '.join(sorted(known))}, longer endings of module names, or all-linear"
-    idle = [name for name, test in tests.items() if not any(map(test, modules))]
+    with at_most(LONGEST_SEARCH, lambda: _endless(setting, list(tests))):
+        picked = {name: [module for module in modules if test(module)] for name, test in tests.items()}
+    idle = [name for name, found in picked.items() if not found]
     if strict and (idle or not tests):
         endings = {module.split(".")[-1] for module in modules}
         found = ", ".join(f"{name!r}{did_you_mean(name, endings)}" for name in idle) or "none at all"
         raise InputError(f"adapter.{setting}: no linear layer of this model matches {found}; {remedy}")
-    return {module for module in modules if any(test(module) for test in tests.values())}
+    return {module for found in picked.values() for module in found}
 
 
 def _ending(name: str) -> Callable[[str], bool]:
@@ -198,7 +201,9 @@ def _by_pattern(
 ) -> dict[str, Value]:
     """The value of each module: that of the first key that matches its name."""
     keys = {key: _compiled(setting, rf"(.*\.)?({key})$") for key in pattern}
-    idle = [key for key, expression in keys.items() if not any(map(expression.match, modules))]
+    with at_most(LONGEST_SEARCH, lambda: _endless(setting, list(keys))):
+        picked = {key: {module for module in modules if expression.match(module)} for key, expression in keys.items()}
+    idle = [key for key, found in picked.items() if not found]
     if strict and idle:
         raise InputError(
             f"adapter.{setting}: no adapted module matches {', '.join(map(repr, idle))}; a key is the end of a module name "
@@ -206,15 +211,26 @@ def _by_pattern(
         )
 
     def value(module: str) -> Value:
-        return next((pattern[key] for key, expression in keys.items() if expression.match(module)), default)
+        return next((pattern[key] for key, found in picked.items() if module in found), default)
 
     return {module: value(module) for module in modules}
+
+
+LONGEST_SEARCH = 5.0
+"""Seconds that a setting's expressions may take for all names of modules; a plain one takes milliseconds."""
+
+
+def _endless(setting: str, expressions: list[str]) -> InputError:
+    return InputError(
+        f"adapter.{setting}: matching {', '.join(map(repr, expressions))} against the names of the modules takes more than "
+        f"{LONGEST_SEARCH:g} s; write it without a repetition inside a repetition, such as (a+)+, or list the names"
+    )
 
 
 def _compiled(setting: str, expression: str) -> re.Pattern[str]:
     try:
         return re.compile(expression)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise InputError(f"adapter.{setting}: {expression!r} is not a regular expression: {error}") from None
 
 

@@ -91,6 +91,18 @@ def test_scales():
     assert found(**settings, rslora=True)["model.layers.1.self_attn.q_proj"] == (2, 12 / 2**0.5)
 
 
+@pytest.mark.parametrize("setting", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"])
+def test_an_expression_without_end_is_refused(setting, monkeypatch):
+    """They come from adapter_config.json, a file of somebody else's."""
+    monkeypatch.setattr(targets, "LONGEST_SEARCH", 0.2)
+    endless = "([a-z_.0-9]+)+!"
+    settings = {setting: endless if setting.endswith("modules") else ((endless, 2),)}
+    with pytest.raises(InputError, match=rf"adapter.{setting}: matching .* takes more than 0.2 s"):
+        found(**settings)
+    with pytest.raises(InputError, match=rf"adapter.{setting}: .* is not a regular expression"):
+        found(**{setting: "a{1,4294967296}" if setting.endswith("modules") else (("a{1,4294967296}", 2),)})
+
+
 def test_a_scale_is_a_number_where_it_is_one():
     def of(**settings):
         return targets.sites(
