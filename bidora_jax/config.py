@@ -9,8 +9,10 @@ import copy
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
@@ -101,7 +103,21 @@ class DataArguments(Config):
 def parse_train(argv: Sequence[str]) -> tuple[Config, bool]:
     """The configuration that a `train` command line means, and whether to resume."""
     config, arguments = _parse(TrainArguments, argv, "train")
+    if arguments.resume and "output_dir" not in named(argv):
+        config = dataclasses.replace(config, output_dir=_folder_of(arguments.config, config.output_dir))
     return config, arguments.resume
+
+
+def _folder_of(path: str, output_dir: str) -> str:
+    """The run folder that a resumed run's own config.json lies in: it may have been moved or copied since it was written."""
+    folder = Path(path).expanduser().parent
+    own = Path(path).name == "config.json" and (folder / "checkpoints").is_dir()
+    if not own or folder.resolve() == Path(output_dir).expanduser().resolve():
+        return output_dir
+    print(
+        f"resumes in {folder}, where its config.json lies, and not in {output_dir}, where it was begun", file=sys.stderr
+    )
+    return str(folder)
 
 
 def parse_data(argv: Sequence[str]) -> tuple[Config, int]:

@@ -7,13 +7,14 @@ or else on its validation records, and records are cut and counted as in its tra
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bidora_jax.errors import InputError, command, program
+from bidora_jax.errors import InputError, RunError, command, program
 from bidora_jax.generation.served_model import Served, load_weights, open_folder
 from bidora_jax.machine.files import write_whole
 from bidora_jax.runs import classifying
@@ -69,6 +70,11 @@ def main(argv: list[str]) -> None:
     results = evaluate_labels(arguments) if labelled else evaluate(arguments)
     if remark:
         print(remark)
+    if wrong := [str(result["loss"]) for result in results if not math.isfinite(result["loss"])]:
+        raise RunError(
+            f"the loss is {', '.join(wrong)}: weights of {arguments.model or arguments.run} or of an adapter hold NaN, or "
+            "values that the dtype can't compute with; nothing was written"
+        )
     if arguments.json:
         written = results[0] if len(results) == 1 else results
         write_whole(Path(arguments.json), json.dumps(written, indent=2) + "\n")

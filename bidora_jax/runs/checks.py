@@ -98,7 +98,8 @@ def check_folder(config: Config, resume: bool) -> None:
     folder = Path(config.output_dir)
     saved = folder / "config.json"
     if not resume:
-        if folder.is_dir() and any(folder.iterdir()):
+        # A process that was killed while it wrote config.json has left half of it, and no run.
+        if folder.is_dir() and any(not path.name.startswith(".config.json.tmp-") for path in folder.iterdir()):
             what = "holds another run" if saved.is_file() else "is not empty"
             raise InputError(
                 f"output_dir {folder} {what}: choose another one with --output-dir, or go on with --resume"

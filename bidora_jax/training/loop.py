@@ -281,6 +281,12 @@ class Loop:
                 progress.note(line)
 
     def _save(self, phase: Phase, at: PhaseState) -> None:
+        """Saves a state that another run can go on from. The loss that was seen is of the parameters before the step."""
+        if wrong := _not_finite(at.state):
+            raise RunError(
+                f"after step {at.step} of {phase.name} the state holds NaN or infinity in {', '.join(wrong[:4])}"
+                f"{', …' * (len(wrong) > 4)}, though its loss was a number; {_last_good(self.checkpoints)}; {REMEDY}"
+            )
         info = {"phase": phase.name} | {k: v for k, v in at._asdict().items() if k not in ("state", "best")}
         info["best_rank"] = None if math.isinf(at.best_rank) else at.best_rank
         with self.timer("save", phase, at):
@@ -320,12 +326,10 @@ class _Reporter:
         if not wrong:
             return
         self.progress.note("")
-        kept = self.checkpoints.latest()
         raise RunError(
             f"{', '.join(f'{name} is {value}' for name, value in wrong.items())} at step {step + 1} of {self.phase.name}, "
             f"on the batch of training records {', '.join(inputs.records)}; "
-            + (f"the last good checkpoint is {kept}" if kept is not None else "no checkpoint was made before it")
-            + "; look at those records, lower the learning rates or set inner.clip"
+            f"{_last_good(self.checkpoints)}; look at those records, {REMEDY}"
         )
 
     def flush(self, extra: dict[str, float]) -> None:
@@ -346,6 +350,23 @@ class _Reporter:
                 "seconds": round(self.seconds(), 3),
             }
         )
+
+
+REMEDY = "lower the learning rates or set inner.clip"
+
+
+def _last_good(checkpoints: Checkpoints) -> str:
+    kept = checkpoints.latest()
+    return f"the last good checkpoint is {kept}" if kept is not None else "no checkpoint was made before it"
+
+
+def _not_finite(state: PyTree) -> list[str]:
+    """The floating-point arrays of a state that hold NaN or infinity."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not jnp.isfinite(leaf).all()
+    ]
 
 
 def _floats(metrics: dict[str, jax.Array]) -> dict[str, float]:

@@ -342,6 +342,25 @@ def test_a_loss_that_is_no_number_stops_the_run_with_step_batch_and_phase(model_
     assert not (run / "adapter").exists()
 
 
+def test_weights_that_are_no_numbers_are_not_saved_though_the_loss_before_them_was(tmp_path):
+    def advance(state, _):
+        number = state["step"] + 1
+        ruined = jnp.where(number == 4, jnp.inf, state["A"])
+        return {"A": ruined, "step": number}, {"train_loss": jnp.ones(())}
+
+    phase = Phase(
+        name="search", steps=6, epoch=4, steps_before=0, inputs=lambda step: StepInputs(None, 5, ["a:1"]), selects=False,
+        patience=0, rates=lambda _: {}, advance=advance, adapter_of=lambda state: ({"A": state["A"]}, {}),
+    )  # fmt: skip
+    state = {"A": jnp.zeros(3), "step": jnp.zeros((), jnp.int32)}
+    with MetricsLog(tmp_path / "metrics.jsonl") as log, Checkpoints(tmp_path / "checkpoints", 2) as kept:
+        loop = Loop(None, log, kept, Intervals(0, 2, 0))
+        with pytest.raises(RunError, match=r"^after step 4 of search the state holds NaN or infinity in A, though its loss was a "
+                                           r"number; the last good checkpoint is 2; lower the learning rates"):  # fmt: skip
+            loop.run(phase, PhaseState(state, ({"A": state["A"]}, {})))
+        assert kept.latest() == 2
+
+
 def test_a_validation_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path):
     def inputs(step: int) -> StepInputs:
         return StepInputs(None, 5, [f"a:{step}", "b:7"])

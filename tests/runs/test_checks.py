@@ -10,6 +10,8 @@ import pytest
 from runs import SMALL, contents, exit_status, inputs, process
 
 from bidora_jax.config import parse_train, to_json
+from bidora_jax.errors import InputError
+from bidora_jax.runs.checks import check_folder
 
 
 class Case:
@@ -219,6 +221,30 @@ def test_the_folder_of_another_run_is_left_alone(case, begun, capfd):
     assert exit_status(case.argv) == 2
     assert "holds another run: choose another one with --output-dir, or go on with --resume" in capfd.readouterr().err
     assert contents(case.output) == begun
+
+
+def test_half_of_a_configuration_is_no_run(case):
+    """A process was killed between writing it and giving it its name."""
+    config, _ = parse_train(case.argv)
+    case.output.mkdir()
+    (case.output / ".config.json.tmp-4711").write_text("{")
+    check_folder(config, False)
+    (case.output / "x").touch()
+    with pytest.raises(InputError, match="is not empty"):
+        check_folder(config, False)
+
+
+def test_a_copied_run_goes_on_in_the_copy(case, begun, capfd):
+    """The folder is where config.json lies, unless another one is named."""
+    copy = shutil.copytree(case.output, case.output.with_name("copy"))
+    argv = ["--config", str(copy / "config.json")]
+    assert parse_train([*argv, "--resume"])[0].output_dir == str(copy)
+    assert f"resumes in {copy}, where its config.json lies, and not in {case.output}" in capfd.readouterr().err
+    assert parse_train(argv)[0].output_dir == str(case.output)
+    assert parse_train([*argv, "--resume", "--output-dir", "other"])[0].output_dir == "other"
+    own = ["--config", str(case.output / "config.json"), "--resume"]
+    assert parse_train(own)[0].output_dir == str(case.output)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_folder_of_other_things_is_left_alone(case, capfd):

@@ -130,6 +130,7 @@ def load_adapter(folder: Path | str, architecture: Architecture) -> tuple[Adapte
         direction = put(direction, f"layers.{site.path}", {leaf: stacks[leaf] for leaf in "AB"})
         if adapter.magnitude:
             magnitude = put(magnitude, f"layers.{site.path}", {"m": stacks["m"]})
+    _refuse_not_finite(folder, {"direction": direction, "magnitude": magnitude})
     for path, (name, shape) in _whole(adapter, architecture).items():
         weight = np.empty(shape, np.float32)
         safetensors_file.read_into(entries[name], weight)
@@ -140,6 +141,19 @@ def load_adapter(folder: Path | str, architecture: Architecture) -> tuple[Adapte
         adapter = replace(adapter, whole_modules=(EMBEDDING, HEAD))
         direction = {**direction, EMBEDDING: both, HEAD: both}
     return adapter, direction, magnitude
+
+
+def _refuse_not_finite(folder: Path, trees: PyTree) -> None:
+    """InputError for factors of which nothing could be computed."""
+    wrong = [
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(trees)
+        if not jnp.isfinite(leaf).all()
+    ]
+    if wrong:
+        raise InputError(
+            f"{folder / WEIGHTS} holds NaN or infinity:\n{listing(wrong)}\nthe training that wrote it diverged; take an earlier one"
+        )
 
 
 def _head(folder: Path, architecture: Architecture, entries: dict[str, Entry]) -> dict[str, Any]:
