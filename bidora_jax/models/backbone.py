@@ -14,7 +14,8 @@ from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.architectures.encoder import EncoderConfig
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.decoder import Batch
-from bidora_jax.models.stacks import Trained
+from bidora_jax.models.layer_scan import Layer
+from bidora_jax.models.stacks import Stacks, Trained
 from bidora_jax.models.tape import EmptyTape, TapeValues
 
 
@@ -33,6 +34,21 @@ def hidden(
         return decoder.hidden(architecture, adapter, compute, base, trained, batch, key, tape)
     assert isinstance(architecture, EncoderConfig)
     return encoder.hidden(architecture, adapter, compute, base, trained, batch, key, tape)
+
+
+def parts(
+    architecture: Architecture,
+    adapter: Adapter | None,
+    compute: Compute,
+    base: PyTree,
+    trained: Trained,
+    batch: Batch,
+) -> tuple[Stacks, Layer]:
+    """What the scan over layers takes of this batch, and the layer that it applies."""
+    if isinstance(architecture, DecoderConfig):
+        return decoder.parts(architecture, adapter, compute, base, trained, batch)
+    assert isinstance(architecture, EncoderConfig)
+    return encoder.parts(architecture, adapter, compute, base, trained, batch)
 
 
 def empty_tape(

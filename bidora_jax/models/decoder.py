@@ -121,10 +121,23 @@ def hidden(
         raise ValueError(
             "fused attention can't tell the documents of a row apart: pack no rows, or take chunked attention"
         )
-    base = with_whole_modules(base, trained[0])
-    x = _stacked(config, compute, base, trained, batch, key).applied(_layer(config, adapter, compute), compute, tape)
-    weight = base["norm"]["weight"]
+    stacked, layer = parts(config, adapter, compute, base, trained, batch, key)
+    x, weight = stacked.applied(layer, compute, tape), base["norm"]["weight"]
     return norms.rms_norm(x.astype(compute.dtype or weight.dtype), weight, eps=config.rms_norm_eps)
+
+
+def parts(
+    config: DecoderConfig,
+    adapter: Adapter | None,
+    compute: Compute,
+    base: PyTree,
+    trained: Trained,
+    batch: Batch,
+    key: Array | None = None,
+) -> tuple[Stacks, Layer]:
+    """What the scan over layers takes, and the layer that it applies."""
+    base = with_whole_modules(base, trained[0])
+    return _stacked(config, compute, base, trained, batch, key), _layer(config, adapter, compute)
 
 
 def empty_tape(

@@ -150,10 +150,24 @@ def hidden(
     attention."""
     if compute.fused:
         raise ValueError("encoders have no fused attention: take chunked attention")
-    base = with_whole_modules(base, trained[0])
-    x = _stacked(config, compute, base, trained, batch, key).applied(_layer(config, adapter, compute), compute, tape)
+    stacked, layer = parts(config, adapter, compute, base, trained, batch, key)
+    x = stacked.applied(layer, compute, tape)
     x = x.astype(compute.dtype or dtype_of(base))
     return encoder_inputs.normed(config, base[NORM], x) if config.norm_first else x
+
+
+def parts(
+    config: EncoderConfig,
+    adapter: Adapter | None,
+    compute: Compute,
+    base: PyTree,
+    trained: Trained,
+    batch: Batch,
+    key: Array | None = None,
+) -> tuple[Stacks, Layer]:
+    """What the scan over layers takes, and the layer that it applies."""
+    base = with_whole_modules(base, trained[0])
+    return _stacked(config, compute, base, trained, batch, key), _layer(config, adapter, compute)
 
 
 def empty_tape(

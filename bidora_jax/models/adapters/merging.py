@@ -1,11 +1,12 @@
 """Folds an adapter into the weights, and makes quantised weights dense."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import ArrayLike, Float, PyTree
 
 from bidora_jax.kernels import dora, quantized
 from bidora_jax.models.adapters.adapter import (
@@ -27,14 +28,23 @@ def merge(adapter: Adapter, base: PyTree, direction: PyTree, magnitude: PyTree, 
     Quantised weights without an adapter are left as they are. Tied embeddings stay tied where both have the same new values. The
     trained parts of a head take their place in the base, in float32.
     """
-    layers = base["layers"]
+    merged = {}
     for site in adapter.sites:
-        leaf = get(layers, site.path)
+        weight = get(base["layers"], site.path)["weight"]
         m = get(magnitude["layers"], site.path)["m"] if adapter.magnitude else None
-        to = jnp.dtype(dtype or leaf["weight"].dtype)
-        merged = _merge_stack(leaf["weight"], update_factors(adapter, site, base, direction), m, site, to)
-        kept = {name: value for name, value in leaf.items() if name == "bias"}
-        layers = put(layers, site.path, kept | {"weight": merged})
+        to = jnp.dtype(dtype or weight.dtype)
+        merged[site.path] = _merge_stack(weight, update_factors(adapter, site, base, direction), m, site, to)
+    return assembled(adapter, base, direction, merged, dtype)
+
+
+def assembled(
+    adapter: Adapter, base: PyTree, direction: PyTree, merged: Mapping[str, Float[ArrayLike, "L O I"]], dtype=None
+) -> PyTree:
+    """The base with these stacks in place of the adapted weights, by path, and what was trained outside them in its place."""
+    layers = base["layers"]
+    for path, stack in merged.items():
+        kept = {name: value for name, value in get(layers, path).items() if name == "bias"}
+        layers = put(layers, path, kept | {"weight": stack})
     if adapter.head is not None:
         base = {**base, HEAD_TREE: {**base.get(HEAD_TREE, {}), **direction[HEAD_TREE]}}
     to = jnp.dtype(dtype or dtype_of(base))
