@@ -44,9 +44,11 @@ class ExportArguments:
     """lora: the rank to write. 0 takes that of a LoRA run, and for the others the first of 8, 16, 32, 64, 128, 256 within
     max_error."""
     max_error: float = 0.1
-    """lora without a rank, where it isn't exact: largest share of W' − W0 that may be lost, in the Frobenius norm."""
-    dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"
-    """dtype of the merged weights; source keeps that of the base's files."""
+    """lora without a rank, where it isn't exact: largest share that may be lost of what training gained in validation loss, or with
+    --no-measure, and for a run without validation, of W' − W0 in the Frobenius norm."""
+    dtype: Literal["source", "half", "float32", "bfloat16", "float16"] = "source"
+    """dtype of the merged weights; source keeps that of the base's files. half is float16, which has three bits more than bfloat16,
+    where all weights fit its range, else bfloat16."""
     quantize: Literal["f16", "bf16", "q8_0", "f32"] = "f16"
     """gguf: the type of its matrices, which are rounded from float32."""
     merge_base: Literal["quantized", "original"] = "quantized"
@@ -55,6 +57,8 @@ class ExportArguments:
     """With --model: the form to write the linear layers in; none writes a quantised folder dense."""
     double_quant: bool = True
     """nf4: write the block scales in 8 bits too."""
+    measure: bool = True
+    """With --run: score the base, the adapter and what is written on the run's records, and compare greedy answers."""
     push: str = ""
     """Also upload the folder to this repository of the Hugging Face hub, ORG/NAME, with a model card."""
     public: bool = False
@@ -63,7 +67,7 @@ class ExportArguments:
     def as_model(self) -> ModelConfig:
         """How the model of --model is opened."""
         return ModelConfig(
-            path=self.model, dtype="auto" if self.dtype == "source" else self.dtype, quantization=self.quantization,
+            path=self.model, dtype="auto" if self.dtype in ("source", "half") else self.dtype, quantization=self.quantization,
             double_quant=self.double_quant,
         )  # fmt: skip
 
@@ -84,12 +88,12 @@ def main(argv: list[str]) -> None:
 
         export.write_model(output, arguments.as_model())
         return
-    note = export_run(
+    notes = export_run(
         run, output, format=arguments.format, rank=arguments.rank, max_error=arguments.max_error, dtype=arguments.dtype,
-        merge_base=arguments.merge_base,
+        merge_base=arguments.merge_base, measure=arguments.measure,
     )  # fmt: skip
     if arguments.push:
-        upload(run, output, arguments.push, format=arguments.format, note=note, public=arguments.public)
+        upload(run, output, arguments.push, format=arguments.format, notes=notes, public=arguments.public)
 
 
 def _write_gguf(arguments: ExportArguments, run: Path, output: Path) -> None:
@@ -101,7 +105,9 @@ def _write_gguf(arguments: ExportArguments, run: Path, output: Path) -> None:
     elif arguments.format == "gguf-lora":
         gguf_exporting.export_run(run, output, format="gguf-lora")
     else:
-        gguf_exporting.export_run(run, output, format="gguf", quantize=quantize, merge_base=merge_base)
+        gguf_exporting.export_run(
+            run, output, format="gguf", quantize=quantize, merge_base=merge_base, measure=arguments.measure
+        )
 
 
 def _check(arguments: ExportArguments) -> None:
@@ -121,6 +127,7 @@ def _check(arguments: ExportArguments) -> None:
         "--dtype is for --format merged; adapters are float32, as PEFT writes them, and gguf has --quantize": a.dtype
         != "source"
         and ((a.format != "merged" and not a.model) or a.format == "gguf"),
+        "--dtype half is for --run": a.dtype == "half" and bool(a.model),
         "--quantize is for --format gguf": a.format != "gguf" and a.quantize != "f16",
         "--format gguf writes a file, and --push uploads folders: upload it with `hf upload`": a.format.startswith(
             "gguf"

@@ -300,7 +300,7 @@ def _answers(config: Config, inputs: "RunInputs") -> Often:
     from bidora_jax.tasks import evaluation
 
     rows = evaluation.rows(len(inputs.test))
-    answer = Timed(lambda: execution.answers(config, inputs._replace(test=inputs.test[:rows]), inputs.problem.base))
+    answer = Timed(lambda: execution.answers(config, inputs._replace(test=inputs.test[:rows])))
     answer()
     answer()
     return Often(2 * math.ceil(len(inputs.test) / rows), answer.last, 2 * answer.last)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from bidora_jax.data.batches import Batch, Examples
     from bidora_jax.data.records import Record
+    from bidora_jax.generation.ensembles import Member
+    from bidora_jax.models.formats.export import Trained
     from bidora_jax.planning.remat_choice import FirstPhase
     from bidora_jax.runs.label_files import Labelled
     from bidora_jax.tasks.evaluation import Answers
@@ -67,7 +69,7 @@ def run(
     describe(config, inputs)
     on_test = score(_padded(problem, inputs.test_rows)) if inputs.test_rows else None
     start = first.phase.adapter_of(first.start.state)
-    before = Tested(answers(config, inputs, problem.base), on_test(*start) if on_test else None)
+    before = Tested(answers(config, inputs), on_test(*start) if on_test else None)
     start_folder(config)
     with hold(folder):
         with (
@@ -181,9 +183,8 @@ def _finish(
     on_test: "Losses | None",
 ) -> None:
     """Scores the result, and writes it."""
-    from bidora_jax.generation import conversation
-    from bidora_jax.models.adapters import merging
-    from bidora_jax.models.formats import export, hf
+    from bidora_jax.generation import ensembles
+    from bidora_jax.models.formats import export
     from bidora_jax.runs import label_files, logs
     from bidora_jax.training.loop import UNCHANGING
 
@@ -204,27 +205,43 @@ def _finish(
         _write_outcomes(folder, inputs.labelled, splits)
         trained = label_files.as_written(trained, inputs.labelled, problem.pad_id)
     export.write_adapter(folder / "adapter", config.adapter, config.model.path, trained, replace=True)
-    if config.merged:
-        dtype = hf.source_dtype(inputs.model_folder, config.model.dtype).name
-        ends = () if inputs.labelled else conversation.ends(inputs.model_folder, inputs.tokenizer)
-        export.write_merged(folder / "merged", inputs.model_folder, trained, dtype=dtype, ends=ends, replace=True)
     if before.answers is not None:
-        after = answers(config, inputs, merging.merge(problem.adapter, problem.base, direction, magnitude))
+        after = answers(config, inputs, ensembles.Member(problem.adapter, direction, magnitude))
         assert after is not None
         logs.note(config, exact_matches={"before": before.answers.right, "after": after.right, "of": len(inputs.test)})
         _compare_answers(inputs.test, before.answers, after)
+    if config.merged:
+        _write_merged(config, inputs, trained)
 
 
-def answers(config: Config, inputs: RunInputs, base: "PyTree") -> "Answers | None":
-    """The answers of a model without adapter to the test records; None where there are no such records."""
+def _write_merged(config: Config, inputs: RunInputs, trained: "Trained") -> None:
+    """Writes the merged model, and scores it beside the adapter: its weights may be rounded."""
     from bidora_jax.generation import conversation
+    from bidora_jax.models.formats import export, hf
+    from bidora_jax.runs import exporting, yardstick
+
+    folder = Path(config.output_dir) / "merged"
+    dtype = hf.source_dtype(inputs.model_folder, config.model.dtype).name
+    ends = () if inputs.labelled else conversation.ends(inputs.model_folder, inputs.tokenizer)
+    records = yardstick.inputs(inputs.problem.train) if exporting.is_rounded(dtype) else []
+    export.write_merged(folder, inputs.model_folder, trained, dtype=dtype, records=records, ends=ends, replace=True)
+    if records and inputs.labelled is None and inputs.problem.val:
+        exporting.compare(yardstick.read(config, trained.config).yardstick, trained, folder, "merged")
+
+
+def answers(config: Config, inputs: RunInputs, trained: "Member | None" = None) -> "Answers | None":
+    """The answers of the base, or of an adapter on it, to the test records; None where there are no such records."""
+    from bidora_jax.generation import conversation, decoding, ensembles
     from bidora_jax.tasks import evaluation
 
     if not inputs.test:
         return None
+    problem = inputs.problem
+    members = {} if trained is None else {"": trained}
+    base, members = ensembles.for_serving(problem.base, members, None, False, ())
     return evaluation.answer(
-        inputs.problem.decoder, base, inputs.tokenizer, inputs.test, max_new_tokens=config.max_new_tokens,
-        ends=conversation.ends(inputs.model_folder, inputs.tokenizer),
+        decoding.assemble(problem.decoder, base, *next(iter(members.values()), ())), inputs.tokenizer, inputs.test,
+        max_new_tokens=config.max_new_tokens, ends=conversation.ends(inputs.model_folder, inputs.tokenizer),
     )  # fmt: skip
 
 

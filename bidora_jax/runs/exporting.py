@@ -1,11 +1,16 @@
 """Hands a finished run on as a merged model, a PEFT adapter or a plain LoRA, and uploads what was written with a model card."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from bidora_jax.errors import InputError
 from bidora_jax.models.formats import peft_config
 from bidora_jax.runs.folder import run_config
+
+if TYPE_CHECKING:
+    from bidora_jax.models.formats.export import Trained
+    from bidora_jax.runs.yardstick import Yardstick
 
 Format = Literal["merged", "adapter", "lora"]
 
@@ -19,16 +24,19 @@ def export_run(
     max_error: float = 0.1,
     dtype: str = "source",
     merge_base: Literal["quantized", "original"] = "quantized",
-) -> str:
-    """Loads the run's base and adapter and writes them to `output`; returns what is inexact in what was written.
+    measure: bool = True,
+) -> list[str]:
+    """Loads the run's base and adapter and writes them to `output`; returns how far what was written is from what was trained, in
+    lines for the model card.
 
     `rank` and `max_error` are those of models/formats/export.py:write_lora, `dtype` that of the merged weights, where
-    "source" keeps the one of the base's files. `merge_base` says which weights of a quantised base get the update.
+    "source" keeps the one of the base's files, and "half" is float16 where that has the range, else bfloat16. `merge_base` says
+    which weights of a quantised base get the update. `measure` compares losses and answers on the run's records.
     """
     from bidora_jax.generation import conversation
     from bidora_jax.models.adapters import initial
     from bidora_jax.models.formats import export, hf, hf_config, peft
-    from bidora_jax.runs import label_files
+    from bidora_jax.runs import label_files, yardstick
 
     config = run_config(str(run))
     folder = peft_config.meant(run)
@@ -43,18 +51,44 @@ def export_run(
     trained = export.Trained(architecture, adapter, base, direction, magnitude)
     if labels is not None:
         trained = label_files.completed(trained, labels, source)
-    if format == "lora":
-        return export.write_lora(output, config.model.path, trained, rank=rank, max_error=max_error)
-    if format == "adapter":
-        export.write_adapter(output, peft_config.read(folder), config.model.path, trained)
-        return ""
     written = hf.source_dtype(source, config.model.dtype).name if dtype == "source" else dtype
-    ends = conversation.ends_of_folder(source) if labels is None else ()
-    if quantised:
-        export.write_merged_over(merge_base, output, source, trained, dtype=written, ends=ends)
+    written = export.half_of(trained) if written == "half" else written
+    read = measure or (format == "merged" and is_rounded(written))
+    records = yardstick.read_or_say(config, architecture) if read else yardstick.Records([], None)
+    compared = records.yardstick if measure else None
+    notes: list[str] = []
+    if format == "lora":
+        judge = compared.judge(trained) if compared is not None and rank == 0 else None
+        said = export.write_lora(output, config.model.path, trained, rank=rank, max_error=max_error, judge=judge)
+        notes = [f"A plain LoRA only comes near to the trained adapter: {said}."] if said else []
+    elif format == "adapter":
+        export.write_adapter(output, peft_config.read(folder), config.model.path, trained)
     else:
-        export.write_merged(output, source, trained, dtype=written, ends=ends)
-    return ""
+        ends = conversation.ends_of_folder(source) if labels is None else ()
+        how = {"dtype": written, "records": records.inputs, "ends": ends}
+        if quantised:
+            export.write_merged_over(merge_base, output, source, trained, **how)
+        else:
+            export.write_merged(output, source, trained, **how)
+    return notes if compared is None else [*notes, *compare(compared, trained, output, format)]
+
+
+def is_rounded(dtype: str) -> bool:
+    """Whether merged weights of this dtype are rounded by the run's records (models/rounded_merge.py)."""
+    return dtype in ("bfloat16", "float16")
+
+
+def compare(yardstick: "Yardstick", trained: "Trained", folder: Path, format: Format) -> list[str]:
+    """Prints and returns how a folder that was written of a run does on the run's records."""
+    from bidora_jax.models.formats import hf, hf_config, peft
+
+    if format == "merged":
+        adapter, base = (None, {}, {}), hf.load_base(folder, hf_config.read_decoder(folder))
+    else:
+        adapter, base = peft.load_adapter(folder, trained.config), trained.base
+    lines = yardstick.measured(trained, adapter[0], base, *adapter[1:]).lines
+    print("\n".join(lines))
+    return lines
 
 
 def no_original(model: str, in_files: bool) -> str:
@@ -64,16 +98,24 @@ def no_original(model: str, in_files: bool) -> str:
     return "--merge-base is for runs on a quantised base; this one was trained on the weights as they are"
 
 
-def upload(run: Path, folder: Path, repository: str, *, format: Format, note: str, public: bool) -> None:
-    """Uploads `folder`, which export_run wrote of `run`, with a card that says what it is; `note` is what is inexact."""
+def upload(run: Path, folder: Path, repository: str, *, format: Format, notes: Sequence[str], public: bool) -> None:
+    """Uploads `folder`, which export_run wrote of `run`, with a card that says what it is and has the `notes` of export_run."""
+    from bidora_jax.machine.files import read_json, write_json
     from bidora_jax.models.formats import hub
 
-    hub.write_card(folder, card(run, repository, format=format, note=note))
+    settings = folder / peft_config.CONFIG
+    if settings.is_file():  # a path on this machine is nobody's business
+        given = read_json(settings, peft_config.NOT_AN_ADAPTER)
+        base = given.get("base_model_name_or_path")
+        if base and Path(base).expanduser().is_dir():
+            write_json(settings, given | {"base_model_name_or_path": Path(base).name}, sort_keys=True)
+    hub.write_card(folder, card(run, repository, format=format, notes=notes))
     print(f"uploaded to {hub.push(folder, repository, public=public)}")
 
 
-def card(run: Path, repository: str, *, format: Format, note: str) -> str:
-    """The model card; `note` is what is inexact. Of a base that is a folder it gives the last name alone: paths are private."""
+def card(run: Path, repository: str, *, format: Format, notes: Sequence[str]) -> str:
+    """The model card, with a paragraph for each of the `notes`. Of a base that is a folder it gives the last name alone: paths are
+    private."""
     from bidora_jax.machine.version import __version__
     from bidora_jax.models.formats import hub
 
@@ -86,7 +128,7 @@ def card(run: Path, repository: str, *, format: Format, note: str) -> str:
     paragraphs = (
         f"`{Path(base).name if Path(base).is_dir() else base}` fine-tuned with {method} by bidora_jax {__version__}: {kind}. "
         f"Trained with rank {settings.rank}, alpha {settings.alpha:g}{', rsLoRA' if settings.rslora else ''} on {modules}.",
-        *([f"A plain LoRA only comes near to the trained adapter: {note}."] if note else []),
+        *notes,
     )
     library = "transformers" if format == "merged" else "peft"
     tags = (config.adapter.method, "bidora_jax")

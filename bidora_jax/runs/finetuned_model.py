@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 READING = tuple(name for name in Reading._fields if name != "token_cache")
 """What a call of `evaluate` may say of its records."""
-Exported = Literal["source", "float32", "bfloat16", "float16"]
+Exported = Literal["source", "half", "float32", "bfloat16", "float16"]
 
 
 class Metrics(list[dict[str, Any]]):
@@ -102,9 +102,10 @@ class FinetunedModel:
         dtype: Exported = "source",
         merge_base: Literal["quantized", "original"] = "quantized",
         quantize: "Quantize" = "f16",
+        measure: bool = True,
     ) -> Path:
         """Writes the merged model, the PEFT adapter or the nearest plain LoRA to a new folder, or a GGUF file, as the command
-        `export` does."""
+        `export` does, which says what `measure` is."""
         from bidora_jax.models.formats import gguf_file
 
         run, output = self._run("export"), Path(folder).expanduser()
@@ -125,10 +126,12 @@ class FinetunedModel:
         if format != "lora" and (rank, max_error) != (0, 0.1):
             raise InputError('rank and max_error are for format="lora"')
         if format in ("gguf", "gguf-lora"):
-            gguf_exporting.export_run(run, output, format=format, quantize=quantize, merge_base=merge_base)
+            gguf_exporting.export_run(
+                run, output, format=format, quantize=quantize, merge_base=merge_base, measure=measure
+            )
             return output
         export_run(
-            run, output, format=format, rank=rank, max_error=max_error, dtype=dtype, merge_base=merge_base
+            run, output, format=format, rank=rank, max_error=max_error, dtype=dtype, merge_base=merge_base, measure=measure
         )  # fmt: skip
         return output
 

@@ -39,20 +39,28 @@ def export_run(
     format: Literal["gguf", "gguf-lora"],
     quantize: "Quantize" = "f16",
     merge_base: Literal["quantized", "original"] = "quantized",
+    measure: bool = True,
 ) -> None:
     """Writes the run's merged model, or its LoRA alone, to the file `output`.
 
-    `merge_base` says which weights of a quantised base get the update.
+    `merge_base` says which weights of a quantised base get the update. `measure` compares losses and answers on the run's records.
     """
     from bidora_jax.models.formats import gguf_adapter, gguf_export
-    from bidora_jax.runs import modelfile
+    from bidora_jax.runs import modelfile, yardstick
 
     gguf_export.check_output(output, modelfile.beside(output))
     source, trained = _opened(run, merge_base)
     ends = source.told.ends
     if format == "gguf":
-        gguf_export.write_model(output, gguf_export.of_run(source.name, trained), source.written, quantize)
+        read = measure or quantize == "bf16"
+        records = yardstick.read_or_say(run_config(str(run)), source.config) if read else yardstick.Records([], None)
+        model = gguf_export.of_run(source.name, trained, quantize, records.inputs)
+        gguf_export.write_model(output, model, source.written, quantize)
         modelfile.write(modelfile.beside(output), output.name, source.tokenizer, ends)
+        if measure and records.yardstick is not None:
+            config = gguf_export.config_of(model)
+            base = gguf_export.read_base(output, config, source.name)
+            print("\n".join(records.yardstick.measured(trained, None, base, {}, {}).lines))
         return
     gguf_adapter.write_adapter(output, source.name, trained)
     base = f"{source.folder.name}.gguf"

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from bidora_jax.data import records
@@ -52,14 +53,20 @@ Evaluator = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], Evaluation]
 
 @lru_cache(maxsize=8)
 def evaluator(
-    config: DecoderConfig, adapter: Adapter | None, model: ModelConfig, combine: ensembles.Combine | None = None
+    config: DecoderConfig,
+    adapter: Adapter | None,
+    model: ModelConfig,
+    combine: ensembles.Combine | None = None,
+    *,
+    wide: bool = False,
 ) -> Evaluator:
     """A function (base, direction, magnitude, batches) that gives the means over all tokens; sums on the host are float64.
 
-    With `combine`, direction and magnitude are stacks of an ensemble's members.
+    With `combine`, direction and magnitude are stacks of an ensemble's members. `wide` computes in float32 whatever the base is.
     """
 
-    compute = Compute(remat="none", attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk)
+    chunks = {"attention_chunk": model.attention_chunk, "loss_chunk": model.loss_chunk}
+    compute = Compute(remat="none", dtype=jnp.float32 if wide else None, **chunks)
 
     @jax.jit
     def sums(base, trained, batch):
@@ -101,13 +108,12 @@ def rows(records: int) -> int:
 
 
 def answer(
-    config: DecoderConfig, base: PyTree, tokenizer: Any, test: Sequence[records.Record], *, max_new_tokens: int,
-    ends: Sequence[int],
-) -> Answers:  # fmt: skip
-    """Greedy answers of a model without adapter (merge it first), cut at the first of `ends` or at the model's context."""
+    model: decoding.Model, tokenizer: Any, test: Sequence[records.Record], *, max_new_tokens: int, ends: Sequence[int]
+) -> Answers:
+    """Greedy answers, cut at the first of `ends` or at the model's context."""
     prompts = [prompt_ids(record, tokenizer) for record in test]
-    left = config.max_positions - max(map(len, prompts))
+    left = model.config.max_positions - max(map(len, prompts))
     how = Sampled(max_new_tokens=min(max_new_tokens, max(left, 1)))
-    written = answers.each(decoding.assemble(config, base), prompts, how, ends=ends, batch_size=rows(len(prompts)))
+    written = answers.each(model, prompts, how, ends=ends, batch_size=rows(len(prompts)))
     texts = tokenizer.batch_decode([piece.tokens for piece in written], skip_special_tokens=True)
     return Answers(texts, [response_text(record) for record in test])

@@ -184,7 +184,7 @@ REFUSED = [
     (lambda run: run.evaluate([{"text": "b"}], max_length=1), "max_length must be at least 2, found 1"),
     (lambda run: run.evaluate([{"text": "b"}], loss_on="response "), "loss_on must be one of response, turns, all"),
     (lambda run: run.export("x", "mergd"), "format must be one of merged, adapter, lora, gguf, gguf-lora, found 'mergd'"),
-    (lambda run: run.export("x", dtype="f32"), "dtype must be one of source, float32, bfloat16, float16, found 'f32'"),
+    (lambda run: run.export("x", dtype="f32"), "dtype must be one of source, half, float32, bfloat16, float16, found 'f32'"),
     (lambda run: run.export("x", "lora", dtype="float32"), "dtype and merge_base are for format=\"merged\""),
     (lambda run: run.export("x", rank=3), 'rank and max_error are for format="lora"'),
     (lambda run: load(run.folder, "a"), "is a run folder, which has its own adapter"),

@@ -50,17 +50,19 @@ class Model(NamedTuple):
     weights: "PyTree"
     expected: np.ndarray
     """Its logits on the tokens of the proof."""
+    before: np.ndarray | None = None
+    """Those of the base that was trained."""
 
 
-def of_run(name: str, trained: "Trained") -> Model:
-    """The merge in float32: the source's bfloat16 would lose most of what a short run changed."""
-    from bidora_jax.models.adapters import merging
-    from bidora_jax.models.formats import parity
+def of_run(name: str, trained: "Trained", quantize: Quantize, records: Sequence[dict] = ()) -> Model:
+    """The merge in float32, from which a matrix is rounded once; of bf16, in which the nearest value loses most of what a short run
+    changed, rounded by batches of the run's `records` (models/rounded_merge.py)."""
+    from bidora_jax.models.formats import export, parity
 
-    config, adapter, base, direction, magnitude, *_ = trained
-    assert isinstance(config, DecoderConfig)
-    expected = parity.probe_logits(*trained[:5])
-    return Model(name, config, merging.merge(adapter, base, direction, magnitude, "float32"), expected)
+    assert isinstance(trained.config, DecoderConfig)
+    expected, before = parity.probe_logits(*trained[:5]), parity.before_training(*trained[:1], *trained[2:4])
+    dtype = "bfloat16" if quantize == "bf16" else "float32"
+    return Model(name, trained.config, export.merged_model(trained, dtype, records), expected, before)
 
 
 def of_base(name: str, config: DecoderConfig, base: "PyTree") -> Model:
@@ -74,21 +76,26 @@ def write_model(path: Path, model: Model, tokenizer: gguf_tokenizer.Written, qua
     """The file at `path`, whole or not at all."""
     from bidora_jax.machine.files import whole_file
     from bidora_jax.models.adapters import merging
-    from bidora_jax.models.architectures.architecture import HEAD
     from bidora_jax.models.formats import parity
 
-    name, config, weights, expected = model
-    dense = merging.dequantise(weights, "float32")
-    config = config.untied() if HEAD in dense else config
+    name, config, weights, expected, before = model
+    dense, config = merging.dequantise(weights, "float32"), config_of(model)
     keys = [*_general(path.stem, quantize), *gguf_architecture.keys(config, name), *tokenizer.keys]
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as fresh:
         gguf_file.write(fresh, name, keys, list(_arrays(config, name, dense)), quantize)
         del dense
-        _prove(quantize, parity.probe_logits(config, None, read_base(fresh, config, name), {}, {}), expected)
+        _prove(quantize, parity.probe_logits(config, None, read_base(fresh, config, name), {}, {}), expected, before)
     for note in tokenizer.notes:
         print(f"note: {note}")
     print(f"GGUF file written to {path}")
+
+
+def config_of(model: Model) -> DecoderConfig:
+    """The architecture as it is written: embeddings that came apart in training are no longer tied."""
+    from bidora_jax.models.architectures.architecture import HEAD
+
+    return model.config.untied() if HEAD in model.weights else model.config
 
 
 def read_base(path: Path, config: DecoderConfig, name: str) -> "PyTree":
@@ -140,16 +147,17 @@ def _leaf(tree: Any, path: Sequence[str]) -> Any:
     return reduce(lambda node, key: node[key], path, tree)
 
 
-def _prove(quantize: Quantize, found: np.ndarray, expected: np.ndarray) -> None:
-    """RunError where the file's logits differ by more than rounding explains."""
+def _prove(quantize: Quantize, found: np.ndarray, expected: np.ndarray, before: np.ndarray | None) -> None:
+    """RunError where the file's logits differ by more than rounding explains, or lack what training changed."""
     from bidora_jax.models.formats import parity
 
     dtypes = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "float16"}
-    agreement = parity.compare(found, expected, dtypes[quantize])
+    agreement = parity.compare(found, expected, dtypes[quantize], before)
     if quantize == "q8_0":
         agreement = agreement._replace(tolerance=Q8_TOLERANCE * agreement.scale)
     said = (f"largest logit difference to the trained model {agreement.largest:.2e} "
-            f"(largest logit {agreement.scale:.3g}, {agreement.tolerance:.1e} allowed for {quantize})")  # fmt: skip
+            f"(largest logit {agreement.scale:.3g}, {agreement.tolerance:.1e} allowed for {quantize})"
+            + ("" if before is None else f"; {agreement.kept:.1%} of what the adapter changes is kept"))  # fmt: skip
     if not agreement.holds:
         raise RunError(f"the GGUF file that was written is not the trained model: {said}; it was removed")
     print(f"GGUF file read back: {said}")

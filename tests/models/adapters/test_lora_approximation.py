@@ -139,8 +139,26 @@ def test_the_rank_that_is_chosen_is_the_first_within_the_limit(dora):
     for allowed, rank in ((each[8] * 1.001, 8), (each[8] * 0.999, 16), (each[16] * 0.999, 32)):
         found = lora_approximation.approximate(dora[0], CONFIG, *dora[1:], max_error=allowed)
         assert (found.rank, found.error) == (rank, pytest.approx(each[rank], abs=1e-6))
-    with pytest.raises(InputError, match=r"(?s)rank 32 or less .* --max-error 0 of.*rank 16 leaves \d+\.\d%.*merged"):
+    with pytest.raises(InputError, match=r"(?s)rank 32 or less .* --max-error 0 of.*rank 16 loses \d+\.\d%.*merged"):
         lora_approximation.approximate(dora[0], CONFIG, *dora[1:], max_error=0.0)
+
+
+def test_a_judge_chooses_the_first_rank_that_loses_little_enough_by_bisection(dora, capsys):
+    """8, 16 and 32 are tried; what is lost falls with the rank, and is measured of the LoRA that would be written."""
+    seen = []
+
+    def judge(adapter, direction):
+        seen.append(direction["layers"]["mlp"]["up_proj"]["A"].shape[1])
+        assert {site.rank for site in adapter.sites} == {seen[-1]}
+        return {8: 0.3, 16: 0.04, 32: 0.0}[seen[-1]]
+
+    for allowed, rank, asked in ((0.5, 8, [16, 8]), (0.1, 16, [16, 8]), (0.01, 32, [16, 32])):
+        seen.clear()
+        found = lora_approximation.approximate(dora[0], CONFIG, *dora[1:], max_error=allowed, judge=judge)
+        assert (found.rank, sorted(seen)) == (rank, sorted(asked))
+    assert "rank 16: 4.0% of the gain lost, " in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"(?s)within --max-error 0.1 of what training gained.*rank 32 loses 20.0%"):
+        lora_approximation.approximate(dora[0], CONFIG, *dora[1:], judge=lambda *_: 0.2)
 
 
 def test_an_adapter_that_changed_nothing_stays_nothing():

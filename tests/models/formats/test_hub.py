@@ -1,5 +1,7 @@
 """Uploads: huggingface_hub's own client against a hub on this machine, and every way in which one can fail."""
 
+import json
+
 import hub_server
 import pytest
 from huggingface_hub import constants
@@ -64,15 +66,17 @@ def test_the_hub_gets_the_folder_that_was_proved_and_a_card(run, server, tmp_pat
     assert "fine-tuned with LoRA by bidora_jax" in said
     assert "only comes near" not in said
     assert "rank 3, alpha 6 on q_proj, v_proj" in said
+    settings = json.loads(server.files["adapter_config.json"])
+    assert settings["base_model_name_or_path"] == "tiny-qwen3"
     # The base is a folder here: the hub knows nothing of it, and its readers have no business with the path.
     assert "base_model" not in said
     assert "`tiny-qwen3` fine-tuned" in said
 
 
 def test_a_card_says_what_is_inexact(run):
-    note = "rank 8: relative Frobenius error of W' − W0 21.4%"
-    text = exporting.card(run, "org/name", format="lora", note=note)
-    assert text.endswith(f"\n\nA plain LoRA only comes near to the trained adapter: {note}.\n")
+    notes = ["A plain LoRA only comes near to the trained adapter: rank 8.", "validation: loss 2.0000 of the base"]
+    text = exporting.card(run, "org/name", format="lora", notes=notes)
+    assert text.endswith("\n\n" + "\n\n".join(notes) + "\n")
 
 
 def test_a_card_names_a_base_that_the_hub_has():

@@ -47,6 +47,32 @@ def test_an_export_that_lost_the_adapter_does_not(model_folder, tmp_path, dtype)
     assert not parity.verify_saved(tmp_path / "out", expected).holds
 
 
+@pytest.mark.parametrize(("share", "holds"), [(0.0, False), (0.4, False), (0.6, True), (1.0, True)])
+def test_an_export_must_hold_what_was_learned_however_little_it_is(model_folder, tmp_path, share, holds):
+    """All of these are within what rounding to bfloat16 allows."""
+    adapter, base, *trees = _trained(model_folder)
+    fresh = initial.init(adapter, base, jax.random.key(0))
+    little, part = (
+        jax.tree.map(lambda a, b, by=by: a + by * (b - a), fresh, tuple(trees)) for by in (0.01, 0.01 * share)
+    )
+    expected = parity.probe_logits(tiny.CONFIG, adapter, base, *little)
+    before = parity.before_training(tiny.CONFIG, base, little[0])
+    merged = merging.merge(adapter, base, *part)
+    hf.save_model(tmp_path / "out", model_folder, tiny.CONFIG, merged, dtype="float32")
+    found = parity.verify_saved(tmp_path / "out", expected, before=before)
+    assert found.largest < parity.TOLERANCE[jnp.dtype(jnp.bfloat16)] * found.scale
+    assert found.kept == pytest.approx(share, abs=0.1)
+    assert found._replace(tolerance=np.inf).holds is holds
+
+
+def test_there_is_nothing_to_keep_of_an_adapter_that_changed_nothing(model_folder):
+    adapter, base, *_ = _trained(model_folder)
+    fresh = initial.init(adapter, base, jax.random.key(0))
+    expected = parity.probe_logits(tiny.CONFIG, adapter, base, *fresh)
+    before = parity.before_training(tiny.CONFIG, base, fresh[0])
+    assert parity.compare(expected, expected, "float32", before).kept == 1
+
+
 def test_one_transposed_or_scaled_matrix_shows(model_folder, tmp_path):
     trained = _trained(model_folder)
     expected = parity.probe_logits(tiny.CONFIG, *trained)
