@@ -33,7 +33,7 @@ SETTINGS = dict(leaves(Config()))
 SECTIONS = {name.partition(".")[0] for name in SETTINGS if "." in name}
 ROOMS = (
     "machine|kernels|models|data|generation|tasks|training|planning|reporting|runs|"
-    "speed|memory|gpu|formats|quality|tests|configs"
+    "speed|memory|gpu|formats|engines|quality|tests|configs"
 )
 NO_SETTINGS = {"data.jsonl", "model.safetensors"}
 OTHERS = {  # flags of other programs, and of pytest
