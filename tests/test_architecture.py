@@ -47,6 +47,7 @@ FLOORS = (
     ("runs",),
     ("competitions",),
     ("commands", "quickstart"),
+    ("guides",),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 ALLOWED = {
@@ -84,6 +85,7 @@ PACKAGES = {
     "competitions": {"jaxtyping", "numpy", "safetensors", "scipy", "sklearn"},
     "commands": {"rich", "tyro"},
     "quickstart": ARRAYS | {"optax", "tokenizers"},
+    "guides": {"jax", "matplotlib", "numpy", "transformers"},  # the notebooks, as a user writes them
 }
 Arrow = tuple[str, str]
 

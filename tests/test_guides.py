@@ -27,7 +27,7 @@ DOCUMENTS = [
     "benchmarks/README.md",
     "benchmarks/LOG.md",
     *(f"bidora_jax/guides/{name}.md" for name in GUIDES),
-    "bidora_jax/guides/notebooks/kaggle.ipynb",
+    *(f"bidora_jax/guides/notebooks/{name}.ipynb" for name in ("bidora", "kaggle", "lora", "qlora", "quickstart")),
 ]
 SETTINGS = dict(leaves(Config()))
 SECTIONS = {name.partition(".")[0] for name in SETTINGS if "." in name}

@@ -1,5 +1,11 @@
-"""guides/notebooks: kaggle.ipynb, to which guides/competitions.md leads, is whole, is shipped, and its cells run in their order."""
+"""guides/notebooks: whole, shipped, made from their pairs, and their cells run in their order.
 
+kaggle.ipynb, to which guides/competitions.md leads. Those of guides/python.md, each made from its pair by
+support/notebook_pairs.py and run by a kernel: guides/notebooks/quickstart.py, guides/notebooks/lora.py,
+guides/notebooks/qlora.py, guides/notebooks/bidora.py.
+"""
+
+import ast
 import csv
 import json
 import os
@@ -11,9 +17,13 @@ from pathlib import Path
 
 import competitions
 import kaggle_rules
+import nbformat
+import notebook_pairs
 import pytest
+from nbclient import NotebookClient
 
 import bidora_jax
+from bidora_jax import quickstart
 
 PACKAGE = Path(bidora_jax.__file__).parent
 ROOT = PACKAGE.parent
@@ -66,6 +76,86 @@ def test_all_files_of_the_guides_are_shipped():
                for path in PACKAGE.glob(pattern)}  # fmt: skip
     assert NOTEBOOKS
     assert {path for path in (PACKAGE / "guides").rglob("*") if path.is_file()} - shipped == set()
+
+
+def test_the_notebooks_for_colab_have_a_pair_and_are_made_from_it():
+    assert {source.stem for source in notebook_pairs.SOURCES} == {path.stem for path in NOTEBOOKS} - {"kaggle"}
+    for source in notebook_pairs.SOURCES:
+        text = source.with_suffix(".ipynb").read_text(encoding="utf-8")
+        assert text == notebook_pairs.made(source), "python tests/support/notebook_pairs.py makes it from the .py"
+
+
+def test_the_setup_is_the_same_in_each_notebook_for_colab():
+    setups = {cell["source"] for source in notebook_pairs.SOURCES
+              for cell in nbformat.reads(notebook_pairs.made(source), 4).cells if cell["id"] == "setup"}  # fmt: skip
+    assert len(setups) == 1
+
+
+ORDER = ["setup", "settings", "picture", "data", "template", "training", "curves", "evaluation", "chat", "export",
+         "upload"]  # fmt: skip
+"""Code cells of the long notebooks."""
+WRITTEN = {"lora": "adapter_config.json", "qlora": "config.json", "bidora": "config.json"}
+
+
+def executed(name: str, folder: Path, monkeypatch, **fields: object) -> dict[str, list]:
+    """Runs a notebook in a kernel of its own, in the folder and without the hub; the outputs of its code cells by id."""
+    given = {"HF_HUB_OFFLINE": "1", "IPYTHONDIR": folder / "ipython", "PYTHONPATH": ROOT, "BIDORA_STEPS": 2, **fields}
+    for variable, value in given.items():
+        monkeypatch.setenv(variable, str(value))
+    notebook = nbformat.read(PACKAGE / "guides" / "notebooks" / f"{name}.ipynb", 4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    return {cell["id"]: cell["outputs"] for cell in notebook.cells if cell["cell_type"] == "code"}
+
+
+def said(outputs: list) -> str:
+    """What a cell printed, also by what rich makes of it in a notebook."""
+    return "".join(one["text"] if one["output_type"] == "stream" else one["data"]["text/plain"] for one in outputs)
+
+
+def first_of_quickstart(split: str, count: int, folder: Path) -> Path:
+    """A file of the first records that come with the package."""
+    lines = (quickstart.DATA / f"{split}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    file = folder / f"{split}.jsonl"
+    file.write_text("".join(lines[:count]), encoding="utf-8")
+    return file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_notebook_for_colab_runs_offline(name, tmp_path, monkeypatch):
+    data, test = first_of_quickstart("train", 40, tmp_path), first_of_quickstart("test", 1, tmp_path)
+    cells = executed(name, tmp_path, monkeypatch, BIDORA_DATA=data, BIDORA_TEST=test)
+    assert list(cells) == ORDER
+    assert "nothing to install" in said(cells["setup"])
+    for drawn in ("picture", "curves"):
+        assert any("image/png" in one.get("data", {}) for one in cells[drawn]), drawn
+    assert "⟦module " in said(cells["data"]) and said(cells["template"]).endswith("<|im_start|>assistant\n\n")
+    before, after = map(float, re.findall(r"loss ([\d.]+)", said(cells["evaluation"])))
+    assert after < before
+    assert said(cells["chat"]).strip()
+    (run,) = (path for path in (tmp_path / "runs").iterdir() if (path / "adapter").is_dir())
+    (exported,) = (path for path in (tmp_path / "runs").iterdir() if path != run)
+    assert (exported / WRITTEN[name]).is_file() and str(exported) in said(cells["export"])
+    assert said(cells["upload"]) == "UPLOAD_TO is empty: nothing is uploaded\n"
+    facts, settings = (json.loads((run / file).read_text()) for file in ("run.json", "config.json"))
+    assert facts["result_loss"] < facts["validation_before"]["loss"]
+    assert settings["adapter"]["method"] == {"qlora": "lora"}.get(name, name)
+    assert (settings["model"]["quantization"] == "nf4") == (name == "qlora")
+
+
+@pytest.mark.slow
+def test_the_quickstart_has_ten_cells_that_run_offline(tmp_path, monkeypatch):
+    assert len(nbformat.read(PACKAGE / "guides" / "notebooks" / "quickstart.ipynb", 4).cells) == 10
+    cells = executed("quickstart", tmp_path, monkeypatch, BIDORA_RECORDS=40)
+    assert list(cells) == ["setup", "settings", "training", "curves", "evaluation", "chat", "export"]
+    assert any("image/png" in one.get("data", {}) for one in cells["curves"])
+    (run,) = (path for path in (tmp_path / "runs").iterdir() if (path / "adapter").is_dir())
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["result_loss"] < facts["validation_before"]["loss"]
+    assert ast.literal_eval(said(cells["evaluation"])).keys() == {"loss", "perplexity", "accuracy", "tokens"}
+    _, *asked = re.split(r"--- (?:before|after)\n", said(cells["chat"]))
+    merged = said(cells["export"]).split("-merged\n")[-1]
+    assert len(asked) == 2 and all("module nozzle() {" in answer for answer in (*asked, merged))
 
 
 def write_competition(folder: Path) -> competitions.Answer:
