@@ -1,6 +1,7 @@
 """BiDoRA in JAX: bi-level optimisation of weight-decomposed low-rank adaptation, with exact hypergradients.
 
     from bidora_jax import kaggle                         from train.csv to submission.csv: guides/competitions.md
+    from bidora_jax import sweep                          search settings, compare methods: guides/sweeps.md
     from bidora_jax import finetune, load                 fine-tune a model from Python: guides/python.md
     from bidora_jax import bilevel_step, init_state       the step alone, in a program of one's own
 
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     from bidora_jax.runs.finetuned_model import FinetunedModel, load
     from bidora_jax.runs.finetuning import finetune
     from bidora_jax.runs.sharing import Shared
+    from bidora_jax.sweep import sweep
     from bidora_jax.training.bilevel import bilevel_step
     from bidora_jax.training.state import BilevelState, TrainState, init_state, init_train_state
     from bidora_jax.training.step import train_step
 
 __all__ = [
     "BilevelState", "FinetunedModel", "InputError", "RunError", "Shared", "TrainState", "bilevel_step", "finetune", "init_state",
-    "init_train_state", "kaggle", "load", "train_step",
+    "init_train_state", "kaggle", "load", "sweep", "train_step",
 ]  # fmt: skip
 
 _HOMES = {
@@ -35,6 +37,7 @@ _HOMES = {
     "kaggle": "bidora_jax.kaggle",
     "load": "bidora_jax.runs.finetuned_model",
     "Shared": "bidora_jax.runs.sharing",
+    "sweep": "bidora_jax.sweep",
     "bilevel_step": "bidora_jax.training.bilevel",
     "train_step": "bidora_jax.training.step",
     "BilevelState": "bidora_jax.training.state",
@@ -50,7 +53,7 @@ def __getattr__(name: str):
     home = import_module(_HOMES[name])
     return (
         home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
-    )  # kaggle is a module that can be called
+    )  # kaggle and sweep are modules that can be called
 
 
 def __dir__() -> list[str]:

@@ -33,6 +33,8 @@ COMMANDS = {
                        "Write what a classifier says of each row of a file: labels, values or tags."),
     "kaggle": Command("bidora_jax.kaggle", "bidora_jax.kaggle:KaggleArguments",
                       "From a competition's train.csv to its submission.csv, in one command."),
+    "sweep": Command("bidora_jax.sweep", "bidora_jax.sweep:SweepArguments",
+                     "Search settings and compare methods by Optuna; writes the best configuration."),
     "generate": Command("bidora_jax.generate", "bidora_jax.generate:GenerateArguments",
                         "Write the answer to a prompt, or to each prompt of a file."),
     "chat": Command("bidora_jax.chat", "bidora_jax.chat:ChatArguments",

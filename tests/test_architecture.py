@@ -45,7 +45,7 @@ FLOORS = (
     ("config_files", "flags"),
     ("config",),
     ("runs",),
-    ("competitions",),
+    ("competitions", "sweeps"),
     ("commands", "quickstart"),
     ("guides",),
 )
@@ -83,6 +83,7 @@ PACKAGES = {
     "flags": set(),
     "runs": ARRAYS | {"matplotlib", "pandas", "rich"},  # the first two where a caller asks for a figure or a frame
     "competitions": {"jaxtyping", "numpy", "safetensors", "scipy", "sklearn"},
+    "sweeps": {"optuna"},  # on request only
     "commands": {"rich", "tyro"},
     "quickstart": ARRAYS | {"optax", "tokenizers"},
     "guides": {"jax", "matplotlib", "numpy", "transformers"},  # the notebooks, as a user writes them

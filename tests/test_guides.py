@@ -20,7 +20,7 @@ ROOT = PACKAGE.parent
 FOLDER = PACKAGE / "guides"
 GUIDES = [
     "adapters", "classification", "competitions", "deployment", "fitting", "generation", "methods", "own_models", "python",
-    "quantized_bases", "records", "sources", "troubleshooting", "watching",
+    "quantized_bases", "records", "sources", "sweeps", "troubleshooting", "watching",
 ]  # fmt: skip
 DOCUMENTS = [
     "README.md",
