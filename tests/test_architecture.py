@@ -199,7 +199,7 @@ def test_a_circle_and_an_arrow_up_are_found_wherever_the_import_stands(tmp_path)
 
 def test_the_top_holds_commands_and_the_configuration_only():
     top = {path.stem for path in PACKAGE.glob("*.py")}
-    assert top == commands() | {"__init__", "__main__", "errors", "config", "config_files", "flags"}
+    assert top == commands() | {"__init__", "__main__", "errors", "strict_json", "config", "config_files", "flags"}
 
 
 def test_no_command_imports_another():

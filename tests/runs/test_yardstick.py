@@ -1,5 +1,6 @@
 """What a run's records say of an export. The road is in tests/commands/test_export.py; here are the parts."""
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -61,7 +62,7 @@ def test_the_share_of_the_gain_that_a_lora_loses(opened):
         return
     assert judge(trained.adapter, trained.direction) == pytest.approx(0, abs=1e-5)
     neutral = adapters.resolve(KINDS["lora"], tiny.CONFIG)
-    direction, _ = initial.init(neutral, trained.base, __import__("jax").random.key(0))
+    direction, _ = initial.init(neutral, trained.base, jax.random.key(0))
     assert judge(neutral, direction) == pytest.approx(1, abs=1e-5)
 
 

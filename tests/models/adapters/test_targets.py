@@ -95,12 +95,12 @@ def test_scales():
 def test_an_expression_without_end_is_refused(setting, monkeypatch):
     """They come from adapter_config.json, a file of somebody else's."""
     monkeypatch.setattr(targets, "LONGEST_SEARCH", 0.2)
-    endless = "([a-z_.0-9]+)+!"
-    settings = {setting: endless if setting.endswith("modules") else ((endless, 2),)}
+    endless, value = "([a-z_.0-9]+)+!", 2 if setting == "rank_pattern" else 2.0
+    settings = {setting: endless if setting.endswith("modules") else ((endless, value),)}
     with pytest.raises(InputError, match=rf"adapter.{setting}: matching .* takes more than 0.2 s"):
         found(**settings)
     with pytest.raises(InputError, match=rf"adapter.{setting}: .* is not a regular expression"):
-        found(**{setting: "a{1,4294967296}" if setting.endswith("modules") else (("a{1,4294967296}", 2),)})
+        found(**{setting: "a{1,4294967296}" if setting.endswith("modules") else (("a{1,4294967296}", value),)})
 
 
 def test_a_scale_is_a_number_where_it_is_one():
