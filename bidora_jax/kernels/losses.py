@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from bidora_jax.kernels import xla_cpu
 from bidora_jax.kernels.matmul import dot, frozen_dot
 from bidora_jax.kernels.precision import wide
+from bidora_jax.kernels.varying import as_varying
 from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats, slice_rows
 
 BLOCK, CPU_BLOCK = 8192, 2048
@@ -73,7 +74,7 @@ def trained_cross_entropy_sum(
     def one(total, part):
         return total + jnp.sum(token_losses(part[0], embedding, part[1]) * part[2]), None
 
-    zero = jnp.zeros((), wide(x.dtype))
+    zero = as_varying(jnp.zeros((), wide(x.dtype)), x)
     return jax.lax.scan(one, zero, _in_chunks(chunk, x, targets, weights))[0]
 
 
@@ -158,8 +159,8 @@ def _loss_and_slope(
         sums = sums * shrunk[:, None] + dot(powers.astype(x.dtype), rows, -1, -2)
         return highest, total, sums
 
-    zeros = jnp.zeros(x.shape[0], wide(x.dtype))
-    start = zeros - jnp.inf, zeros, jnp.zeros(x.shape, zeros.dtype)
+    zeros = as_varying(jnp.zeros(x.shape[0], wide(x.dtype)), x)
+    start = zeros - jnp.inf, zeros, as_varying(jnp.zeros(x.shape, zeros.dtype), x)
     top, total, sums = _over_blocks(chunk, x, embedding, step, start)
     loss, aimed = _loss(x, embedding, targets, weights, top, total)
     found: Any = sums / total[:, None] if means is None else _mean(means, sums, total[:, None])
@@ -178,7 +179,7 @@ def _loss_and_hits(chunk: int, x, embedding, targets, weights) -> tuple[Float[Ar
         own = jnp.where(inside, jnp.take_along_axis(logits, place[:, None], axis=1)[:, 0], -jnp.inf)
         return highest, total * shrunk + jnp.sum(powers, axis=1), jnp.maximum(reached, own)
 
-    zeros = jnp.zeros(x.shape[0], wide(x.dtype))
+    zeros = as_varying(jnp.zeros(x.shape[0], wide(x.dtype)), x)
     top, total, reached = _over_blocks(chunk, x, embedding, step, (zeros - jnp.inf, zeros, zeros - jnp.inf))
     loss, _ = _loss(x, embedding, targets, weights, top, total)
     return loss, jnp.sum(jnp.where(reached >= top, weights, 0.0).astype(zeros.dtype))

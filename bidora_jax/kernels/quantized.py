@@ -95,10 +95,30 @@ class NF4:
         return (*self.codes.shape[:-1], *self.matrix_shape)
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["held"], meta_fields=["cut", "axis"])
+@dataclass(frozen=True)
+class Part:
+    """What one device holds of a stack that is cut over the devices of a mesh, inside `jax.shard_map` (models/spread.py).
+
+    Opening a layer gathers it from all devices, and what travels is codes.
+    """
+
+    held: Any
+    """An array, Int8, NF4 or Bits, of shorter leaves; NF4's matrix_shape is that of the whole matrix."""
+    cut: tuple[bool, ...]
+    """Which of its leaves are cut along axis 1; the others, such as a nested absmax, are whole on every device."""
+    axis: str
+    """Of the mesh."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.held.shape
+
+
 class Layer(NamedTuple):
     """One weight of a stack. The stack stays whole, so that a scan over layers copies none of it."""
 
-    stack: Int8 | NF4 | Bits
+    stack: Int8 | NF4 | Bits | Part
     number: Int[Array, ""]
 
 
@@ -110,9 +130,9 @@ def is_quantised(leaf: Any) -> TypeGuard[Int8 | NF4]:
     return isinstance(leaf, Int8 | NF4)
 
 
-def is_packed(leaf: Any) -> TypeGuard[Int8 | NF4 | Bits]:
+def is_packed(leaf: Any) -> TypeGuard[Int8 | NF4 | Bits | Part]:
     """Whether a leaf of a base tree is anything but a plain array; also serves as is_leaf of jax.tree.map."""
-    return isinstance(leaf, Int8 | NF4 | Bits)
+    return isinstance(leaf, Int8 | NF4 | Bits | Part)
 
 
 def tree_bytes(tree: PyTree) -> int:
@@ -130,6 +150,8 @@ def opened(weight: Weight) -> tuple[Float[Array, "O I"], Float[Array, " O"] | No
     if not isinstance(weight, Int8 | NF4 | Bits | Layer):
         return weight, None
     stack, index = _layer(weight)
+    if isinstance(stack, Part):
+        return opened(_gathered(stack, index))
     if isinstance(stack, Bits):
         return jax.lax.bitcast_convert_type(_at(stack.bits, index), stack.dtype), None
     if isinstance(stack, Int8):
@@ -145,6 +167,8 @@ def dense(weight: Weight) -> Float[Array, "O I"]:
     if not isinstance(weight, Int8 | NF4 | Bits | Layer):
         return weight
     stack, index = _layer(weight)
+    if isinstance(stack, Part):
+        return dense(_gathered(stack, index))
     if isinstance(stack, Bits):
         return opened(weight)[0]
     if isinstance(stack, Int8):
@@ -171,6 +195,17 @@ def over_layers(function: Callable[..., Any], weight: Array | Int8 | NF4 | Bits,
         return jax.lax.map(lambda parts: function(*parts), (weight, *stacks))
     indices = jnp.arange(weight.shape[0])
     return jax.lax.map(lambda parts: function(Layer(weight, parts[0]), *parts[1:]), (indices, *stacks))
+
+
+def _gathered(part: Part, index: Int[Array, ""]) -> Array | Layer:
+    """One layer, whole on this device."""
+    leaves, tree = jax.tree.flatten(jax.tree.map(lambda leaf: _at(leaf, index), part.held))
+    whole = [
+        jax.lax.all_gather(leaf, part.axis, tiled=True) if cut else leaf
+        for leaf, cut in zip(leaves, part.cut, strict=True)
+    ]
+    one = jax.tree.unflatten(tree, whole)
+    return Layer(jax.tree.map(lambda leaf: leaf[None], one), jnp.int32(0)) if is_packed(one) else one
 
 
 def _layer(weight: Int8 | NF4 | Bits | Layer) -> Layer:

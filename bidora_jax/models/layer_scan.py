@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, PyTree
 from bidora_jax.kernels import known_values, quantized
 from bidora_jax.kernels.precision import wide
 from bidora_jax.kernels.save_for_backward import ONLY_SAVED, SAVED, saved_dtype
+from bidora_jax.kernels.varying import as_varying, one_of
 from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats
 from bidora_jax.kernels.xla_cpu.scan import scan
 from bidora_jax.models import tape
@@ -117,14 +118,14 @@ def empty_tape(
     """The empty tape of a pass over these stacks, whose first layer takes x, and of a head with these `means`."""
     if not compute.saves_sums:
         return EmptyTape(None, None, None, means)
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (variables, frozen))
+    one = one_of((variables, frozen))
     _, written = jax.eval_shape(lambda *args: layer(*args, (tape.SAVED, tape.ZEROS)), *one, shared, x)
     layers = jax.tree.leaves(frozen)[0].shape[0]
     as_bits = compute.as_bits(shared.dtype)
 
     def zeros(path, leaf):
         dtype = wide(x.dtype) if _is_norm(path) else jnp.bfloat16 if as_bits else x.dtype
-        return jnp.zeros((layers, *leaf.shape), dtype)
+        return as_varying(jnp.zeros((layers, *leaf.shape), dtype), x)
 
     inputs, saved, exposed = (
         jax.tree_util.tree_map_with_path(zeros, tree) for tree in (x, written[tape.SAVED], written[tape.ZEROS])

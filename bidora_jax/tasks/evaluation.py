@@ -18,6 +18,7 @@ from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.settings import ModelConfig
+from bidora_jax.models.spread import Spread
 from bidora_jax.tasks import language_modeling
 
 
@@ -58,28 +59,31 @@ def evaluator(
     model: ModelConfig,
     combine: ensembles.Combine | None = None,
     *,
+    spread: Spread | None = None,
     wide: bool = False,
 ) -> Evaluator:
     """A function (base, direction, magnitude, batches) that gives the means over all tokens; sums on the host are float64.
 
-    With `combine`, direction and magnitude are stacks of an ensemble's members. `wide` computes in float32 whatever the base is.
+    With `combine`, direction and magnitude are stacks of an ensemble's members. `spread`: the devices, where they are several. `wide`
+    computes in float32 whatever the base is.
     """
 
     chunks = {"attention_chunk": model.attention_chunk, "loss_chunk": model.loss_chunk}
     compute = Compute(remat="none", dtype=jnp.float32 if wide else None, **chunks)
 
-    @jax.jit
     def sums(base, trained, batch):
         if adapter is not None and combine is not None:
             member = ensembles.Member(adapter, *trained)
             return language_modeling.combined_token_scores(config, member, compute, base, batch, combine=combine)
         return language_modeling.token_scores(config, adapter, compute, base, trained, batch)
 
+    run = jax.jit(sums if spread is None else spread.sums(sums))
+
     def evaluate(base, direction, magnitude, batches):
         total = right = count = 0.0
         for batch in batches:
             micro = {name: part[0] for name, part in batch.items() if name in ("tokens", "loss_mask", "segments")}
-            loss, hits, tokens = map(float, sums(base, (direction, magnitude), micro))
+            loss, hits, tokens = map(float, run(base, (direction, magnitude), micro))
             total, right, count = total + loss, right + hits, count + tokens
         return Evaluation(total / max(count, 1.0), right / max(count, 1.0), round(count))
 

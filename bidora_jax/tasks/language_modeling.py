@@ -12,6 +12,7 @@ from bidora_jax.generation.ensembles import Combine, Member, combined
 from bidora_jax.kernels import losses
 from bidora_jax.kernels.matmul import frozen_dot
 from bidora_jax.kernels.precision import wide
+from bidora_jax.kernels.varying import as_varying
 from bidora_jax.models import decoder
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.decoder import DecoderConfig
@@ -46,6 +47,7 @@ class LanguageModeling:
     def empty_tape(self, config, adapter, compute, base, trained, batch) -> EmptyTape:
         rows, columns = batch["tokens"].shape
         means = jnp.zeros((rows * (columns - 1), config.hidden_size), wide(dtype_of(base)))
+        means = as_varying(means, batch["tokens"])
         batch = {"tokens": batch["tokens"]}  # the shapes are those of rows of one document
         return decoder.empty_tape(config, adapter, compute, base, trained, batch, means)
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from bidora_jax.kernels.varying import as_varying
+
 
 def accumulated(part: Callable[..., Array], trained: PyTree, base: PyTree, parts: PyTree) -> Float[Array, ""]:
     """Σᵢ part(trained, base, i, partsᵢ) over the leading axis of `parts`, differentiable in `trained` alone.
@@ -27,7 +29,8 @@ def accumulated(part: Callable[..., Array], trained: PyTree, base: PyTree, parts
 
     def summed(of):
         like = jax.eval_shape(of, base, *jax.tree.map(lambda stack: stack[0], indexed))
-        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+        own = jax.tree.leaves(parts)[0]  # what each device of a mesh has its own rows of
+        zero = jax.tree.map(lambda leaf: as_varying(jnp.zeros(leaf.shape, leaf.dtype), own), like)
 
         def add(sums, one):
             # What a part makes of the base alone, such as the bits of its embedding, must not be held for the whole loop.

@@ -19,6 +19,7 @@ from bidora_jax.kernels import dora, hypergrad, losses, quantized
 from bidora_jax.models.adapters.adapter import Adapter, get, over_layers, update_factors
 from bidora_jax.models.architectures.architecture import Architecture
 from bidora_jax.models.compute import Compute
+from bidora_jax.models.spread import WEIGHT
 from bidora_jax.models.tape import TapeValues
 from bidora_jax.tasks.language_modeling import NEXT_TOKEN
 from bidora_jax.tasks.task import Task
@@ -120,7 +121,7 @@ Model = tuple[Architecture, Adapter, Compute]
 
 
 def _mean_loss(task: Task, model: Model, base, trained, batch, key=None, tape=None) -> Float[Array, ""]:
-    """Σ w·l / Σ w."""
+    """Σ w·l / Σ w. On a mesh the batch brings Σ w, since its rows are some of many (models/spread.py)."""
 
     def part(trained, base, index, micro):
         own_key = None if key is None else jax.random.fold_in(key, index)
@@ -130,7 +131,7 @@ def _mean_loss(task: Task, model: Model, base, trained, batch, key=None, tape=No
         total = part(trained, base, 0, _first(task, batch))
     else:
         total = accumulated(part, trained, base, _read(task, batch))
-    return total / task.weight(batch)
+    return total / (batch[WEIGHT] if WEIGHT in batch else task.weight(batch))
 
 
 def _first(task: Task, batch) -> PyTree:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Int8, UInt8
 
 from bidora_jax.kernels.cuda import build
+from bidora_jax.kernels.varying import as_varying
 
 TARGETS = ("bidora_nf4", "bidora_nf4_nested", "bidora_int8")
 OLDEST = 7.5
@@ -50,7 +51,9 @@ def int8(codes: Int8[Array, "L O I"], layer: Int[Array, ""], *, dtype) -> Float[
 
 
 def _call(target: str, shape: tuple[int, ...], dtype):
-    return jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential")
+    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential")
+    # JAX takes its result for one that is the same on every device of a mesh.
+    return lambda codes, *others: as_varying(call(codes, *others), codes)
 
 
 def available() -> bool:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, PyTree
 
+from bidora_jax.kernels.varying import one_of
 from bidora_jax.kernels.xla_cpu import active
 from bidora_jax.kernels.xla_cpu.bfloat16 import bits, with_upper_bits
 
@@ -117,7 +118,7 @@ def _late(first: PyTree, after: PyTree) -> Float[Array, " D"]:
 
 def _filled_late(body: Callable, first, slices, late: Float[Array, " D"], reverse: bool):
     """The last carry and the stacks. Each stack is filled with another of the `late` zeros: XLA would fill one and copy it."""
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), slices)
+    one = one_of(slices)
     numbers, layers = count(), jax.tree.leaves(slices)[0].shape[0]
     stacks = jax.tree.map(
         lambda part: jnp.broadcast_to(late[next(numbers) % late.size].astype(part.dtype), (layers, *part.shape)),

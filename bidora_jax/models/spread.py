@@ -1,0 +1,184 @@
+"""A run over the devices of a mesh: the rows of a batch are cut over all of them, and the frozen base over some.
+
+    axes       `replica` copies of the base, each cut into `shard` parts
+    rows       cut over both axes: Σ w·l of a batch is a sum over devices of sums over their own rows
+    base       stacked weights of linear layers (L, O, I) cut along O over `shard`; all else of it is whole on every device
+    trained    direction, magnitude and optimisers are whole on every device
+
+One `jax.shard_map` stands around each loss, and inside it everything is the program of one device on fewer rows. A linear layer
+gathers its weight where it opens it (kernels/quantized.py), one layer at a time, as codes; the backward pass opens and gathers it
+again. Adapters' gradients are summed once, after the loop over layers: `varying` makes each device's copy of an adapter one of
+its own, and the cotangent of that is the sum. Steps, optimisers and hypergradients see global arrays and know nothing of a mesh.
+
+A `Spread` of one device is never made: a run on one device takes none of this.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from bidora_jax.kernels import quantized
+from bidora_jax.kernels.hypergrad import TwoPass
+from bidora_jax.kernels.varying import varying
+from bidora_jax.models.architectures.architecture import LAYERS
+from bidora_jax.models.compute import Compute
+
+AXES = REPLICA, SHARD = "replica", "shard"
+WHOLE, ROWS, OWN = PartitionSpec(), PartitionSpec(None, AXES), PartitionSpec(AXES)
+"""Of arrays that are whole on every device; (M, B, …) cut along B; and of what each device holds for itself, or (B, …)."""
+WEIGHT = "weight"
+"""In a batch: Σ w over the rows of all devices, that each one's Σ w·l is divided by."""
+
+
+class Spread:
+    """A mesh, and how a base lies on it."""
+
+    def __init__(self, mesh: Mesh, base: PyTree) -> None:
+        """`base` may be shapes. It is the base that the adapter was prepared for (models/adapters/initial.py)."""
+        self.mesh = mesh
+        self._cut = _cut(base, mesh.shape[SHARD])
+        self._specs = jax.tree.map(lambda cut: PartitionSpec(None, SHARD) if cut else WHOLE, self._cut)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(replica, shard)"""
+        return self.mesh.shape[REPLICA], self.mesh.shape[SHARD]
+
+    @property
+    def devices(self) -> int:
+        return self.mesh.size
+
+    # Where arrays lie
+
+    def place(self, base: PyTree) -> PyTree:
+        """The base, each device with its parts."""
+        return jax.device_put(base, self._shardings())
+
+    def copies(self, tree: PyTree) -> PyTree:
+        """The tree, whole on every device. It may share memory with the tree that it is made of."""
+        return jax.device_put(tree, self._sharding(WHOLE))
+
+    def gathered(self, tree: PyTree) -> PyTree:
+        """The tree, whole on the first device alone."""
+        return jax.device_put(tree, self.mesh.devices.flat[0])
+
+    def held_bytes(self, base: PyTree) -> int:
+        """Bytes of the base that one device holds."""
+        parts = zip(jax.tree.leaves(base), jax.tree.leaves(self._cut), strict=True)
+        return sum(quantized.tree_bytes(leaf) // (self.mesh.shape[SHARD] if cut else 1) for leaf, cut in parts)
+
+    # Programs
+
+    def compiled_by(self, step: Callable[..., Any], frozen: PyTree, batches: int) -> Any:
+        """`jax.jit` of a step (state, frozen, *batches) that donates its state. `frozen` is the base, or (base, what else)."""
+        base, whole = self._shardings(), self._sharding(WHOLE)
+        held = (base, whole) if isinstance(frozen, tuple) else base
+        rows = [self._sharding(ROWS)] * batches
+        return jax.jit(step, donate_argnums=0, in_shardings=(whole, held, *rows), out_shardings=whole)
+
+    def share(self, compute: Compute) -> Compute:
+        """How a device computes its share of the rows: with its share of the logits, so that blocks of the loss, and with them
+        the rounding of 16-bit floats, are those of one device."""
+        return replace(compute, loss_chunk=max(compute.loss_chunk // self.devices, 1))
+
+    def across(self, loss: Any, weight: Callable[[PyTree], Array]) -> Any:
+        """A loss(direction, magnitude, base, batch, key, *tape), or its two passes, over the rows of all devices.
+
+        `weight` is Σ w of a batch, which the loss divides by (training/objective.py).
+        """
+        if isinstance(loss, TwoPass):
+            return TwoPass(self._first(loss.first, weight), self.across(loss.second, weight))
+
+        def local(direction, magnitude, base, batch, key, *tape):
+            own = self._own((direction, magnitude))
+            return jax.lax.psum(loss(*own, self._held(base), batch, key, *tape), AXES)
+
+        def over_rows(direction, magnitude, base, batch, key, *tape):
+            batch = _weighed(batch, weight)
+            specs = *self._of_a_loss(batch), *[OWN] * len(tape)
+            return self._mapped(local, specs, WHOLE)(direction, magnitude, base, batch, key, *tape)
+
+        return over_rows
+
+    def _first(self, first: Callable[..., Any], weight: Callable[[PyTree], Array]) -> Callable[..., Any]:
+        """A first pass. The derivative is taken inside the map and summed after it; the tape stays on the device that made it."""
+
+        def local(direction, magnitude, base, batch, key):
+            value, gradient, tape = first(*self._own((direction, magnitude)), self._held(base), batch, key)
+            return *jax.lax.psum((value, gradient), AXES), tape
+
+        def over_rows(direction, magnitude, base, batch, key):
+            batch = _weighed(batch, weight)
+            outs = WHOLE, WHOLE, OWN
+            return self._mapped(local, self._of_a_loss(batch), outs)(direction, magnitude, base, batch, key)
+
+        return over_rows
+
+    def sums(self, function: Callable[[PyTree, PyTree, PyTree], PyTree]) -> Callable[..., PyTree]:
+        """function(base, trained, batch), numbers that are sums over the rows (B, …) of a batch, over the rows of all devices."""
+
+        def local(base, trained, batch):
+            leaves, tree = jax.tree.flatten(function(self._held(base), self._own(trained), batch))
+            return jax.tree.unflatten(tree, list(jax.lax.psum(jnp.stack(leaves), AXES)))  # one sum, after the loop
+
+        return self._mapped(local, (self._specs, WHOLE, OWN), WHOLE)
+
+    def _mapped(self, local: Callable[..., Any], ins: Any, outs: Any) -> Callable[..., Any]:
+        return jax.shard_map(local, mesh=self.mesh, in_specs=ins, out_specs=outs)
+
+    def _of_a_loss(self, batch: dict[str, Any]) -> tuple[Any, ...]:
+        """The specs of direction, magnitude, base, batch and key."""
+        return WHOLE, WHOLE, self._specs, {name: WHOLE if name == WEIGHT else ROWS for name in batch}, WHOLE
+
+    def _own(self, tree: PyTree) -> PyTree:
+        return jax.tree.map(partial(varying, axes=AXES), tree)
+
+    def _held(self, base: PyTree) -> PyTree:
+        """What a device holds of the base, in which each stack that is cut knows it."""
+
+        def one(weight, cut):
+            leaves = tuple(jax.tree.leaves(cut))
+            return quantized.Part(weight, leaves, SHARD) if any(leaves) else weight
+
+        return jax.tree.map(one, self._own(base), self._cut, is_leaf=quantized.is_packed)
+
+    def _shardings(self) -> PyTree:
+        return jax.tree.map(self._sharding, self._specs)
+
+    def _sharding(self, spec: PartitionSpec) -> NamedSharding:
+        return NamedSharding(self.mesh, spec)
+
+
+def _weighed(batch: dict[str, Array], weight: Callable[[PyTree], Array]) -> dict[str, Array]:
+    """The batch with Σ w of all its rows.
+
+    Its tokens wait for that sum. XLA's CPU backend starts a collective of its own as soon as its operands are there, beside a loop
+    that has others: virtual devices would enter the two in different orders, and wait for each other (2026-11-30).
+    """
+    total = weight(batch)
+    return {**batch, "tokens": jnp.where(total > 0, batch["tokens"], 0), WEIGHT: total}
+
+
+def _cut(base: PyTree, parts: int) -> PyTree:
+    """Whether each leaf of the base is cut into so many parts along its axis 1: those of stacked weights, where they divide.
+
+    The axis of layers is never cut: XLA would gather a whole stack to slice one layer of it.
+    """
+
+    def one(path, weight):
+        stacked = path[0].key == LAYERS and path[-1].key == "weight" and len(weight.shape) == 3
+        cut = jax.tree.map(
+            lambda leaf: stacked and parts > 1 and len(leaf.shape) > 1 and leaf.shape[1] % parts == 0, weight
+        )
+        if isinstance(weight, quantized.NF4) and isinstance(weight.absmax, quantized.Nested):
+            # A share of 16,384 weights: too small to be worth a collective.
+            cut = replace(cut, absmax=cut.absmax._replace(absmax=False, offset=False))
+        return cut
+
+    return jax.tree_util.tree_map_with_path(one, base, is_leaf=quantized.is_packed)

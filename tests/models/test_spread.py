@@ -1,0 +1,85 @@
+"""A mesh changes nothing: steps over four virtual devices against one device's, in float64; and what those steps send.
+
+models/spread.py on kernels/varying.py, with the losses of training/objective.py and training/accumulation.py, and the scores of
+tasks/evaluation.py.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import meshes
+import pytest
+from forms import as_bits, quantised
+from runs import once
+from tiny import random_base
+
+from bidora_jax.kernels.varying import axes_of, one_of, varying
+from bidora_jax.models import spread
+
+
+@pytest.fixture(scope="module")
+def found(shared_folder):
+    """What is found of all cases, by one process for all workers."""
+
+    def make(folder):
+        (folder / "found.json").write_text(json.dumps(meshes.compared(*meshes.TESTED)))
+
+    return json.loads((once(shared_folder / "meshes", make) / "found.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", meshes.TESTED)
+def test_a_step_on_a_mesh_is_the_step_of_one_device(found, name):
+    """Sums over rows are made in another order; AdamW's first step multiplies what that changes."""
+    assert found[name]["off"] < 1e-9
+    one, many = found[name]["scores"]  # loss, accuracy and tokens of an evaluation
+    assert many == pytest.approx(one, rel=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", meshes.TESTED)
+def test_weights_are_gathered_a_layer_at_a_time_inside_the_loops_over_layers(found, name):
+    case, sent = meshes.TESTED[name], found[name]["sent"]
+    gathers = [(inside, arrays) for kind, inside, arrays in sent if kind == "all-gather"]
+    assert all(inside for inside, _ in gathers)
+    arrays = [array for _, some in gathers for array in some]
+    # Forward and backward: of the gradient, and of an exact step of its derivative and the upper loss too.
+    passes = 6 if case.method == "bidora" else 2
+    codes = {"nf4 nested": "u8[840] u8[280] u8[616]", "int8": "s8[60,28] s8[20,28] s8[28,60] s8[44,28] s8[28,44]"}[
+        case.form
+    ]
+    assert set(codes.split()) <= set(arrays)
+    assert sum(array in codes.split() for array in arrays) == 7 * passes
+    scales = {array for array in arrays if array not in codes.split()}
+    assert scales == {"nf4 nested": {"u8[20]"}, "int8": {"f32[60]", "f32[20]", "f32[28]", "f32[44]"}}[case.form]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", meshes.TESTED)
+def test_all_else_that_is_sent_are_sums_after_the_loops(found, name):
+    others = [(kind, inside) for kind, inside, _ in found[name]["sent"] if kind != "all-gather"]
+    assert set(others) == {("all-reduce", False)}
+
+
+@pytest.mark.parametrize("form", ["int8", "nf4", "nf4 nested", "bits", "none"])
+def test_what_is_cut_are_stacks_of_linear_layers(form):
+    base = random_base(dtype=jnp.bfloat16 if form == "bits" else jnp.float32)
+    base = {"bits": as_bits, "none": lambda base: base}.get(form, lambda base: quantised(base, form))(base)
+    cut = spread._cut(base, 2)
+    flags = jax.tree_util.tree_leaves_with_path(cut)
+    assert {path[0].key for path, one in flags if one} == {"layers"}
+    of_q = jax.tree.leaves(cut["layers"]["self_attn"]["q_proj"]["weight"])
+    # 60·26 weights are 780 bytes of codes in 25 blocks of NF4, which two devices cannot share evenly: those stay whole.
+    assert of_q == {"int8": [True, True], "nf4": [True, False], "nf4 nested": [True, False, False, False]}.get(
+        form, [True]
+    )
+    assert not any(jax.tree.leaves((cut["layers"]["self_attn"]["q_norm"], cut["layers"]["input_layernorm"])))
+
+
+def test_outside_of_a_map_nothing_is_traced():
+    def f(x):
+        assert axes_of(x) == frozenset() and one_of(x).shape == (5,)
+        return varying(x, ())
+
+    assert jax.make_jaxpr(f)(jnp.ones((3, 5))).eqns == []
