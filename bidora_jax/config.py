@@ -23,7 +23,7 @@ from bidora_jax.data.settings import DataConfig
 from bidora_jax.errors import TEXTS, InputError, program
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.formats import peft_config
-from bidora_jax.models.settings import ModelConfig
+from bidora_jax.models.settings import MeshConfig, ModelConfig
 from bidora_jax.tasks.settings import TaskConfig
 from bidora_jax.training.settings import (
     OptimizerConfig,
@@ -65,6 +65,7 @@ class Config:
     wandb: str = ""
     """Project of Weights & Biases to send the curves to; needs the package wandb, logged in or WANDB_MODE=offline."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     inner: OptimizerConfig = field(default_factory=OptimizerConfig)

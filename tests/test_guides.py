@@ -40,7 +40,7 @@ OTHERS = {  # flags of other programs, and of pytest
     "--dest", "--find-links", "--local-dir", "--no-index", "--only-binary", "--quiet", "--wheel-dir",
     "--max-lora-rank", "--enable-lora", "--lora-modules", "--model-id", "--lora", "--outfile", "--base",
     "--xla_backend_optimization_level", "--xla_cpu_enable_concurrency_optimized_scheduler",
-    "--xla_gpu_dot_merger_threshold_mb",
+    "--xla_gpu_dot_merger_threshold_mb", "--xla_force_host_platform_device_count",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What `model.*` means in a configuration."""
+"""What `model.*` and `mesh.*` mean in a configuration."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -37,3 +37,15 @@ class ModelConfig:
     at a time, so that they never hold a [T, T] score matrix."""
     loss_chunk: int = 256
     """The loss holds no more logits at a time than so many tokens have over the whole vocabulary."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices of this machine that a language model is trained on: replica × shard of them, of which each takes its share of a
+    step's records. Of 1 × 1 it is one device, and nothing is spread."""
+
+    replica: int = 1
+    """Copies of the frozen base."""
+    shard: int = 1
+    """Devices that hold one copy together: the weights of linear layers are cut over them, and gathered a layer at a time where
+    they are used, in the bits that they are held in."""

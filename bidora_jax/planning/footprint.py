@@ -70,7 +70,7 @@ def of(problem: Problem, phase: Phase, state: PyTree, step_shape: StepShape, *, 
         micro_tokens = problem.data.batch_size * (length - 1)
         loss = min(loss_bytes(problem, micro_tokens), analysis.temp_size_in_bytes)
     return Footprint(
-        base=tree_bytes(program.frozen),
+        base=tree_bytes(program.frozen) if problem.spread is None else problem.spread.held_bytes(program.frozen),
         adapter=adapter,
         optimiser=tree_bytes(state) - adapter,
         batch=tree_bytes(batches),

@@ -80,6 +80,8 @@ def choose_remat(problem: Problem, levels: MethodSettings, memory: Memory) -> Fi
 def _settled(problem: Problem, levels: MethodSettings, memory: Memory) -> FirstPhase:
     tried: list[FirstPhase] = []
     pairs = candidates(problem.model, levels)
+    if problem.spread is not None:
+        pairs = [pair for pair in pairs if pair[0] != "offload"]  # not tried on several devices
     for remat, form in pairs:
         chosen = replace(problem, model=replace(problem.model, remat=remat))
         search = replace(levels.search, hypergradient=form)

@@ -129,13 +129,16 @@ def assemble(config: Config, shared: "Shared | None" = None) -> RunInputs:
     """Reads the data, then the model: what is cheap to refuse is refused first. `shared`: with what earlier runs have left."""
     from bidora_jax.models.formats import hf_config
     from bidora_jax.planning import attention_backend, remat_choice
-    from bidora_jax.runs import labelling
+    from bidora_jax.runs import labelling, mesh
 
     remat_choice.check_remat(config.model)
     attention_backend.check(config.model, config.data)
+    mesh.check_devices(config)
     small = hf_config.resolve_folder(config.model.path, weights=False)
     architecture = hf_config.read_config(small)
     build = _labelled if labelling.is_asked(config, architecture) else _language_model
+    if build is _labelled:
+        mesh.refuse_labels(config)
     inputs = build(config, shared)
     return inputs if shared is None else inputs._replace(problem=replace(inputs.problem, programs=shared.programs))
 
@@ -145,6 +148,7 @@ def _language_model(config: Config, shared: "Shared | None") -> RunInputs:
     from bidora_jax.data.prompts import question_text
     from bidora_jax.data.tokenizer import load_tokenizer, pad_id
     from bidora_jax.models.formats import hf_config
+    from bidora_jax.runs import mesh
     from bidora_jax.training.problem import Problem
     from bidora_jax.training.watchers import samples
 
@@ -163,6 +167,7 @@ def _language_model(config: Config, shared: "Shared | None") -> RunInputs:
         model, config.model, adapter, base, ready.rows["train"], ready.rows.get("val", []), config.data,
         pad_id(tokenizer), config.seed, ready.places, start,
     )  # fmt: skip
+    problem = mesh.spread(config, problem)
     test = data.test.records[: config.data.test_limit or None]
     question = next(filter(None, (question_text(record) for split in asked for record in split[:1])), "")
     return RunInputs(_with_lengths(config, problem), tokenizer, test, ready.test, folder, prompts, question)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from bidora_jax.config import Config, differences, leaves, read, resolve, settled
 from bidora_jax.errors import InputError, listing
-from bidora_jax.runs import lengthening
+from bidora_jax.runs import lengthening, mesh
 
 MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
                         "compilation_cache", "data.token_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
-                        "samples.prompts", "samples.count", "samples.max_new_tokens", "samples.temperature")  # fmt: skip
+                        "samples.prompts", "samples.count", "samples.max_new_tokens", "samples.temperature",
+                        "mesh.replica", "mesh.shard")  # fmt: skip
 SETTLED = ("model.remat", "model.attention", "search.hypergradient", "data.buckets")
 """Settings whose `auto` is resolved at the start of a run. A resumed run keeps what was chosen."""
 
@@ -24,7 +25,8 @@ def check_config(config: Config) -> None:
     optim.check_optimizer("outer", config.outer)
     wrong = tracking.missing([name for name in ("tensorboard", "wandb") if getattr(config, name)])
     least_one = {"data.batch_size", "data.accumulation", "data.buckets", "search.lower_steps", "keep", "max_new_tokens",
-                 "model.attention_chunk", "model.loss_chunk", "samples.count", "samples.max_new_tokens"}  # fmt: skip
+                 "model.attention_chunk", "model.loss_chunk", "samples.count", "samples.max_new_tokens",
+                 "mesh.replica", "mesh.shard"}  # fmt: skip
     least_zero = {"seed", "log_every", "eval_every", "save_every", "data.test_limit", "data.max_samples",
                   "search.epochs", "search.steps",
                   "search.gram_penalty", "search.patience", "retrain.epochs", "retrain.steps", "retrain.learning_rate",
@@ -46,7 +48,7 @@ def check_config(config: Config) -> None:
         wrong.append("model.path is not set: give a model folder or the name of a model on the Hugging Face hub")
     if not config.data.train_file:
         wrong.append("data.train_file is not set: give a file of records, such as JSONL or CSV")
-    wrong += _wrong_task(config)
+    wrong += _wrong_task(config) + mesh.wrong_settings(config)
     wrong += splits.wrong_settings(config.data) + splits.bare_names(config.data)
     if config.data.val_file and config.data.val_fraction:
         wrong.append("data.val_file and data.val_fraction are both set: keep one of them")

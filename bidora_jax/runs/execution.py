@@ -127,7 +127,7 @@ def scorer(problem: "Problem", labelled: "Labelled | None" = None) -> "Callable[
 
     adapter = replace(problem.adapter, dropout=0.0)
     if labelled is None:
-        evaluate = evaluation.evaluator(problem.decoder, adapter, problem.model)
+        evaluate = evaluation.evaluator(problem.decoder, adapter, problem.model, spread=problem.spread)
     else:
         assert isinstance(problem.task, Classification)
         read = class_evaluation.reader(problem.task, problem.config, adapter, problem.model)
@@ -200,7 +200,8 @@ def _finish(
     if on_test is not None and before.scores is not None:
         splits["test"] = after = on_test(direction, magnitude)
         logs.note(config, test={"before": before.scores.facts, "after": after.facts})
-    trained = export.Trained(problem.config, problem.adapter, problem.base, direction, magnitude)
+    base, direction, magnitude = problem.gathered((problem.base, direction, magnitude))
+    trained = export.Trained(problem.config, problem.adapter, base, direction, magnitude)
     if inputs.labelled is not None:
         _write_outcomes(folder, inputs.labelled, splits)
         trained = label_files.as_written(trained, inputs.labelled, problem.pad_id)
@@ -238,7 +239,7 @@ def answers(config: Config, inputs: RunInputs, trained: "Member | None" = None) 
         return None
     problem = inputs.problem
     members = {} if trained is None else {"": trained}
-    base, members = ensembles.for_serving(problem.base, members, None, False, ())
+    base, members = ensembles.for_serving(problem.gathered(problem.base), members, None, False, ())
     return evaluation.answer(
         decoding.assemble(problem.decoder, base, *next(iter(members.values()), ())), inputs.tokenizer, inputs.test,
         max_new_tokens=config.max_new_tokens, ends=conversation.ends(inputs.model_folder, inputs.tokenizer),

@@ -19,6 +19,7 @@ import jax
 from jaxtyping import PyTree
 
 from bidora_jax.data.batches import Batch
+from bidora_jax.models.spread import Spread
 
 
 class Programs:
@@ -48,11 +49,16 @@ class CompiledStep:
         like: Callable[[int], Sequence[Batch]],
         lengths: Sequence[int],
         shared: tuple[Programs, Hashable] | None = None,
+        spread: Spread | None = None,
     ) -> None:
         """`like` makes batches of a padded length, whose values do not matter; `lengths` are all padded lengths of the run.
-        `shared`: where the programs of other runs are, and what this step is made of."""
+        `shared`: where the programs of other runs are, and what this step is made of. `spread`: the devices, where they are
+        several."""
         self.name, self.step, self.frozen, self.like, self.lengths = name, step, frozen, like, tuple(lengths)
-        self._jitted = jax.jit(step, donate_argnums=0)
+        if spread is None:
+            self._jitted = jax.jit(step, donate_argnums=0)
+        else:
+            self._jitted = spread.compiled_by(step, frozen, len(like(self.lengths[0])))
         self._shared = shared
         self._compiled: dict[int, jax.stages.Compiled] = {}
 

@@ -62,10 +62,11 @@ def bidora_search(
         hypergradient=HYPERGRADIENTS[search.hypergradient],
     )  # fmt: skip
     shared = _shared(problem, search, inner, outer, steps)
-    upper = CompiledStep("", upper_step, problem.base, lambda length: [blank(length)] * 2, buckets, shared)
+    on = shared, problem.spread
+    upper = CompiledStep("", upper_step, problem.base, lambda length: [blank(length)] * 2, buckets, *on)
     inner_loss = _once(problem, search.gram_penalty)
     lower_step = partial(bilevel.lower_step, inner_loss=inner_loss, inner_tx=inner_tx)
-    lower = CompiledStep("lower steps", lower_step, problem.base, lambda length: [blank(length)], buckets, shared)
+    lower = CompiledStep("lower steps", lower_step, problem.base, lambda length: [blank(length)], buckets, *on)
 
     def advance(current, batches):
         lower_batches, train_batch, val_batch = batches
@@ -105,6 +106,7 @@ def bidora_search(
     }
     direction, magnitude = problem.fresh_adapter()
     start = made(lambda d, m: state.init_state(d, m, inner_tx, outer_tx, problem.key(1)), direction, magnitude)
+    start = problem.copies(start)
     phase = Phase(
         name="search",
         steps=steps,
@@ -126,19 +128,33 @@ def level_losses(problem: Problem, search: SearchConfig) -> dict[str, Any]:
     (planning/attention_backend.py)."""
     sizes, how = (problem.config, problem.adapter), {"task": problem.task}
     lower: dict[str, Any] = {**how, "gram_weight": search.gram_penalty}
-    once = Compute.of(problem.model, reverse_differentiable=search.hypergradient == "reverse")
+    once = _compute(problem, reverse_differentiable=search.hypergradient == "reverse")
     twice = replace(once, attention="chunked")
     if search.hypergradient == "exact":
         inner = objective.inner_two_pass(*sizes, once, twice, **lower)
     else:
         inner = objective.inner_loss(*sizes, twice if search.hypergradient == "reverse" else once, **lower)
-    return {"inner_loss": inner, "outer_loss": objective.outer_loss(*sizes, once, **how)}
+    return {
+        "inner_loss": _spread(problem, inner),
+        "outer_loss": _spread(problem, objective.outer_loss(*sizes, once, **how)),
+    }
 
 
 def _once(problem: Problem, gram_weight: float = 0.0) -> objective.LevelLoss:
     """The loss on train where its gradient is all that is taken."""
-    compute = Compute.of(problem.model, reverse_differentiable=False)
-    return objective.inner_loss(problem.config, problem.adapter, compute, gram_weight=gram_weight, task=problem.task)
+    compute = _compute(problem, reverse_differentiable=False)
+    loss = objective.inner_loss(problem.config, problem.adapter, compute, gram_weight=gram_weight, task=problem.task)
+    return _spread(problem, loss)
+
+
+def _compute(problem: Problem, *, reverse_differentiable: bool) -> Compute:
+    compute = Compute.of(problem.model, reverse_differentiable=reverse_differentiable)
+    return compute if problem.spread is None else problem.spread.share(compute)
+
+
+def _spread(problem: Problem, loss: Any) -> Any:
+    """A loss, or the two passes of one, over the devices of the run."""
+    return loss if problem.spread is None else problem.spread.across(loss, problem.task.weight)
 
 
 def one_level(problem: Problem, search: SearchConfig, inner: OptimizerConfig) -> tuple[Phase, PhaseState]:
@@ -197,7 +213,9 @@ def _train_phase(
     buckets = problem.buckets
     train_step = partial(step.train_step, loss=loss, tx=tx)
     shared = _shared(problem, search, optimizer, None, steps)
-    program = CompiledStep("", train_step, frozen, lambda length: [problem.blank(length)], buckets, shared)
+    program = CompiledStep(
+        "", train_step, frozen, lambda length: [problem.blank(length)], buckets, shared, problem.spread
+    )
 
     def inputs(number: int) -> StepInputs:
         rows = stream.indices(number)
@@ -217,7 +235,7 @@ def _train_phase(
         patience=0,
         step_shapes=lambda number: [(program, padded_length(examples, buckets, stream.indices(number)))],
     )
-    return phase, made(lambda params: state.init_train_state(params, tx, problem.key(3)), params)
+    return phase, problem.copies(made(lambda params: state.init_train_state(params, tx, problem.key(3)), params))
 
 
 def _shared(problem: Problem, search: SearchConfig | None, inner: OptimizerConfig, outer, steps: int):

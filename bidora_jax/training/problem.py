@@ -17,6 +17,7 @@ from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.architecture import Architecture
 from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.settings import ModelConfig
+from bidora_jax.models.spread import Spread
 from bidora_jax.tasks.language_modeling import NEXT_TOKEN
 from bidora_jax.tasks.task import LOSS, Criterion, Task
 from bidora_jax.training.compiled_steps import Programs
@@ -48,6 +49,8 @@ class Problem:
     """Of records with labels."""
     programs: Programs | None = None
     """Compiled steps that other runs have left; None: this run compiles its own."""
+    spread: Spread | None = None
+    """The devices that the run is spread over, and how its base lies on them; None of a run on one device."""
 
     @property
     def decoder(self) -> DecoderConfig:
@@ -73,8 +76,16 @@ class Problem:
 
     def fresh_adapter(self, use: int = 0) -> tuple[PyTree, PyTree]:
         if self.start is not None:
-            return jax.tree.map(jnp.copy, self.start)  # a step donates its state
-        return made(lambda base: initial.init(self.adapter, base, self.key(use)), self.base)
+            return self.copies(jax.tree.map(jnp.copy, self.start))  # a step donates its state
+        return self.copies(made(lambda base: initial.init(self.adapter, base, self.key(use)), self.base))
+
+    def copies(self, tree: PyTree) -> PyTree:
+        """A tree that a step takes, or its shapes, on every device of the run."""
+        return tree if self.spread is None or _abstract(tree) else self.spread.copies(tree)
+
+    def gathered(self, tree: PyTree) -> PyTree:
+        """A tree of the run on one device, for what is computed on one."""
+        return tree if self.spread is None else self.spread.gathered(tree)
 
     def blank(self, length: int) -> batching.Batch:
         """A batch of nothing but padding, to compile for: every batch of this length has its shapes."""
@@ -82,7 +93,8 @@ class Problem:
 
     def made_of(self, *settings: Hashable) -> Hashable:
         """What a step of this problem with these settings is made of, but for its arrays: steps with equal ones are one program."""
-        return self.config, self.model, self.adapter, self.task, self.form, *settings
+        devices = None if self.spread is None else self.spread.sizes
+        return self.config, self.model, self.adapter, self.task, self.form, devices, *settings
 
     def stream(self, examples: batching.Examples, number: int) -> batching.Stream:
         size = self.data.batch_size * self.data.accumulation
@@ -91,8 +103,11 @@ class Problem:
 
 def made(make: Callable[..., PyTree], *trees: PyTree) -> PyTree:
     """make(*trees). Where the trees hold shapes, the shapes of that: so a phase can be compiled without any array."""
-    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(trees))
-    return jax.eval_shape(make, *trees) if abstract else make(*trees)
+    return jax.eval_shape(make, *trees) if _abstract(trees) else make(*trees)
+
+
+def _abstract(tree: PyTree) -> bool:
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
 def make_batch(problem: Problem, buckets, examples: batching.Examples) -> batching.Batch:

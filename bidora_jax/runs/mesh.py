@@ -1,0 +1,115 @@
+"""The devices of a run, `mesh.replica` × `mesh.shard` of those of this machine, and what does not run on several yet.
+
+What is not known to give the numbers of one device is refused by name. models/spread.py does the rest.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from bidora_jax.config import Config
+from bidora_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from bidora_jax.training.problem import Problem
+
+
+def devices(config: Config) -> int:
+    """How many devices the settings ask for."""
+    return config.mesh.replica * config.mesh.shard
+
+
+def in_words(config: Config) -> str:
+    return f"mesh.replica {config.mesh.replica} × mesh.shard {config.mesh.shard}"
+
+
+def wrong_settings(config: Config) -> list[str]:
+    """What is wrong with the settings beside a mesh of several devices, in lines."""
+    if min(config.mesh.replica, config.mesh.shard) < 1 or devices(config) == 1:
+        return []
+    wrong, batch = [], config.data.batch_size
+    if batch % devices(config):
+        wrong.append(
+            f"data.batch_size {batch} cannot be divided among the {devices(config)} devices of {in_words(config)}: it counts the "
+            f"records of all of them, so take a multiple of {devices(config)}"
+        )
+    return wrong + [
+        f"{setting} works on one device only, and {in_words(config)} asks for {devices(config)}: leave one of the two out"
+        for setting in _of_one_device(config)
+    ]
+
+
+def _of_one_device(config: Config) -> list[str]:
+    """The settings that were tried on one device only, with their values."""
+    adapter, search, data = config.adapter, config.search, config.data
+    alone = {
+        f"model.remat {config.model.remat}": config.model.remat == "offload",
+        f"model.attention {config.model.attention}": config.model.attention == "cudnn",
+        f"adapter.init {adapter.init}": adapter.init not in ("kaiming", "gaussian"),
+        f"adapter.dropout {adapter.dropout}": adapter.dropout > 0,
+        f"adapter.modules_to_save {' '.join(adapter.modules_to_save)}": bool(adapter.modules_to_save),
+        "data.packing": data.packing,
+        f"data.label_columns {' '.join(data.label_columns)}": bool(data.label_columns),
+        f"search.hypergradient {search.hypergradient}": search.hypergradient not in ("auto", "exact"),
+        f"search.gram_penalty {search.gram_penalty}": search.gram_penalty > 0,
+        f"samples.every {config.samples.every}": config.samples.every > 0,
+        f"task.type {config.task.type}": config.task.type not in ("auto", "language_modeling"),
+    }
+    return [setting for setting, refused in alone.items() if refused]
+
+
+def refuse_planning(config: Config) -> None:
+    """InputError for what counts the memory of one device."""
+    if devices(config) > 1:
+        raise InputError(
+            f"--auto and --dry-run count the memory of one device, and {in_words(config)} asks for {devices(config)}: "
+            "leave one of the two out"
+        )
+
+
+def refuse_labels(config: Config) -> None:
+    """InputError for classifiers, encoders among them."""
+    if devices(config) > 1:
+        raise InputError(
+            f"{in_words(config)} trains language models; this run has labels, which are trained on one device: "
+            "mesh.replica 1 and mesh.shard 1"
+        )
+
+
+def check_devices(config: Config) -> None:
+    """InputError for more devices than JAX finds here."""
+    if devices(config) == 1:
+        return
+    import jax
+
+    found = jax.local_devices()
+    if devices(config) > len(found):
+        flag = f"--xla_force_host_platform_device_count={devices(config)}"
+        cpu = f"; to try it, XLA_FLAGS={flag} makes several of a CPU" if found[0].platform == "cpu" else ""
+        raise InputError(
+            f"{in_words(config)} needs {devices(config)} devices, and JAX finds {len(found)} ({found[0].device_kind}) on this "
+            f"machine: lower them{cpu}"
+        )
+
+
+def spread(config: Config, problem: "Problem") -> "Problem":
+    """The problem over the devices that the settings ask for; of one, the problem itself."""
+    if devices(config) == 1:
+        return problem
+    import jax
+
+    from bidora_jax.kernels.quantized import tree_bytes
+    from bidora_jax.models.spread import AXES, Spread
+    from bidora_jax.planning.footprint import gigabytes
+
+    sizes, auto = (config.mesh.replica, config.mesh.shard), jax.sharding.AxisType.Auto
+    found = jax.local_devices()
+    mesh = jax.make_mesh(sizes, AXES, axis_types=(auto, auto), devices=found[: devices(config)])
+    over = Spread(mesh, problem.base)
+    held, whole = over.held_bytes(problem.base), tree_bytes(problem.base)
+    print(
+        f"{in_words(config)}: {devices(config)} of {len(found)} devices ({found[0].device_kind}), each with {gigabytes(held)} of "
+        f"the base's {gigabytes(whole)}; the first one alone answers test records and proves what is written"
+    )
+    # cuDNN's attention has not been tried inside a shard_map.
+    model = replace(problem.model, attention="chunked")
+    return replace(problem, model=model, base=over.place(problem.base), spread=over)

@@ -1,0 +1,76 @@
+"""runs/mesh.py: the command line over several devices, which are virtual ones of a CPU, and what it refuses on a mesh."""
+
+import json
+import re
+
+import meshes
+import pytest
+from runs import SMALL, exit_status, inputs, metrics, process
+from tiny import CONFIG, random_base
+
+from bidora_jax.config import Config
+from bidora_jax.data.settings import DataConfig
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.settings import ModelConfig
+from bidora_jax.planning import remat_choice
+from bidora_jax.runs import mesh
+from bidora_jax.training.phases import first_phase
+from bidora_jax.training.settings import OptimizerConfig, OuterConfig, SearchConfig
+
+FLAGS = [*SMALL, "--adapter.method", "dora", "--model.remat", "none", "--search.steps", "2", "--max-new-tokens", "3",
+         "--mesh.replica", "2", "--mesh.shard", "2"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_on_a_mesh_trains_scores_answers_and_writes_its_adapter(model_folder, data_files, tmp_path, monkeypatch):
+    """That its numbers are those of one device is in tests/models/test_spread.py."""
+    monkeypatch.setenv("XLA_FLAGS", meshes.environment_of_four()["XLA_FLAGS"])
+    argv = [*inputs(model_folder, data_files, tmp_path / "run"), *FLAGS, "--data.test-file", str(data_files[2])]
+    done = process(["-W", "error", "-m", "bidora_jax.train", *argv])
+    assert done.returncode == 0, done.stderr
+    assert "mesh.replica 2 × mesh.shard 2: 4 of 4 devices (cpu), each with" in done.stdout
+    assert "exact match on 5 test records" in done.stdout
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+    assert [line["evaluation_loss"] > 0 for line in metrics(tmp_path / "run") if "evaluation_loss" in line] == [True]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["mesh"] == {"replica": 2, "shard": 2}
+
+
+def test_on_one_device_nothing_of_a_mesh_is_in_the_program():
+    adapter = adapters.resolve(AdapterConfig(method="lora", rank=3, target_modules=("q_proj",)), CONFIG)
+    problem = remat_choice.synthetic(CONFIG, ModelConfig(remat="layer"), adapter, random_base(), DataConfig(), 16)
+    assert mesh.spread(Config(), problem) is problem
+    phase, start = first_phase("lora", problem, SearchConfig(steps=1), OptimizerConfig(), OuterConfig())
+    ((program, length),) = phase.step_shapes(0)
+    text = program.lower(start.state, length).as_text()
+    assert "stablehlo.dot_general" in text
+    assert not re.search("manual_computation|all_gather|all_reduce|collective|num_partitions = [2-9]", text)
+
+
+REFUSED = {
+    "no such devices": (["--mesh.shard", "4"], "mesh.replica 1 × mesh.shard 4 needs 4 devices, and JAX finds 1 (cpu)"),
+    "none": (["--mesh.replica", "0"], "mesh.replica must be at least 1, found 0"),
+    "rows": (
+        ["--mesh.shard", "2", "-b", "3"],
+        "data.batch_size 3 cannot be divided among the 2 devices of mesh.replica 1 × mesh",
+    ),
+    "packing": (["--mesh.shard", "2", "--data.packing"], "data.packing works on one device only"),
+    "dropout": (["--mesh.shard", "2", "--adapter.dropout", "0.1"], "adapter.dropout 0.1 works on one device only"),
+    "start": (["--mesh.shard", "2", "--adapter.init", "pissa"], "adapter.init pissa works on one device only"),
+    "task": (["--mesh.shard", "2", "--task", "classification"], "task.type classification works on one device only"),
+    "dry run": (["--mesh.shard", "2", "--dry-run"], "--auto and --dry-run count the memory of one device"),
+    "hypergradient": (
+        ["--mesh.shard", "2", "--search.hypergradient", "reverse"],
+        "search.hypergradient reverse works on one",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_run_on_a_mesh_is_refused_by_name(model_folder, data_files, tmp_path, capfd, name):
+    flags, said = REFUSED[name]
+    assert exit_status([*inputs(model_folder, data_files, tmp_path / "out"), *SMALL, *flags]) == 2
+    text = capfd.readouterr().err
+    assert said in text and text.count("error: ") == 1
+    assert not (tmp_path / "out").exists()
