@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     results = evaluate_labels(arguments) if labelled else evaluate(arguments)
     if remark:
         print(remark)
-    if wrong := [str(result["loss"]) for result in results if not math.isfinite(result["loss"])]:
+    if wrong := [str(result["loss"]) for result in results if not math.isfinite(float(result["loss"]))]:
         raise RunError(
             f"the loss is {', '.join(wrong)}: weights of {arguments.model or arguments.run} or of an adapter hold NaN, or "
             "values that the dtype can't compute with; nothing was written"

@@ -40,7 +40,9 @@ def neighbours(w: Float[Array, "O I"], dtype) -> tuple[Float[Array, "O I"], Floa
     return jnp.where(jnp.isfinite(q) & (q > w), below, q), jnp.where(jnp.isfinite(q) & (q < w), above, q)
 
 
-def neighbours_of_codes(w: Float[Array, "O I"], form: Literal["int8", "nf4"]) -> tuple[Float[Array, "O I"], ...]:
+def neighbours_of_codes(
+    w: Float[Array, "O I"], form: Literal["int8", "nf4"]
+) -> tuple[Float[Array, "O I"], Float[Array, "O I"]]:
     """`neighbours` among the values of quantised weights with the absmax of w (kernels/quantized.py)."""
     if form == "int8":
         step = jnp.max(jnp.abs(w.astype(jnp.float16).astype(jnp.float32)), axis=1, keepdims=True) * quantized.INT8_STEP
@@ -96,8 +98,8 @@ def feedback(
     near = nearest(w, low, high)
     order = jnp.argsort(-jnp.diagonal(moments))
     factor = _inverse_factor(moments[order][:, order])
-    turned = (jnp.take(one, order, axis=1).T for one in (w, low, high))
-    found = jnp.take(_columns(*turned, factor).T, jnp.argsort(order), axis=1)
+    first, floor, ceiling = (jnp.take(one, order, axis=1).T for one in (w, low, high))
+    found = jnp.take(_columns(first, floor, ceiling, factor).T, jnp.argsort(order), axis=1)
     better = output_error(found - w, moments) <= output_error(near - w, moments)
     return jnp.where(better[:, None], found, near)
 

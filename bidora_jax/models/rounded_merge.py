@@ -24,7 +24,7 @@ from bidora_jax.models.adapters.targets import Site
 from bidora_jax.models.architectures.architecture import Architecture
 
 Form = Literal["int8", "nf4"]
-TRIES, CLOSE = 6, 0.02
+TRIES, CLOSE = 3, 0.05
 """Times that a layer is rounded at most, and how near to all of the change is near enough."""
 
 
@@ -102,7 +102,8 @@ def _kept_whole(w0, changed, inputs: Float[Array, "I I"], dtype, form: Form | No
 def _by_feedback(w0, changed, gain, inputs, dtype, form: Form | None) -> tuple[Float[Array, "O I"], Float[Array, ""]]:
     """Q for the target W0 + γ·ΔW, and the share of the change that it keeps in the outputs, ⟨(Q − W0)·M, ΔW⟩ / ⟨ΔW·M, ΔW⟩."""
     w = w0 + gain * changed
-    q = rounding.feedback(w, *_neighbours(w, dtype, form), inputs)
+    low, high = _neighbours(w, dtype, form)
+    q = rounding.feedback(w, low, high, inputs)
     along = changed @ inputs
     whole = jnp.sum(along * changed)
     kept = jnp.where(whole > 0, jnp.sum((q - w0) * along) / jnp.where(whole > 0, whole, 1.0), 1.0)

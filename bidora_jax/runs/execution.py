@@ -226,8 +226,9 @@ def _write_merged(config: Config, inputs: RunInputs, trained: "Trained") -> None
     ends = () if inputs.labelled else conversation.ends(inputs.model_folder, inputs.tokenizer)
     records = yardstick.inputs(inputs.problem.train) if exporting.is_rounded(dtype) else []
     export.write_merged(folder, inputs.model_folder, trained, dtype=dtype, records=records, ends=ends, replace=True)
-    if records and inputs.labelled is None and inputs.problem.val:
-        exporting.compare(yardstick.read(config, trained.config).yardstick, trained, folder, "merged")
+    own = yardstick.read(config, trained.config).yardstick if records and inputs.labelled is None else None
+    if own is not None and own.splits:
+        exporting.compare(own, trained, folder, "merged")
 
 
 def answers(config: Config, inputs: RunInputs, trained: "Member | None" = None) -> "Answers | None":

@@ -64,12 +64,13 @@ def evaluator(
 ) -> Evaluator:
     """A function (base, direction, magnitude, batches) that gives the means over all tokens; sums on the host are float64.
 
-    With `combine`, direction and magnitude are stacks of an ensemble's members. `spread`: the devices, where they are several. `wide`
-    computes in float32 whatever the base is.
+    With `combine`, direction and magnitude are stacks of an ensemble's members. `spread`: the devices, where they are several.
+    `wide` computes in float32 whatever the base is.
     """
 
-    chunks = {"attention_chunk": model.attention_chunk, "loss_chunk": model.loss_chunk}
-    compute = Compute(remat="none", dtype=jnp.float32 if wide else None, **chunks)
+    compute = Compute(
+        remat="none", attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk, dtype=jnp.float32 if wide else None
+    )  # fmt: skip
 
     def sums(base, trained, batch):
         if adapter is not None and combine is not None:

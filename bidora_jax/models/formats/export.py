@@ -98,12 +98,13 @@ def beyond_float16(merged: "PyTree") -> list[str]:
     import numpy as np
 
     from bidora_jax.kernels import quantized
+    from bidora_jax.kernels.xla_cpu.weights import Bits
     from bidora_jax.models.architectures.heads import HEAD_TREE
 
     wrong = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(merged, is_leaf=quantized.is_packed):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        array = np.asarray(leaf.bits).view(leaf.dtype) if quantized.is_packed(leaf) else np.asarray(leaf)
+        array = np.asarray(leaf.bits).view(leaf.dtype) if isinstance(leaf, Bits) else np.asarray(leaf)
         parts = array if array.ndim > 2 else array[None]
         fits = all(np.abs(one.astype(np.float32)).max() <= FLOAT16_MAX for one in parts)
         if not fits and not name.startswith(HEAD_TREE):  # NaN does not fit
