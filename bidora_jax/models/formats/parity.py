@@ -44,8 +44,8 @@ TOLERANCE = {
 
 
 LEAST_KEPT = 0.5
-"""Share of the change below which an export is refused. Weights of bfloat16 whose nearest values gave the base back in four of five
-entries kept 0.6 to 0.9 of the change of the logits; nothing but a lost adapter is below."""
+"""Share of the change below which an export is refused. A merge that is rounded by its outputs (models/rounded_merge.py) keeps
+nearly all of it, and the nearest values of bfloat16 kept 52 % of a short run's change of the weights (2026-11-30)."""
 
 
 class Agreement(NamedTuple):
