@@ -19,6 +19,7 @@ from bidora_jax.data.labels import Labels
 from bidora_jax.data.records import Record
 from bidora_jax.data.tokenizer import load_tokenizer
 from bidora_jax.errors import command
+from bidora_jax.generation import decoding
 from bidora_jax.models import decoder
 from bidora_jax.models.formats import hf, hf_config
 from bidora_jax.runs import assembly, execution
@@ -104,7 +105,7 @@ def test_test_records_are_answered_in_even_batches_that_change_nothing(model_fol
     config, tokenizer = hf_config.read_config(model_folder), load_tokenizer(model_folder)
     test = encoding.read_records(data_files[2])
     assert len(test) == 5
-    given = (config, hf.load_base(model_folder, config), tokenizer, test)
+    given = (decoding.assemble(config, hf.load_base(model_folder, config)), tokenizer, test)
     together = evaluation.answer(*given, max_new_tokens=9, ends=[0])
     monkeypatch.setattr(evaluation, "ANSWERED", 2)  # two, two and one
     assert evaluation.answer(*given, max_new_tokens=9, ends=[0]) == together
@@ -140,13 +141,13 @@ def test_answers_to_test_records_stop_at_every_end_that_the_model_has(model_fold
     folder = shutil.copytree(model_folder, tmp_path / "model")
     config, tokenizer = hf_config.read_config(folder), load_tokenizer(folder)
     test = [Record({"instruction": text, "output": ""}) for text in ("repeat 3", "ab")]
-    parts = assembly.RunInputs(SimpleNamespace(decoder=config), tokenizer, test, [], folder, [], "")
-    base = hf.load_base(folder, config)
+    problem = SimpleNamespace(decoder=config, base=hf.load_base(folder, config), gathered=lambda tree: tree)
+    parts = assembly.RunInputs(problem, tokenizer, test, [], folder, [], "")
 
     def answers(end):
         ends = {"eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end)]}
         (folder / "generation_config.json").write_text(json.dumps(ends))
-        return execution.answers(Config(max_new_tokens=9), parts, base).texts
+        return execution.answers(Config(max_new_tokens=9), parts).texts
 
     whole = answers("<|im_start|>")  # two ends here too: one compiled program
     stop = whole[0][3]  # a character is a token

@@ -75,8 +75,8 @@ def test_the_merged_weights_can_be_rounded_to_bfloat16(run, tmp_path, capfd):
         for name in file.keys():  # noqa: SIM118
             found, wanted = file.get_tensor(name), jnp.asarray(exact[name])
             assert found.dtype == jnp.bfloat16
-            low, high = rounding.neighbours(wanted, jnp.bfloat16)
             if "q_proj" in name:  # rounded by the inputs of the run's records
+                low, high = rounding.neighbours(wanted, jnp.bfloat16)
                 assert jnp.all((found.astype(jnp.float32) == low) | (found.astype(jnp.float32) == high))
                 assert not jnp.array_equal(found, wanted.astype(jnp.bfloat16))
             else:
@@ -128,7 +128,8 @@ def test_an_export_that_has_lost_the_adapter_is_removed(run, tmp_path, capfd, mo
     monkeypatch.setitem(parity.TOLERANCE, jnp.dtype(jnp.bfloat16), 1e3)
     argv = ["--run", str(run), "--output", str(tmp_path / "out"), "--dtype", "bfloat16", "--no-measure"]
     said = refused_export(argv, capfd, status=1)
-    assert "0.0% of what the adapter changes is kept; it was removed" in said
+    share = re.search(r"([\d.-]+)% of what the adapter changes is kept; it was removed", said)
+    assert share and abs(float(share[1])) < 2  # the base itself, rounded
     assert contents(tmp_path) == {}
 
 
