@@ -12,7 +12,7 @@ Hugging Face hub after that.
 `--format lora` is for inference engines that read plain LoRA only: one rank, no patterns, no magnitude.
 For a LoRA run it is exact (models/adapters/lora_approximation.py).
 For DoRA and BiDoRA it can't be: W' − W0 = (m/‖V‖ − 1) ⊙ W0 + (m/‖V‖) ⊙ s·B·A has the full rank of W0.
-The nearest LoRA of the rank is written then, and its error is printed; `--format merged` has none.
+The nearest LoRA of the rank is written then, and its error is printed; `--format merged` is off by rounding to its dtype alone.
 
 A run on a quantised base has two merged models. `--merge-base quantized` adds the update to the dequantised
 weights, which is the model that was trained; `original` adds it to the 16-bit weights, which it was not trained on.

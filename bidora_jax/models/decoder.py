@@ -150,9 +150,8 @@ def empty_tape(
     means: Array | None,
 ) -> EmptyTape:
     """The empty tape of a pass over this batch: with remat `dots` of the layers, and of a head that has `means`."""
-    base = with_whole_modules(base, trained[0])
-    parts = _stacked(config, compute, base, trained, {"tokens": batch["tokens"]}, None)
-    return parts.empty_tape(_layer(config, adapter, compute), compute, means)
+    stacked, layer = parts(config, adapter, compute, base, trained, {"tokens": batch["tokens"]})
+    return stacked.empty_tape(layer, compute, means)
 
 
 def _stacked(config: DecoderConfig, compute: Compute, base: PyTree, trained: Trained, batch: Batch, key) -> Stacks:

@@ -180,9 +180,8 @@ def empty_tape(
     means: Array | None,
 ) -> EmptyTape:
     """The empty tape of a pass over this batch, with remat `dots` of its layers, and with these `means` of its head."""
-    base = with_whole_modules(base, trained[0])
-    parts = _stacked(config, compute, base, trained, batch, None)
-    return parts.empty_tape(_layer(config, adapter, compute), compute, means)
+    stacked, layer = parts(config, adapter, compute, base, trained, batch)
+    return stacked.empty_tape(layer, compute, means)
 
 
 def _stacked(config: EncoderConfig, compute: Compute, base: PyTree, trained: Trained, batch: Batch, key) -> Stacks:

@@ -109,11 +109,14 @@ def _lines(file: Path) -> list[Line]:
 def _line(file: Path, number: int, text: str) -> Line:
     try:
         line = strict_json.loads(text)
-        if isinstance(line["phase"], str) and type(line["step"]) is int and 0 <= line["step"] <= LAST_STEP:
-            return line
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise InputError(f"{file}:{number} is not a line of a run's history with a phase and a step; take that line out")
+    except ValueError:
+        line = None
+    phase, step = (line.get("phase"), line.get("step")) if isinstance(line, dict) else (None, None)
+    if line is None or not isinstance(phase, str) or type(step) is not int or not 0 <= step <= LAST_STEP:
+        raise InputError(
+            f"{file}:{number} is not a line of a run's history with a phase and a step; take that line out"
+        )
+    return line
 
 
 def _facts(file: Path) -> Line:
