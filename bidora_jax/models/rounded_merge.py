@@ -75,12 +75,13 @@ def _change(site: Site, weight, factors, m, layer) -> tuple[Float[Array, "O I"],
     return w0, merging.merged_layer(site, w0, pair, scale, None if m is None else m[layer]) - w0
 
 
-def _kept_whole(w0, changed, inputs: Float[Array, "I I"], dtype, form: Form | None) -> Float[Array, "O I"]:
+def _kept_whole(w0, changed, moments: Float[Array, "I I"], dtype, form: Form | None) -> Float[Array, "O I"]:
     """Q by feedback with W0 + γ·ΔW as the target, and γ such that the outputs keep all of the change.
 
     Where a step is much larger than the change, feedback to W' itself keeps a quarter to three quarters of it, as the grid's points
     near W' lie nearer to W0. γ is found by interpolation between one that keeps too little and one that keeps too much.
     """
+    inputs = _inputs(moments)
     gain, below, above, best = 1.0, (0.0, 0.0), None, None
     for _ in range(TRIES):
         q, found = _by_feedback(w0, changed, jnp.float32(gain), inputs, dtype, form)
@@ -98,13 +99,18 @@ def _kept_whole(w0, changed, inputs: Float[Array, "I I"], dtype, form: Form | No
     return best[1]
 
 
+_inputs = jax.jit(rounding.inputs)
+
+
 @partial(jax.jit, static_argnums=(4, 5))
-def _by_feedback(w0, changed, gain, inputs, dtype, form: Form | None) -> tuple[Float[Array, "O I"], Float[Array, ""]]:
+def _by_feedback(
+    w0, changed, gain, inputs: rounding.Inputs, dtype, form: Form | None
+) -> tuple[Float[Array, "O I"], Float[Array, ""]]:
     """Q for the target W0 + γ·ΔW, and the share of the change that it keeps in the outputs, ⟨(Q − W0)·M, ΔW⟩ / ⟨ΔW·M, ΔW⟩."""
     w = w0 + gain * changed
     low, high = _neighbours(w, dtype, form)
     q = rounding.feedback(w, low, high, inputs)
-    along = changed @ inputs
+    along = changed @ inputs.moments
     whole = jnp.sum(along * changed)
     kept = jnp.where(whole > 0, jnp.sum((q - w0) * along) / jnp.where(whole > 0, whole, 1.0), 1.0)
     return q.astype(dtype), kept

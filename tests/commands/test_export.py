@@ -107,6 +107,18 @@ def test_records_that_are_gone_are_named_and_nothing_is_compared(run, tmp_path, 
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+def dtypes_of(folder: Path) -> set[str]:
+    with safe_open(folder / "model.safetensors", "flax") as file:
+        return {str(file.get_tensor(name).dtype) for name in file.keys()}  # noqa: SIM118
+
+
+def test_half_is_float16_where_its_range_is_enough(run, tmp_path, capfd):
+    command(export.main, ["--run", str(run), "--output", str(tmp_path / "half"), "--dtype", "half", "--no-measure"])
+    assert "--dtype half: float16, as every weight fits" in capfd.readouterr().out
+    assert dtypes_of(tmp_path / "half") == {"float16"}
+    assert "--dtype half is for --run" in refused_export(["--model", "x", "--output", "y", "--dtype", "half"], capfd)
+
+
 def test_weights_beyond_the_range_of_float16_are_refused(run, tmp_path, capfd):
     moved = shutil.copytree(run, tmp_path / "run")
     tensors = load_file(moved / "adapter" / "adapter_model.safetensors")
@@ -116,6 +128,9 @@ def test_weights_beyond_the_range_of_float16_are_refused(run, tmp_path, capfd):
     assert "float16 reaches to 65,504" in said and "layers.self_attn.q_proj.weight" in said
     assert "use --dtype bfloat16 or float32" in said
     assert not (tmp_path / "out").exists()
+    command(export.main, ["--run", str(moved), "--output", str(tmp_path / "out"), "--dtype", "half", "--no-measure"])
+    assert "--dtype half: bfloat16, as layers.self_attn.q_proj.weight is beyond" in capfd.readouterr().out
+    assert dtypes_of(tmp_path / "out") == {"bfloat16"}
 
 
 def test_an_export_that_has_lost_the_adapter_is_removed(run, tmp_path, capfd, monkeypatch):

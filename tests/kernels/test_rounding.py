@@ -70,7 +70,7 @@ def test_feedback_is_gptq(columns):
     x = inputs(400, columns)
     moments = jnp.asarray(x.T @ x, jnp.float32)
     low, high = rounding.neighbours(w, jnp.bfloat16)
-    found, near = np.asarray(rounding.feedback(w, low, high, moments)), rounding.nearest(w, low, high)
+    found, near = np.asarray(rounding.feedback(w, low, high, rounding.inputs(moments))), rounding.nearest(w, low, high)
     wanted = by_elimination(*map(np.asarray, (w, low, high, moments)))
     errors = [np.square((np.asarray(one) - np.asarray(w)) @ x.T).sum(axis=1) for one in (found, near, wanted)]
     wanted = np.where((errors[2] <= errors[1])[:, None], wanted, near)
@@ -86,7 +86,7 @@ def test_feedback_is_not_far_from_the_best_rounding_there_is():
     x = inputs(60, 9)
     low, high = rounding.neighbours(w, jnp.bfloat16)
     moments = jnp.asarray(x.T @ x, jnp.float32)
-    found = np.asarray(rounding.feedback(w, low, high, moments)) - np.asarray(w)
+    found = np.asarray(rounding.feedback(w, low, high, rounding.inputs(moments))) - np.asarray(w)
     near = np.asarray(rounding.nearest(w, low, high)) - np.asarray(w)
     for row in range(3):
         ends = np.asarray(low)[row], np.asarray(high)[row]
@@ -100,7 +100,7 @@ def test_feedback_is_not_far_from_the_best_rounding_there_is():
 def test_inputs_that_are_all_zero_give_the_nearest_value():
     _, w = changed(5, 7, 1e-3)
     low, high = rounding.neighbours(w, jnp.bfloat16)
-    found = rounding.feedback(w, low, high, jnp.zeros((7, 7)))
+    found = rounding.feedback(w, low, high, rounding.inputs(jnp.zeros((7, 7))))
     assert jnp.array_equal(found, rounding.nearest(w, low, high))
 
 

@@ -53,17 +53,23 @@ def test_the_share_of_the_gain_that_a_lora_loses(opened):
     from bidora_jax.models.adapters import adapter as adapters
     from bidora_jax.models.adapters import initial
 
-    trained = Trained(tiny.CONFIG, *prepared(KINDS["lora"], tiny.random_base()))
-    own = opened.yardstick
-    gain = own.losses(None, trained.base, {}, {})["validation"] - own.losses(*trained[1:5])["validation"]
+    own, (adapter, base, direction, magnitude) = opened.yardstick, prepared(KINDS["lora"], tiny.random_base())
+    before = own.losses(None, base, {}, {})["validation"]
+
+    def scaled(by):
+        return jax.tree_util.tree_map_with_path(lambda path, x: by * x if path[-1].key == "B" else x, direction)
+
+    # A small step and the one back: one of them is downhill, the other is uphill.
+    losses = {by: own.losses(adapter, base, scaled(by), magnitude)["validation"] for by in (0.01, -0.01)}
+    assert min(losses.values()) < before < max(losses.values())
+    better, worse = sorted(losses, key=lambda by: losses[by])
+    trained = Trained(tiny.CONFIG, adapter, base, scaled(better), magnitude)
+    assert own.judge(trained._replace(direction=scaled(worse))) is None
     judge = own.judge(trained)
-    if gain <= 0:  # a random adapter may be worse than the base
-        assert judge is None
-        return
-    assert judge(trained.adapter, trained.direction) == pytest.approx(0, abs=1e-5)
+    assert judge(trained.adapter, trained.direction) == pytest.approx(0, abs=1e-2)
     neutral = adapters.resolve(KINDS["lora"], tiny.CONFIG)
     direction, _ = initial.init(neutral, trained.base, jax.random.key(0))
-    assert judge(neutral, direction) == pytest.approx(1, abs=1e-5)
+    assert judge(neutral, direction) == pytest.approx(1, abs=1e-2)
 
 
 def test_what_is_said():

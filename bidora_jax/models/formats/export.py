@@ -146,7 +146,9 @@ def write_merged_over(
             original = hf.load_base(source, trained.config, hf.source_dtype(source, dtype_of(trained.base).name))
             over = trained._replace(base=initial.prepare_base(original, trained.adapter))
             del original
-        merged = merged_model(over, dtype, ())  # in a second: rounding by the records takes minutes, and one model is written
+        merged = merged_model(
+            over, dtype, ()
+        )  # in a second: rounding by the records takes minutes, and one model is written
         found = parity.compare(parity.probe_logits(trained.config, None, merged, {}, {}, trained.head), expected, dtype)
         del merged
         print(f"update over the {name} weights: largest logit difference to the trained model {found.largest:.2e} "
