@@ -6,10 +6,13 @@ the ones that PEFT's examples, TRL, unsloth and the PyPI package bidora use.
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_type_hints
 
 from bidora_jax.errors import InputError, listing, program
+
+TIME = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
 
 class Short(NamedTuple):
@@ -121,6 +124,13 @@ def help_text(command: str, about: str) -> str:
         *(f"  {flags:<{width}}  {meaning}" for flags, meaning in rows), "",
         "These are short for settings of dotted names (-r is --adapter.rank). --help-all lists every setting with its default.",
     ])  # fmt: skip
+
+
+def seconds(time: str) -> float | None:
+    """Seconds of a time with its units, such as 1h30m, 2h or 90s; None of anything else, and of no time at all."""
+    found = TIME.fullmatch(time.strip().lower())
+    parts = found.groups() if found else ()
+    return sum(float(part or 0) * unit for part, unit in zip(parts, (3600, 60, 1), strict=False)) or None
 
 
 def _names(schema: Any, prefix: str = "--") -> list[str]:

@@ -8,7 +8,6 @@ From Python the module itself is the call: bidora_jax.kaggle("DIR", folds=5) ret
 """
 
 import dataclasses
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from bidora_jax import flags
 from bidora_jax.errors import InputError, command, did_you_mean, program
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ PLAN = "plan.json"
 SWITCHES = ("--plan", "--no-plan", "--resume", "--no-resume", "-h", "--help")
 WITH_RESUME = ("folder", "output", "plan", "resume")
 """All else is in plan.json."""
-TIME = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
 
 @dataclass(frozen=True)
@@ -189,10 +188,7 @@ def seconds(time: str) -> float | None:
     """Seconds of a time such as 1h30m; None without one."""
     if not time:
         return None
-    found = TIME.fullmatch(time.strip().lower())
-    total = (
-        sum(float(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0
-    )
+    total = flags.seconds(time)
     if not total:
         raise InputError(f"--time must be a time with its unit, such as 30m, 2h, 1h30m or 90s, found {time!r}")
     return total

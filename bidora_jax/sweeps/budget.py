@@ -24,17 +24,16 @@ So all seeds of a point have the same steps, and a run leaves less than one step
 time, c is the seconds of a step, measured (timing.py). Evaluations are not counted: they take no gradient.
 """
 
-import re
 from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from bidora_jax import flags
 from bidora_jax.config import Config
 from bidora_jax.errors import InputError
 
 MIXED = {"auto": 2.0, "exact": 2.0, "reverse": 2.0, "finite-difference": 2.0, "direct": 0.0}
 """μ by search.hypergradient; auto is exact."""
-TIME = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
 
 class Budget(NamedTuple):
@@ -68,8 +67,8 @@ def read(text: str) -> Budget | None:
             amount = float(given.replace(",", "").replace("_", ""))
         except ValueError:
             amount = 0.0
-    elif kind == "time" and (found := TIME.fullmatch(given.strip().lower())):
-        amount = sum(float(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True))
+    elif kind == "time":
+        amount = flags.seconds(given) or 0.0
     if not text:
         return None
     if not 0 < amount < float("inf"):
