@@ -1,10 +1,12 @@
 """kaggle.py: the command line and the call; what it refuses, what --plan says, and that neither writes anything."""
 
 import shutil
+from functools import partial
 
 import broken_competitions
 import competitions
 import pytest
+from runs import one_message
 
 import bidora_jax
 from bidora_jax import kaggle
@@ -16,14 +18,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def refused(capfd, *argv) -> str:
-    """The one message with which a command line is refused."""
-    with pytest.raises(SystemExit) as stopped:
-        command(kaggle.main, [str(arg) for arg in argv])
-    out, said = capfd.readouterr()
-    assert stopped.value.code == 2, said
-    assert out == "" and said.startswith("error: ") and said.count("error: ") == 1 and "Traceback" not in said
-    return said
+refused = partial(one_message, kaggle.main)
 
 
 @pytest.mark.parametrize("make", broken_competitions.ALL, ids=lambda make: make.__name__)

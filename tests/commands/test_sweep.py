@@ -2,13 +2,14 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
-from runs import contents
+from runs import contents, one_message
 
 import bidora_jax
 from bidora_jax import sweep
-from bidora_jax.errors import InputError, command
+from bidora_jax.errors import InputError
 
 RATE = ["--over", "inner.learning_rate", "log", "1e-5", "1e-3"]
 
@@ -23,14 +24,7 @@ def config(tmp_path, model_folder, data_files):
     return tmp_path / "in" / "c.json"
 
 
-def refused(capfd, *argv) -> str:
-    """The one message with which a command line is refused."""
-    with pytest.raises(SystemExit) as stopped:
-        command(sweep.main, [str(arg) for arg in argv])
-    out, said = capfd.readouterr()
-    assert stopped.value.code == 2, said
-    assert out == "" and said.startswith("error: ") and said.count("error: ") == 1 and "Traceback" not in said
-    return said
+refused = partial(one_message, sweep.main)
 
 
 @pytest.mark.parametrize(

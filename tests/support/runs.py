@@ -86,6 +86,16 @@ def refused_export(argv: list[str], capfd, status: int = 2) -> str:
     return said
 
 
+def one_message(main: Callable[[list[str]], None], capfd, *argv) -> str:
+    """The one message with which a command line is refused, before it has printed anything."""
+    with pytest.raises(SystemExit) as stopped:
+        command(main, [str(arg) for arg in argv])
+    out, said = capfd.readouterr()
+    assert stopped.value.code == 2, said
+    assert out == "" and said.startswith("error: ") and said.count("error: ") == 1 and "Traceback" not in said
+    return said
+
+
 def once(folder: Path, make: Callable[[Path], None], patience: float = 600.0) -> Path:
     """A folder that the first of several test processes makes and the others wait for."""
     try:
