@@ -49,11 +49,12 @@ def read(document: str) -> str:
 
 
 def fields(command: str) -> set[str]:
-    """Names of a command's flags, as its dataclass has them."""
+    """Names of a command's flags, as its dataclass has them; a switch that is on has one that turns it off."""
     module, _, name = cli.COMMANDS[command].arguments.partition(":")
     schema = getattr(importlib.import_module(module), name)
     nested = SETTINGS.keys() if issubclass(schema, Config) else set()
-    return nested | {field.name for field in dataclasses.fields(schema)}
+    switched_on = {f"no_{field.name}" for field in dataclasses.fields(schema) if field.default is True}
+    return nested | {field.name for field in dataclasses.fields(schema)} | switched_on
 
 
 def script_flags(path: str) -> set[str]:

@@ -83,7 +83,7 @@ def test_on_a_terminal_there_is_a_bar_and_notes_stay_above_it(monkeypatch):
     assert "\x1b[" in shown
 
 
-# Stand-ins for Jupyter's packages, which the tests do not install: what rich calls of them, and what it showed.
+# Stand-ins for Jupyter's packages, some of which are not installed: what rich calls of them, and what it showed.
 KERNEL = {
     "IPython/__init__.py": "class Shell:\n    kernel = None\n\n\ndef get_ipython():\n    return Shell()\n",
     "IPython/display.py": "shown = []\n\n\ndef display(*what, **how):\n    shown.append(what[0])\n",
@@ -104,9 +104,13 @@ def kernel(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(str(tmp_path))
         return importlib.import_module("IPython.display").shown
 
+    real = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in ("IPython", "ipywidgets")}
+    for name in real:
+        del sys.modules[name]
     yield start
     for name in ("IPython", "IPython.display", "ipywidgets"):
         sys.modules.pop(name, None)
+    sys.modules.update(real)
 
 
 def drawn(shown: list) -> list[str]:
