@@ -13,14 +13,12 @@ Everything is float32. M gets DAMPING of its mean diagonal, so that it can be in
 """
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
-
-from bidora_jax.kernels import quantized
 
 DAMPING = 0.01
 """GPTQ's own."""
@@ -38,23 +36,6 @@ def neighbours(w: Float[Array, "O I"], dtype) -> tuple[Float[Array, "O I"], Floa
     below, above = (jnp.nextafter(rounded, end).astype(jnp.float32) for end in (-infinity, infinity))
     q = rounded.astype(jnp.float32)
     return jnp.where(jnp.isfinite(q) & (q > w), below, q), jnp.where(jnp.isfinite(q) & (q < w), above, q)
-
-
-def neighbours_of_codes(
-    w: Float[Array, "O I"], form: Literal["int8", "nf4"]
-) -> tuple[Float[Array, "O I"], Float[Array, "O I"]]:
-    """`neighbours` among the values of quantised weights with the absmax of w (kernels/quantized.py)."""
-    if form == "int8":
-        step = jnp.max(jnp.abs(w.astype(jnp.float16).astype(jnp.float32)), axis=1, keepdims=True) * quantized.INT8_STEP
-        codes = jnp.clip(w / jnp.where(step > 0, step, 1.0), -127, 127)
-        return jnp.floor(codes) * step, jnp.ceil(codes) * step
-    flat = jnp.pad(w.reshape(-1), (0, -w.size % quantized.BLOCK)).reshape(-1, quantized.BLOCK)
-    absmax = jnp.max(jnp.abs(flat), axis=1, keepdims=True)
-    scaled, table = flat / jnp.where(absmax > 0, absmax, 1.0), jnp.asarray(quantized.CODEBOOK)
-    above = jnp.clip(jnp.searchsorted(table, scaled, side="left"), 0, len(table) - 1)
-    below = jnp.where(table[above] == scaled, above, jnp.maximum(above - 1, 0))
-    low, high = ((table[one] * absmax).reshape(-1)[: w.size].reshape(w.shape) for one in (below, above))
-    return low, high
 
 
 def nearest(w: Float[Array, "O I"], low: Float[Array, "O I"], high: Float[Array, "O I"]) -> Float[Array, "O I"]:

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import repeat
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,6 @@ from bidora_jax.models.adapters.adapter import Adapter, get, update_factors
 from bidora_jax.models.adapters.targets import Site
 from bidora_jax.models.architectures.architecture import Architecture
 
-Form = Literal["int8", "nf4"]
 TRIES, CLOSE = 3, 0.05
 """Times that a layer is rounded at most, and how near to all of the change is near enough."""
 
@@ -36,14 +34,11 @@ def merge(
     magnitude: PyTree,
     dtype,
     batches: Sequence[dict] = (),
-    *,
-    form: Form | None = None,
 ) -> PyTree:
     """`merging.merge` in this dtype. `batches` of the run's records give the inputs, as `moments.of_layers` takes them; the base is
-    prepared for the adapter. A wider dtype than 16 bits loses nothing, and is rounded to the nearest value. With `form` the values
-    are those that weights quantised so can have."""
+    prepared for the adapter. A wider dtype than 16 bits loses nothing, and is rounded to the nearest value."""
     dtype = np.dtype(dtype)
-    if dtype.itemsize > 2 and form is None:
+    if dtype.itemsize > 2:
         return merging.merge(adapter, base, direction, magnitude, dtype)
     merged = {site.path: np.empty(get(base["layers"], site.path)["weight"].shape, dtype) for site in adapter.sites}
     factors = {site.path: update_factors(adapter, site, base, direction) for site in adapter.sites}
@@ -57,10 +52,10 @@ def merge(
             m = get(magnitude["layers"], site.path)["m"] if adapter.magnitude else None
             w0, changed = _change(site, leaf["weight"], factors[site.path], m, jnp.int32(layer))
             if site.path in found:
-                one = _kept_whole(w0, changed, found[site.path], dtype, form)
+                one = _kept_whole(w0, changed, found[site.path], dtype)
             else:
                 key = jax.random.fold_in(jax.random.key(zlib.crc32(site.path.encode())), layer)
-                one = _without_inputs(key, w0, changed, dtype, form)
+                one = _without_inputs(key, w0, changed, dtype)
             merged[site.path][layer] = np.asarray(one)
     return merging.assembled(adapter, base, direction, merged, dtype)
 
@@ -75,7 +70,7 @@ def _change(site: Site, weight, factors, m, layer) -> tuple[Float[Array, "O I"],
     return w0, merging.merged_layer(site, w0, pair, scale, None if m is None else m[layer]) - w0
 
 
-def _kept_whole(w0, changed, moments: Float[Array, "I I"], dtype, form: Form | None) -> Float[Array, "O I"]:
+def _kept_whole(w0, changed, moments: Float[Array, "I I"], dtype) -> Float[Array, "O I"]:
     """Q by feedback with W0 + γ·ΔW as the target, and γ such that the outputs keep all of the change.
 
     Where a step is much larger than the change, feedback to W' itself keeps a quarter to three quarters of it, as the grid's points
@@ -84,7 +79,7 @@ def _kept_whole(w0, changed, moments: Float[Array, "I I"], dtype, form: Form | N
     inputs = _inputs(moments)
     gain, below, above, best = 1.0, (0.0, 0.0), None, None
     for _ in range(TRIES):
-        q, found = _by_feedback(w0, changed, jnp.float32(gain), inputs, dtype, form)
+        q, found = _by_feedback(w0, changed, jnp.float32(gain), inputs, dtype)
         kept = float(found)
         if best is None or abs(kept - 1) < abs(best[0] - 1):
             best = kept, q
@@ -102,13 +97,11 @@ def _kept_whole(w0, changed, moments: Float[Array, "I I"], dtype, form: Form | N
 _inputs = jax.jit(rounding.inputs)
 
 
-@partial(jax.jit, static_argnums=(4, 5))
-def _by_feedback(
-    w0, changed, gain, inputs: rounding.Inputs, dtype, form: Form | None
-) -> tuple[Float[Array, "O I"], Float[Array, ""]]:
+@partial(jax.jit, static_argnums=4)
+def _by_feedback(w0, changed, gain, inputs: rounding.Inputs, dtype) -> tuple[Float[Array, "O I"], Float[Array, ""]]:
     """Q for the target W0 + γ·ΔW, and the share of the change that it keeps in the outputs, ⟨(Q − W0)·M, ΔW⟩ / ⟨ΔW·M, ΔW⟩."""
     w = w0 + gain * changed
-    low, high = _neighbours(w, dtype, form)
+    low, high = rounding.neighbours(w, dtype)
     q = rounding.feedback(w, low, high, inputs)
     along = changed @ inputs.moments
     whole = jnp.sum(along * changed)
@@ -116,11 +109,7 @@ def _by_feedback(
     return q.astype(dtype), kept
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _without_inputs(key, w0, changed, dtype, form: Form | None) -> Float[Array, "O I"]:
+@partial(jax.jit, static_argnums=3)
+def _without_inputs(key, w0, changed, dtype) -> Float[Array, "O I"]:
     w = w0 + changed
-    return rounding.without_inputs(key, w, w0, *_neighbours(w, dtype, form)).astype(dtype)
-
-
-def _neighbours(w, dtype, form: Form | None):
-    return rounding.neighbours(w, dtype) if form is None else rounding.neighbours_of_codes(w, form)
+    return rounding.without_inputs(key, w, w0, *rounding.neighbours(w, dtype)).astype(dtype)

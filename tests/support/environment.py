@@ -6,7 +6,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling is most of a test's time, and at these sizes LLVM's optimisation buys nothing back.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 # bitsandbytes compiles some of its CPU code with torch.compile, for minutes.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # Runs inside this process keep their files away from the user's cache.
