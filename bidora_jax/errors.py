@@ -20,6 +20,14 @@ class RunError(Exception):
     """A run that had to stop though its input was good. The command line prints the message and exits with 1."""
 
 
+class NotFinite(RunError):
+    """A loss, a gradient or a state that became NaN or infinite; a checkpoint of this step or a later one is ruined."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
 class Stopped(KeyboardInterrupt):
     """A run that was asked to stop, and saved where it stands. The command line prints the message and exits with `status`."""
 

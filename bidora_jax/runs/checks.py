@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bidora_jax.config import Config, differences, leaves, read, resolve, settled
 from bidora_jax.errors import InputError, listing
-from bidora_jax.runs import lengthening, mesh
+from bidora_jax.runs import lengthening, mesh, rates
 
 MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
                         "compilation_cache", "data.token_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
@@ -113,7 +113,7 @@ def check_folder(config: Config, resume: bool) -> None:
     if not saved.is_file():
         raise InputError(f"nothing to resume: {saved} does not exist; start without --resume, or name its --output-dir")
     begun = resolve(read(str(saved)))
-    changed = differences(begun, config, MAY_CHANGE_ON_RESUME + lengthening.LENGTHS)
+    changed = differences(begun, config, MAY_CHANGE_ON_RESUME + lengthening.LENGTHS + rates.may_change(folder))
     if not changed:
         lengthening.check(folder, begun, config)
     else:

@@ -1,5 +1,6 @@
 """Trains phase by phase; writes the adapter, the merged model when asked, and compares answers before and after."""
 
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -8,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from bidora_jax.config import Config
-from bidora_jax.errors import Stopped
+from bidora_jax.errors import NotFinite, Stopped
 from bidora_jax.machine import interrupts
-from bidora_jax.runs import next_steps
+from bidora_jax.runs import next_steps, rates
 from bidora_jax.runs.assembly import RunInputs, describe
 from bidora_jax.runs.folder import hold, start_folder
 
@@ -85,7 +86,12 @@ def run(
                 logs.note(config, criterion={"name": name, "higher_is_better": higher})
             if losses is not None:
                 _score_start(config, losses, start)
-            direction, magnitude = _train(config, problem, loop, checkpoints, first)
+            _go_on(config, checkpoints)
+            try:
+                direction, magnitude = _train(config, problem, loop, checkpoints, first)
+            except NotFinite as error:
+                logs.note(config, not_finite={"said": str(error), "step": error.step})
+                raise
         try:
             _finish(config, inputs, direction, magnitude, before, losses, on_test)
             logs.end(config)
@@ -94,6 +100,14 @@ def run(
     seconds = time.monotonic() - began
     print(f"finished in {seconds:.0f} s; {loop.waited / seconds:.1%} of it the device waited for data")
     print("\n".join(next_steps.after(config, inputs.question, labelled=inputs.labelled is not None)))
+
+
+def _go_on(config: Config, checkpoints: "Checkpoints") -> None:
+    """What a run that is resumed does first: leaves checkpoints that are no good, and takes over changed learning rates."""
+    for line in checkpoints.set_ruined_aside(rates.ruined(Path(config.output_dir))):
+        print(line, file=sys.stderr)
+    for line in rates.taken_over(config):
+        print(line)
 
 
 def _score_start(config: Config, losses: "Losses", start: "tuple[PyTree, PyTree]") -> None:

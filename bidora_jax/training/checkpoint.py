@@ -20,6 +20,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,26 @@ class Checkpoints:
             return []
         with _quiet_orbax():
             return sorted(self._manager.all_steps())
+
+    def set_ruined_aside(self, ruined: int | None) -> list[str]:
+        """Moves checkpoints that can't be gone on from beside the folder, from the newest one on until one is good; what was wrong
+        with each of them, and where it is now. Those of the step `ruined` and of later ones are not good whatever they hold."""
+        said = []
+        for step in reversed(self.steps()):
+            try:
+                arrays, _ = self.part(step, lambda path: True)
+                wrong = [path for path, array in arrays.items() if not _is_finite(array)]
+                if not wrong and (ruined is None or step < ruined):
+                    break
+                cause = f"holds NaN or infinity in {wrong[0]}" if wrong else "has a loss that is NaN or infinite"
+            except InputError as error:
+                cause = f"is damaged: {str(error).splitlines()[0].partition(' is damaged: ')[2] or error}"
+            self.close()
+            aside = _free_name(self.folder.with_name(f"{self.folder.name}-damaged") / str(step))
+            aside.parent.mkdir(exist_ok=True)
+            (self.folder / str(step)).rename(aside)
+            said.append(f"checkpoint {self.folder / str(step)} {cause}; it is in {aside} now")
+        return said
 
     def part(self, step: int, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """(arrays by path, info) of `step`, of the leaves whose path is `wanted`; no structure is needed.
@@ -219,6 +240,17 @@ def _words(kind: tuple[str, list[int]]) -> str:
 
 def _checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).tobytes())
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Of whole numbers too, and of types that NumPy does not know."""
+    return not jnp.issubdtype(array.dtype, jnp.floating) or bool(np.isfinite(array.astype(np.float32)).all())
+
+
+def _free_name(path: Path) -> Path:
+    """The path, or with a number after it."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(1))
+    return next(one for one in chain([path], numbered) if not one.exists())
 
 
 def _as_leaf(array: np.ndarray, like: Any) -> Any:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from bidora_jax.data.batches import prefetch
-from bidora_jax.errors import RunError, Stopped
+from bidora_jax.errors import NotFinite, Stopped
 from bidora_jax.machine import interrupts
 from bidora_jax.machine.allocator import release_freed_memory
 from bidora_jax.machine.interrupts import Interrupts
@@ -283,9 +283,11 @@ class Loop:
     def _save(self, phase: Phase, at: PhaseState) -> None:
         """Saves a state that another run can go on from. The loss that was seen is of the parameters before the step."""
         if wrong := _not_finite(at.state):
-            raise RunError(
+            raise NotFinite(
                 f"after step {at.step} of {phase.name} the state holds NaN or infinity in {', '.join(wrong[:4])}"
-                f"{', …' * (len(wrong) > 4)}, though its loss was a number; {_last_good(self.checkpoints)}; {REMEDY}"
+                f"{', …' * (len(wrong) > 4)}, though its loss was a number; "
+                f"{_last_good(self.checkpoints, phase.run_step(at.step))}; {REMEDY}",
+                phase.run_step(at.step),
             )
         info = {"phase": phase.name} | {k: v for k, v in at._asdict().items() if k not in ("state", "best")}
         info["best_rank"] = None if math.isinf(at.best_rank) else at.best_rank
@@ -322,14 +324,18 @@ class _Reporter:
         """Stops the run if a metric of the pending step, or one of `extra`, is not finite."""
         assert self.pending is not None
         step, inputs, metrics = self.pending
-        wrong = {name: value for name, value in (_floats(metrics) | extra).items() if not math.isfinite(value)}
+        own = _floats(metrics)
+        wrong = {name: value for name, value in (own | extra).items() if not math.isfinite(value)}
         if not wrong:
             return
         self.progress.note("")
-        raise RunError(
+        # A step's own numbers are of the state before it, which may be the newest checkpoint; an evaluation is of the one after it.
+        ruined = self.phase.run_step(step if wrong.keys() & own.keys() else step + 1)
+        raise NotFinite(
             f"{', '.join(f'{name} is {value}' for name, value in wrong.items())} at step {step + 1} of {self.phase.name}, "
             f"on the batch of training records {', '.join(inputs.records)}; "
-            f"{_last_good(self.checkpoints)}; look at those records, {REMEDY}"
+            f"{_last_good(self.checkpoints, ruined)}; look at those records, {REMEDY}",
+            ruined,
         )
 
     def flush(self, extra: dict[str, float]) -> None:
@@ -352,12 +358,12 @@ class _Reporter:
         )
 
 
-REMEDY = "lower the learning rates or set inner.clip"
+REMEDY = "lower the learning rates or set inner.clip, and go on with --resume"
 
 
-def _last_good(checkpoints: Checkpoints) -> str:
-    kept = checkpoints.latest()
-    return f"the last good checkpoint is {kept}" if kept is not None else "no checkpoint was made before it"
+def _last_good(checkpoints: Checkpoints, ruined: int) -> str:
+    good = [step for step in checkpoints.steps() if step < ruined]
+    return f"the last good checkpoint is {good[-1]}" if good else "there is no good checkpoint before it"
 
 
 def _not_finite(state: PyTree) -> list[str]:

@@ -29,7 +29,7 @@ def schedule(settings: OptimizerConfig, steps: int) -> optax.Schedule:
 
 def transformation(settings: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """The optax chain of one level over a phase of `steps` optimiser steps."""
-    clip = [optax.clip_by_global_norm(settings.clip)] if settings.clip else []
+    clip = optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity()
     moments = (settings.b1, settings.b2, settings.eps, settings.eps_root)
     precondition = {
         "adamw": optax.scale_by_adam(*moments),
@@ -37,7 +37,7 @@ def transformation(settings: OptimizerConfig, steps: int) -> optax.GradientTrans
         "sgd": optax.trace(settings.b1) if settings.b1 else optax.identity(),
     }[settings.optimizer]
     decay = [optax.add_decayed_weights(settings.weight_decay)] if settings.weight_decay else []
-    return optax.chain(*clip, precondition, *decay, optax.scale_by_learning_rate(schedule(settings, steps)))
+    return optax.chain(clip, precondition, *decay, optax.scale_by_learning_rate(schedule(settings, steps)))
 
 
 def check_optimizer(section: str, settings: OptimizerConfig) -> None:

@@ -21,6 +21,7 @@ from bidora_jax.config import parse_train, read, resolve, settled
 from bidora_jax.errors import RunError
 from bidora_jax.models.formats import export
 from bidora_jax.runs import checks
+from bidora_jax.runs.folder import read_facts, run_config
 from bidora_jax.tasks.evaluation import Evaluation
 from bidora_jax.training.checkpoint import Checkpoints
 from bidora_jax.training.loop import Intervals, Loop, Phase, PhaseState, StepInputs
@@ -119,7 +120,8 @@ def checkpoints(run: Path) -> list[str]:
 def test_a_run_that_was_killed_three_times_ends_bit_equal_to_one_that_was_not(
     finished_run, model_folder, data_files, tmp_path
 ):
-    """In the search, while the checkpoint that ends the search is being written, and in the retraining."""
+    """In the search, while the checkpoint that ends the search is being written, and in the retraining. So does one whose newest
+    checkpoint was damaged since: it goes on from the one before."""
     run, compiled = tmp_path / "run", finished_run / "compiled"
     resume = ["--config", str(run / "config.json"), "--resume"]
 
@@ -134,6 +136,7 @@ def test_a_run_that_was_killed_three_times_ends_bit_equal_to_one_that_was_not(
     assert checkpoints(run) == ["2", "4.orbax-checkpoint-tmp"]
     assert "resumed search after step 2 of 4" in die("retrain 3", resume)
     assert checkpoints(run) == ["4", "6"]
+    damaged = shutil.copytree(run, tmp_path / "damaged")
     done = process(["-m", "bidora_jax.train", *resume], compiled)
     assert done.returncode == 0, done.stderr
     assert "resumed retrain after step 2 of 5" in done.stdout
@@ -149,6 +152,15 @@ def test_a_run_that_was_killed_three_times_ends_bit_equal_to_one_that_was_not(
             curves(whole / "tensorboard" / phase)
         )
     assert checkpoints(run) == checkpoints(whole)
+
+    for path in [path for path in (damaged / "checkpoints/6/state").rglob("*") if path.is_file()]:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    done = process(["-m", "bidora_jax.train", "--config", str(damaged / "config.json"), "--resume"], compiled)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert f"checkpoint {damaged / 'checkpoints/6'} is damaged: " in done.stderr
+    assert "resumed search after step 4 of 4" in done.stdout
+    assert (damaged / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert metrics(damaged) == metrics(whole) and checkpoints(damaged) == checkpoints(whole)
 
 
 STOP_AT = """
@@ -336,10 +348,29 @@ def test_a_loss_that_is_no_number_stops_the_run_with_step_batch_and_phase(model_
     assert "is nan at step 2 of search, on the batch of training records " in said
     places = said.partition("training records ")[2].partition(";")[0].split(", ")
     assert len(set(places)) == 4 and all(place.startswith(f"{data_files[0]}:") for place in places)
-    assert "the last good checkpoint is 1; look at those records, lower the learning rates or set inner.clip" in said
-    assert checkpoints(run) == ["1"]
+    assert (
+        "there is no good checkpoint before it; look at those records, lower the learning rates or set inner.clip"
+        in said
+    )
+    assert checkpoints(run) == ["1"], "its weights are numbers, of 1e38"
     assert [line["step"] for line in metrics(run)] == [1]
     assert not (run / "adapter").exists()
+
+    assert exit_status([*argv, "--resume", "--data.batch-size", "2"]) == 2
+    assert "data.batch_size: 4 → 2" in capfd.readouterr().err
+    lower = [*argv, "--resume", "--inner.learning-rate", "1e-4", "--inner.clip", "0"]
+    assert exit_status(lower) == 0
+    said = capfd.readouterr()
+    assert "inner.learning_rate 1e+38 → 0.0001 from here on\ninner.clip 1 → 0 from here on\n" in said.out
+    assert f"checkpoint {run / 'checkpoints' / '1'} has a loss that is NaN or infinite; it is in " in said.err
+    assert [path.name for path in (run / "checkpoints-damaged").iterdir()] == ["1"]
+    assert [line["step"] for line in metrics(run)] == [*range(1, 7)]
+    assert run_config(str(run)).inner.learning_rate == 1e-4
+    [changed] = read_facts(run)["changed"]
+    assert "is nan at step 2" in changed["after"]
+    assert changed["settings"] == {"inner.learning_rate": [1e38, 1e-4], "inner.clip": [1.0, 0.0]}
+    assert exit_status([*lower, "--inner.learning-rate", "1e-5"]) == 2, "the run is not one that ended so any more"
+    assert "inner.learning_rate: 0.0001 → 1e-05" in capfd.readouterr().err
 
 
 def test_weights_that_are_no_numbers_are_not_saved_though_the_loss_before_them_was(tmp_path):

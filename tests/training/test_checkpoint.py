@@ -175,6 +175,42 @@ def test_a_damaged_newest_checkpoint_is_named_with_the_remedy(tmp_path, how, cap
         assert_bit_equal(checkpoints.restore(3, state)[0], state)
 
 
+@pytest.mark.parametrize("how", ["cut", "flipped", "nan", "said to be"])
+def test_ruined_checkpoints_are_set_aside_from_the_newest_one_on(tmp_path, how, capfd):
+    folder, state = tmp_path / "checkpoints", {"w": np.random.default_rng(0).normal(size=(83, 101)), "n": np.arange(3)}
+    with Checkpoints(folder, keep=4) as checkpoints:
+        for step in (2, 3, 5, 7):
+            ruined = how == "nan" and step > 3
+            checkpoints.save(step, state | ({"w": np.full((2, 2), np.nan)} if ruined else {}), {"at": step})
+    for step in (5, 7) if how in ("cut", "flipped") else ():
+        largest = max((folder / str(step)).rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+        largest.write_bytes(damaged(largest.read_bytes(), how))
+    with Checkpoints(folder, keep=4) as checkpoints:
+        said = checkpoints.set_ruined_aside(4 if how == "said to be" else None)
+        assert checkpoints.latest() == 3
+        assert_bit_equal(checkpoints.restore(3, state)[0], state)
+        checkpoints.save(5, state, {"at": "anew"})
+        assert checkpoints.restore(5, state)[1] == {"at": "anew"}
+        assert checkpoints.set_ruined_aside(None) == [] and checkpoints.steps() == [2, 3, 5]
+    aside = tmp_path / "checkpoints-damaged"
+    assert sorted(path.name for path in aside.iterdir()) == ["5", "7"]
+    cause = {"nan": "holds NaN or infinity in w", "said to be": "has a loss that is NaN or infinite"}.get(
+        how, "is damaged: "
+    )
+    assert [line.partition(cause)[0] for line in said] == [f"checkpoint {folder / str(step)} " for step in (7, 5)]
+    assert [line.rpartition("; ")[2] for line in said] == [f"it is in {aside / str(step)} now" for step in (7, 5)]
+    assert all("\n" not in line for line in said) and capfd.readouterr().err == ""
+
+
+def test_a_second_ruined_checkpoint_of_a_step_gets_another_name(tmp_path):
+    for _ in range(2):
+        with Checkpoints(tmp_path / "all", keep=2) as checkpoints:
+            checkpoints.save(1, {"w": np.ones(3)}, {})
+            checkpoints.set_ruined_aside(1)
+            assert checkpoints.latest() is None
+    assert sorted(path.name for path in (tmp_path / "all-damaged").iterdir()) == ["1", "1-1"]
+
+
 @pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
 def test_no_damaged_file_gives_a_wrong_state(saved, how):
     noticed = 0
