@@ -32,7 +32,7 @@ from bidora_jax.data import left_out
 from bidora_jax.data.tokenizer import Tokenizer
 from bidora_jax.data.turns import WEIGHT, BadRecord, Turn, trained
 from bidora_jax.errors import InputError
-from bidora_jax.machine.time_limit import at_most
+from bidora_jax.machine.bounds import at_most, little_memory
 
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 OPENED_THINKING = re.compile(r"<think>\s*$")
@@ -133,13 +133,17 @@ def _applied(turns: Sequence[Turn], tokenizer: Tokenizer, **how: Any) -> Any:
     shown, problem = _for_template(turns), None
     for form in (shown, [{**turn, **_as_text(turn)} for turn in shown]):
         try:
-            with at_most(LONGEST, _endless):
+            with at_most(LONGEST, _endless), little_memory(MEMORY):
                 written = tokenizer.apply_chat_template(form, **how)
             if isinstance(written, str) and len(written) > LARGEST:
                 raise InputError(f"the chat template writes {len(written):,} characters for one conversation; {OTHER}")
             return written
         except InputError:
             raise
+        except MemoryError:
+            raise InputError(
+                f"the chat template takes more than {MEMORY >> 20} MiB for one conversation; {OTHER}"
+            ) from None
         except Exception as error:  # a template is a program: it can raise anything
             problem = problem or error
             if not any("tool_calls" in turn for turn in shown):
@@ -148,8 +152,8 @@ def _applied(turns: Sequence[Turn], tokenizer: Tokenizer, **how: Any) -> Any:
     raise BadRecord(f"the tokenizer's chat template refuses the turns {roles}: {problem}") from problem
 
 
-LONGEST, LARGEST = 10.0, 100_000_000
-"""Seconds and characters that the template may take for one conversation; long ones take milliseconds, and a megabyte."""
+LONGEST, LARGEST, MEMORY = 5.0, 100_000_000, 1 << 29
+"""Seconds, characters and bytes that the template may take for one conversation; long ones take milliseconds, and a megabyte."""
 OTHER = "the tokenizer's files come with a template that can't be used: take them from the model's own page"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from bidora_jax import strict_json
 from bidora_jax.errors import InputError
+from bidora_jax.reporting import shapes
 
 Line = dict[str, Any]
 LAST_STEP = 10**12
@@ -88,49 +89,48 @@ def read(run: Path) -> History:
     if not (run / "metrics.jsonl").is_file():
         what = "has no metrics.jsonl: nothing has been trained in it yet" if run.is_dir() else "is no folder"
         raise InputError(f"{run} {what}; point --run at the output_dir of a training run")
-    lines = _lines(run / "metrics.jsonl")
+    lines = _lines(run / "metrics.jsonl", shapes.LINE)
     if not lines:
         raise InputError(f"{run / 'metrics.jsonl'} holds no step yet; the first one is written when it is done")
-    changes, samples = (_lines(run / f"{name}.jsonl") for name in ("changes", "samples"))
-    return History(lines, changes, samples, _facts(run / "run.json"), _facts(run / "outcomes.json"))
+    changes, samples = _lines(run / "changes.jsonl", shapes.CHANGE), _lines(run / "samples.jsonl", shapes.SAMPLE)
+    facts, outcomes = _facts(run / "run.json", shapes.FACTS), _facts(run / "outcomes.json", shapes.OUTCOMES)
+    return History(lines, changes, samples, facts, outcomes)
 
 
-def _lines(file: Path) -> list[Line]:
+def _lines(file: Path, shape: Any) -> list[Line]:
     if not file.is_file():
         return []
     texts = file.read_text(encoding="utf-8", errors="replace").split("\n")
     found = []
     for number, text in enumerate(texts[:-1], 1):  # after the last line end: nothing, or what a kill cut short
         if text.strip():
-            found.append(_line(file, number, text))
+            found.append(_line(file, number, text, shape))
     return found
 
 
-def _line(file: Path, number: int, text: str) -> Line:
+def _line(file: Path, number: int, text: str, shape: Any) -> Line:
     try:
         line = strict_json.loads(text)
-    except ValueError:
-        line = None
-    phase, step = (line.get("phase"), line.get("step")) if isinstance(line, dict) else (None, None)
-    if line is None or not isinstance(phase, str) or type(step) is not int or not 0 <= step <= LAST_STEP:
-        raise InputError(
-            f"{file}:{number} is not a line of a run's history with a phase and a step; take that line out"
-        )
+        fault = shapes.fault(line, shape)
+    except ValueError as error:
+        line, fault = None, f"it is not JSON ({error})"
+    if not fault and not 0 <= line["step"] <= LAST_STEP:
+        fault = "its step is no step"
+    if fault:
+        raise InputError(f"{file}:{number} is not a line of a run's history: {fault}; take that line out")
     return line
 
 
-def _facts(file: Path) -> Line:
+def _facts(file: Path, shape: Any) -> Line:
     if not file.is_file():
         return {}
     try:
         found = strict_json.loads(file.read_bytes())
     except ValueError as error:
         raise InputError(f"{file} is not JSON ({error}); remove it, and the report leaves its facts out") from None
-    if not isinstance(found, dict):
-        raise InputError(
-            f"{file} holds a JSON {type(found).__name__}, expected an object; remove it, and the report leaves its facts out"
-        )
-    return found
+    if fault := shapes.fault(found, shape):
+        raise InputError(f"{file}: {fault}; remove the file, and the report leaves its facts out")
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def smoothed(values: np.ndarray, reach: int) -> np.ndarray:

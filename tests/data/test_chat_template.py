@@ -215,6 +215,7 @@ def test_a_template_that_counts_letters_is_refused(tokenizer):
     [
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than 0.3 s"),
         ("{{ '%99999d' % 1 }}", "writes 99,999 characters"),
+        ("{{ ('%999999999d' % 1) | length }}", "takes more than 512 MiB"),
     ],
 )
 def test_a_template_that_eats_time_or_memory_ends_the_work_at_once(tokenizer, monkeypatch, template, said):

@@ -12,7 +12,7 @@ from histories import TRICKY, lines
 
 from bidora_jax.errors import command
 from bidora_jax.report import main
-from bidora_jax.reporting import charts, history, page, summary
+from bidora_jax.reporting import charts, page, summary
 from bidora_jax.reporting.history import History
 from bidora_jax.runs import report
 
@@ -180,15 +180,57 @@ def test_a_run_that_went_on_with_more_prompts_shows_them_all():
         assert text.count("<details>") == 2
 
 
-def test_facts_that_are_no_object_are_refused_and_a_text_is_no_point_of_a_curve(tmp_path, capfd):
-    lines = [{"phase": "search", "step": n, "train_loss": "high" if n == 2 else 1.0 / n} for n in range(1, 5)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert history.read(tmp_path).curve("train_loss").steps.tolist() == [1, 3, 4]
-    (tmp_path / "run.json").write_text("[]")
+DAMAGED_FACTS = {
+    "[]": "run.json: it is a list, expected an object",
+    '{"started": [1]}': "run.json: started is a list, expected a text",
+    '{"parameters": {"frozen": 3, "direction": {}}}': "run.json: parameters.direction is an object, expected a number",
+    '{"parameters": {"direction": 3}}': "run.json: parameters.frozen is nothing, expected a number",
+    '{"test": {"before": {"loss": 1}}}': "run.json: test.after is nothing, expected an object",
+    '{"test": {"before": {"loss": true}, "after": {}}}': "run.json: test.before.loss is true or false, expected a number",
+    '{"finished"': "run.json is not JSON",
+}
+
+
+@pytest.mark.parametrize(("text", "said"), DAMAGED_FACTS.items(), ids=lambda text: text[:24])
+def test_facts_of_another_shape_are_refused_by_name(tmp_path, capfd, text, said):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"phase": "search", "step": 1, "train_loss": 1.0}) + "\n")
+    (tmp_path / "run.json").write_text(text)
+    assert said in refused_report(tmp_path, capfd)
+
+
+DAMAGED_LINES = {
+    ("metrics", '{"phase": "search", "step": 2, "train_loss": "high"}'): "train_loss is a text, expected a number",
+    ("metrics", '{"phase": "search", "step": true}'): "step is true or false, expected a whole number",
+    ("metrics", '{"phase": "search", "step": 1000000000000000000000000000000}'): "its step is no step",
+    ("metrics", '{"phase": "search", "step": 2, "train_loss": NaN}'): "it is not JSON (NaN is no JSON)",
+    (
+        "changes",
+        '{"phase": "search", "step": 2, "magnitude": {"q": [0.1, "x"]}}',
+    ): "magnitude.q[1] is a text, expected a number",
+    (
+        "samples",
+        '{"phase": "search", "step": 2, "samples": [{"prompt": "a"}]}',
+    ): "samples[0].answer is nothing, expected a text",
+}
+
+
+@pytest.mark.parametrize(("line", "said"), DAMAGED_LINES.items(), ids=lambda line: str(line)[:32])
+def test_a_line_of_another_shape_is_refused_by_its_number(tmp_path, capfd, line, said):
+    name, text = line
+    whole = {"phase": "search", "step": 1}
+    of_file = {"metrics": {"train_loss": 1.0}, "changes": {}, "samples": {"samples": []}}
+    for one, more in of_file.items():
+        damaged = f"{text}\n" if one == name else ""
+        (tmp_path / f"{one}.jsonl").write_text(json.dumps(whole | more) + "\n" + damaged)
+    found = refused_report(tmp_path, capfd)
+    assert f"{name}.jsonl:2 is not a line of a run's history: {said}; take that line out" in found
+
+
+def refused_report(run, capfd) -> str:
     with pytest.raises(SystemExit) as stopped:
-        command(main, ["--run", str(tmp_path)])
-    assert stopped.value.code == 2
-    assert "run.json holds a JSON list, expected an object" in capfd.readouterr().err
+        command(main, ["--run", str(run)])
+    assert stopped.value.code == 2 and not (run / "report").exists()
+    return capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bidora_jax.errors import InputError, did_you_mean, listing
-from bidora_jax.machine.time_limit import at_most
+from bidora_jax.machine.bounds import at_most
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.architectures.architecture import (
     Architecture,

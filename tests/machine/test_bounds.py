@@ -1,6 +1,7 @@
-"""An alarm ends what a file supplies, and leaves no trace."""
+"""An alarm or a limit ends what a file supplies, and leaves no trace."""
 
 import re
+import resource
 import signal
 import threading
 import time
@@ -8,7 +9,7 @@ import time
 import pytest
 
 from bidora_jax.errors import InputError
-from bidora_jax.machine.time_limit import at_most
+from bidora_jax.machine.bounds import at_most, little_memory
 
 
 def late() -> InputError:
@@ -55,3 +56,27 @@ def test_in_another_thread_there_is_no_bound_and_no_error():
     thread.start()
     thread.join()
     assert found == [1]
+
+
+def test_what_takes_too_much_memory_is_ended_and_the_limit_is_lifted_again():
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(MemoryError), little_memory(1 << 28):
+        bytearray(1 << 29)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    with little_memory(1 << 29):
+        assert len(bytearray(1 << 28)) == 1 << 28
+        within = resource.getrlimit(resource.RLIMIT_AS)
+    assert within[0] < 1 << 60 and within[1] == before[1]
+
+
+def test_beside_another_thread_there_is_no_limit_on_memory():
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        with little_memory(1 << 20):
+            assert resource.getrlimit(resource.RLIMIT_AS) == before
+    finally:
+        stop.set()
+        thread.join()
