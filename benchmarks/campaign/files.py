@@ -161,12 +161,17 @@ def make(folder: Path) -> None:
         sys.exit(made.stderr)
 
 
-def warm(whole: Path) -> None:
-    """Imports what the commands import, and fills the caches of compiled programs by one call of each."""
+def imported() -> None:
+    """Imports what the commands import, once for all children."""
     import importlib
 
     for name in IMPORTED:
         importlib.import_module(name)
+
+
+def warm(whole: Path) -> None:
+    """Fills the caches of compiled programs by one call of each command."""
+    imported()
     for argv in dict.fromkeys(kind.argv for kind in KINDS):
         ended = forks.run(argv, 120, lambda: os.chdir(whole))
         if ended.status:
