@@ -115,6 +115,8 @@ def one(kind: Kind, seed: int, number: int, whole: Path, case: Path, keep: Path 
     damaged.write_bytes(kind.mutation(damaged.read_bytes(), chance))
     before = set(listed(case))
     ended = forks.run(kind.argv, SECONDS, lambda: os.chdir(case))
+    if ended.status == forks.TIMEOUT:
+        ended = forks.run(kind.argv, SECONDS, lambda: os.chdir(case), alone=True)
     wrong = list(faults(ended, case))
     own = tuple(LEFT.get(kind.argv[0], ()))
     left = sorted(path for path in set(listed(case)) - before if not path.startswith(own or ("\0",)))

@@ -36,14 +36,20 @@ class Ended(NamedTuple):
 TIMEOUT = -1000
 
 
-def run(argv: Sequence[str], seconds: float, before: Callable[[], None] = lambda: None) -> Ended:
-    """`bidora-jax ARGV` in a child. `before` runs in the child, first."""
+def run(
+    argv: Sequence[str], seconds: float, before: Callable[[], None] = lambda: None, *, alone: bool = False
+) -> Ended:
+    """`bidora-jax ARGV` in a child. `before` runs in the child, first. `alone`: the child imports everything by itself. Now and then a
+    library that has started threads here (BLAS, Arrow) hangs in a forked child; in such a one it can't."""
     with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
         files = [Path(scratch) / name for name in ("out", "err", "opened")]
         sys.stdout.flush()
         sys.stderr.flush()
         began = time.monotonic()
         child = os.fork()
+        if not child and alone:
+            before()
+            os.execv(sys.executable, [sys.executable, __file__, *map(str, files), *argv])
         if not child:
             _child(argv, files, before)
         status, usage = _waited(child, began + seconds)
@@ -61,7 +67,7 @@ def _waited(child: int, until: float) -> tuple[int, resource.struct_rusage]:
             return TIMEOUT if late else os.waitstatus_to_exitcode(status), usage
         if not late and time.monotonic() > until:
             late = True
-            os.killpg(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
         time.sleep(0.005)
 
 
@@ -69,7 +75,6 @@ def _child(argv: Sequence[str], files: Sequence[Path], before: Callable[[], None
     """Never returns."""
     status = 70
     try:
-        os.setpgid(0, 0)
         for number, file in enumerate(files[:2], 1):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -115,3 +120,8 @@ def note_opened(file: Path) -> None:
         os.write(log, path.encode("utf-8", "replace").replace(b"\n", b"?") + b"\n")
 
     sys.addaudithook(hook)
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[2])
+    _child(sys.argv[4:], [Path(name) for name in sys.argv[1:4]], lambda: None)
