@@ -39,8 +39,8 @@ TIMEOUT = -1000
 def run(
     argv: Sequence[str], seconds: float, before: Callable[[], None] = lambda: None, *, alone: bool = False
 ) -> Ended:
-    """`bidora-jax ARGV` in a child. `before` runs in the child, first. `alone`: the child imports everything by itself. Now and then a
-    library that has started threads here (BLAS, Arrow) hangs in a forked child; in such a one it can't."""
+    """`bidora-jax ARGV` in a child. `before` runs in the child, first. `alone`: the child imports everything by itself. Now and
+    then a library that has started threads here (BLAS, Arrow) hangs in a forked child; in such a one it can't."""
     with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
         files = [Path(scratch) / name for name in ("out", "err", "opened")]
         sys.stdout.flush()

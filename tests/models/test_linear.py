@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from bilevel_problem import MODEL, OPTIMIZERS, batch, dot
+from environment import AS_USERS
 from forms import FORMS, as_bits, quantised
 from tiny import CONFIG, random_base
 
@@ -122,7 +123,7 @@ def compiled(method, base, remat):
 
 def temporaries(method, base, remat="layer"):
     function, arguments = compiled(method, base, remat)
-    return function.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    return function.lower(*arguments).compile(AS_USERS).memory_analysis().temp_size_in_bytes
 
 
 @pytest.fixture(scope="module")
