@@ -1,4 +1,4 @@
-"""A short slice of benchmarks/campaign: damaged files are refused or read, and a killed run ends as a whole one."""
+"""A short slice of benchmarks/campaign/files.py and benchmarks/campaign/kills.py, which run for an hour."""
 
 import os
 import subprocess

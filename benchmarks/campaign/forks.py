@@ -5,6 +5,7 @@ hook in it notes every file that Python opens. What it may take is bounded from 
 counts it at the end. (Bytes that libraries read by themselves are not noted; every file here is opened by Python.)
 """
 
+import importlib.util
 import os
 import resource
 import signal
@@ -105,7 +106,15 @@ def _status(argv: Sequence[str]) -> int:
 def note_opened(file: Path) -> None:
     """From here on, what Python opens is noted in the file, a line each."""
     log, seen = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), set()
-    own = tuple({os.path.realpath(one) + "/" for one in (sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]))})
+    package = importlib.util.find_spec("bidora_jax")
+    assert package is not None and package.origin is not None
+    roots = (
+        sys.prefix,
+        sys.base_prefix,
+        str(Path(__file__).parents[2]),
+        os.path.dirname(os.path.dirname(package.origin)),
+    )
+    own = tuple({os.path.realpath(root) + "/" for root in roots})
 
     def hook(event: str, arguments: tuple) -> None:
         if event != "open" or not isinstance(arguments[0], str | bytes | os.PathLike):

@@ -1,7 +1,7 @@
 """Training from the command line: whole runs, runs that are killed, stop or fill the disk, and refusals.
 
 Whole runs go through training/loop.py, training/phases.py, runs/launch.py, runs/assembly.py, runs/execution.py, runs/folder.py,
-runs/logs.py, training/watchers/drift.py and, with --auto, runs/auto.py.
+runs/logs.py, runs/rates.py, training/watchers/drift.py and, with --auto, runs/auto.py.
 """
 
 import json

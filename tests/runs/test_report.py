@@ -1,6 +1,6 @@
 """report.py, runs/report.py: histories written by hand, a killed run, one that has little to tell, and a whole run.
 
-reporting/history.py reads, reporting/page.py and reporting/summary.py write.
+reporting/history.py reads what has the shapes of reporting/shapes.py, reporting/page.py and reporting/summary.py write.
 """
 
 import json
