@@ -114,9 +114,9 @@ def one(kind: Kind, seed: int, number: int, whole: Path, case: Path, keep: Path 
     damaged = case / kind.file
     damaged.write_bytes(kind.mutation(damaged.read_bytes(), chance))
     before = set(listed(case))
-    ended = forks.run(kind.argv, SECONDS, lambda: os.chdir(case))
+    ended = forks.run(kind.argv, SECONDS, lambda: within(case))
     if ended.status == forks.TIMEOUT:
-        ended = forks.run(kind.argv, SECONDS, lambda: os.chdir(case), alone=True)
+        ended = forks.run(kind.argv, SECONDS, lambda: within(case), alone=True)
     wrong = list(faults(ended, case))
     own = tuple(LEFT.get(kind.argv[0], ()))
     left = sorted(path for path in set(listed(case)) - before if not path.startswith(own or ("\0",)))
@@ -127,6 +127,13 @@ def one(kind: Kind, seed: int, number: int, whole: Path, case: Path, keep: Path 
     said = " | ".join(ended.err.strip().splitlines()[-3:])[-600:]
     return {"seed": seed, "case": number, "file": kind.file, "status": ended.status, "seconds": round(ended.seconds, 2),
             "peak": ended.peak, "wrong": wrong, "said": said if wrong else ""}  # fmt: skip
+
+
+def within(case: Path) -> None:
+    """What a child does first."""
+    os.chdir(case)
+    os.environ["TMPDIR"] = os.environ["XDG_CACHE_HOME"]
+    tempfile.tempdir = None
 
 
 def faults(ended: forks.Ended, case: Path) -> Iterator[str]:
@@ -140,7 +147,7 @@ def faults(ended: forks.Ended, case: Path) -> Iterator[str]:
         yield "no message"
     if ended.peak > MEMORY:
         yield f"{ended.peak / 1e6:.0f} MB of memory"
-    cache = os.environ["XDG_CACHE_HOME"]
+    cache = os.environ["XDG_CACHE_HOME"]  # temporary files are in it too
     outside = sorted(
         path for path in ended.opened if not path.startswith((f"{case}/", cache, tempfile.gettempdir() + "/campaign-"))
     )

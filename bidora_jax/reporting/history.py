@@ -12,8 +12,8 @@ from bidora_jax.errors import InputError
 from bidora_jax.reporting import shapes
 
 Line = dict[str, Any]
-LAST_STEP = 10**12
-"""No run has as many steps; a larger number is damage."""
+LAST_STEP, LONGEST_NAME = 10**12, 100
+"""No run has as many steps, and no phase a name of as many characters; more is damage."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ def _line(file: Path, number: int, text: str, shape: Any) -> Line:
         line, fault = None, f"it is not JSON ({error})"
     if not fault and not 0 <= line["step"] <= LAST_STEP:
         fault = "its step is no step"
+    if not fault and not 0 < len(line["phase"]) <= LONGEST_NAME:
+        fault = "its phase is no name"
     if fault:
         raise InputError(f"{file}:{number} is not a line of a run's history: {fault}; take that line out")
     return line

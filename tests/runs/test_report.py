@@ -202,6 +202,7 @@ DAMAGED_LINES = {
     ("metrics", '{"phase": "search", "step": 2, "train_loss": "high"}'): "train_loss is a text, expected a number",
     ("metrics", '{"phase": "search", "step": true}'): "step is true or false, expected a whole number",
     ("metrics", '{"phase": "search", "step": 1000000000000000000000000000000}'): "its step is no step",
+    ("metrics", json.dumps({"phase": "s" * 101, "step": 2})): "its phase is no name",
     ("metrics", '{"phase": "search", "step": 2, "train_loss": NaN}'): "it is not JSON (NaN is no JSON)",
     (
         "changes",
