@@ -6,6 +6,7 @@ that names the kind. A line of more than LONGEST_LINE bytes is skipped in pieces
 
 import bz2
 import gzip
+import io
 import lzma
 import re
 import zlib
@@ -24,6 +25,8 @@ BARE = re.compile(r"([\w-]+)(?::[\w.-]+)?(?:@.+)?")
 BOM = b"\xef\xbb\xbf"
 DOCUMENT_END = "<|endoftext|>"  # what corpora in one text file put between their documents
 PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+TIMES, SMALL = 100, 2**28
+"""How many times its size a packed file may unpack to, and bytes that any one may."""
 DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 OTHER_KINDS = {  # by their first bytes; UTF-32 opens like UTF-16
     b"\xff\xfe": "UTF-16 text; write it anew: iconv -f UTF-16 -t UTF-8 {path} > utf8{suffix}",
@@ -88,7 +91,35 @@ def full_name(path: Path) -> str:
 
 def opened(path: Path) -> BinaryIO:
     """A file for reading, decompressed on the way."""
-    return PACKED.get(path.suffix.lower(), open)(path, "rb")
+    unpack = PACKED.get(path.suffix.lower())
+    if unpack is None:
+        return path.open("rb")
+    return io.BufferedReader(_Unpacked(unpack(path, "rb"), path))
+
+
+class _Unpacked(io.RawIOBase):
+    """What a packed file holds, up to TIMES its size: a few megabytes can unpack to gigabytes of one letter."""
+
+    def __init__(self, inner: BinaryIO, path: Path) -> None:
+        self.inner, self.path, self.left = inner, path, max(SMALL, TIMES * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self.inner.read(len(buffer))
+        self.left -= len(piece)
+        if self.left < 0:
+            raise InputError(
+                f"{self.path} unpacks to more than {TIMES} times its size of {self.path.stat().st_size:,} bytes, which text does "
+                "not; unpack it and look what it holds"
+            )
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        self.inner.close()
+        super().close()
 
 
 @contextmanager

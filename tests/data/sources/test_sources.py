@@ -288,6 +288,17 @@ def test_a_broken_file_is_refused_with_its_line_and_a_remedy(tmp_path, capfd, ca
         assert part in err
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_packed_file_that_unpacks_to_much_more_than_text_is_refused(tmp_path, capfd, monkeypatch, pack):
+    monkeypatch.setattr(text_files, "SMALL", 2**20)
+    suffix = {gzip.compress: "gz", bz2.compress: "bz2", lzma.compress: "xz"}[pack]
+    bomb = tmp_path / f"a.jsonl.{suffix}"
+    bomb.write_bytes(pack(b'{"text": "a"}\n' * 2**19))
+    assert f"{bomb} unpacks to more than 100 times its size of {bomb.stat().st_size:,} bytes" in said_of(bomb, capfd)
+    bomb.write_bytes(pack(b'{"text": "a"}\n' * 2**14))  # as much of it, but little
+    assert len(read_records(str(bomb))) == 2**14
+
+
 def test_what_is_no_file_is_refused(tmp_path, capfd, monkeypatch):
     (tmp_path / "dangling.jsonl").symlink_to("nowhere.jsonl")
     assert "it is a link to nowhere.jsonl, which does not exist" in said_of(tmp_path / "dangling.jsonl", capfd)
