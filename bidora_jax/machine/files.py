@@ -4,10 +4,12 @@ Files and folders are written under a temporary name beside their place and rena
 error or Ctrl-C leaves nothing behind; a killed process leaves only a hidden `.NAME.tmp-PID`, which goes when NAME is written again.
 """
 
+import ctypes
 import glob
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -72,15 +74,26 @@ def _refuse_occupied(folder: Path, replace: bool) -> None:
 
 
 def _move_into_place(fresh: Path, folder: Path) -> None:
-    """Renames. A folder can't be renamed onto a full one, so the old one steps aside first."""
+    """Renames. A folder can't be renamed onto a full one: where the system can, the two change places, and else the old one steps
+    aside first."""
     if not folder.exists():
         fresh.rename(folder)
+        return
+    if _exchanged(fresh, folder):
+        shutil.rmtree(fresh)
         return
     old = fresh.with_suffix(".old")
     shutil.rmtree(old, ignore_errors=True)  # of a process that was killed between the two lines that follow
     folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether the two names have changed places, in one call of Linux; some of its file systems can't."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 @contextmanager

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from bidora_jax.errors import InputError
+from bidora_jax.machine import files
 from bidora_jax.machine.files import read_json, staged, write_whole
 
 
@@ -61,6 +63,31 @@ def test_an_empty_folder_may_be_filled_and_a_full_one_replaced_on_request(tmp_pa
         with staged(target, replace=content == "2") as fresh:
             (fresh / content).write_text(content)
     assert _names(tmp_path) == ["a", "a/2"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_is_replaced_whole_with_and_without_the_call_that_exchanges_two(tmp_path, monkeypatch, exchanges):
+    if not exchanges:
+        monkeypatch.setattr(files, "_exchanged", lambda one, other: False)
+    for content in ("1", "2"):
+        with staged(tmp_path / "a", replace=True) as folder:
+            (folder / content).write_text(content)
+    assert _names(tmp_path) == ["a", "a/2"]
+
+
+def test_while_a_folder_is_replaced_there_is_always_one_of_its_name(tmp_path):
+    """Another process that looks all the time never misses it."""
+    seen = "import os, sys\nwhile not os.path.exists(sys.argv[2]):\n    os.listdir(sys.argv[1])\n"
+    (tmp_path / "a").mkdir()
+    looking = subprocess.Popen(
+        [sys.executable, "-c", seen, str(tmp_path / "a"), str(tmp_path / "end")], stderr=subprocess.PIPE
+    )
+    time.sleep(0.3)
+    for number in range(300):
+        with staged(tmp_path / "a", replace=True) as folder:
+            (folder / "x").write_text(str(number))
+    (tmp_path / "end").write_text("")
+    assert looking.communicate(timeout=60)[1] == b"" and looking.returncode == 0
 
 
 def test_an_error_keeps_the_folder_that_was_to_be_replaced(tmp_path):
