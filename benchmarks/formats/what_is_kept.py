@@ -29,12 +29,14 @@ from bidora_jax.runs import gguf_exporting, yardstick
 from bidora_jax.runs.folder import run_config
 
 KINDS = ("merged", "lora", "gguf", "nf4")
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="append", required=True, type=Path)
     parser.add_argument("--only", nargs="*", default=KINDS, choices=KINDS)
+    parser.add_argument("--dtypes", nargs="*", default=DTYPES, choices=DTYPES, help="of the merged weights")
     parser.add_argument("--rank", type=int, default=64)
     options = parser.parse_args()
     for run in options.run:
@@ -74,7 +76,7 @@ def written(run: Path, trained: Trained, records: yardstick.Records, options: ar
     if "merged" in options.only:
         yield "bfloat16, nearest", (None, merging.merge(*parts, "bfloat16"), {}, {})
         yield "bfloat16, without records", (None, rounded_merge.merge(architecture, *parts, "bfloat16"), {}, {})
-        for dtype in ("bfloat16", "float16", "float32"):
+        for dtype in options.dtypes:
             yield dtype, (None, rounded_merge.merge(architecture, *parts, dtype, records.inputs), {}, {})
     if "lora" in options.only:
         for rank in (0, options.rank):
