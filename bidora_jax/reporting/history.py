@@ -113,7 +113,7 @@ def _line(file: Path, number: int, text: str, shape: Any) -> Line:
         line = strict_json.loads(text)
         fault = shapes.fault(line, shape)
     except ValueError as error:
-        line, fault = None, f"it is not JSON ({error})"
+        line, fault = {}, f"it is not JSON ({error})"
     if not fault and not 0 <= line["step"] <= LAST_STEP:
         fault = "its step is no step"
     if not fault and not 0 < len(line["phase"]) <= LONGEST_NAME:
