@@ -38,9 +38,21 @@ def load_tokenizer(folder: str | os.PathLike[str], *, ends: bool = True) -> Toke
         if not (Path(folder) / "tokenizer.json").is_file() and (Path(folder) / "tokenizer.model").is_file():
             raise InputError(_needs_sentencepiece(folder)) from error
         raise InputError(f"cannot load the tokenizer in {folder}: {error}") from error
+    for name, kinds, expected in TYPES:
+        found = getattr(tokenizer, name)
+        if not isinstance(found, kinds) or isinstance(found, bool):
+            raise InputError(
+                f"{name} of the tokenizer in {folder} must be {expected}, found {found!r:.60}; mend tokenizer_config.json"
+            )
     if ends and tokenizer.eos_token_id is None:
         raise InputError(f"the tokenizer in {folder} has no end-of-text token; set eos_token in tokenizer_config.json")
     return tokenizer
+
+
+TYPES: tuple[tuple[str, Any, str], ...] = (
+    ("model_max_length", int | float, "a number"), ("chat_template", str | dict | None, "a text, or an object of texts"),
+)  # fmt: skip
+"""What transformers takes from tokenizer_config.json as it stands and reads later on."""
 
 
 def folder_with_adapters(model: Path, adapters: Iterable[Path]) -> Path:

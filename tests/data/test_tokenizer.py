@@ -4,6 +4,7 @@ import json
 
 import pytest
 from byte_tokenizer import make_tokenizer
+from tiny import write_tokenizer
 
 from bidora_jax.data import tokenizer
 from bidora_jax.data.tokenizer import load_tokenizer
@@ -24,6 +25,19 @@ def test_a_broken_tokenizer_is_refused(tmp_path):
 def test_a_tokenizer_without_an_end_of_text_is_refused(tmp_path):
     with pytest.raises(InputError, match="no end-of-text token; set eos_token"):
         make_tokenizer(tmp_path / "endless", eos=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("model_max_length", "x"), ("model_max_length", True), ("chat_template", 5)]
+)
+def test_a_setting_of_another_type_is_refused_by_name(tmp_path, name, value):
+    write_tokenizer(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {name: value}))
+    with pytest.raises(
+        InputError, match=rf"{name} of the tokenizer in .* must be a .*, found {value!r}|cannot load the tokenizer"
+    ):
+        load_tokenizer(tmp_path)
 
 
 def test_a_tokenizer_that_wants_to_run_its_own_code_is_refused(tmp_path):
