@@ -191,6 +191,7 @@ def warm(whole: Path) -> None:
 
 if __name__ == "__main__":
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="campaign-cache-")
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # of a caller: its files are outside
     try:
         main()
     finally:
