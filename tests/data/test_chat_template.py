@@ -221,7 +221,7 @@ def test_a_template_that_counts_letters_is_refused(tokenizer):
 )
 def test_a_template_that_eats_time_or_memory_ends_the_work_at_once(tokenizer, monkeypatch, template, said):
     """It is a program in a file of somebody else's; each of a thousand conversations would have to wait for it."""
-    monkeypatch.setattr(threading, "active_count", lambda: 1)  # a worker of the tests may have another one, which sleeps
+    monkeypatch.setattr(threading, "active_count", lambda: 1)  # a worker may have another, asleep
     monkeypatch.setattr(chat_template, "LONGEST", 0.3)
     monkeypatch.setattr(chat_template, "LARGEST", 50_000)
     assert said in refused(tokenizer, template, *[TALK] * 1000)

@@ -59,7 +59,7 @@ def test_in_another_thread_there_is_no_bound_and_no_error():
 
 
 def test_what_takes_too_much_memory_is_ended_and_the_limit_is_lifted_again(monkeypatch):
-    monkeypatch.setattr(threading, "active_count", lambda: 1)  # a worker of the tests may have another one, which sleeps
+    monkeypatch.setattr(threading, "active_count", lambda: 1)  # a worker may have another, asleep
     before = resource.getrlimit(resource.RLIMIT_AS)
     with pytest.raises(MemoryError), little_memory(1 << 28):
         bytearray(1 << 29)
