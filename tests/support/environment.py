@@ -2,17 +2,21 @@
 
 import os
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The emitters of fused loops can be chosen up to this version, and an XLA that does not know a flag ends the process.
+CHOOSES_EMITTERS = tuple(map(int, version("jax").split(".")[:2])) < (0, 11)
 # Compiling is most of a test's time, and at these sizes LLVM's optimisation buys nothing back. XLA's own emitters of fused loops
 # take twice as long as those before them.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+FLAGS = ["--xla_backend_optimization_level=0", *["--xla_cpu_use_fusion_emitters=false"] * CHOOSES_EMITTERS]
+os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 # bitsandbytes compiles some of its CPU code with torch.compile, for minutes.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # Runs inside this process keep their files away from the user's cache.
 os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "bidora_jax-tests")
-AS_USERS = {"xla_cpu_use_fusion_emitters": True}
+AS_USERS = {"xla_cpu_use_fusion_emitters": True} if CHOOSES_EMITTERS else {}
 """Options of the compiler for a program whose memory is read: the older emitters spare copies that users' programs make."""
 
 
