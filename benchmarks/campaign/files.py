@@ -21,14 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import forks
+import mutations
+from mutations import Mutation
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "tests" / "support")]
-
-import forks  # noqa: E402
-import mutations  # noqa: E402
-from mutations import Mutation  # noqa: E402
-
 SECONDS, MEMORY = 10.0, 10**9
 GENERATE = ("generate", "--model", "model", "--prompt", "repeat 1 x1", "--max-new-tokens", "1")
 WITH_ADAPTER = (*GENERATE[:3], "--adapter", "adapter", *GENERATE[3:])

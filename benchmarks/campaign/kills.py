@@ -24,12 +24,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import files as damaged
+import forks
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "tests" / "support")]
-
-import forks  # noqa: E402
-
 SECONDS = 300.0
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -54,10 +53,8 @@ def main() -> None:
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
         inputs, whole = Path(scratch) / "inputs", Path(scratch) / "whole"
-        import files
-
-        files.make(inputs)
-        files.imported()
+        damaged.make(inputs)
+        damaged.imported()
         forks.run(["info"], SECONDS)
         trained(inputs, whole)  # compiles
         shutil.rmtree(whole)

@@ -10,13 +10,10 @@ number of methods that are compared. A difference is of the data set's own metri
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 from cells import ALL, FINAL, RATES, TUNING
