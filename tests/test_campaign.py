@@ -1,4 +1,4 @@
-"""A short slice of benchmarks/campaign/files.py and benchmarks/campaign/kills.py, which run for an hour."""
+"""A short slice of benchmarks/campaign/files.py, benchmarks/campaign/kills.py and benchmarks/campaign/disks.py, which run for hours."""
 
 import os
 import subprocess
@@ -29,6 +29,12 @@ def test_damaged_files_are_refused_or_read():
 def test_a_killed_run_ends_as_a_whole_one():
     said = ran("kills.py", "--events", "1", "--times", "0", "--seed", "7")
     assert "1 right" in said and "1 kills at file events" in said
+
+
+@pytest.mark.slow
+def test_a_run_that_no_file_may_grow_in_says_so_and_goes_on():
+    said = ran("disks.py", "--disks=0", "--limits", "1")
+    assert said.endswith("\n1 right\n"), said
 
 
 def test_the_judge_sees_what_is_wrong(tmp_path):

@@ -20,6 +20,17 @@ from bidora_jax.errors import InputError
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an OSError of the block this path, where it has none: a full disk is met by a write, which knows no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def staged(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """A fresh folder to write into; it becomes `folder` when the block ends, and is removed when the block raises.
 
@@ -36,7 +47,8 @@ def staged(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     try:
-        yield fresh
+        with naming(folder):
+            yield fresh
         folder.parent.mkdir(parents=True, exist_ok=True)
         _move_into_place(fresh, folder)
     except BaseException:
@@ -103,7 +115,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     for left in _left_by_the_dead(fresh):
         left.unlink(missing_ok=True)
     try:
-        yield fresh
+        with naming(path):
+            yield fresh
         fresh.replace(path)
     except BaseException:
         fresh.unlink(missing_ok=True)
@@ -143,4 +156,5 @@ def read_json(path: Path, remedy: str) -> dict:
 
 
 def write_json(path: Path, value: dict, *, sort_keys: bool = False) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n", encoding="utf-8")
+    with naming(path):
+        path.write_text(json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -22,7 +22,7 @@ from typing import Any
 
 from bidora_jax.config import Config, read, resolve, to_json
 from bidora_jax.errors import InputError
-from bidora_jax.machine.files import read_json, write_whole
+from bidora_jax.machine.files import naming, read_json, write_whole
 from bidora_jax.runs import lengthening
 
 
@@ -68,10 +68,12 @@ def hold(folder: Path) -> Iterator[None]:
             ) from None
         except OSError as error:  # some network file systems
             print(f"{folder} cannot be locked ({error.strerror}): let one process train in it at a time")
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
-        file.flush()
+        said = f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n"
+        with naming(folder / LOCK):
+            file.truncate(0)
+            os.write(
+                file.fileno(), said.encode()
+            )  # without a buffer, which a full disk would meet again when it is closed
         yield
 
 

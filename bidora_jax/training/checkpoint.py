@@ -17,6 +17,8 @@ import logging
 import os
 import re
 import shutil
+import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,6 +57,7 @@ class Checkpoints:
         content = json.loads(json.dumps({"info": info, "leaves": manifest}))
         self._require_space(sum(array.nbytes for array in arrays.values()) + _OVERHEAD)
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), info=ocp.args.JsonSave(content))
+        _ignore_late_writes()
         with _quiet_orbax():
             try:
                 saved = self._manager.save(step, args=args)
@@ -278,6 +281,20 @@ def _quiet_orbax() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@functools.cache
+def _ignore_late_writes() -> None:
+    """tensorstore's threads that still write when orbax has given up report to an event loop that is closed, and Python prints a
+    traceback for each of them."""
+    before = sys.unraisablehook
+
+    def hook(raised: "sys.UnraisableHookArgs") -> None:
+        late = threading.current_thread() is not threading.main_thread()
+        if not (late and str(raised.exc_value) == "Event loop is closed"):
+            before(raised)
+
+    sys.unraisablehook = hook
 
 
 def _as_os_error(error: OSError | ValueError, folder: Path) -> Exception:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TextIO
 
 from bidora_jax.errors import InputError
-from bidora_jax.machine.files import write_whole
+from bidora_jax.machine.files import naming, write_whole
 
 PHASES = ("search", "retrain")
 
@@ -48,8 +48,9 @@ class MetricsLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8")
         plain = _plain(record)
-        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps(plain, allow_nan=False) + "\n")
+            self._file.flush()
         for follower in self.followers:
             follower.append(plain)
 
@@ -77,7 +78,8 @@ class MetricsLog:
 
     def _close_file(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with naming(self.path):
+                self._file.close()
             self._file = None
 
     def __enter__(self) -> Self:

@@ -1,5 +1,6 @@
 """machine/files.py: a folder appears whole or not at all."""
 
+import errno
 import json
 import os
 import subprocess
@@ -34,6 +35,40 @@ def test_an_error_leaves_nothing_behind(tmp_path, error):
     with pytest.raises(type(error)):
         write()
     assert _names(tmp_path) == []
+
+
+WRITERS = {
+    "a file": "files.write_whole(folder / 'x', 'a' * 99)",
+    "settings": "files.write_json(folder / 'x', {'a': 'b' * 99})",
+    "a log": "log = metrics_log.MetricsLog(folder / 'x'); log.append({'phase': 'search', 'step': 1, 'a': 'b' * 99})",
+    "a lock": "run.hold(folder).__enter__()",
+    "a folder": """
+with files.staged(folder / 'x') as fresh:
+    (fresh / 'y').write_text('a' * 99)
+""",
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_full_disk_is_named_by_its_path(tmp_path, kind):
+    """A write that fails knows no name; the system's limit on the size of a file stands for a full disk."""
+    code = f"""
+import resource, sys
+from pathlib import Path
+from bidora_jax.machine import files
+from bidora_jax.runs import folder as run
+from bidora_jax.training import metrics_log
+
+folder = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+try:
+    {WRITERS[kind].strip().replace(chr(10), chr(10) + "    ")}
+except OSError as error:
+    sys.exit(f"{{error.errno}} {{error.filename}}")
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True, check=False)
+    expected = tmp_path / (".lock" if kind == "a lock" else "x")
+    assert done.stderr.split() == [str(errno.EFBIG), str(expected)]
 
 
 def test_what_dead_processes_left_goes_when_the_name_is_written_again(tmp_path):

@@ -320,5 +320,5 @@ def test_an_error_while_writing_comes_out_as_the_systems_and_leaves_nothing_behi
         [sys.executable, "-c", SAVE_TOO_LARGE, str(saved)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert run.stdout == f"{errno.EFBIG} {saved} 7\n"
-    assert "absl" not in run.stderr  # orbax's log of what it raises
+    assert run.stderr == ""  # orbax logs what it raises, and its threads report later on
     assert sorted(os.listdir(saved)) == ["3", "7"]
