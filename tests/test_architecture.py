@@ -31,7 +31,6 @@ FLOORS = (
     ("models.stacks",),
     ("models.decoder", "models.encoder"),
     ("models.backbone",),
-    ("models.moments",),
     ("models.rounded_merge",),
     ("models.quantization",),
     ("models.formats",),

@@ -50,8 +50,7 @@ def one_run(run: Path, options: argparse.Namespace) -> None:
     adapter, direction, magnitude = peft.load_adapter(folder, architecture)
     base = initial.prepare_base(hf.load(config.model, source, architecture), adapter)
     trained = Trained(architecture, adapter, base, direction, magnitude)
-    records = yardstick.read(config, architecture)
-    own = records.yardstick
+    own = yardstick.read(config, architecture)
     assert own is not None, "a language model's run"
     split = "test" if "test" in own.splits else "validation"
     parts = trained[1:5]
@@ -61,7 +60,7 @@ def one_run(run: Path, options: argparse.Namespace) -> None:
     print(f"{'written as':28s} {'loss':>8s} {'kept':>7s} {'equal':>6s} {'seconds':>8s}")
     exact = merging.merge(*parts, "float32")
     begin = time.perf_counter()
-    for name, model in written(run, trained, records, options):
+    for name, model in written(run, trained, own, options):
         seconds = time.perf_counter() - begin
         loss = own.losses(*model)[split]
         equal = sum(one == other for one, other in zip(wanted, own.answers(*model), strict=True))
@@ -70,17 +69,16 @@ def one_run(run: Path, options: argparse.Namespace) -> None:
         begin = time.perf_counter()
 
 
-def written(run: Path, trained: Trained, records: yardstick.Records, options: argparse.Namespace) -> Iterator[tuple]:
+def written(run: Path, trained: Trained, own: yardstick.Yardstick, options: argparse.Namespace) -> Iterator[tuple]:
     """(a name, (adapter, base, direction, magnitude)) of each way, in turn."""
     architecture, parts = trained.config, trained[1:5]
     if "merged" in options.only:
         yield "bfloat16, nearest", (None, merging.merge(*parts, "bfloat16"), {}, {})
-        yield "bfloat16, without records", (None, rounded_merge.merge(architecture, *parts, "bfloat16"), {}, {})
         for dtype in options.dtypes:
-            yield dtype, (None, rounded_merge.merge(architecture, *parts, dtype, records.inputs), {}, {})
+            yield dtype, (None, rounded_merge.merge(*parts, dtype), {}, {})
     if "lora" in options.only:
         for rank in (0, options.rank):
-            judge = records.yardstick.judge(trained) if records.yardstick and not rank else None
+            judge = None if rank else own.judge(trained)
             found = lora_approximation.approximate(*parts[:1], architecture, *parts[1:], rank=rank, judge=judge)
             yield f"lora, rank {found.rank}", (found.adapter, trained.base, found.direction, {})
     with tempfile.TemporaryDirectory() as scratch:

@@ -238,9 +238,8 @@ def _write_merged(config: Config, inputs: RunInputs, trained: "Trained") -> None
     folder = Path(config.output_dir) / "merged"
     dtype = hf.source_dtype(inputs.model_folder, config.model.dtype).name
     ends = () if inputs.labelled else conversation.ends(inputs.model_folder, inputs.tokenizer)
-    records = yardstick.inputs(inputs.problem.train) if exporting.is_rounded(dtype) else []
-    export.write_merged(folder, inputs.model_folder, trained, dtype=dtype, records=records, ends=ends, replace=True)
-    own = yardstick.read(config, trained.config).yardstick if records and inputs.labelled is None else None
+    export.write_merged(folder, inputs.model_folder, trained, dtype=dtype, ends=ends, replace=True)
+    own = yardstick.read(config, trained.config) if inputs.labelled is None and dtype != "float32" else None
     if own is not None and own.splits:
         exporting.compare(own, trained, folder, "merged")
 

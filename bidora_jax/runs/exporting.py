@@ -53,9 +53,7 @@ def export_run(
         trained = label_files.completed(trained, labels, source)
     written = hf.source_dtype(source, config.model.dtype).name if dtype == "source" else dtype
     written = export.half_of(trained) if written == "half" else written
-    read = measure or (format == "merged" and is_rounded(written))
-    records = yardstick.read_or_say(config, architecture) if read else yardstick.Records([], None)
-    compared = records.yardstick if measure else None
+    compared = yardstick.read_or_say(config, architecture) if measure else None
     notes: list[str] = []
     if format == "lora":
         judge = compared.judge(trained) if compared is not None and rank == 0 else None
@@ -65,17 +63,11 @@ def export_run(
         export.write_adapter(output, peft_config.read(folder), config.model.path, trained)
     else:
         ends = conversation.ends_of_folder(source) if labels is None else ()
-        how = {"dtype": written, "records": records.inputs, "ends": ends}
         if quantised:
-            export.write_merged_over(merge_base, output, source, trained, **how)
+            export.write_merged_over(merge_base, output, source, trained, dtype=written, ends=ends)
         else:
-            export.write_merged(output, source, trained, **how)
+            export.write_merged(output, source, trained, dtype=written, ends=ends)
     return notes if compared is None else [*notes, *compare(compared, trained, output, format)]
-
-
-def is_rounded(dtype: str) -> bool:
-    """Whether merged weights of this dtype are rounded by the run's records (models/rounded_merge.py)."""
-    return dtype in ("bfloat16", "float16")
 
 
 def compare(yardstick: "Yardstick", trained: "Trained", folder: Path, format: Format) -> list[str]:

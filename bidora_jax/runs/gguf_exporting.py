@@ -52,15 +52,14 @@ def export_run(
     source, trained = _opened(run, merge_base)
     ends = source.told.ends
     if format == "gguf":
-        read = measure or quantize == "bf16"
-        records = yardstick.read_or_say(run_config(str(run)), source.config) if read else yardstick.Records([], None)
-        model = gguf_export.of_run(source.name, trained, quantize, records.inputs)
+        own = yardstick.read_or_say(run_config(str(run)), source.config) if measure else None
+        model = gguf_export.of_run(source.name, trained, quantize)
         gguf_export.write_model(output, model, source.written, quantize)
         modelfile.write(modelfile.beside(output), output.name, source.tokenizer, ends)
-        if measure and records.yardstick is not None:
+        if own is not None:
             config = gguf_export.config_of(model)
             base = gguf_export.read_base(output, config, source.name)
-            print("\n".join(records.yardstick.measured(trained, None, base, {}, {}).lines))
+            print("\n".join(own.measured(trained, None, base, {}, {}).lines))
         return
     gguf_adapter.write_adapter(output, source.name, trained)
     base = f"{source.folder.name}.gguf"

@@ -3,14 +3,11 @@
 loss      of the base, of the adapter and of what was written, on validation and test, in float32: weights differ, arithmetic
           does not
 answers   greedy, to the first ASKED records that ask something: how many are those of the adapter
-inputs    batches of the training records, by which weights of 16 bits are rounded (models/rounded_merge.py)
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
 
 from bidora_jax.config import Config
 from bidora_jax.errors import InputError
@@ -29,10 +26,6 @@ if TYPE_CHECKING:
 ASKED, NEW_TOKENS = 12, 40
 LENGTHS = 4
 """Padded lengths, at most."""
-TOKENS = 16_384
-"""Tokens of the training records that give the inputs: several times the in_features of a small model's layers."""
-AT_A_TIME = 2_048
-"""Tokens of a batch of them."""
 
 
 class Measured(NamedTuple):
@@ -134,23 +127,16 @@ class Yardstick(NamedTuple):
         return lost
 
 
-class Records(NamedTuple):
-    """What is read of a run's records: batches that give the inputs of its layers, and the yardstick of a language model."""
-
-    inputs: "list[Batch]"
-    yardstick: Yardstick | None
-
-
-def read(config: Config, architecture: "Architecture") -> Records:
-    """The records as the run read them. InputError for those that are not there any more, or not the same."""
+def read(config: Config, architecture: "Architecture") -> Yardstick | None:
+    """The records as the run read them; None of a classifier. InputError for those that are gone, or not the same."""
     from bidora_jax.data.tokenizer import pad_id
     from bidora_jax.generation import conversation
     from bidora_jax.models.formats import hf_config
-    from bidora_jax.runs import assembly
+    from bidora_jax.runs import assembly, labelling
 
-    labelled = assembly.read_labelled_data(config)
-    if labelled is not None:
-        return Records(inputs(labelled.rows["train"]), None)
+    folder = hf_config.resolve_folder(config.model.path, weights=False)
+    if labelling.is_asked(config, hf_config.read_config(folder)):
+        return None
     # One padded length: the number that a run would choose takes a look at its steps.
     data = assembly.read_data(replace(config, data=replace(config.data, buckets=1)))
     rows = {"validation": data.ready.rows.get("val", []), "test": data.ready.test}
@@ -158,19 +144,17 @@ def read(config: Config, architecture: "Architecture") -> Records:
     splits = {split: _padded(part, config.data.batch_size, pad) for split, part in rows.items() if part}
     given = (data.splits.test.records, data.splits.val.records, data.splits.train.records)
     asked = next((found for part in given if (found := _asking(part))), [])
-    ends = tuple(conversation.ends(hf_config.resolve_folder(config.model.path, weights=False), data.tokenizer))
-    yardstick = Yardstick(config, architecture, data.tokenizer, splits, asked, ends)
-    return Records(inputs(data.ready.rows["train"]), yardstick)
+    ends = tuple(conversation.ends(folder, data.tokenizer))
+    return Yardstick(config, architecture, data.tokenizer, splits, asked, ends)
 
 
-def read_or_say(config: Config, architecture: "Architecture") -> Records:
+def read_or_say(config: Config, architecture: "Architecture") -> Yardstick | None:
     """`read`, and where the records are gone a line that says what is not done without them."""
     try:
         return read(config, architecture)
     except InputError as problem:
-        print(f"note: the run's records can't be read, so what is written is not compared on them, and weights of 16 bits are "
-              f"rounded without them: {problem}")  # fmt: skip
-        return Records([], None)
+        print(f"note: the run's records can't be read, so what is written is not compared on them: {problem}")
+        return None
 
 
 def _asking(records: "Sequence[Record]") -> "list[Record]":
@@ -186,26 +170,3 @@ def _padded(rows: "Examples", batch_size: int, pad: int) -> "list[Batch]":
     lengths = batches.bucket_lengths([len(row.tokens) for row in rows], LENGTHS)
     form = batches.BatchForm(1, batch_size, pad, packed=isinstance(rows[0], PackedRow))
     return list(batches.full_pass(rows, lengths, form))
-
-
-def inputs(rows: "Examples") -> "list[Batch]":
-    """Batches of one shape of rows from all over the split, TOKENS tokens at most: tokens, segments, and types where rows have
-    them."""
-    from bidora_jax.data import batches
-
-    total = sum(len(row.tokens) for row in rows)
-    chosen = list(rows[:: max(1, -(-total // TOKENS))])
-    (length,) = batches.bucket_lengths([len(row.tokens) for row in chosen], 1)
-    size = max(1, min(AT_A_TIME // length, len(chosen)))
-    names = ("tokens", "segments", *(("types",) if hasattr(chosen[0], "types") else ()))
-    found = []
-    for begin in range(0, len(chosen), size):
-        batch = {name: np.zeros((size, length), np.int32) for name in names}
-        for number, row in enumerate(chosen[begin : begin + size]):
-            held = slice(0, len(row.tokens))
-            batch["segments"][number, held] = 1
-            for name in names:
-                if hasattr(row, name):
-                    batch[name][number, held] = getattr(row, name)
-        found.append(batch)
-    return found

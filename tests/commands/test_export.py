@@ -74,9 +74,8 @@ def test_the_merged_weights_can_be_rounded_to_bfloat16(run, tmp_path, capfd):
         for name in file.keys():  # noqa: SIM118
             found, wanted = file.get_tensor(name), jnp.asarray(exact[name])
             assert found.dtype == jnp.bfloat16
-            if "q_proj" in name:  # rounded by the inputs of the run's records
-                assert jnp.all(jnp.abs(found.astype(jnp.float32) - wanted) <= jnp.abs(wanted) * 2.0**-6)
-                assert not jnp.array_equal(found, wanted.astype(jnp.bfloat16))
+            if "q_proj" in name:  # the nearest value or the other neighbour
+                assert jnp.all(jnp.abs(found.astype(jnp.float32) - wanted) <= jnp.abs(wanted) * 2.0**-7)
             else:
                 assert jnp.array_equal(found, wanted.astype(jnp.bfloat16))
 
@@ -135,9 +134,7 @@ def test_weights_beyond_the_range_of_float16_are_refused(run, tmp_path, capfd):
 
 def test_an_export_that_has_lost_the_adapter_is_removed(run, tmp_path, capfd, monkeypatch):
     """In bfloat16 the base itself is within what rounding allows."""
-    monkeypatch.setattr(
-        "bidora_jax.models.rounded_merge.merge", lambda config, adapter, base, direction, magnitude, *_: base
-    )
+    monkeypatch.setattr("bidora_jax.models.rounded_merge.merge", lambda adapter, base, *_: base)
     monkeypatch.setitem(parity.TOLERANCE, jnp.dtype(jnp.bfloat16), 1e3)
     argv = ["--run", str(run), "--output", str(tmp_path / "out"), "--dtype", "bfloat16", "--no-measure"]
     said = refused_export(argv, capfd, status=1)

@@ -15,45 +15,30 @@ from bidora_jax.models.adapters import initial, merging
 from bidora_jax.models.compute import Compute
 
 CONFIG = replace(tiny.CONFIG, hidden_size=62, intermediate_size=74)
-# Few tokens, so that the inputs lie in few directions, as those of a trained model do.
-RECORDS = [
-    {
-        "tokens": np.random.default_rng(n).integers(9, size=(5, 41), dtype=np.int32),
-        "segments": np.ones((5, 41), np.int32),
-    }
-    for n in range(2)
-]
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(9, size=(10, 41), dtype=np.int32))
 
 
-def short_run(kind: str):
+def short_run(kind: str, by: float = 2e-4):
     """(adapter, prepared base on the grid of bfloat16, direction, magnitude) after a change of 3e-4 of the weights."""
     adapter = adapters.resolve(KINDS[kind], CONFIG)
     base = initial.prepare_base(tiny.random_base(CONFIG, dtype=jnp.bfloat16, spread=0.1), adapter)
-    direction, magnitude = initial.init(adapter, base, jax.random.key(0))
     random = np.random.default_rng(1)
 
     def leaf(path, stack):
-        used = stack != 0 if path[-1].key == "A" else np.ones(stack.shape)
-        return stack + {"A": 0.0, "B": 2e-4, "m": 0.0}[path[-1].key] * used * random.normal(size=stack.shape)
+        stack = stack.astype(jnp.float32)
+        used = stack != 0 if path[-1].key == "A" else np.ones(stack.shape, np.float32)
+        step = {"A": 0.0, "B": by, "m": 0.0}[path[-1].key] * used * random.normal(size=stack.shape)
+        return stack + step.astype(np.float32)
 
-    names = (direction, magnitude)
-    return (
-        adapter,
-        base,
-        *(
-            jax.tree.map(lambda x: x.astype(jnp.float32), jax.tree_util.tree_map_with_path(leaf, tree))
-            for tree in names
-        ),
-    )
+    return adapter, base, *jax.tree_util.tree_map_with_path(leaf, initial.init(adapter, base, jax.random.key(0)))
 
 
 def judged(trained, *merged) -> list[tuple[float, float]]:
-    """(share of the change of the logits that is kept, error as a share of that change) of each model, on the records."""
+    """(share of the change of the logits that is kept, error as a share of that change) of each model."""
     wide = Compute(dtype=jnp.float32)
     adapter, base, *trees = trained
-    tokens = jnp.asarray(np.concatenate([batch["tokens"] for batch in RECORDS]))
-    logits = jax.jit(lambda base: decoder.logits(CONFIG, None, base, {}, {}, tokens, wide))
-    y, before = decoder.logits(CONFIG, adapter, base, *trees, tokens, wide), logits(base)
+    logits = jax.jit(lambda base: decoder.logits(CONFIG, None, base, {}, {}, TOKENS, wide))
+    y, before = decoder.logits(CONFIG, adapter, base, *trees, TOKENS, wide), logits(base)
     found = []
     for one in map(logits, merged):
         kept = float(jnp.vdot(one - before, y - before) / jnp.vdot(y - before, y - before))
@@ -64,29 +49,44 @@ def judged(trained, *merged) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("kind", ["lora", "bidora"])
 def test_what_a_short_run_has_learned_is_kept(kind):
     trained = short_run(kind)
-    nearest = merging.merge(*trained, "bfloat16")
-    ours, unread = (
-        rounded_merge.merge(CONFIG, *trained, "bfloat16", RECORDS),
-        rounded_merge.merge(CONFIG, *trained, "bfloat16"),
-    )
-    found = judged(trained, nearest, ours, unread)
-    assert found[0][0] < 0.5 and found[0][1] > 0.5
-    assert abs(found[1][0] - 1) < 0.2
-    assert abs(found[2][0] - 1) < 0.5
-    assert found[1][1] < found[2][1]  # the records spare noise
+    nearest, ours = merging.merge(*trained, "bfloat16"), rounded_merge.merge(*trained, "bfloat16")
+    (kept, error), (ours_kept, _) = judged(trained, nearest, ours)
+    assert kept < 0.5 and error > 0.5
+    assert abs(ours_kept - 1) < 0.5  # a layer of 62 x 62 averages over few entries; the error of float32 below does not
 
 
-def test_it_is_a_neighbour_of_a_point_along_the_change_and_the_same_every_time():
+def test_what_is_drawn_has_the_merged_weights_as_its_mean():
+    """The error of all entries together is that of a mean of independent draws, so that ΔW is whole in it."""
+    trained = short_run("bidora")
+    exact, ours = (rounded_merge.merge(*trained, dtype) for dtype in ("float32", "bfloat16"))
+    along = whole = spread = 0.0
+    for site in trained[0].sites:
+        w, q = (np.asarray(adapters.get(one["layers"], site.path)["weight"], np.float64) for one in (exact, ours))
+        change = w - np.asarray(dense(trained[1], site.path), np.float64)
+        along, whole = along + np.vdot(q - w, change), whole + np.vdot(change, change)
+        spread += np.sum(np.square((q - w) * change))
+    assert abs(along) < 4 * np.sqrt(spread)
+    assert np.sqrt(spread) < 0.1 * whole
+
+
+def test_a_change_that_the_nearest_values_keep_is_rounded_to_them():
+    trained = short_run("lora", by=0.3)
+    wanted, found = merging.merge(*trained, "bfloat16"), rounded_merge.merge(*trained, "bfloat16")
+    for site in trained[0].sites:
+        near, ours = (adapters.get(one["layers"], site.path)["weight"] for one in (wanted, found))
+        assert np.mean(np.asarray(near) != ours) < 0.02  # a row of B may be near zero by chance
+
+
+def test_it_is_a_neighbour_of_what_was_trained_and_the_same_every_time():
     trained = short_run("bidora")
     exact = merging.merge(*trained, "float32")
-    first, second = (rounded_merge.merge(CONFIG, *trained, "bfloat16", RECORDS) for _ in range(2))
+    first, second = (rounded_merge.merge(*trained, "bfloat16") for _ in range(2))
     for site in trained[0].sites:
         w, found, again = (adapters.get(one["layers"], site.path)["weight"] for one in (exact, first, second))
         assert found.dtype == jnp.bfloat16
         assert np.array_equal(found, again)
-        w, w0 = (np.asarray(jnp.asarray(one), np.float32) for one in (w, dense(trained[1], site.path)))
-        beyond = 3 * np.abs(w - w0)  # γ is at most 4
-        assert np.all(np.abs(found.astype(np.float32) - w) <= (np.abs(w) + beyond) * 2.0**-7 + beyond)
+        w = np.asarray(w, np.float32)
+        assert np.all(np.abs(found.astype(np.float32) - w) <= np.abs(w) * 2.0**-7)
 
 
 def dense(base, path: str):
@@ -95,14 +95,13 @@ def dense(base, path: str):
 
 
 def test_layers_without_an_adapter_stay_the_base():
-    adapter, base, direction, magnitude = short_run("one layer")
-    merged = rounded_merge.merge(CONFIG, adapter, base, direction, magnitude, "bfloat16", RECORDS)
-    before, after = (dense(one, "mlp.up_proj") for one in (base, merged))
+    trained = short_run("one layer")
+    before, after = (dense(one, "mlp.up_proj") for one in (trained[1], rounded_merge.merge(*trained, "bfloat16")))
     assert np.array_equal(before[0], after[0])
     assert not np.array_equal(before[1], after[1])
 
 
 def test_more_than_16_bits_are_the_plain_merge():
     trained = short_run("dora")
-    wanted, found = merging.merge(*trained, "float32"), rounded_merge.merge(CONFIG, *trained, "float32", RECORDS)
+    wanted, found = merging.merge(*trained, "float32"), rounded_merge.merge(*trained, "float32")
     assert all(map(jnp.array_equal, jax.tree.leaves(wanted), jax.tree.leaves(found)))

@@ -1,44 +1,14 @@
 """What a run's records say of an export. The road is in tests/commands/test_export.py; here are the parts."""
 
 import jax
-import numpy as np
 import pytest
 import tiny
 from random_adapters import KINDS, prepared
 from runs import trained_run
 
-from bidora_jax.data.encoding import Example
-from bidora_jax.data.labels import LabelledExample
-from bidora_jax.data.packing import PackedRow
 from bidora_jax.models.formats.export import Trained
 from bidora_jax.runs import yardstick
 from bidora_jax.runs.folder import run_config
-
-
-def rows(lengths):
-    return [Example(np.arange(n, dtype=np.int32), np.ones(n, bool), False) for n in lengths]
-
-
-def test_the_inputs_are_rows_of_the_whole_split_in_batches_of_one_shape(monkeypatch):
-    monkeypatch.setattr(yardstick, "TOKENS", 120)
-    monkeypatch.setattr(yardstick, "AT_A_TIME", 64)
-    lengths = [7, 30, 11, 25, 9, 17, 31, 12, 21, 19]  # 182 tokens: every second row is taken
-    found = yardstick.inputs(rows(lengths))
-    assert {batch["tokens"].shape for batch in found} == {(2, 32)}
-    real = np.concatenate([batch["segments"].sum(axis=1) for batch in found])
-    assert real.tolist() == [7, 11, 9, 31, 21, 0]
-    assert found[0]["tokens"][1].tolist() == [*range(11), *[0] * 21]
-
-
-def test_packed_rows_keep_their_documents_and_texts_their_types():
-    packed = PackedRow(np.arange(5, dtype=np.int32), np.ones(5, bool), np.array([1, 1, 2, 2, 2], np.int32), (0, 1))
-    (batch,) = yardstick.inputs([packed])
-    assert batch["segments"][0, :6].tolist() == [1, 1, 2, 2, 2, 0]
-    text = LabelledExample(
-        np.arange(4, dtype=np.int32), np.array([0, 0, 1, 1], np.int32), np.ones(2, np.float32), False
-    )
-    (batch,) = yardstick.inputs([text])
-    assert batch["types"][0, :5].tolist() == [0, 0, 1, 1, 0]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +23,7 @@ def test_the_share_of_the_gain_that_a_lora_loses(opened):
     from bidora_jax.models.adapters import adapter as adapters
     from bidora_jax.models.adapters import initial
 
-    own, (adapter, base, direction, magnitude) = opened.yardstick, prepared(KINDS["lora"], tiny.random_base())
+    own, (adapter, base, direction, magnitude) = opened, prepared(KINDS["lora"], tiny.random_base())
     before = own.losses(None, base, {}, {})["validation"]
 
     def scaled(by):

@@ -37,12 +37,12 @@ class Trained(NamedTuple):
     """What its outputs stand for."""
 
 
-def merged_model(trained: Trained, dtype: str, records: "Sequence[dict]") -> "PyTree":
-    """The dense model with the adapter folded in; batches of the run's `records` say which errors of rounding count."""
+def merged_model(trained: Trained, dtype: str) -> "PyTree":
+    """The dense model with the adapter folded in."""
     from bidora_jax.models import rounded_merge
     from bidora_jax.models.adapters import merging
 
-    return merging.dequantise(rounded_merge.merge(*trained[:5], dtype, records), dtype)
+    return merging.dequantise(rounded_merge.merge(*trained[1:5], dtype), dtype)
 
 
 def _before(trained: Trained) -> "Float[np.ndarray, 'B _ C']":
@@ -58,22 +58,20 @@ def write_merged(
     trained: Trained,
     *,
     dtype: str,
-    records: "Sequence[dict]" = (),
     ends: Sequence[int] = (),
     replace: bool = False,
     to: str = "trained model",
 ) -> None:
     """The model with its adapter folded in, as a Hugging Face folder like `source`, proved before it gets its name.
 
-    Always dense: a quantised base is dequantised. `records` are batches of the run's own, by which weights of 16 bits are rounded
-    (models/rounded_merge.py). `ends` are the tokens that end an answer. `to` says what the proof compares with.
+    Always dense: a quantised base is dequantised. `ends` are the tokens that end an answer. `to` says what the proof compares with.
     """
     from bidora_jax.machine.files import staged
     from bidora_jax.models.formats import hf, hf_head, parity
 
     expected, before = parity.probe_logits(*trained[:6]), _before(trained)
     with staged(folder, replace=replace) as fresh:
-        merged = merged_model(trained, dtype, records)
+        merged = merged_model(trained, dtype)
         check_range(merged, dtype)
         classifier = None if trained.head is None else (trained.head, trained.classes)
         hf.write_model(fresh, source, trained.config, merged, dtype=dtype, ends=ends, classifier=classifier)
@@ -114,7 +112,7 @@ def beyond_float16(merged: "PyTree") -> list[str]:
 
 def half_of(trained: Trained) -> str:
     """float16 where every weight of the merged model fits its range, else bfloat16; says which."""
-    wrong = beyond_float16(merged_model(trained, "float16", ()))
+    wrong = beyond_float16(merged_model(trained, "float16"))
     chosen = "bfloat16" if wrong else "float16"
     why = f"{wrong[0]} is beyond the range of float16" if wrong else "every weight fits, and it has three bits more"
     print(f"--dtype half: {chosen}, as {why}")
@@ -128,7 +126,6 @@ def write_merged_over(
     trained: Trained,
     *,
     dtype: str,
-    records: "Sequence[dict]" = (),
     ends: Sequence[int] = (),
 ) -> None:
     """The merged model of a run on a quantised base: the update added to the dequantised weights, or to those of `source`.
@@ -146,15 +143,13 @@ def write_merged_over(
             original = hf.load_base(source, trained.config, hf.source_dtype(source, dtype_of(trained.base).name))
             over = trained._replace(base=initial.prepare_base(original, trained.adapter))
             del original
-        merged = merged_model(
-            over, dtype, ()
-        )  # in a second: rounding by the records takes minutes, and one model is written
+        merged = merged_model(over, dtype)
         found = parity.compare(parity.probe_logits(trained.config, None, merged, {}, {}, trained.head), expected, dtype)
         del merged
         print(f"update over the {name} weights: largest logit difference to the trained model {found.largest:.2e} "
               f"(largest logit {found.scale:.3g})")  # fmt: skip
     to = "trained model" if chosen == "quantized" else "update over the original weights"
-    write_merged(folder, source, over, dtype=dtype, records=records, ends=ends, to=to)
+    write_merged(folder, source, over, dtype=dtype, ends=ends, to=to)
 
 
 def write_adapter(

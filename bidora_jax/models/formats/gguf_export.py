@@ -54,15 +54,15 @@ class Model(NamedTuple):
     """Those of the base that was trained."""
 
 
-def of_run(name: str, trained: "Trained", quantize: Quantize, records: Sequence[dict] = ()) -> Model:
-    """The merge in float32, from which a matrix is rounded once; of bf16, in which the nearest value loses most of what a short run
-    changed, rounded by batches of the run's `records` (models/rounded_merge.py)."""
+def of_run(name: str, trained: "Trained", quantize: Quantize) -> Model:
+    """The merge in float32, from which a matrix is rounded once; for bf16, in which nearest values lose most of a short run,
+    the one that is rounded on average (models/rounded_merge.py)."""
     from bidora_jax.models.formats import export, parity
 
     assert isinstance(trained.config, DecoderConfig)
     expected, before = parity.probe_logits(*trained[:5]), parity.before_training(*trained[:1], *trained[2:4])
     dtype = "bfloat16" if quantize == "bf16" else "float32"
-    return Model(name, trained.config, export.merged_model(trained, dtype, records), expected, before)
+    return Model(name, trained.config, export.merged_model(trained, dtype), expected, before)
 
 
 def of_base(name: str, config: DecoderConfig, base: "PyTree") -> Model:

@@ -44,7 +44,7 @@ TOLERANCE = {
 
 
 LEAST_KEPT = 0.5
-"""Share of the change below which an export is refused. A merge that is rounded by its outputs (models/rounded_merge.py) keeps
+"""Share of the change below which an export is refused. A merge that is rounded on average (models/rounded_merge.py) keeps
 nearly all of it, and the nearest values of bfloat16 kept 52 % of a short run's change of the weights (2026-11-30)."""
 
 
