@@ -1,4 +1,4 @@
-"""A short slice of benchmarks/campaign/files.py, benchmarks/campaign/kills.py and benchmarks/campaign/disks.py, which run for hours."""
+"""A short slice of benchmarks/campaign/files.py, benchmarks/campaign/kills.py and benchmarks/campaign/disks.py."""
 
 import os
 import subprocess

@@ -1,13 +1,19 @@
 """Compiled programs kept between runs: a second run of the same shapes starts without compiling.
 
 JAX's persistent cache, on by default for `train`. XLA compiles for the processor it finds, so the folder for a CPU has the
-CPU's features in its name. Machines that share a home would otherwise run each other's instructions.
+CPU's features in its name. Machines that share a home would otherwise run each other's instructions. JAX never writes over an
+entry, so a damaged one is removed when JAX warns of it: without that, every later run would warn and compile anew.
 """
 
+import functools
+import glob
 import hashlib
 import os
 import platform
+import re
+import warnings
 from pathlib import Path
+from typing import TextIO
 
 import jax
 
@@ -22,6 +28,7 @@ def keep_compiled(setting: str) -> Path | None:
     """
     named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if named:
+        _remove_damaged(Path(named))
         return Path(named)
     if not setting:
         return None
@@ -32,7 +39,33 @@ def keep_compiled(setting: str) -> Path | None:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # the many small programs of a start add up
+    _remove_damaged(folder)
     return folder
+
+
+@functools.cache
+def _remove_damaged(folder: Path) -> None:
+    """From here on, JAX's warning of an unreadable entry removes the entries of that program, and is one line. The warning comes
+    before the program is compiled and written again, and names the program but not the entry."""
+    shown = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        found = re.match(r"Error reading persistent compilation cache entry for '([^']+)': ", str(message))
+        if found is None:
+            shown(message, category, filename, lineno, file, line)
+            return
+        for entry in folder.glob(f"{glob.escape(found[1])}-*"):
+            entry.unlink(missing_ok=True)
+        print(f"a compiled program in {folder} is damaged; it is removed, and compiled anew")
+
+    warnings.showwarning = show
 
 
 def default_folder() -> Path:

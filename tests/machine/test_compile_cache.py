@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -48,6 +49,23 @@ def test_the_environments_folder_stays_in_charge(tmp_path):
 def test_a_folder_that_cannot_be_made_costs_the_cache_only(tmp_path):
     (tmp_path / "file").write_text("")
     assert run(str(tmp_path / "file" / "below"), tmp_path) == "None"
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[: len(content) // 2], lambda content: b"", lambda content: b"x" * 99]
+)
+def test_a_damaged_entry_is_said_once_and_written_again(tmp_path, damage):
+    folder = run("auto", tmp_path)
+    entries = {path: path.read_bytes() for path in Path(folder).glob("*-cache")}
+    for path, content in entries.items():
+        path.write_bytes(damage(content))
+    said = run("auto", tmp_path).splitlines()
+    assert len(said) == 1 + len({path.name.rpartition("-")[0].rpartition("-")[0] for path in entries})
+    assert {*said[1:]} == {f"a compiled program in {folder} is damaged; it is removed, and compiled anew"}
+    assert {path.name: len(path.read_bytes()) > 99 for path in entries} == dict.fromkeys(
+        (path.name for path in entries), True
+    )
+    assert run("auto", tmp_path) == folder
 
 
 @pytest.mark.parametrize("other", ["avx512f avx512_bf16", ""])
