@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from bidora_jax.models.formats import tokenizer_files
 Tokenizer = Any  # transformers' PreTrainedTokenizerBase, whose import takes a second
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 """A folder without any of these has no tokenizer."""
+PROBE = "a é 中 👍"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -32,6 +34,8 @@ def load_tokenizer(folder: str | os.PathLike[str], *, ends: bool = True) -> Toke
     auto = _auto_tokenizer()
     try:
         tokenizer = auto.from_pretrained(os.fspath(folder), local_files_only=True, trust_remote_code=False)
+        with suppress(Exception):  # of a tokenizer that knows no such letters; what is damaged panics, which is none
+            tokenizer(PROBE)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # the Rust tokenizers raise Exception itself, and their panics are none

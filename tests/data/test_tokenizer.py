@@ -1,6 +1,9 @@
 """data/tokenizer.py: folders whose tokenizer can't be used are refused."""
 
+import base64
 import json
+import re
+import shutil
 
 import pytest
 from byte_tokenizer import make_tokenizer
@@ -71,3 +74,19 @@ def test_a_token_that_has_no_embedding_is_refused(tmp_path):
         InputError, match=rf"the prompts hold tokens that the model has no embedding for: {last} \('.*'\); it has"
     ):
         tokenizer.check_known([[0, last]], made, last, "the prompts")
+
+
+MAPS = {"when it is read": b"\xff" * 40, "when it is used": b"\x08\0\0\0" + b"\xff" * 8 + b"abc"}
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_a_panic_of_the_rust_tokenizers_is_refused_with_the_folder(model_folder, tmp_path, kind):
+    """A garbage map of characters. Their panic is a BaseException."""
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"] = {
+        "type": "Precompiled", "precompiled_charsmap": base64.b64encode(MAPS[kind]).decode()
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=re.escape(f"cannot load the tokenizer in {folder}: ")):
+        load_tokenizer(folder)
