@@ -25,13 +25,21 @@ class _Hub(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def do_GET(self):
+        self.server.found.paths.append(self.path)
+        self.server.found.tokens.append(self.headers.get("Authorization"))
         self._answer(200, {"id": "org/name", "sha": SHA, "private": True, "siblings": []})
 
     def do_POST(self):
         sent = self.rfile.read(int(self.headers["Content-Length"]))
         hub, path = self.server.found, self.path.partition("?")[0]
         hub.paths.append(path)
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}" or hub.status != 200:
+        hub.tokens.append(self.headers.get("Authorization"))
+        if hub.redirect:
+            self.send_response(hub.redirect[0])
+            self.send_header("Location", hub.redirect[1] + self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif self.headers.get("Authorization") != f"Bearer {TOKEN}" or hub.status != 200:
             self._answer(
                 hub.status if hub.status != 200 else 401, {"error": "Invalid credentials in Authorization header"}
             )
@@ -55,11 +63,17 @@ class _Hub(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub() -> Iterator[SimpleNamespace]:
-    """A server on a port of its own: `address`; what it was asked, `created`, `paths` and `files`; and `status`, which it
-    answers with."""
+    """A server on a port of its own: `address`; what it was asked, `created`, `paths`, `tokens` and `files`; and `status`, which it
+    answers with, or a `redirect` (status, address)."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     found = SimpleNamespace(
-        address=f"http://127.0.0.1:{server.server_port}", created=[], paths=[], files={}, status=200
+        address=f"http://127.0.0.1:{server.server_port}",
+        created=[],
+        paths=[],
+        tokens=[],
+        files={},
+        status=200,
+        redirect=None,
     )
     server.found = found
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)

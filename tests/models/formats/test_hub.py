@@ -1,6 +1,8 @@
 """Uploads: huggingface_hub's own client against a hub on this machine, and every way in which one can fail."""
 
 import json
+import os
+from pathlib import Path
 
 import hub_server
 import pytest
@@ -9,6 +11,7 @@ from runs import contents, trained_run
 
 from bidora_jax import export
 from bidora_jax.errors import command
+from bidora_jax.machine.files import read_json
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.formats import hub
 from bidora_jax.runs import exporting
@@ -71,6 +74,26 @@ def test_the_hub_gets_the_folder_that_was_proved_and_a_card(run, server, tmp_pat
     # The base is a folder here: the hub knows nothing of it, and its readers have no business with the path.
     assert "base_model" not in said
     assert "`tiny-qwen3` fine-tuned" in said
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_takes_no_token_to_another_server(run, server, tmp_path, capfd, status):
+    with hub_server.hub() as other:
+        server.redirect = (status, other.address.replace("127.0.0.1", "localhost"))
+        refused(run, tmp_path / "a", capfd, "--push", "some-org/my.lora")
+        assert set(server.tokens) == {f"Bearer {hub_server.TOKEN}"}
+        assert other.paths and set(other.tokens) == {None} and other.files == {}
+    assert sorted(contents(tmp_path / "a")) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("format", ["adapter", "lora", "merged"])
+def test_no_file_that_leaves_names_a_folder_of_this_machine(run, server, tmp_path, format):
+    argv = ["--run", str(run), "--format", format, "--output", str(tmp_path / "a"), "--push", "some-org/mine"]
+    command(export.main, argv)
+    assert server.files == contents(tmp_path / "a") and len(server.files) > 2
+    here = [str(run.parent), str(tmp_path), read_json(run / "config.json", "")["model"]["path"], str(Path.home())]
+    assert all(map(os.path.isabs, here))
+    assert [(name, path) for name, content in server.files.items() for path in here if path.encode() in content] == []
 
 
 def test_a_card_says_what_is_inexact(run):
