@@ -129,6 +129,17 @@ class Spread:
 
         return self._mapped(local, (self._specs, WHOLE, OWN), WHOLE)
 
+    def rows(
+        self, function: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+    ) -> Callable[..., tuple[PyTree, PyTree]]:
+        """function(base, trained, batch), arrays (B, …) of the rows of a batch and sums over them, over the rows of all devices."""
+
+        def local(base, trained, batch):
+            found, sums = function(self._held(base), self._own(trained), batch)
+            return found, jax.lax.psum(sums, AXES)
+
+        return self._mapped(local, (self._specs, WHOLE, OWN), (OWN, WHOLE))
+
     def _mapped(self, local: Callable[..., Any], ins: Any, outs: Any) -> Callable[..., Any]:
         return jax.shard_map(local, mesh=self.mesh, in_specs=ins, out_specs=outs)
 

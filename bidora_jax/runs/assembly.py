@@ -137,8 +137,6 @@ def assemble(config: Config, shared: "Shared | None" = None) -> RunInputs:
     small = hf_config.resolve_folder(config.model.path, weights=False)
     architecture = hf_config.read_config(small)
     build = _labelled if labelling.is_asked(config, architecture) else _language_model
-    if build is _labelled:
-        mesh.refuse_labels(config)
     inputs = build(config, shared)
     return inputs if shared is None else inputs._replace(problem=replace(inputs.problem, programs=shared.programs))
 
@@ -177,7 +175,7 @@ def _labelled(config: Config, shared: "Shared | None") -> RunInputs:
     from bidora_jax.data.tokenizer import load_tokenizer, pad_id
     from bidora_jax.models.architectures.heads import HEAD_TREE
     from bidora_jax.models.formats import hf_config
-    from bidora_jax.runs import label_files, labelling
+    from bidora_jax.runs import label_files, labelling, mesh
     from bidora_jax.training.problem import Problem
 
     folder = hf_config.resolve_folder(config.model.path)
@@ -197,6 +195,7 @@ def _labelled(config: Config, shared: "Shared | None") -> RunInputs:
         model, config.model, adapter, base, ready.rows["train"], ready.rows.get("val", []), config.data,
         pad_id(tokenizer), config.seed, ready.places, start, task, criterion, ready.form,
     )  # fmt: skip
+    problem = mesh.spread(config, problem)
     labelled = label_files.Labelled(ready.labels, head.spec)
     return RunInputs(_with_lengths(config, problem), tokenizer, [], ready.test, folder, [], "", labelled)
 

@@ -144,7 +144,7 @@ def scorer(problem: "Problem", labelled: "Labelled | None" = None) -> "Callable[
         evaluate = evaluation.evaluator(problem.decoder, adapter, problem.model, spread=problem.spread)
     else:
         assert isinstance(problem.task, Classification)
-        read = class_evaluation.reader(problem.task, problem.config, adapter, problem.model)
+        read = class_evaluation.reader(problem.task, problem.config, adapter, problem.model, problem.spread)
         evaluate = class_evaluation.evaluator(read, labelled.labels, problem.criterion)
     return lambda batches: lambda direction, magnitude: evaluate(problem.base, direction, magnitude, batches)
 

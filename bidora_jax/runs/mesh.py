@@ -40,19 +40,16 @@ def wrong_settings(config: Config) -> list[str]:
 
 def _of_one_device(config: Config) -> list[str]:
     """The settings that were tried on one device only, with their values."""
-    adapter, search, data = config.adapter, config.search, config.data
+    adapter, search = config.adapter, config.search
     alone = {
         f"model.remat {config.model.remat}": config.model.remat == "offload",
         f"model.attention {config.model.attention}": config.model.attention == "cudnn",
         f"adapter.init {adapter.init}": adapter.init not in ("kaiming", "gaussian"),
         f"adapter.dropout {adapter.dropout}": adapter.dropout > 0,
         f"adapter.modules_to_save {' '.join(adapter.modules_to_save)}": bool(adapter.modules_to_save),
-        "data.packing": data.packing,
-        f"data.label_columns {' '.join(data.label_columns)}": bool(data.label_columns),
         f"search.hypergradient {search.hypergradient}": search.hypergradient not in ("auto", "exact"),
         f"search.gram_penalty {search.gram_penalty}": search.gram_penalty > 0,
         f"samples.every {config.samples.every}": config.samples.every > 0,
-        f"task.type {config.task.type}": config.task.type not in ("auto", "language_modeling"),
     }
     return [setting for setting, refused in alone.items() if refused]
 
@@ -63,15 +60,6 @@ def refuse_planning(config: Config) -> None:
         raise InputError(
             f"--auto and --dry-run count the memory of one device, and {in_words(config)} asks for {devices(config)}: "
             "leave one of the two out"
-        )
-
-
-def refuse_labels(config: Config) -> None:
-    """InputError for classifiers, encoders among them."""
-    if devices(config) > 1:
-        raise InputError(
-            f"{in_words(config)} trains language models; this run has labels, which are trained on one device: "
-            "mesh.replica 1 and mesh.shard 1"
         )
 
 

@@ -16,6 +16,7 @@ from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.architecture import Architecture
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.settings import ModelConfig
+from bidora_jax.models.spread import Spread
 from bidora_jax.tasks import metrics
 from bidora_jax.tasks.classification import Classification
 from bidora_jax.tasks.task import Criterion
@@ -68,15 +69,26 @@ Reader = Callable[[PyTree, PyTree, PyTree, Iterable[Batch]], Outputs]
 
 
 @lru_cache(maxsize=8)
-def reader(task: Classification, config: Architecture, adapter: Adapter | None, model: ModelConfig) -> Reader:
+def reader(
+    task: Classification,
+    config: Architecture,
+    adapter: Adapter | None,
+    model: ModelConfig,
+    spread: Spread | None = None,
+) -> Reader:
     """A function that gives a model's outputs on batches, forward only. Batches of one shape share a program, in every run that
-    reads with equal arguments."""
+    reads with equal arguments. `spread`: the devices, where they are several."""
     compute = Compute(remat="none", attention_chunk=model.attention_chunk)
+
+    def rows(base, trained, batch):
+        found = task.outputs(config, adapter, compute, base, trained, batch)
+        return found, task.loss_of(found, batch)
+
+    over_rows = rows if spread is None else spread.rows(rows)
 
     @jax.jit
     def one(base, trained, batch):
-        found = task.outputs(config, adapter, compute, base, trained, batch)
-        return found, task.loss_of(found, batch), task.weight(batch)
+        return *over_rows(base, trained, batch), task.weight(batch)
 
     def read(base, direction, magnitude, batches) -> Outputs:
         outputs, targets, total, weight = [], [], 0.0, 0.0

@@ -3,9 +3,13 @@
 import json
 import re
 
+import encoder_folders
+import encoder_tokenizers
 import meshes
+import numpy as np
 import pytest
 from runs import SMALL, exit_status, inputs, metrics, process
+from safetensors.numpy import load_file
 from tiny import CONFIG, random_base
 
 from bidora_jax.config import Config
@@ -37,6 +41,50 @@ def test_a_run_on_a_mesh_trains_scores_answers_and_writes_its_adapter(model_fold
     assert config["mesh"] == {"replica": 2, "shard": 2}
 
 
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    folder = encoder_folders.write(tmp_path_factory.mktemp("models") / "bert", "bert")
+    encoder_tokenizers.bert(folder)
+    return folder
+
+
+LABELLED = ["--task", "classification", "--adapter.rank", "3", "--adapter.target-modules", "q_proj", "v_proj",
+            "--data.packing", "--data.max-length", "64", "--data.batch-size", "4", "--data.buckets", "1", "--search.steps", "2",
+            "--retrain.steps", "1", "--inner.learning-rate", "0.01", "--inner.warmup", "0", "--inner.optimizer", "sgd",
+            "--outer.optimizer", "sgd", "--no-report"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_encoder_with_labels_trains_on_a_mesh_as_on_one_device(bert, tmp_path, monkeypatch):
+    """Packed rows, in both phases; its predictions, its scores, and the adapter that is written."""
+    monkeypatch.setenv("XLA_FLAGS", meshes.environment_of_four()["XLA_FLAGS"])
+    words = ["good", "film", "bad", "story"]
+    for name, count in (("train", 24), ("val", 16), ("test", 5)):
+        rows = [f"{' '.join(words[(n + k) % 4] for k in range(1 + n % 3))},{'xyz'[n % 3]}\n" for n in range(count)]
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(rows))
+    files = [
+        text for name in ("train", "val", "test") for text in (f"--data.{name}-file", str(tmp_path / f"{name}.csv"))
+    ]
+    for name, more in (("one", ["1", "1"]), ("many", ["2", "2"])):
+        mesh = ["--mesh.replica", more[0], "--mesh.shard", more[1]]
+        argv = ["-m", str(bert), *files, "-o", str(tmp_path / name), *LABELLED, *mesh]
+        done = process(["-W", "error", "-m", "bidora_jax.train", *argv])
+        assert done.returncode == 0, done.stderr
+    assert "4 of 4 devices (cpu), each with" in done.stdout
+    one, many = (metrics(tmp_path / name) for name in ("one", "many"))
+    clocks = ("seconds", "tokens_per_second")
+    assert len(one) == 3
+    for own, other in zip(one, many, strict=True):
+        assert own.keys() == other.keys()
+        for key in own.keys() - {*clocks}:
+            assert other[key] == (pytest.approx(own[key], rel=1e-4) if isinstance(own[key], float) else own[key]), key
+    facts = [json.loads((tmp_path / name / "run.json").read_text())["test"]["after"] for name in ("one", "many")]
+    assert facts[1] == pytest.approx(facts[0], rel=1e-4)
+    adapters = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "many")]
+    for key, tensor in adapters[0].items():
+        np.testing.assert_allclose(adapters[1][key], tensor, rtol=1e-4, atol=1e-6)
+
+
 def test_on_one_device_nothing_of_a_mesh_is_in_the_program():
     adapter = adapters.resolve(AdapterConfig(method="lora", rank=3, target_modules=("q_proj",)), CONFIG)
     problem = remat_choice.synthetic(CONFIG, ModelConfig(remat="layer"), adapter, random_base(), DataConfig(), 16)
@@ -55,10 +103,8 @@ REFUSED = {
         ["--mesh.shard", "2", "-b", "3"],
         "data.batch_size 3 cannot be divided among the 2 devices of mesh.replica 1 × mesh",
     ),
-    "packing": (["--mesh.shard", "2", "--data.packing"], "data.packing works on one device only"),
     "dropout": (["--mesh.shard", "2", "--adapter.dropout", "0.1"], "adapter.dropout 0.1 works on one device only"),
     "start": (["--mesh.shard", "2", "--adapter.init", "pissa"], "adapter.init pissa works on one device only"),
-    "task": (["--mesh.shard", "2", "--task", "classification"], "task.type classification works on one device only"),
     "dry run": (["--mesh.shard", "2", "--dry-run"], "--auto and --dry-run count the memory of one device"),
     "hypergradient": (
         ["--mesh.shard", "2", "--search.hypergradient", "reverse"],

@@ -25,11 +25,14 @@ class Case(NamedTuple):
     """none, int8, nf4 or nf4 nested"""
     remat: str
     micro: int
+    kind: str = "decoder"
+    """or packed, whose rows hold two texts; or that of an encoder with labels (support/encoders.py), packed where it ends so."""
 
 
 TESTED = {
     "exact": Case(2, 2, "bidora", "nf4 nested", "dots", 1),
     "accumulated": Case(1, 4, "lora", "int8", "layer", 3),
+    "encoder": Case(2, 2, "bidora", "int8", "layer", 1, "bert packed"),
 }
 CASES = TESTED | {  # by hand: compiling takes a minute
     "exact, dense": Case(1, 4, "bidora", "none", "dots", 1),
@@ -37,6 +40,12 @@ CASES = TESTED | {  # by hand: compiling takes a minute
     "exact, accumulated": Case(2, 2, "bidora", "int8", "dots", 3),
     "dora": Case(1, 4, "dora", "nf4", "dots", 3),
     "lora": Case(4, 1, "lora", "int8", "none", 1),
+    "packed": Case(2, 2, "bidora", "nf4", "layer", 1, "packed"),
+    "packed, accumulated": Case(1, 4, "dora", "none", "dots", 3, "packed"),
+    "encoder, accumulated": Case(1, 4, "bidora", "nf4", "dots", 3, "roberta"),
+    "encoder, windows": Case(1, 4, "dora", "none", "layer", 1, "modernbert"),
+    "encoder, relative": Case(2, 2, "lora", "none", "dots", 1, "deberta-v3"),
+    "encoder, proteins": Case(4, 1, "bidora", "none", "dots", 1, "esm-2 packed"),
 }
 
 
@@ -56,52 +65,33 @@ def compared(*names: str) -> dict[str, dict]:
 def compare(case: Case) -> dict:
     """How far a step on the mesh is from one device's, relative to the largest number of each array, and what it sends."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
     import optax
-    from forms import quantised
-    from tiny import CONFIG, random_base
 
-    from bidora_jax.models.adapters import adapter as adapters
-    from bidora_jax.models.adapters import initial
-    from bidora_jax.models.adapters.settings import AdapterConfig
     from bidora_jax.models.compute import Compute
     from bidora_jax.models.settings import ModelConfig
     from bidora_jax.models.spread import AXES, Spread
-    from bidora_jax.tasks import evaluation
-    from bidora_jax.tasks.language_modeling import NEXT_TOKEN
+    from bidora_jax.tasks import class_evaluation, evaluation
     from bidora_jax.training import bilevel, objective, optim, state, step
     from bidora_jax.training.settings import OptimizerConfig
 
-    # Rows of every matrix can be cut in four. Blocks of NF4 run over the cuts, and those of some matrices can't be cut in four.
-    config = replace(CONFIG, hidden_size=28, intermediate_size=44)
-    settings = AdapterConfig(method=case.method, rank=3, target_modules=("q_proj",))
-    adapter, random = adapters.resolve(settings, config), np.random.default_rng(3)
-    base = random_base(config, jnp.float64)
-    base = initial.prepare_base(base if case.form == "none" else quantised(base, case.form), adapter)
-    trained = jax.tree.map(
-        lambda leaf: np.asarray(leaf) + 0.05 * random.normal(size=leaf.shape),
-        initial.init(adapter, base, jax.random.key(0)),
-    )
+    config, task, adapter, base, trained, batch = (
+        _with_labels if case.kind not in ("decoder", "packed") else _decoder
+    )(case)
+    random = np.random.default_rng(3)
+    trained = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.05 * random.normal(size=leaf.shape), trained)
     inner = OptimizerConfig("adamw", 1e-2, "constant", warmup=0.0, weight_decay=0.1, clip=0.1)
     inner_tx, outer_tx = optim.transformation(inner, 10), optax.sgd(1.0)
     compute = Compute(remat=case.remat, attention_chunk=16, loss_chunk=8)
 
-    def batch(seed):
-        random = np.random.default_rng(seed)
-        tokens = random.integers(config.vocab_size, size=(case.micro, DEVICES, 11), dtype=np.int32)
-        mask = (random.random(tokens.shape) < 0.6).astype(np.float64)
-        mask[:, 1] = 0  # a device with no token to train
-        return {"tokens": tokens, "loss_mask": mask}
-
     def problem(across):
         if case.method == "bidora":
-            lower = across(objective.inner_two_pass(config, adapter, compute, compute))
-            upper = across(objective.outer_loss(config, adapter, compute))
+            lower = across(objective.inner_two_pass(config, adapter, compute, compute, task=task))
+            upper = across(objective.outer_loss(config, adapter, compute, task=task))
             how = {"inner_loss": lower, "outer_loss": upper, "inner_tx": inner_tx, "outer_tx": outer_tx}
             start = state.init_state(*trained, inner_tx, outer_tx, jax.random.key(1))
             return partial(bilevel.bilevel_step, **how), start, [batch(1), batch(2)]
-        level = across(objective.inner_loss(config, adapter, compute))
+        level = across(objective.inner_loss(config, adapter, compute, task=task))
         loss = lambda params, base, batch, key: level(*params, base, batch, key)  # noqa: E731
         start = state.init_train_state(trained, inner_tx, jax.random.key(1))
         return partial(step.train_step, loss=loss, tx=inner_tx), start, [batch(1)]
@@ -110,7 +100,7 @@ def compare(case: Case) -> dict:
     wanted = jax.jit(one)(start, base, *batches)
     mesh = jax.make_mesh((case.replica, case.shard), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)
     spread = Spread(mesh, base)
-    many, start, batches = problem(lambda loss: spread.across(loss, NEXT_TOKEN.weight))
+    many, start, batches = problem(lambda loss: spread.across(loss, task.weight))
     program = spread.compiled_by(many, base, len(batches)).lower(start, base, *batches).compile()
     found = program(spread.copies(start), spread.place(base), *batches)
 
@@ -123,11 +113,65 @@ def compare(case: Case) -> dict:
         return float(np.max(np.abs(np.asarray(a) - np.asarray(b))) / (np.max(np.abs(np.asarray(a))) + 1e-30))
 
     worst = max(jax.tree.leaves(jax.tree.map(off, changes(wanted), changes(found))))
-    scores = [
-        evaluation.evaluator(config, adapter, ModelConfig(), spread=over)(held, *some, batches)
-        for over, held, some in ((None, base, trained), (spread, spread.place(base), spread.copies(trained)))
-    ]
+    placed = (None, base, trained), (spread, spread.place(base), spread.copies(trained))
+    if case.kind in ("decoder", "packed"):
+        readers = [evaluation.evaluator(config, adapter, ModelConfig(), spread=over) for over, *_ in placed]
+        scores = [read(held, *some, batches) for read, (_, held, some) in zip(readers, placed, strict=True)]
+    else:
+        readers = [class_evaluation.reader(task, config, adapter, ModelConfig(), over) for over, *_ in placed]
+        read = [read(held, *some, batches) for read, (_, held, some) in zip(readers, placed, strict=True)]
+        scores = [[one.loss, *one.outputs.ravel().tolist()] for one in read]
     return {"off": worst, "scores": scores, "sent": sent(program.as_text())}
+
+
+def _decoder(case: Case):
+    """(architecture, task, adapter, base, trained, batch of a seed) of a language model."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from forms import quantised
+    from tiny import CONFIG, random_base
+
+    from bidora_jax.models.adapters import adapter as adapters
+    from bidora_jax.models.adapters import initial
+    from bidora_jax.models.adapters.settings import AdapterConfig
+    from bidora_jax.tasks.language_modeling import NEXT_TOKEN
+
+    # Rows of every matrix can be cut in four. Blocks of NF4 run over the cuts, and those of some matrices can't be cut in four.
+    config = replace(CONFIG, hidden_size=28, intermediate_size=44)
+    settings = AdapterConfig(method=case.method, rank=3, target_modules=("q_proj",))
+    adapter = adapters.resolve(settings, config)
+    base = random_base(config, jnp.float64)
+    base = initial.prepare_base(base if case.form == "none" else quantised(base, case.form), adapter)
+
+    def batch(seed):
+        random = np.random.default_rng(seed)
+        tokens = random.integers(config.vocab_size, size=(case.micro, DEVICES, 11), dtype=np.int32)
+        mask = (random.random(tokens.shape) < 0.6).astype(np.float64)
+        mask[:, 1] = 0  # a device with no token to train
+        segments = np.broadcast_to(np.where(np.arange(11) < 5, 1, 2), tokens.shape).astype(np.int32)
+        return {"tokens": tokens, "loss_mask": mask} | ({"segments": segments} if case.kind == "packed" else {})
+
+    return config, NEXT_TOKEN, adapter, base, initial.init(adapter, base, jax.random.key(0)), batch
+
+
+def _with_labels(case: Case):
+    """The same of an encoder with a head."""
+    import encoders
+    import labelled_problems
+
+    kind, _, packed = case.kind.partition(" ")
+    config = encoders.config(kind)
+    form, weights = None if case.form == "none" else case.form, (0.5, 2.0, 1.25)
+    task, adapter, base, *trained = labelled_problems.problem(
+        "classification", weights=weights, config=config, form=form, method=case.method, target_modules=("q_proj",)
+    )
+
+    def batch(seed):
+        how = {"micro": case.micro, "packed": bool(packed), "rows": DEVICES, "vocabulary": config.vocab_size}
+        return labelled_problems.labelled("classification", 3, seed, **how)
+
+    return config, task, adapter, base, tuple(trained), batch
 
 
 def sent(text: str) -> list[tuple[str, bool, list[str]]]:
