@@ -3,14 +3,14 @@
     varying(x, axes) = x        as_varying(x, like) = x        only the type changes, and outside of a map not even that
 
 A loop carries one type, and a custom derivative gives back the type of its argument. Zeros that a sum over a device's own numbers
-starts with are made from no array of that device, so their type has to be said. Outside of a map these functions trace nothing.
+starts with are made from no array of that device, so their type has to be said. Outside of a map these functions trace none of it.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 
 def axes_of(x: Any) -> frozenset[str]:
@@ -35,3 +35,25 @@ def one_of(stacks: PyTree) -> PyTree:
     if any(map(axes_of, jax.tree.leaves(stacks))):
         return jax.tree.map(lambda stack: stack[0], stacks)
     return jax.tree.map(lambda stack: jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype), stacks)
+
+
+def copies_of(x: Array) -> int:
+    """On how many devices x is one of its own; 1 outside of a map. What each of them adds to a sum counts so many times."""
+    names = _names(x)
+    return jax.lax.axis_size(names) if names else 1
+
+
+def _names(x: Array) -> tuple[str, ...]:
+    """`axes_of` in the mesh's order."""
+    return tuple(name for name in jax.sharding.get_abstract_mesh().axis_names if name in axes_of(x))
+
+
+def bernoulli_of_rows(key: Array, p: float, x: Float[Array, "..."]) -> Bool[Array, "..."]:
+    """jax.random.bernoulli(key, p, x.shape) on one device. Inside of a map that cuts the rows of x (B, T, D) over devices, its own
+    rows of the draw for all of them: no draw depends on the mesh. An x of two axes is taken to be the same on every device."""
+    names = _names(x)
+    if not names or x.ndim < 3:
+        return jax.random.bernoulli(key, p, x.shape)
+    rows = x.shape[0]
+    drawn = jax.random.bernoulli(key, p, (rows * jax.lax.axis_size(names), *x.shape[1:]))
+    return jax.lax.dynamic_slice_in_dim(drawn, rows * jax.lax.axis_index(names), rows)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from bidora_jax.kernels import dora, lora_init, matmul, quantized
 from bidora_jax.kernels.precision import wide
 from bidora_jax.kernels.save_for_backward import ONLY_SAVED
+from bidora_jax.kernels.varying import bernoulli_of_rows
 from bidora_jax.models.adapters.adapter import LayerAdapter
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.tape import Tape
@@ -102,7 +103,7 @@ class Linear(nn.Module):
     def _dropout(self, x, rate: float):
         if not rate or not self.has_rng("dropout"):
             return None
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, x.shape)
+        keep = bernoulli_of_rows(self.make_rng("dropout"), 1 - rate, x)
         return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 

@@ -40,15 +40,9 @@ def wrong_settings(config: Config) -> list[str]:
 
 def _of_one_device(config: Config) -> list[str]:
     """The settings that were tried on one device only, with their values."""
-    adapter, search = config.adapter, config.search
     alone = {
         f"model.remat {config.model.remat}": config.model.remat == "offload",
         f"model.attention {config.model.attention}": config.model.attention == "cudnn",
-        f"adapter.init {adapter.init}": adapter.init not in ("kaiming", "gaussian"),
-        f"adapter.dropout {adapter.dropout}": adapter.dropout > 0,
-        f"adapter.modules_to_save {' '.join(adapter.modules_to_save)}": bool(adapter.modules_to_save),
-        f"search.hypergradient {search.hypergradient}": search.hypergradient not in ("auto", "exact"),
-        f"search.gram_penalty {search.gram_penalty}": search.gram_penalty > 0,
         f"samples.every {config.samples.every}": config.samples.every > 0,
     }
     return [setting for setting, refused in alone.items() if refused]
@@ -86,9 +80,16 @@ def spread(config: Config, problem: "Problem") -> "Problem":
     import jax
 
     from bidora_jax.kernels.quantized import tree_bytes
+    from bidora_jax.models.architectures.encoder import EncoderConfig
     from bidora_jax.models.spread import AXES, Spread
     from bidora_jax.planning.footprint import gigabytes
 
+    relative = problem.config.relative if isinstance(problem.config, EncoderConfig) else None
+    if problem.adapter.dropout and relative is not None and relative.shared:
+        raise InputError(
+            f"adapter.dropout {problem.adapter.dropout} works on one device only where a model's texts and relative positions pass "
+            f"one projection, as DeBERTa-v3's do, and {in_words(config)} asks for {devices(config)}: leave one of the two out"
+        )
     sizes, auto = (config.mesh.replica, config.mesh.shard), jax.sharding.AxisType.Auto
     found = jax.local_devices()
     mesh = jax.make_mesh(sizes, AXES, axis_types=(auto, auto), devices=found[: devices(config)])

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from bidora_jax.kernels import dora, hypergrad, losses, quantized
+from bidora_jax.kernels.varying import copies_of
 from bidora_jax.models.adapters.adapter import Adapter, get, over_layers, update_factors
 from bidora_jax.models.architectures.architecture import Architecture
 from bidora_jax.models.compute import Compute
@@ -44,7 +45,8 @@ def inner_loss(
         key = key if adapter.dropout else None
         value = _mean_loss(task, model, base, (direction, magnitude), batch, key, tape)
         if gram_weight:
-            value = value + gram_weight * mean_gram_penalty(adapter, base, direction)
+            share = gram_weight / copies_of(jax.tree.leaves(direction)[0])  # every device of a mesh adds it
+            value = value + share * mean_gram_penalty(adapter, base, direction)
         return value
 
     return loss

@@ -49,7 +49,8 @@ def bert(tmp_path_factory):
 
 
 LABELLED = ["--task", "classification", "--adapter.rank", "3", "--adapter.target-modules", "q_proj", "v_proj",
-            "--data.packing", "--data.max-length", "64", "--data.batch-size", "4", "--data.buckets", "1", "--search.steps", "2",
+            "--adapter.dropout", "0.2", "--data.packing", "--data.max-length", "64", "--data.batch-size", "4",
+            "--data.buckets", "1", "--search.steps", "2",
             "--retrain.steps", "1", "--inner.learning-rate", "0.01", "--inner.warmup", "0", "--inner.optimizer", "sgd",
             "--outer.optimizer", "sgd", "--no-report"]  # fmt: skip
 
@@ -85,6 +86,20 @@ def test_an_encoder_with_labels_trains_on_a_mesh_as_on_one_device(bert, tmp_path
         np.testing.assert_allclose(adapters[1][key], tensor, rtol=1e-4, atol=1e-6)
 
 
+def test_dropout_of_texts_and_positions_in_one_product_is_refused(tmp_path, capfd, monkeypatch):
+    """DeBERTa-v3: the rows of a device end with those of positions, which all devices have."""
+    monkeypatch.setattr(mesh, "check_devices", lambda config: None)
+    folder = encoder_folders.write(tmp_path / "deberta", "deberta-v3")
+    encoder_tokenizers.bert(folder)
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"good film {n},{'xy'[n % 2]}\n" for n in range(16)))
+    argv = ["-m", str(folder), "-t", str(tmp_path / "train.csv"), "--data.val-fraction", "0.5", "-o", str(tmp_path / "out"),
+            "--adapter.target-modules", "q_proj", "--adapter.dropout", "0.1", "--mesh.shard", "2"]  # fmt: skip
+    assert exit_status(argv) == 2
+    said = capfd.readouterr().err
+    assert "adapter.dropout 0.1 works on one device only where a model's texts and relative positions" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_on_one_device_nothing_of_a_mesh_is_in_the_program():
     adapter = adapters.resolve(AdapterConfig(method="lora", rank=3, target_modules=("q_proj",)), CONFIG)
     problem = remat_choice.synthetic(CONFIG, ModelConfig(remat="layer"), adapter, random_base(), DataConfig(), 16)
@@ -103,13 +118,8 @@ REFUSED = {
         ["--mesh.shard", "2", "-b", "3"],
         "data.batch_size 3 cannot be divided among the 2 devices of mesh.replica 1 × mesh",
     ),
-    "dropout": (["--mesh.shard", "2", "--adapter.dropout", "0.1"], "adapter.dropout 0.1 works on one device only"),
-    "start": (["--mesh.shard", "2", "--adapter.init", "pissa"], "adapter.init pissa works on one device only"),
+    "samples": (["--mesh.shard", "2", "--samples.every", "1"], "samples.every 1 works on one device only"),
     "dry run": (["--mesh.shard", "2", "--dry-run"], "--auto and --dry-run count the memory of one device"),
-    "hypergradient": (
-        ["--mesh.shard", "2", "--search.hypergradient", "reverse"],
-        "search.hypergradient reverse works on one",
-    ),
 }
 
 

@@ -27,12 +27,17 @@ class Case(NamedTuple):
     micro: int
     kind: str = "decoder"
     """or packed, whose rows hold two texts; or that of an encoder with labels (support/encoders.py), packed where it ends so."""
+    dropout: float = 0.0
+    hypergradient: str = "exact"
+    gram: float = 0.0
+    changes: tuple[tuple[str, object], ...] = ()
+    """Of the adapter's settings."""
 
 
 TESTED = {
     "exact": Case(2, 2, "bidora", "nf4 nested", "dots", 1),
-    "accumulated": Case(1, 4, "lora", "int8", "layer", 3),
-    "encoder": Case(2, 2, "bidora", "int8", "layer", 1, "bert packed"),
+    "accumulated": Case(1, 4, "lora", "int8", "layer", 3, dropout=0.3),
+    "encoder": Case(2, 2, "bidora", "int8", "layer", 1, "bert packed", dropout=0.3),
 }
 CASES = TESTED | {  # by hand: compiling takes a minute
     "exact, dense": Case(1, 4, "bidora", "none", "dots", 1),
@@ -40,7 +45,17 @@ CASES = TESTED | {  # by hand: compiling takes a minute
     "exact, accumulated": Case(2, 2, "bidora", "int8", "dots", 3),
     "dora": Case(1, 4, "dora", "nf4", "dots", 3),
     "lora": Case(4, 1, "lora", "int8", "none", 1),
-    "packed": Case(2, 2, "bidora", "nf4", "layer", 1, "packed"),
+    "penalty": Case(2, 2, "bidora", "nf4", "dots", 1, gram=0.1),
+    "penalty, reverse": Case(1, 4, "bidora", "none", "layer", 3, hypergradient="reverse", gram=0.1),
+    "penalty, one level": Case(4, 1, "dora", "int8", "dots", 1, gram=0.1),
+    "whole": Case(2, 2, "bidora", "int8", "dots", 1, changes=(("modules_to_save", ("embed_tokens", "lm_head")),)),
+    "start": Case(2, 2, "bidora", "nf4", "dots", 1, changes=(("init", "pissa"),)),
+    "start, one level": Case(1, 4, "lora", "none", "layer", 3, changes=(("init", "olora"),)),
+    "reverse": Case(2, 2, "bidora", "int8", "dots", 1, hypergradient="reverse"),
+    "reverse, accumulated": Case(1, 4, "bidora", "none", "layer", 3, hypergradient="reverse"),
+    "direct": Case(2, 2, "bidora", "nf4", "dots", 1, hypergradient="direct"),
+    "finite difference": Case(2, 2, "bidora", "int8", "dots", 1, hypergradient="finite_difference"),
+    "packed": Case(2, 2, "bidora", "nf4", "dots", 1, "packed", dropout=0.3),
     "packed, accumulated": Case(1, 4, "dora", "none", "dots", 3, "packed"),
     "encoder, accumulated": Case(1, 4, "bidora", "nf4", "dots", 3, "roberta"),
     "encoder, windows": Case(1, 4, "dora", "none", "layer", 1, "modernbert"),
@@ -68,6 +83,7 @@ def compare(case: Case) -> dict:
     import numpy as np
     import optax
 
+    from bidora_jax.kernels import hypergrad
     from bidora_jax.models.compute import Compute
     from bidora_jax.models.settings import ModelConfig
     from bidora_jax.models.spread import AXES, Spread
@@ -86,12 +102,25 @@ def compare(case: Case) -> dict:
 
     def problem(across):
         if case.method == "bidora":
-            lower = across(objective.inner_two_pass(config, adapter, compute, compute, task=task))
+            lower, form = (
+                across(objective.inner_two_pass(config, adapter, compute, compute, gram_weight=case.gram, task=task)),
+                hypergrad.exact,
+            )
+            if case.hypergradient != "exact":
+                reverse = replace(compute, reverse_differentiable=case.hypergradient == "reverse")
+                lower = across(objective.inner_loss(config, adapter, reverse, gram_weight=case.gram, task=task))
+                form = getattr(hypergrad, case.hypergradient)
             upper = across(objective.outer_loss(config, adapter, compute, task=task))
-            how = {"inner_loss": lower, "outer_loss": upper, "inner_tx": inner_tx, "outer_tx": outer_tx}
+            how = {
+                "inner_loss": lower,
+                "outer_loss": upper,
+                "inner_tx": inner_tx,
+                "outer_tx": outer_tx,
+                "hypergradient": form,
+            }
             start = state.init_state(*trained, inner_tx, outer_tx, jax.random.key(1))
             return partial(bilevel.bilevel_step, **how), start, [batch(1), batch(2)]
-        level = across(objective.inner_loss(config, adapter, compute, task=task))
+        level = across(objective.inner_loss(config, adapter, compute, gram_weight=case.gram, task=task))
         loss = lambda params, base, batch, key: level(*params, base, batch, key)  # noqa: E731
         start = state.init_train_state(trained, inner_tx, jax.random.key(1))
         return partial(step.train_step, loss=loss, tx=inner_tx), start, [batch(1)]
@@ -139,7 +168,9 @@ def _decoder(case: Case):
 
     # Rows of every matrix can be cut in four. Blocks of NF4 run over the cuts, and those of some matrices can't be cut in four.
     config = replace(CONFIG, hidden_size=28, intermediate_size=44)
-    settings = AdapterConfig(method=case.method, rank=3, target_modules=("q_proj",))
+    settings = AdapterConfig(
+        method=case.method, rank=3, target_modules=("q_proj",), dropout=case.dropout, **dict(case.changes)
+    )
     adapter = adapters.resolve(settings, config)
     base = random_base(config, jnp.float64)
     base = initial.prepare_base(base if case.form == "none" else quantised(base, case.form), adapter)
@@ -164,7 +195,13 @@ def _with_labels(case: Case):
     config = encoders.config(kind)
     form, weights = None if case.form == "none" else case.form, (0.5, 2.0, 1.25)
     task, adapter, base, *trained = labelled_problems.problem(
-        "classification", weights=weights, config=config, form=form, method=case.method, target_modules=("q_proj",)
+        "classification",
+        weights=weights,
+        config=config,
+        form=form,
+        method=case.method,
+        target_modules=("q_proj",),
+        dropout=case.dropout,
     )
 
     def batch(seed):
