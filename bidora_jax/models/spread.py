@@ -68,9 +68,12 @@ class Spread:
         """The tree, whole on the first device alone."""
         return jax.device_put(tree, self.mesh.devices.flat[0])
 
-    def held_bytes(self, base: PyTree) -> int:
-        """Bytes of the base that one device holds."""
-        parts = zip(jax.tree.leaves(base), jax.tree.leaves(self._cut), strict=True)
+    def held_bytes(self, frozen: PyTree) -> int:
+        """Bytes that one device holds of the base, or of (base, what else)."""
+        if isinstance(frozen, tuple):
+            base, others = frozen
+            return self.held_bytes(base) + quantized.tree_bytes(others)
+        parts = zip(jax.tree.leaves(frozen), jax.tree.leaves(self._cut), strict=True)
         return sum(quantized.tree_bytes(leaf) // (self.mesh.shape[SHARD] if cut else 1) for leaf, cut in parts)
 
     # Programs

@@ -56,7 +56,8 @@ class Footprint(NamedTuple):
 
 
 def of(problem: Problem, phase: Phase, state: PyTree, step_shape: StepShape, *, quick: bool = False) -> Footprint:
-    """The footprint of one program at one padded length. The base and the state may be arrays or shapes.
+    """The footprint of one program at one padded length, on each of the devices that it runs on. The base and the state may be
+    arrays or shapes.
 
     `quick` is for a program that will not be run: the buffers are the same, and the machine code is not optimised.
     """
@@ -65,15 +66,15 @@ def of(problem: Problem, phase: Phase, state: PyTree, step_shape: StepShape, *, 
     analysis = _analysis(program.compile(state, length, options))
     batches = program.like(length)
     adapter = tree_bytes(phase.adapter_of(state))
-    loss = 0
+    loss, devices = 0, 1 if problem.spread is None else problem.spread.devices
     if isinstance(problem.task, LanguageModeling):  # a head of classification takes next to nothing
-        micro_tokens = problem.data.batch_size * (length - 1)
+        micro_tokens = problem.data.batch_size // devices * (length - 1)
         loss = min(loss_bytes(problem, micro_tokens), analysis.temp_size_in_bytes)
     return Footprint(
         base=tree_bytes(program.frozen) if problem.spread is None else problem.spread.held_bytes(program.frozen),
         adapter=adapter,
         optimiser=tree_bytes(state) - adapter,
-        batch=tree_bytes(batches),
+        batch=tree_bytes(batches) // devices,
         results=analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
         loss=loss,
         activations=analysis.temp_size_in_bytes - loss,

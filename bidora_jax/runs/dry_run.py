@@ -60,12 +60,15 @@ class PhaseCost(NamedTuple):
     footprint: Footprint
     held: int | None
     """Resident before the first step; None where the system does not tell."""
+    devices: int = 1
+    """Over which a step is spread; a CPU's virtual ones are in this process."""
 
     @property
     def resident(self) -> int | None:
         """Resident at the peak of the largest step."""
         parts = self.footprint
-        return None if self.held is None else self.held + parts.temporaries + parts.results + parts.batch
+        of_each = parts.temporaries + parts.results + parts.batch
+        return None if self.held is None else self.held + self.devices * of_each
 
 
 class Often(NamedTuple):
@@ -256,7 +259,9 @@ class Rehearsal:
             seconds = self._seconds["step", phase.name]
             per_token = seconds[-1] / _padded(phase, _largest(phase))
             mean = per_token * sum(_padded(phase, step) for step in range(phase.steps)) / phase.steps
-            yield PhaseCost(phase.name, phase.steps, lengths, mean, parts, held)
+            spread = self._problem.spread
+            devices = 1 if spread is None else spread.devices
+            yield PhaseCost(phase.name, phase.steps, lengths, mean, parts, held, devices)
 
     def often(self) -> dict[str, Often]:
         """What the loop does several times, by name."""
@@ -320,7 +325,8 @@ def report(cost: Cost, memory: Memory, *, merged: bool) -> list[str]:
     lines = []
     for phase in cost.phases:
         padded = ", ".join(map(str, phase.lengths))
-        lines += [f"{phase.name}: {phase.steps} steps of {phase.step_seconds:.2f} s, padded to {padded}"]
+        each = f"; on each of {phase.devices} devices" if phase.devices > 1 else ""
+        lines += [f"{phase.name}: {phase.steps} steps of {phase.step_seconds:.2f} s, padded to {padded}{each}"]
         lines += [f"  {line}" for line in phase.footprint.lines()]
     most = max(phase.footprint.peak for phase in cost.phases)
     lines += [_memory(most, cost.resident, memory)]

@@ -36,7 +36,7 @@ def checked(config: Config, request: Request) -> Config:
         raise InputError(
             "--auto chooses settings for a new run; --resume goes on with those of the run folder: leave one out"
         )
-    if request.auto or request.dry_run:
+    if request.auto:
         mesh.refuse_planning(config)
     if request.resume:
         config = as_begun(config)

@@ -52,8 +52,8 @@ def refuse_planning(config: Config) -> None:
     """InputError for what counts the memory of one device."""
     if devices(config) > 1:
         raise InputError(
-            f"--auto and --dry-run count the memory of one device, and {in_words(config)} asks for {devices(config)}: "
-            "leave one of the two out"
+            f"--auto chooses for one device, and {in_words(config)} asks for {devices(config)}: leave one of the two out "
+            "(--dry-run counts what each of them needs)"
         )
 
 

@@ -86,6 +86,18 @@ def test_an_encoder_with_labels_trains_on_a_mesh_as_on_one_device(bert, tmp_path
         np.testing.assert_allclose(adapters[1][key], tensor, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_a_dry_run_counts_what_each_device_needs(model_folder, data_files, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", meshes.environment_of_four()["XLA_FLAGS"])
+    flags = [*FLAGS, "--adapter.method", "bidora", "--retrain.steps", "2", "--dry-run"]
+    argv = [*inputs(model_folder, data_files, tmp_path / "run"), *flags]
+    done = process(["-W", "error", "-m", "bidora_jax.train", *argv])
+    assert done.returncode == 0, done.stderr
+    for phase in ("search", "retrain"):
+        assert re.search(rf"^{phase}: 2 steps of .* s, padded to .*; on each of 4 devices$", done.stdout, re.MULTILINE)
+    assert "dry run: nothing was written" in done.stdout and not (tmp_path / "run").exists()
+
+
 def test_dropout_of_texts_and_positions_in_one_product_is_refused(tmp_path, capfd, monkeypatch):
     """DeBERTa-v3: the rows of a device end with those of positions, which all devices have."""
     monkeypatch.setattr(mesh, "check_devices", lambda config: None)
@@ -119,7 +131,7 @@ REFUSED = {
         "data.batch_size 3 cannot be divided among the 2 devices of mesh.replica 1 × mesh",
     ),
     "samples": (["--mesh.shard", "2", "--samples.every", "1"], "samples.every 1 works on one device only"),
-    "dry run": (["--mesh.shard", "2", "--dry-run"], "--auto and --dry-run count the memory of one device"),
+    "auto": (["--mesh.shard", "2", "--auto"], "--auto chooses for one device"),
 }
 
 
