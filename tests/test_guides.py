@@ -19,8 +19,8 @@ PACKAGE = Path(bidora_jax.__file__).parent
 ROOT = PACKAGE.parent
 FOLDER = PACKAGE / "guides"
 GUIDES = [
-    "adapters", "classification", "competitions", "deployment", "fitting", "generation", "methods", "own_models", "promises",
-    "python", "quantized_bases", "records", "sources", "sweeps", "troubleshooting", "watching",
+    "adapters", "classification", "competitions", "deployment", "fitting", "generation", "many_devices", "methods", "own_models",
+    "promises", "python", "quantized_bases", "records", "sources", "sweeps", "troubleshooting", "watching",
 ]  # fmt: skip
 DOCUMENTS = [
     "README.md",
