@@ -33,12 +33,12 @@ def found(shared_folder):
 def test_a_step_on_a_mesh_is_the_step_of_one_device(found, name):
     """Sums over rows are made in another order; AdamW's first step multiplies what that changes."""
     assert found[name]["off"] < 1e-9
-    one, many = found[name]["scores"]  # loss, accuracy and tokens of an evaluation
+    one, many = found[name]["scores"]  # loss, accuracy and tokens of an evaluation; or the loss and all outputs
     assert many == pytest.approx(one, rel=1e-12)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", meshes.TESTED)
+@pytest.mark.parametrize("name", [name for name, case in meshes.TESTED.items() if case.kind == "decoder"])
 def test_weights_are_gathered_a_layer_at_a_time_inside_the_loops_over_layers(found, name):
     case, sent = meshes.TESTED[name], found[name]["sent"]
     gathers = [(inside, arrays) for kind, inside, arrays in sent if kind == "all-gather"]
