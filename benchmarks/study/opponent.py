@@ -57,8 +57,8 @@ def show(metric: str, method: str, records: int, ours: dict[int, Any], theirs: d
     half = scipy.stats.t.ppf(0.975, len(pairs) - 1) * scipy.stats.sem(differences)
     own, other = (fmean(side) for side in zip(*pairs, strict=True))
     seeds = ", ".join(f"{one:.4f} and {another:.4f}" for one, another in pairs)
-    print(f"{method}, {records} records, {metric}: ours {own:.4f}, PEFT {other:.4f}, difference {fmean(differences):+.4f} ± {half:.4f}; "
-          f"by seed {seeds}", flush=True)  # fmt: skip
+    both = f"ours {own:.4f}, PEFT {other:.4f}, difference {fmean(differences):+.4f} ± {half:.4f}"
+    print(f"{method}, {records} records, {metric}: {both}; by seed {seeds}", flush=True)
 
 
 def run(own: Study, cell: Cell) -> dict[str, Any]:
