@@ -103,9 +103,10 @@ def run(
 
 
 def _go_on(config: Config, checkpoints: "Checkpoints") -> None:
-    """What a run that is resumed does first: leaves checkpoints that are no good, and takes over changed learning rates."""
+    """What a run that is resumed does first: it leaves checkpoints that are no good or too many, and takes over changed rates."""
     for line in checkpoints.set_ruined_aside(rates.ruined(Path(config.output_dir))):
         print(line, file=sys.stderr)
+    checkpoints.remove_surplus()
     for line in rates.taken_over(config):
         print(line)
 

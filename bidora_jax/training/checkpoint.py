@@ -101,6 +101,15 @@ class Checkpoints:
             said.append(f"checkpoint {self.folder / str(step)} {cause}; it is in {aside} now")
         return said
 
+    def remove_surplus(self) -> None:
+        """Removes the oldest checkpoints beyond those that are kept: a process that was killed between writing one and removing
+        another leaves one too many."""
+        surplus = self.steps()[: -self.keep] if self.keep else []
+        if surplus:
+            self.close()
+        for step in surplus:
+            shutil.rmtree(self.folder / str(step))
+
     def part(self, step: int, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """(arrays by path, info) of `step`, of the leaves whose path is `wanted`; no structure is needed.
 

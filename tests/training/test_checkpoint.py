@@ -300,6 +300,19 @@ def test_a_full_disk_is_an_os_error_and_the_last_checkpoint_stays(saved, monkeyp
     assert capfd.readouterr().err == ""
 
 
+def test_one_too_many_of_a_killed_process_goes(saved):
+    with Checkpoints(saved, keep=None) as checkpoints:
+        checkpoints.save(9, make_state(9), {})
+        checkpoints.remove_surplus()  # all are kept
+        assert checkpoints.steps() == [3, 7, 9]
+    with Checkpoints(saved, keep=2) as checkpoints:
+        checkpoints.remove_surplus()
+        assert checkpoints.steps() == [7, 9] and sorted(os.listdir(saved)) == ["7", "9"]
+        assert_bit_equal(checkpoints.restore(9, make_state())[0], make_state(9))
+        checkpoints.save(11, make_state(11), {})
+        assert checkpoints.steps() == [9, 11]
+
+
 SAVE_TOO_LARGE = """
 import resource, sys
 import numpy as np
