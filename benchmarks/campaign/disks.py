@@ -12,7 +12,6 @@ printed; the last line has the counts. Exit status 1 where there is a wrong one.
 """
 
 import argparse
-import json
 import os
 import re
 import resource
@@ -20,13 +19,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-import files as damaged
 import forks
 import kills
 
@@ -44,10 +42,7 @@ def main() -> None:
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
         inputs, whole = Path(scratch) / "inputs", Path(scratch) / "whole"
-        damaged.make(inputs)
-        damaged.imported()
-        forks.run(["info"], kills.SECONDS)
-        kills.trained(inputs, whole)
+        kills.prepared(inputs, whole)
         least, sizes = held(inputs), [path.stat().st_size for path in (whole / "trained").rglob("*") if path.is_file()]
         most = peak(Path(scratch) / "disk", inputs) if options.disks else least
         print(f"a whole run: {most - least} bytes on a disk, files of {min(sizes)} to {max(sizes)} bytes", flush=True)
@@ -56,38 +51,28 @@ def main() -> None:
         for kind, size in [*(("disk", one) for one in disks), *(("limit", one) for one in limits)]:
             with disk(Path(scratch) / "disk", size if kind == "disk" else None) as case:
                 shutil.copytree(inputs, case)
-                first = started(case, size if kind == "limit" else None)
+                first = kills.started(case, partial(limited, size) if kind == "limit" else lambda: None)
                 wrong = list(faults(first))
                 if kind == "disk":
                     subprocess.run(["mount", "-o", f"remount,size={LARGE}", case.parent], check=True)
-                age(case)
-                last = first if first.status == 0 else started(case)
+                kills.age(case)
+                last = first if first.status == 0 else kills.started(case)
                 wrong += (
                     [f"goes on to {last.status}: {last.err[-500:]}"]
                     if last.status
                     else [*kills.differences(whole / "trained", case / "trained")]
                 )
             counts["wrong" if wrong else "enough" if first.status == 0 else "right"] += 1
-            if options.log:
-                said = {"kind": kind, "size": size, "status": first.status, "said": first.err[-500:], "wrong": wrong}
-                with options.log.open("a") as out:
-                    out.write(json.dumps(said) + "\n")
+            said = {"kind": kind, "size": size, "status": first.status, "said": first.err[-500:], "wrong": wrong}
+            kills.log(options.log, said)
             if wrong:
                 print(f"{kind} of {size} bytes: {'; '.join(wrong)}", flush=True)
     print(", ".join(f"{count} {name}" for name, count in counts.items()))
     sys.exit(int(counts["wrong"] > 0))
 
 
-def started(case: Path, limit: int | None = None) -> forks.Ended:
-    """Trains in the folder, or goes on there."""
-
-    def before() -> None:
-        os.chdir(case)
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    argv = kills.RESUME if (case / "trained/config.json").is_file() else kills.ARGV
-    return forks.run(argv, kills.SECONDS, before)
+def limited(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def faults(ended: forks.Ended) -> Iterator[str]:
@@ -103,12 +88,6 @@ def faults(ended: forks.Ended) -> Iterator[str]:
         yield f"said {ended.err[-500:]!r}"
     elif "trained" not in errors[0]:
         yield f"names no path of the run: {errors[0]}"
-
-
-def age(case: Path) -> None:
-    """Temporaries of a dead process go when they are a minute old."""
-    for left in case.rglob(".*.tmp-*"):
-        os.utime(left, (time.time() - 120,) * 2)
 
 
 @contextmanager
@@ -138,7 +117,7 @@ def peak(folder: Path, inputs: Path) -> int:
         middle = (low + high) // 2 // PAGE * PAGE
         with disk(folder, middle) as case:
             shutil.copytree(inputs, case)
-            low, high = (low, middle) if started(case).status == 0 else (middle, high)
+            low, high = (low, middle) if kills.started(case).status == 0 else (middle, high)
     return high
 
 
@@ -146,10 +125,5 @@ if __name__ == "__main__":
     if OWN not in os.environ and "--disks=0" not in sys.argv:
         os.environ[OWN] = "1"
         os.execvp("unshare", ["unshare", "--mount", "--map-root-user", sys.executable, *sys.argv])
-    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="campaign-cache-")
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": os.environ["XDG_CACHE_HOME"] + "/programs",
-                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # fmt: skip
-    try:
+    with kills.own_caches():
         main()
-    finally:
-        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)

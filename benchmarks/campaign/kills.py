@@ -21,7 +21,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import files as damaged
@@ -53,12 +54,7 @@ def main() -> None:
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
         inputs, whole = Path(scratch) / "inputs", Path(scratch) / "whole"
-        damaged.make(inputs)
-        damaged.imported()
-        forks.run(["info"], SECONDS)
-        trained(inputs, whole)  # compiles
-        shutil.rmtree(whole)
-        seconds, events = trained(inputs, whole)
+        seconds, events = prepared(inputs, whole)
         print(f"a whole run: {events} file events, {seconds:.1f} s", flush=True)
         for number in range(options.events + options.times):
             chance = random.Random(f"{options.seed} {number}")
@@ -76,9 +72,7 @@ def main() -> None:
             counts["kills"] += sum(fate == -signal.SIGKILL for fate in fates)
             counts["kills at file events"] += at_event and fates[0] == -signal.SIGKILL
             line = {"seed": options.seed, "case": number, "at": at, "fates": fates, "wrong": wrong}
-            if options.log:
-                with options.log.open("a") as out:
-                    out.write(json.dumps(line) + "\n")
+            log(options.log, line)
             if wrong:
                 print(f"case {number}, at {'event' if at_event else 'second'} {at:g}: {'; '.join(wrong)}", flush=True)
     print(", ".join(f"{count} {name}" for name, count in counts.items()))
@@ -87,6 +81,31 @@ def main() -> None:
 
 LAST = [""]
 """The end of what the last child said."""
+
+
+def prepared(inputs: Path, whole: Path) -> tuple[float, int]:
+    """Writes the inputs, and trains a run on them to its end; its seconds without compiling, and its file events."""
+    damaged.make(inputs)
+    damaged.imported()
+    forks.run(["info"], SECONDS)
+    trained(inputs, whole)  # compiles
+    shutil.rmtree(whole)
+    return trained(inputs, whole)
+
+
+def log(file: Path | None, line: dict) -> None:
+    if file is not None:
+        with file.open("a") as out:
+            out.write(json.dumps(line) + "\n")
+
+
+@contextmanager
+def own_caches() -> Iterator[None]:
+    """Caches of this process's own, in which every program is kept."""
+    with tempfile.TemporaryDirectory(prefix="campaign-cache-") as folder:
+        os.environ |= {"XDG_CACHE_HOME": folder, "JAX_COMPILATION_CACHE_DIR": f"{folder}/programs",
+                       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # fmt: skip
+        yield
 
 
 def trained(inputs: Path, folder: Path) -> tuple[float, int]:
@@ -109,17 +128,28 @@ def killed(inputs: Path, case: Path, at: float, again: bool, chance: random.Rand
         [chance.randrange(1, 40) if isinstance(at, int) else chance.uniform(0.1, 1.0) * at] if again else []
     )
     for point in [*points, None]:
-        argv = RESUME if (case / "trained/config.json").is_file() else ARGV
-        yield ended(case, argv, point)
-        for left in case.rglob(".*.tmp-*"):
-            os.utime(left, (time.time() - 120,) * 2)
+        yield ended(case, point)
+        age(case)
 
 
-def ended(case: Path, argv: Sequence[str], point: float | None) -> int:
-    if point is None or isinstance(point, int):
-        found = forks.run(argv, SECONDS, lambda: (os.chdir(case), at_event(point) if point else None))
-    else:
-        found = forks.run(argv, SECONDS, lambda: (os.chdir(case), at_time(point)))
+def age(case: Path) -> None:
+    """Temporaries of a dead process go when they are a minute old."""
+    for left in case.rglob(".*.tmp-*"):
+        os.utime(left, (time.time() - 120,) * 2)
+
+
+def started(case: Path, before: Callable[[], object] = lambda: None) -> forks.Ended:
+    """Trains in the folder, or goes on there; `before` runs in the child, first."""
+    argv = RESUME if (case / "trained/config.json").is_file() else ARGV
+    return forks.run(argv, SECONDS, lambda: (os.chdir(case), before()))
+
+
+def ended(case: Path, point: float | None) -> int:
+    def before() -> None:
+        if point is not None:
+            at_event(point) if isinstance(point, int) else at_time(point)
+
+    found = started(case, before)
     LAST[0] = " | ".join(found.err.strip().splitlines()[-3:])[-500:]
     return found.status
 
@@ -178,10 +208,5 @@ def metrics(run: Path) -> list[dict]:
 
 
 if __name__ == "__main__":
-    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="campaign-cache-")
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": os.environ["XDG_CACHE_HOME"] + "/programs",
-                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # fmt: skip
-    try:
+    with own_caches():
         main()
-    finally:
-        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)

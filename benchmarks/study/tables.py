@@ -33,7 +33,8 @@ def main() -> None:
     options = parser.parse_args()
     lines = [line for file in sorted(RESULTS.glob("*.jsonl")) for line in of_file(file)]
     print(
-        "# Which method: all runs\n\nMade by `python benchmarks/study/tables.py`, which says what stands in a column."
+        "# Which method: all runs\n\nMade by `python benchmarks/study/tables.py`, which says what stands in a column. "
+        "Seconds are of the machine that ran a line, and of what else ran on it."
     )
     tables = sorted({(line["data"], line["records"]) for line in lines})
     for table in tables:

@@ -16,6 +16,7 @@ Tokenizer = Any  # transformers' PreTrainedTokenizerBase, whose import takes a s
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 """A folder without any of these has no tokenizer."""
 PROBE = "a é 中 👍"
+"""A text that a loaded tokenizer has to survive."""
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 

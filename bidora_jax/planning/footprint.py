@@ -66,7 +66,8 @@ def of(problem: Problem, phase: Phase, state: PyTree, step_shape: StepShape, *, 
     analysis = _analysis(program.compile(state, length, options))
     batches = program.like(length)
     adapter = tree_bytes(phase.adapter_of(state))
-    loss, devices = 0, 1 if problem.spread is None else problem.spread.devices
+    devices = 1 if problem.spread is None else problem.spread.devices
+    loss = 0
     if isinstance(problem.task, LanguageModeling):  # a head of classification takes next to nothing
         micro_tokens = problem.data.batch_size // devices * (length - 1)
         loss = min(loss_bytes(problem, micro_tokens), analysis.temp_size_in_bytes)

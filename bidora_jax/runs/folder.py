@@ -71,9 +71,7 @@ def hold(folder: Path) -> Iterator[None]:
         said = f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n"
         with naming(folder / LOCK):
             file.truncate(0)
-            os.write(
-                file.fileno(), said.encode()
-            )  # without a buffer, which a full disk would meet again when it is closed
+            os.write(file.fileno(), said.encode())  # a buffer would meet the full disk once more when it is closed
         yield
 
 
