@@ -27,6 +27,7 @@ class Case(NamedTuple):
     micro: int
     kind: str = "decoder"
     """or packed, whose rows hold two texts; or that of an encoder with labels (support/encoders.py), packed where it ends so."""
+    labels: str = "classification"
     dropout: float = 0.0
     hypergradient: str = "exact"
     gram: float = 0.0
@@ -58,6 +59,9 @@ CASES = TESTED | {  # by hand: compiling takes a minute
     "packed": Case(2, 2, "bidora", "nf4", "dots", 1, "packed", dropout=0.3),
     "packed, accumulated": Case(1, 4, "dora", "none", "dots", 3, "packed"),
     "encoder, accumulated": Case(1, 4, "bidora", "nf4", "dots", 3, "roberta"),
+    "encoder, tags": Case(2, 2, "bidora", "none", "layer", 1, "bert packed", "tokens"),
+    "encoder, several labels": Case(1, 4, "dora", "int8", "dots", 3, "bert", "multilabel"),
+    "encoder, numbers": Case(4, 1, "lora", "none", "dots", 1, "electra", "regression"),
     "encoder, windows": Case(1, 4, "dora", "none", "layer", 1, "modernbert"),
     "encoder, relative": Case(2, 2, "lora", "none", "dots", 1, "deberta-v3"),
     "encoder, proteins": Case(4, 1, "bidora", "none", "dots", 1, "esm-2 packed"),
@@ -149,7 +153,7 @@ def compare(case: Case) -> dict:
     else:
         readers = [class_evaluation.reader(task, config, adapter, ModelConfig(), over) for over, *_ in placed]
         read = [read(held, *some, batches) for read, (_, held, some) in zip(readers, placed, strict=True)]
-        scores = [[one.loss, *one.outputs.ravel().tolist()] for one in read]
+        scores = [[one.loss, *np.concatenate([*one.outputs], axis=None).tolist()] for one in read]
     return {"off": worst, "scores": scores, "sent": sent(program.as_text())}
 
 
@@ -193,9 +197,10 @@ def _with_labels(case: Case):
 
     kind, _, packed = case.kind.partition(" ")
     config = encoders.config(kind)
-    form, weights = None if case.form == "none" else case.form, (0.5, 2.0, 1.25)
+    form = None if case.form == "none" else case.form
+    weights = None if case.labels == "regression" else (0.5, 2.0, 1.25)
     task, adapter, base, *trained = labelled_problems.problem(
-        "classification",
+        case.labels,
         weights=weights,
         config=config,
         form=form,
@@ -206,7 +211,7 @@ def _with_labels(case: Case):
 
     def batch(seed):
         how = {"micro": case.micro, "packed": bool(packed), "rows": DEVICES, "vocabulary": config.vocab_size}
-        return labelled_problems.labelled("classification", 3, seed, **how)
+        return labelled_problems.labelled(case.labels, 3, seed, **how)
 
     return config, task, adapter, base, tuple(trained), batch
 
