@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bidora_jax.errors import InputError, listing
+from bidora_jax.machine.files import naming
 
 Manifest = dict[str, tuple[str, list[int]]]  # path -> (dtype, shape)
 
@@ -47,7 +48,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
         """Writes a checkpoint; `step` must be above every step saved before.
 
-        Raises OSError (with its errno: a full disk, a quota, no permission) and leaves the earlier checkpoints whole.
+        Raises OSError (with its errno: a full disk, a quota, no permission; and a path) and leaves the earlier checkpoints whole.
         """
         import orbax.checkpoint as ocp
 
@@ -58,10 +59,11 @@ class Checkpoints:
         self._require_space(sum(array.nbytes for array in arrays.values()) + _OVERHEAD)
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), info=ocp.args.JsonSave(content))
         _ignore_late_writes()
-        with _quiet_orbax():
+        with naming(self.folder), _quiet_orbax():
             try:
                 saved = self._manager.save(step, args=args)
             except (OSError, ValueError) as error:
+                _await_writers()
                 self._discard(step)
                 raise _as_os_error(error, self.folder) from error
         if not saved:
@@ -290,6 +292,13 @@ def _quiet_orbax() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _await_writers() -> None:
+    """The state and the info are written side by side: when one has failed, the thread of the other may still write."""
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            threading.Thread.join(thread, timeout=60)  # orbax's own waits for a signal first, and raises
 
 
 @functools.cache
