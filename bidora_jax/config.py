@@ -89,6 +89,9 @@ class TrainArguments(Config):
     """Compile, run the first steps of each phase on real batches, print memory and time of the whole run, and write nothing."""
     auto: bool = False
     """Fit quantisation, batch, accumulation, length and remat to the device. What the command line sets stays."""
+    distributed: str = "off"
+    """Several processes, on one machine or many, each with its devices: HOST:PORT,N,I names where process 0 listens, how many there
+    are and which this is; auto asks SLURM, Open MPI, Kubernetes or the TPU's metadata."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,12 @@ class DataArguments(Config):
     """Records of train to show."""
 
 
-def parse_train(argv: Sequence[str]) -> tuple[Config, bool]:
-    """The configuration that a `train` command line means, and whether to resume."""
+def parse_train(argv: Sequence[str]) -> tuple[Config, TrainArguments]:
+    """The configuration that a `train` command line means, and its arguments: `resume` and `distributed` are no settings."""
     config, arguments = _parse(TrainArguments, argv, "train")
     if arguments.resume and "output_dir" not in named(argv):
         config = dataclasses.replace(config, output_dir=_folder_of(arguments.config, config.output_dir))
-    return config, arguments.resume
+    return config, arguments
 
 
 def _folder_of(path: str, output_dir: str) -> str:

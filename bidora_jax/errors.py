@@ -15,9 +15,13 @@ from types import FrameType
 class InputError(Exception):
     """A wrong call or bad input. The command line prints the message and exits with 2, without a traceback."""
 
+    status = 2
+
 
 class RunError(Exception):
     """A run that had to stop though its input was good. The command line prints the message and exits with 1."""
+
+    status = 1
 
 
 class NotFinite(RunError):

@@ -36,6 +36,9 @@ class Interrupts:
         """The signal as people call it."""
         return "" if self.asked is None else NAMES[self.asked]
 
+    def at_step(self) -> None:
+        """A step is done: where several processes stop together, they agree here on which one is the last (machine/hosts.py)."""
+
     @contextmanager
     def nothing_unsaved(self) -> Iterator[None]:
         """In this context the process may end at any moment: all that was done is saved."""

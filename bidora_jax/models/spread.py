@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
@@ -58,15 +59,23 @@ class Spread:
 
     def place(self, base: PyTree) -> PyTree:
         """The base, each device with its parts."""
-        return jax.device_put(base, self._shardings())
+        return jax.tree.map(laid, base, self._shardings())
 
     def copies(self, tree: PyTree) -> PyTree:
         """The tree, whole on every device. It may share memory with the tree that it is made of."""
-        return jax.device_put(tree, self._sharding(WHOLE))
+        return jax.tree.map(lambda leaf: laid(leaf, self._sharding(WHOLE)), tree)
 
     def gathered(self, tree: PyTree) -> PyTree:
-        """The tree, whole on the first device alone."""
-        return jax.device_put(tree, self.mesh.devices.flat[0])
+        """The tree, whole on the first device alone: of several processes, on the first of each."""
+        if not _is_shared(self._sharding(WHOLE)):
+            return jax.device_put(tree, self.mesh.devices.flat[0])
+        whole = jax.jit(lambda tree: tree, out_shardings=self._sharding(WHOLE))(tree)
+        return jax.tree.map(_first_copy, whole)
+
+    def batch(self, batch: PyTree, spec: PartitionSpec) -> PyTree:
+        """A batch of the host, as programs of several processes take it; each process has made all of it."""
+        sharding = self._sharding(spec)
+        return jax.tree.map(lambda leaf: laid(leaf, sharding), batch) if _is_shared(sharding) else batch
 
     def held_bytes(self, frozen: PyTree) -> int:
         """Bytes that one device holds of the base, or of (base, what else)."""
@@ -167,6 +176,31 @@ class Spread:
 
     def _sharding(self, spec: PartitionSpec) -> NamedSharding:
         return NamedSharding(self.mesh, spec)
+
+
+def _is_shared(sharding: NamedSharding) -> bool:
+    """Whether other processes hold some of the devices."""
+    return not sharding.is_fully_addressable
+
+
+def laid(leaf: Any, sharding: NamedSharding) -> Any:
+    """An array that every process has made, on the devices of all of them. `jax.device_put` would compare all its values."""
+    if not _is_shared(sharding):
+        return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return leaf if leaf.sharding == sharding else jax.jit(lambda leaf: leaf, out_shardings=sharding)(leaf)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        impl = jax.random.key_impl(leaf)
+        return jax.random.wrap_key_data(laid(jax.random.key_data(leaf), sharding), impl=impl)
+    values = np.asarray(leaf)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
+def _first_copy(leaf: jax.Array) -> jax.Array:
+    """Of an array that is whole everywhere, what the first device of this process holds."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_first_copy(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+    return leaf.addressable_data(0)
 
 
 def _weighed(batch: dict[str, Array], weight: Callable[[PyTree], Array]) -> dict[str, Array]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from bidora_jax.config import Config
 from bidora_jax.errors import NotFinite, Stopped
-from bidora_jax.machine import interrupts
-from bidora_jax.runs import next_steps, rates
+from bidora_jax.runs import next_steps, rates, several_hosts
 from bidora_jax.runs.assembly import RunInputs, describe
 from bidora_jax.runs.folder import hold, start_folder
 
@@ -58,7 +57,6 @@ def run(
     Raises Stopped where a signal asks for it; the run can then go on from where it stopped.
     """
     from bidora_jax.runs import labelling, logs
-    from bidora_jax.training.checkpoint import Checkpoints
     from bidora_jax.training.loop import Intervals, Loop
 
     problem, folder, began = inputs.problem, Path(config.output_dir), time.monotonic()
@@ -75,8 +73,8 @@ def run(
     with hold(folder):
         with (
             logs.begin(config, inputs) as log,
-            Checkpoints(folder / "checkpoints", config.keep) as checkpoints,
-            nullcontext() if make_loop else interrupts.noted(next_steps.to_go_on(config)) as signals,
+            several_hosts.checkpoints(folder / "checkpoints", config.keep) as checkpoints,
+            nullcontext() if make_loop else several_hosts.interrupts(next_steps.to_go_on(config)) as signals,
         ):
             intervals = Intervals(config.eval_every, config.save_every, config.log_every)
             make_loop = make_loop or partial(Loop, interrupts=signals)

@@ -55,7 +55,7 @@ def finetune(
     files = {use: _file(folder, use) for use in texts}
     found = replace(found, data=replace(found.data, **{f"{use}_file": str(path) for use, path in files.items()}))
     request = Request(names, resume=resume, auto=auto)
-    found = checked(found, request)
+    found, request = checked(found, request)
     names_of_rows = {str(path): use for use, path in files.items()}
     with in_memory.in_words_of_the_call(names_of_rows), kept(folder, {files[use]: texts[use] for use in texts}):
         launch(found, request, shared)

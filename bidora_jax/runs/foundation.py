@@ -28,8 +28,8 @@ def of(config: Config, inputs: "RunInputs") -> dict[str, str]:
     folder, problem = inputs.model_folder, inputs.problem
     template = str(inputs.tokenizer.chat_template or "")  # all of them, where there are several by name
     found = {
-        "training data": _of_rows(problem.train),
-        "validation data": _of_rows(problem.val),
+        "training data": of_rows(problem.train),
+        "validation data": of_rows(problem.val),
         "tokenizer": _of_files(folder / file for file in tokenizer_files(folder)),
         "chat template": hashlib.sha256(template.encode()).hexdigest()[:16],
         "base weights": _of_files(sorted(folder.glob("*.safetensors"))),
@@ -49,7 +49,8 @@ def check(folder: Path, known: dict[str, str] | None, found: dict[str, str]) -> 
         )
 
 
-def _of_rows(rows: "Examples") -> str:
+def of_rows(rows: "Examples") -> str:
+    """The checksum of records as they are trained on."""
     from bidora_jax.data.labels import LabelledExample
     from bidora_jax.data.packing import PackedLabels
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bidora_jax.config import Config
 from bidora_jax.errors import InputError
-from bidora_jax.runs import mesh
+from bidora_jax.machine import hosts
+from bidora_jax.runs import mesh, several_hosts
 from bidora_jax.runs.assembly import assemble, describe, settle
 from bidora_jax.runs.checks import as_begun, check_config, check_folder
 from bidora_jax.runs.execution import run
@@ -29,9 +30,18 @@ class Request(NamedTuple):
     dry_run: bool = False
 
 
-def checked(config: Config, request: Request) -> Config:
-    """The configuration that will be run. InputError for settings and a run folder that do not allow it."""
+def checked(config: Config, request: Request) -> tuple[Config, Request]:
+    """The configuration that will be run, and what is asked: of a process that is not the first of several, what that one says.
+
+    InputError for settings and a run folder that do not allow it.
+    """
     check_config(config)
+    if hosts.number() == 0:
+        config = _checked(config, request)
+    return several_hosts.same(config, request) if hosts.several() else (config, request)
+
+
+def _checked(config: Config, request: Request) -> Config:
     if request.resume and request.auto:
         raise InputError(
             "--auto chooses settings for a new run; --resume goes on with those of the run folder: leave one out"
@@ -58,11 +68,12 @@ def launch(config: Config, request: Request, shared: "Shared | None" = None) -> 
     keep_freed_memory()
     kept = keep_compiled(config.compilation_cache)
     clock = compile_clock.Clock() if request.dry_run else None
-    memory = device_memory(config.memory_limit)
+    memory = several_hosts.memory(device_memory(config.memory_limit))
     if request.auto:
         config = auto.fit(config, request.given, memory)
     with out_of_memory.explained(config):
         inputs = assemble(config, shared)
+        several_hosts.agree(config, inputs)
         config, first = settle(config, inputs, memory)
     inputs = inputs._replace(problem=first.problem)
     with out_of_memory.explained(config, inputs.problem.buckets[-1]):

@@ -1,13 +1,14 @@
-"""The devices of a run, `mesh.replica` × `mesh.shard` of those of this machine, and what does not run on several yet.
+"""The devices of a run, `mesh.replica` × `mesh.shard` of those of this process or of several, and what does not run on several yet.
 
 What is not known to give the numbers of one device is refused by name. models/spread.py does the rest.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bidora_jax.config import Config
 from bidora_jax.errors import InputError
+from bidora_jax.machine import hosts
 
 if TYPE_CHECKING:
     from bidora_jax.training.problem import Problem
@@ -58,12 +59,15 @@ def refuse_planning(config: Config) -> None:
 
 
 def check_devices(config: Config) -> None:
-    """InputError for more devices than JAX finds here."""
-    if devices(config) == 1:
+    """InputError for more devices than JAX finds here, and of several processes for other ones than all of theirs."""
+    if devices(config) == 1 and not hosts.several():
         return
-    import jax
-
-    found = jax.local_devices()
+    found = _devices_found()
+    if hosts.several() and devices(config) != len(found):
+        raise InputError(
+            f"{in_words(config)} is {devices(config)} devices, and the {hosts.count()} processes have {len(found)}: take all "
+            f"of them, with --mesh.replica {len(found)} for a whole base on each, or with --mesh.shard to cut it"
+        )
     if devices(config) > len(found):
         flag = f"--xla_force_host_platform_device_count={devices(config)}"
         cpu = f"; to try it, XLA_FLAGS={flag} makes several of a CPU" if found[0].platform == "cpu" else ""
@@ -71,6 +75,13 @@ def check_devices(config: Config) -> None:
             f"{in_words(config)} needs {devices(config)} devices, and JAX finds {len(found)} ({found[0].device_kind}) on this "
             f"machine: lower them{cpu}"
         )
+
+
+def _devices_found() -> list[Any]:
+    """Those of all processes, or of this one where it is alone."""
+    import jax
+
+    return jax.devices() if hosts.several() else jax.local_devices()
 
 
 def spread(config: Config, problem: "Problem") -> "Problem":
@@ -91,7 +102,7 @@ def spread(config: Config, problem: "Problem") -> "Problem":
             f"one projection, as DeBERTa-v3's do, and {in_words(config)} asks for {devices(config)}: leave one of the two out"
         )
     sizes, auto = (config.mesh.replica, config.mesh.shard), jax.sharding.AxisType.Auto
-    found = jax.local_devices()
+    found = _devices_found()
     mesh = jax.make_mesh(sizes, AXES, axis_types=(auto, auto), devices=found[: devices(config)])
     over = Spread(mesh, problem.base)
     held, whole = over.held_bytes(problem.base), tree_bytes(problem.base)

@@ -18,7 +18,7 @@ from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.settings import ModelConfig
-from bidora_jax.models.spread import Spread
+from bidora_jax.models.spread import OWN, Spread
 from bidora_jax.tasks import language_modeling
 
 
@@ -84,6 +84,7 @@ def evaluator(
         total = right = count = 0.0
         for batch in batches:
             micro = {name: part[0] for name, part in batch.items() if name in ("tokens", "loss_mask", "segments")}
+            micro = micro if spread is None else spread.batch(micro, OWN)
             loss, hits, tokens = map(float, run(base, (direction, magnitude), micro))
             total, right, count = total + loss, right + hits, count + tokens
         return Evaluation(total / max(count, 1.0), right / max(count, 1.0), round(count))

@@ -7,7 +7,7 @@ orbax writes to a temporary name and renames, so a kill leaves the previous chec
 flipped bit in an array; the checksums do. Saving is synchronous: an adapter is small, and the caller may donate the
 state to its next step at once.
 
-Does not hold the base model; does not gather arrays that are spread over several hosts.
+Does not hold the base model. Of several processes the first one alone saves and reads (runs/several_hosts.py).
 """
 
 import errno
@@ -22,6 +22,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from bidora_jax.errors import InputError, listing
+from bidora_jax.machine import hosts
 from bidora_jax.machine.files import naming
+from bidora_jax.models.spread import laid
 
 Manifest = dict[str, tuple[str, list[int]]]  # path -> (dtype, shape)
 
@@ -125,12 +129,16 @@ class Checkpoints:
 
         Raises InputError that lists every leaf that differs from `like`, or says that the checkpoint is damaged.
         """
-        info, leaves = self._content(step)
-        kinds: Manifest = {path: (dtype, shape) for path, (dtype, shape, _) in leaves.items()}
         wanted = _leaves(like)
-        self._require_same(step, kinds, {path: _kind(leaf) for path, leaf in wanted.items()})
-        restored = [_as_leaf(self._checked(step, path, leaves), leaf) for path, leaf in wanted.items()]
+        arrays, info = self._arrays(step, {path: _kind(leaf) for path, leaf in wanted.items()})
+        restored = [_as_leaf(arrays[path], leaf) for path, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(like), restored), info
+
+    def _arrays(self, step: int, wanted: Manifest) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """(arrays by path, info) of a step that has these leaves and no others."""
+        info, leaves = self._content(step)
+        self._require_same(step, {path: (dtype, shape) for path, (dtype, shape, _) in leaves.items()}, wanted)
+        return {path: self._checked(step, path, leaves) for path in wanted}, info
 
     def close(self) -> None:
         """Waits for what orbax still has to do."""
@@ -151,11 +159,18 @@ class Checkpoints:
 
         writing = self.keep is not None
         options = ocp.CheckpointManagerOptions(
-            create=writing,
-            cleanup_tmp_directories=writing,
+            create=writing and not hosts.several(),
+            cleanup_tmp_directories=writing and not hosts.several(),
             preservation_policy=ocp.checkpoint_managers.LatestN(self.keep),
             enable_async_checkpointing=False,
         )
+        if hosts.several():  # this process alone writes and reads: orbax would wait for the others
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix="alone"
+            )
+            options = replace(options, multiprocessing_options=alone)
+            if writing:
+                self.folder.mkdir(parents=True, exist_ok=True)
         return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "info"))
 
     def _content(self, step: int) -> tuple[dict[str, Any], dict[str, tuple[str, list[int], int]]]:
@@ -228,6 +243,28 @@ class Checkpoints:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+class SharedCheckpoints(Checkpoints):
+    """Those of a run of several processes: the first one writes and reads, and the others take over what it has read. Each of them
+    calls every method, at the same time; what has to be whole everywhere is."""
+
+    def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
+        if hosts.number() == 0:
+            super().save(step, state, info)
+
+    def latest(self) -> int | None:
+        own = super().latest() if hosts.number() == 0 else None
+        return json.loads(hosts.said_by_first(json.dumps(own)))
+
+    def _arrays(self, step: int, wanted: Manifest) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        from jax.experimental import multihost_utils
+
+        arrays, info = {path: np.zeros(shape, dtype) for path, (dtype, shape) in wanted.items()}, {}
+        if hosts.number() == 0:
+            arrays, info = super()._arrays(step, wanted)
+        info = json.loads(hosts.said_by_first(json.dumps(info)))
+        return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(arrays)), info
+
+
 # Leaves
 
 
@@ -275,8 +312,9 @@ def _as_leaf(array: np.ndarray, like: Any) -> Any:
         impl = jax.random.key_impl(jnp.empty((), like.dtype))  # of the type: `like` may be a ShapeDtypeStruct
         return jax.random.wrap_key_data(jnp.asarray(array), impl=impl)
     sharding = getattr(like, "sharding", None)
-    spread = sharding is not None and len(sharding.device_set) > 1
-    return jax.device_put(array, sharding) if spread else jnp.asarray(array)
+    if isinstance(sharding, NamedSharding) and len(sharding.device_set) > 1:
+        return laid(array, sharding)
+    return jnp.asarray(array)
 
 
 # Messages of orbax

@@ -19,7 +19,7 @@ import jax
 from jaxtyping import PyTree
 
 from bidora_jax.data.batches import Batch
-from bidora_jax.models.spread import Spread
+from bidora_jax.models.spread import ROWS, Spread
 
 
 class Programs:
@@ -59,7 +59,7 @@ class CompiledStep:
             self._jitted = jax.jit(step, donate_argnums=0)
         else:
             self._jitted = spread.compiled_by(step, frozen, len(like(self.lengths[0])))
-        self._shared = shared
+        self._shared, self._spread = shared, spread
         self._compiled: dict[int, jax.stages.Compiled] = {}
 
     def has(self, length: int) -> bool:
@@ -97,7 +97,10 @@ class CompiledStep:
         return self._compiled[length]
 
     def __call__(self, state: PyTree, *batches: Batch) -> tuple[PyTree, dict[str, jax.Array]]:
-        return self.compile(state, batches[0]["tokens"].shape[-1])(state, self.frozen, *batches)
+        program = self.compile(state, batches[0]["tokens"].shape[-1])
+        if self._spread is not None:
+            batches = tuple(self._spread.batch(batch, ROWS) for batch in batches)
+        return program(state, self.frozen, *batches)
 
 
 StepShape = tuple[CompiledStep, int]

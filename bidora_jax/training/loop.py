@@ -228,6 +228,7 @@ class Loop:
             reporter.add(at.step, inputs, metrics)
             at = at._replace(state=state, step=at.step + 1)
             last = at.step == phase.steps
+            self.interrupts.at_step()
             stopping = self.interrupts.asked is not None
             evaluating, saving = (
                 last or _due(at.step, phase.interval(every)) for every in (self.intervals.evaluate, self.intervals.save)

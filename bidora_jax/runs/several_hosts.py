@@ -1,0 +1,103 @@
+"""A run of several processes: who writes it, what all of them have to share, and how it stops and goes on.
+
+Every process runs the same program, since each step is theirs together. The first one keeps the run folder; what the others would
+write goes to a folder of their own, which is gone at the end, so nothing else knows of them. A checkpoint is the first one's: the
+others take over what it reads, so that they need not see its disk. Each reads the model and the data by itself.
+"""
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bidora_jax.config import Config, differences, resolve, settled, to_json
+from bidora_jax.config_files import given_by, tree_of
+from bidora_jax.errors import InputError, listing
+from bidora_jax.machine import hosts
+from bidora_jax.machine import interrupts as signals
+from bidora_jax.machine.memory import Memory
+from bidora_jax.runs.checks import SETTLED
+
+if TYPE_CHECKING:
+    from bidora_jax.runs.assembly import RunInputs
+    from bidora_jax.runs.launch import Request
+    from bidora_jax.training.checkpoint import Checkpoints
+
+OWN = (
+    "compilation_cache",
+    "data.token_cache",
+    "data.train_file",
+    "data.val_file",
+    "data.test_file",
+    "model.path",
+    "adapter.path",
+)
+"""Settings that say where a process finds things. What it finds there is compared (`agree`)."""
+
+
+def same(config: Config, request: "Request") -> "tuple[Config, Request]":
+    """What the first process was asked for, in this one, with folders of its own. InputError where this one was asked for another
+    thing."""
+    told = hosts.in_words()
+    if hosts.number() == 0:
+        print(told)
+    asked = [request.resume, request.auto, request.dry_run]
+    text, of_first = json.loads(hosts.said_by_first(json.dumps([to_json(config), asked])))
+    if hosts.number() == 0:
+        return config, request
+    first = resolve(tree_of(Config, given_by(json.loads(text))))
+    differing = differences(first, settled(config, first, SETTLED), ("output_dir", *OWN))
+    names = ("--resume", "--auto", "--dry-run")
+    differing += [f"{name}: {one} → {own}" for name, one, own in zip(names, of_first, asked, strict=True) if one != own]
+    if differing:
+        raise InputError(
+            f"this process was called otherwise than process 0:\n{listing(differing)}\ngive all of them one command line, but for "
+            "the number in --distributed"
+        )
+    own = {
+        "compilation_cache": config.compilation_cache,
+        "output_dir": str(hosts.scratch() / "run"),
+        "data": replace(
+            first.data,
+            train_file=config.data.train_file,
+            val_file=config.data.val_file,
+            test_file=config.data.test_file,
+            token_cache=config.data.token_cache,
+        ),
+        "model": replace(first.model, path=config.model.path),
+        "adapter": replace(first.adapter, path=config.adapter.path),
+    }
+    silent = {"merged": False, "report": False, "tensorboard": False, "wandb": ""}
+    return replace(first, **own, **silent), request._replace(resume=False)
+
+
+def memory(own: Memory) -> Memory:
+    """The least of what the processes may plan with: they have to choose the same."""
+    if not hosts.several():
+        return own
+    return min((Memory(*json.loads(text)) for text in hosts.exchanged(json.dumps(own))), key=lambda one: one.bytes)
+
+
+def agree(config: Config, inputs: "RunInputs") -> None:
+    """InputError where this process has read other data or another model than the first one, or runs other versions."""
+    if not hosts.several():
+        return
+    from bidora_jax.machine import facts
+    from bidora_jax.runs import foundation
+
+    found = foundation.of(config, inputs) | {"test data": foundation.of_rows(inputs.test_rows)}
+    versions = {f"version of {name}": str(number) for name, number in facts.machine()["versions"].items()}
+    hosts.agree(found | versions)
+
+
+def checkpoints(folder: Path, keep: int) -> "Checkpoints":
+    """The checkpoints of a run that writes."""
+    from bidora_jax.training.checkpoint import Checkpoints, SharedCheckpoints
+
+    return SharedCheckpoints(folder, keep) if hosts.several() else Checkpoints(folder, keep)
+
+
+def interrupts(advice: str) -> AbstractContextManager[signals.Interrupts]:
+    """How a run is asked to stop."""
+    return nullcontext(hosts.TogetherInterrupts(advice)) if hosts.several() else signals.noted(advice)
