@@ -311,9 +311,11 @@ def test_switches_go_both_ways_over_a_file(file, name, before, now):
 
 def test_a_value_of_the_command_line_stands_over_the_files(file):
     argv = ["--config", file({"seed": 3, "keep": 4}), "--seed", "5", "--adapter.target-modules", "q_proj", "up_proj"]
-    config, resume = parse_train(argv)
-    assert (config.seed, config.keep, config.adapter.target_modules, resume) == (5, 4, ("q_proj", "up_proj"), False)
-    assert parse_train([*argv, "--resume"]) == (config, True)
+    config, arguments = parse_train(argv)
+    assert (config.seed, config.keep, config.adapter.target_modules) == (5, 4, ("q_proj", "up_proj"))
+    assert (arguments.resume, arguments.distributed) == (False, "off")
+    resumed, arguments = parse_train([*argv, "--resume", "--distributed", "auto"])
+    assert (resumed, arguments.resume, arguments.distributed) == (config, True, "auto")
 
 
 @pytest.mark.parametrize(

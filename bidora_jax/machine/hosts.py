@@ -291,7 +291,7 @@ def _state() -> _State:
 
 def _join(address: Address | None) -> _State:
     import jax
-    from jax._src import distributed  # the store of the coordinator has no public name
+    from jax._src import distributed  # the coordinator's key-value store has no public name
 
     try:
         where = address or (None, None, None)

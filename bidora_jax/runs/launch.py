@@ -38,7 +38,12 @@ def checked(config: Config, request: Request) -> tuple[Config, Request]:
     check_config(config)
     if hosts.number() == 0:
         config = _checked(config, request)
-    return several_hosts.same(config, request) if hosts.several() else (config, request)
+    if not hosts.several():
+        return config, request
+    config = several_hosts.same(
+        config, {"--resume": request.resume, "--auto": request.auto, "--dry-run": request.dry_run}
+    )
+    return config, request if hosts.number() == 0 else request._replace(resume=False)
 
 
 def _checked(config: Config, request: Request) -> Config:

@@ -6,6 +6,7 @@ others take over what it reads, so that they need not see its disk. Each reads t
 """
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,6 @@ from bidora_jax.runs.checks import SETTLED
 
 if TYPE_CHECKING:
     from bidora_jax.runs.assembly import RunInputs
-    from bidora_jax.runs.launch import Request
     from bidora_jax.training.checkpoint import Checkpoints
 
 OWN = (
@@ -36,20 +36,18 @@ OWN = (
 """Settings that say where a process finds things. What it finds there is compared (`agree`)."""
 
 
-def same(config: Config, request: "Request") -> "tuple[Config, Request]":
-    """What the first process was asked for, in this one, with folders of its own. InputError where this one was asked for another
-    thing."""
+def same(config: Config, asked: Mapping[str, bool]) -> Config:
+    """The configuration of the first process in this one, with folders of its own. InputError where this one was called otherwise;
+    `asked` is what it was asked for beside the settings."""
     told = hosts.in_words()
     if hosts.number() == 0:
         print(told)
-    asked = [request.resume, request.auto, request.dry_run]
-    text, of_first = json.loads(hosts.said_by_first(json.dumps([to_json(config), asked])))
+    text, of_first = json.loads(hosts.said_by_first(json.dumps([to_json(config), dict(asked)])))
     if hosts.number() == 0:
-        return config, request
+        return config
     first = resolve(tree_of(Config, given_by(json.loads(text))))
     differing = differences(first, settled(config, first, SETTLED), ("output_dir", *OWN))
-    names = ("--resume", "--auto", "--dry-run")
-    differing += [f"{name}: {one} → {own}" for name, one, own in zip(names, of_first, asked, strict=True) if one != own]
+    differing += [f"{name}: {of_first[name]} → {own}" for name, own in asked.items() if of_first[name] != own]
     if differing:
         raise InputError(
             f"this process was called otherwise than process 0:\n{listing(differing)}\ngive all of them one command line, but for "
@@ -69,7 +67,7 @@ def same(config: Config, request: "Request") -> "tuple[Config, Request]":
         "adapter": replace(first.adapter, path=config.adapter.path),
     }
     silent = {"merged": False, "report": False, "tensorboard": False, "wandb": ""}
-    return replace(first, **own, **silent), request._replace(resume=False)
+    return replace(first, **own, **silent)
 
 
 def memory(own: Memory) -> Memory:
