@@ -29,8 +29,9 @@ from typing import Any, NamedTuple, NoReturn
 from bidora_jax.errors import InputError, RunError, Stopped, listing
 from bidora_jax.machine.interrupts import Interrupts
 
-START, LOAD = 900, 3600
-"""Seconds to wait for the processes to come together, and for the slowest of them to read its files."""
+NAME, START, LOAD = 60, 300, 3600
+"""Seconds to wait for the name of process 0's machine to be known, for the processes to come together, and for the slowest of them
+to read its files."""
 SILENCE = 60.0
 """Seconds without a sign of life after which a process counts as lost."""
 GLANCE = 0.5
@@ -58,6 +59,8 @@ def read(setting: str) -> Address | None:
             f"this is), found {setting!r}"
         )
     processes, number = map(int, numbers)
+    if not 0 < int(port) < 2**16:
+        raise InputError(f"--distributed {setting}: a port is from 1 to 65535, found {port}")
     if not number < processes:
         raise InputError(f"--distributed {setting}: process {number} of {processes}; the first one is 0")
     return Address(address, processes, number)
@@ -289,22 +292,60 @@ def _state() -> _State:
     return _State.joined
 
 
+def _refuse_unreachable(address: Address) -> None:
+    """InputError where process 0 cannot listen, or nobody knows its machine: JAX ends without a word, or waits."""
+    host, _, port = address.coordinator.rpartition(":")
+    if address.number == 0:
+        family = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+        try:
+            socket.create_server(("", int(port)), **family).close()
+        except OSError as error:
+            raise InputError(
+                f"--distributed: process 0 cannot listen on port {port} ({os.strerror(error.errno or 0)}): take one that is free; "
+                "another process 0 may be running"
+            ) from None
+        return
+    known = time.monotonic() + NAME  # a machine that has just been started may have no name yet
+    while True:
+        try:
+            socket.getaddrinfo(host.strip("[]"), port)
+            return
+        except OSError as error:
+            if time.monotonic() > known:
+                raise InputError(
+                    f"--distributed: nothing is known of {host}, where process 0 is to listen ({error.strerror}); name its machine "
+                    "as the others reach it"
+                ) from None
+            time.sleep(GLANCE)
+
+
 def _join(address: Address | None) -> _State:
     import jax
     from jax._src import distributed  # the coordinator's key-value store has no public name
 
+    which, where = "this process", "the cluster's address"
+    if address is not None:
+        _refuse_unreachable(address)
+        which, where = f"process {address.number} of {address.processes}", address.coordinator
+    print(f"{which} waits for the others at {where}, up to {START} s", file=sys.stderr, flush=True)
+    nobody = (
+        f"error: {which} has not met all others at {where} within {START} s: start all of them, with one address and the numbers "
+        "from 0 on, and let them reach that port"
+    )
+    late = threading.Timer(START, _end, (InputError.status, nobody))
+    late.daemon = True
+    late.start()  # when JAX's time is over, it ends the process itself, with a stack of its own
     try:
-        where = address or (None, None, None)
-        jax.distributed.initialize(*where, initialization_timeout=START, heartbeat_timeout_seconds=100)
+        jax.distributed.initialize(
+            *(address or (None, None, None)), initialization_timeout=2 * START, heartbeat_timeout_seconds=100
+        )
     except ValueError as error:
         raise InputError(
             f"--distributed auto: JAX finds no cluster here ({str(error).splitlines()[0]}); name the processes with "
             "--distributed HOST:PORT,N,I"
         ) from None
-    except RuntimeError as error:
-        raise InputError(
-            f"the processes did not come together within {START} s: {str(error).splitlines()[0]}"
-        ) from None
+    finally:
+        late.cancel()
     found = distributed.global_state
     state = _State.joined = _State(found.client, found.num_processes, found.process_id)
     state.watch.start()

@@ -41,8 +41,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices that a model is trained on: replica × shard of them, of which each takes its share of a step's records. Of 1 × 1 it is
-    one device, and nothing is spread."""
+    """Devices that a model is trained on: replica × shard of them, of which each takes its share of a step's records. Of 1 × 1 it
+    is one device, and nothing is spread."""
 
     replica: int = 1
     """Copies of the frozen base."""

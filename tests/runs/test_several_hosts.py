@@ -109,9 +109,10 @@ def test_a_process_that_differs_ends_both_with_one_line(model_folder, data_files
     both = started(argv, 0, port), started([*argv, *(one.format(folder=tmp_path) for one in more)], 1, port)
     (first, _, told), (second, _, said) = map(ended, both)
     assert (first, second) == (2, 2)
-    assert told.startswith(f"error: process 1 on {socket.gethostname()}: {what.format(folder=tmp_path)}")
-    assert told.count("\n") == 1
-    assert said.startswith("error: process 1 of 2: ") and "Traceback" not in said
+    waiting, line = told.splitlines()
+    assert waiting == f"process 0 of 2 waits for the others at localhost:{port}, up to 300 s"
+    assert line.startswith(f"error: process 1 on {socket.gethostname()}: {what.format(folder=tmp_path)}")
+    assert "\nerror: process 1 of 2: " in said and "Traceback" not in said
     assert not (tmp_path / "run").exists()
 
 
@@ -167,6 +168,7 @@ def test_a_process_that_fails_in_a_step_ends_the_other(model_folder, data_files,
         ("host,2,0", "expected auto, off or HOST:PORT,N,I"),
         ("host:80,2,two", "expected auto, off or HOST:PORT,N,I"),
         ("host:80,2,2", "process 2 of 2; the first one is 0"),
+        ("host:99999,2,0", "a port is from 1 to 65535, found 99999"),
     ],
 )
 def test_a_setting_that_names_no_processes_is_refused(setting, wrong):
@@ -179,9 +181,49 @@ def test_a_setting_names_the_processes():
     assert hosts.read("auto") is None
 
 
+HASTY = """
+from bidora_jax import train
+from bidora_jax.errors import command
+from bidora_jax.machine import hosts
+
+hosts.START, hosts.NAME = 4, 1
+command(train.main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("host", "number", "taken", "wrong"),
+    [
+        ("localhost", 0, True, "--distributed: process 0 cannot listen on port {port} (Address already in use)"),
+        (
+            "nowhere.invalid",
+            1,
+            False,
+            "--distributed: nothing is known of nowhere.invalid, where process 0 is to listen",
+        ),
+        ("localhost", 0, False, "process 0 of 2 has not met all others at localhost:{port} within 4 s: start all"),
+        ("localhost", 1, False, "process 1 of 2 has not met all others at localhost:{port} within 4 s: start all"),
+    ],
+)
+def test_processes_that_cannot_meet_say_why(model_folder, data_files, tmp_path, host, number, taken, wrong):
+    argv = [*inputs(model_folder, data_files, tmp_path / "run"), *FLAGS, *SPREAD]
+    with socket.socket() as other:
+        other.bind(("localhost", 0))
+        port = other.getsockname()[1]
+        if taken:
+            other.listen()
+        else:
+            other.close()
+        done = process(["-c", HASTY, *argv, "--distributed", f"{host}:{port},2,{number}"])
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: {wrong.format(port=port)}"), done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_no_cluster_is_said(model_folder, data_files, tmp_path):
     done = process([*MAIN, *inputs(model_folder, data_files, tmp_path / "run"), *FLAGS, "--distributed", "auto"])
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --distributed auto: JAX finds no cluster here (")
+    assert done.stderr.splitlines()[-1].startswith("error: --distributed auto: JAX finds no cluster here (")
     assert done.stderr.endswith("; name the processes with --distributed HOST:PORT,N,I\n")
