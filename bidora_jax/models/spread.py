@@ -37,6 +37,22 @@ WEIGHT = "weight"
 """In a batch: Σ w over the rows of all devices, that each one's Σ w·l is divided by."""
 
 
+class Placement:
+    """How a base comes to lie on a mesh while it is read."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+
+    def shardings(self, path: Any, weight: PyTree) -> PyTree:
+        """Where the leaves of a stack lie, by its path in the base; `weight` may be shapes."""
+        cut = _cut_of(path, weight, self._mesh.shape[SHARD])
+        return jax.tree.map(lambda cut: NamedSharding(self._mesh, _spec(cut)), cut)
+
+    def whole(self, array: np.ndarray) -> jax.Array:
+        """An array of the host, on every device."""
+        return laid(array, NamedSharding(self._mesh, WHOLE))
+
+
 class Spread:
     """A mesh, and how a base lies on it."""
 
@@ -44,7 +60,7 @@ class Spread:
         """`base` may be shapes. It is the base that the adapter was prepared for (models/adapters/initial.py)."""
         self.mesh = mesh
         self._cut = _cut(base, mesh.shape[SHARD])
-        self._specs = jax.tree.map(lambda cut: PartitionSpec(None, SHARD) if cut else WHOLE, self._cut)
+        self._specs = jax.tree.map(_spec, self._cut)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -214,19 +230,24 @@ def _weighed(batch: dict[str, Array], weight: Callable[[PyTree], Array]) -> dict
 
 
 def _cut(base: PyTree, parts: int) -> PyTree:
-    """Whether each leaf of the base is cut into so many parts along its axis 1: those of stacked weights, where they divide.
+    """Whether each leaf of the base is cut into so many parts along its axis 1."""
+    return jax.tree_util.tree_map_with_path(partial(_cut_of, parts=parts), base, is_leaf=quantized.is_packed)
+
+
+def _cut_of(path: Any, weight: PyTree, parts: int) -> PyTree:
+    """Whether each leaf of a weight of the base is cut: those of stacked weights, where they divide.
 
     The axis of layers is never cut: XLA would gather a whole stack to slice one layer of it.
     """
+    stacked = path[0].key == LAYERS and path[-1].key == "weight" and len(weight.shape) == 3
+    cut = jax.tree.map(
+        lambda leaf: stacked and parts > 1 and len(leaf.shape) > 1 and leaf.shape[1] % parts == 0, weight
+    )
+    if isinstance(weight, quantized.NF4) and isinstance(weight.absmax, quantized.Nested):
+        # A share of 16,384 weights: too small to be worth a collective.
+        cut = replace(cut, absmax=cut.absmax._replace(absmax=False, offset=False))
+    return cut
 
-    def one(path, weight):
-        stacked = path[0].key == LAYERS and path[-1].key == "weight" and len(weight.shape) == 3
-        cut = jax.tree.map(
-            lambda leaf: stacked and parts > 1 and len(leaf.shape) > 1 and leaf.shape[1] % parts == 0, weight
-        )
-        if isinstance(weight, quantized.NF4) and isinstance(weight.absmax, quantized.Nested):
-            # A share of 16,384 weights: too small to be worth a collective.
-            cut = replace(cut, absmax=cut.absmax._replace(absmax=False, offset=False))
-        return cut
 
-    return jax.tree_util.tree_map_with_path(one, base, is_leaf=quantized.is_packed)
+def _spec(cut: bool) -> PartitionSpec:
+    return PartitionSpec(None, SHARD) if cut else WHOLE

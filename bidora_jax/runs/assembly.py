@@ -211,10 +211,15 @@ def _base(config: Config, folder: Path, model: "Architecture", adapter: "Adapter
     """The base as the adapter needs it, and the factors to start with. What the adapter folder holds frozen moves into the base."""
     from bidora_jax.models.adapters import initial, merging
     from bidora_jax.models.formats import hf
+    from bidora_jax.runs import mesh
 
     if adapter.starts_nonzero:  # a minute and more for a large model
         print(f"adapter.init {adapter.init}: decomposing the weights")
-    base = hf.load(config.model, folder, model) if shared is None else shared.base(config.model, folder, model)
+    over = mesh.placement(config, model, adapter)
+    if shared is None:
+        base = hf.load(config.model, folder, model, over=over)
+    else:
+        base = shared.base(config.model, folder, model)
     if start and adapter.frozen_modules:
         print(f"{' and '.join(adapter.frozen_modules)} of {config.adapter.path} take the base's place, frozen")
         base, direction = merging.place_frozen(adapter, base, start[0])

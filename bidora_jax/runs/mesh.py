@@ -11,6 +11,11 @@ from bidora_jax.errors import InputError
 from bidora_jax.machine import hosts
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from bidora_jax.models.adapters.adapter import Adapter
+    from bidora_jax.models.architectures.architecture import Architecture
+    from bidora_jax.models.spread import Placement
     from bidora_jax.training.problem import Problem
 
 
@@ -84,27 +89,41 @@ def _devices_found() -> list[Any]:
     return jax.devices() if hosts.several() else jax.local_devices()
 
 
+def _mesh(config: Config) -> "Mesh":
+    import jax
+
+    from bidora_jax.models.spread import AXES
+
+    auto = jax.sharding.AxisType.Auto
+    sizes = config.mesh.replica, config.mesh.shard
+    return jax.make_mesh(sizes, AXES, axis_types=(auto, auto), devices=_devices_found()[: devices(config)])
+
+
+def placement(config: Config, model: "Architecture", adapter: "Adapter") -> "Placement | None":
+    """Where a base is put while it is read; None of one device. InputError for a model that was tried on one only."""
+    if devices(config) == 1:
+        return None
+    from bidora_jax.models.architectures.encoder import EncoderConfig
+    from bidora_jax.models.spread import Placement
+
+    relative = model.relative if isinstance(model, EncoderConfig) else None
+    if adapter.dropout and relative is not None and relative.shared:
+        raise InputError(
+            f"adapter.dropout {adapter.dropout} works on one device only where a model's texts and relative positions pass "
+            f"one projection, as DeBERTa-v3's do, and {in_words(config)} asks for {devices(config)}: leave one of the two out"
+        )
+    return Placement(_mesh(config))
+
+
 def spread(config: Config, problem: "Problem") -> "Problem":
     """The problem over the devices that the settings ask for; of one, the problem itself."""
     if devices(config) == 1:
         return problem
-    import jax
-
     from bidora_jax.kernels.quantized import tree_bytes
-    from bidora_jax.models.architectures.encoder import EncoderConfig
-    from bidora_jax.models.spread import AXES, Spread
+    from bidora_jax.models.spread import Spread
     from bidora_jax.planning.footprint import gigabytes
 
-    relative = problem.config.relative if isinstance(problem.config, EncoderConfig) else None
-    if problem.adapter.dropout and relative is not None and relative.shared:
-        raise InputError(
-            f"adapter.dropout {problem.adapter.dropout} works on one device only where a model's texts and relative positions pass "
-            f"one projection, as DeBERTa-v3's do, and {in_words(config)} asks for {devices(config)}: leave one of the two out"
-        )
-    sizes, auto = (config.mesh.replica, config.mesh.shard), jax.sharding.AxisType.Auto
-    found = _devices_found()
-    mesh = jax.make_mesh(sizes, AXES, axis_types=(auto, auto), devices=found[: devices(config)])
-    over = Spread(mesh, problem.base)
+    over = Spread(_mesh(config), problem.base)
     held, whole = over.held_bytes(problem.base), tree_bytes(problem.base)
     print(
         f"{in_words(config)}: {devices(config)} of {len(found)} devices ({found[0].device_kind}), each with {gigabytes(held)} of "

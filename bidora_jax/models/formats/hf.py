@@ -10,6 +10,7 @@ tensor. Only `resolve_folder` downloads anything, and no file is unpickled or ex
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,10 @@ from bidora_jax.models.formats.hf_config import NOT_A_MODEL, read_config, resolv
 from bidora_jax.models.formats.hf_head import Classes
 from bidora_jax.models.formats.hf_tensors import INDEX, WEIGHTS, is_quantised, read_entries, source_dtype
 from bidora_jax.models.formats.safetensors_file import Entry
+from bidora_jax.models.formats.stacks import Stack, stacked
 from bidora_jax.models.formats.tokenizer_files import template_files, tokenizer_files
 from bidora_jax.models.settings import ModelConfig
+from bidora_jax.models.spread import Placement
 
 GENERATION = "generation_config.json"
 
@@ -71,13 +74,14 @@ def load_base(
     dtype=None,
     to: quantization.Quantization | None = None,
     flag: str = "--model.dtype",
+    over: Placement | None = None,
 ) -> PyTree:
     """The base tree of a model folder, in `dtype` or, without one, in the dtype of the files (models/formats/hf_tensors.py).
 
     `flag` is the caller's for a dtype; the message names it where nothing else decides. Weights that the files hold quantised keep
     their bytes; with `to`, dense ones are quantised as they are read. All names, shapes and dtypes are checked before any weight is
     read, and one InputError lists all that is wrong. Host memory peaks at the model's size on a CPU, and at one stacked leaf where
-    the weights go to a device.
+    the weights go to a device. With `over`, each device gets its part of every leaf, and no process holds more than its devices'.
     """
     folder = Path(folder)
     weights = hf_tensors.named(hf_tensors.read_weights(folder), architecture)
@@ -95,49 +99,59 @@ def load_base(
 
     def load(path, leaf: jax.ShapeDtypeStruct):
         names = _names(path)
-        stacked, parts = names[0] == LAYERS, sources[names]
+        parts = sources[names]
         forms = {_form(part) for part in parts}
         if len(forms) > 1:
             raise InputError(_mixed(folder, names, parts))
         if forms - {"dense"}:
-            return _stacked(
-                (bnb.read(part, leaf.dtype) for part in parts if isinstance(part, Packed)), len(parts), stacked
+            return _of_parts(
+                (bnb.read(part, leaf.dtype) for part in parts if isinstance(part, Packed)), len(parts), path, over
             )
         dense = [part for part in parts if isinstance(part, Entry)]
         if to is not None and to.covers(names):
             packed = (to.quantise(safetensors_file.read(part), leaf.dtype) for part in dense)
-            return _stacked(packed, len(parts), stacked)
-        array = safetensors_file.aligned(leaf.shape, leaf.dtype)
-        first = len(array) - len(dense) if stacked else 0  # layers before it have no such norm
-        array[:first] = 1
-        slots: Iterable[Any] = array[first:] if stacked else [array]
-        for slot, part in zip(slots, dense, strict=True):
-            safetensors_file.read_into(part, slot)
-        if held_as_bits(array.shape, array.dtype):
-            return Bits(jax.device_put(array.view(np.uint16)), array.dtype)
-        return jax.device_put(array)
+            return _of_parts(packed, len(parts), path, over)
+        if names[0] != LAYERS:
+            array = safetensors_file.aligned(leaf.shape, leaf.dtype)
+            safetensors_file.read_into(dense[0], array)
+            return _on_devices(array, over)
+        stack = Stack(leaf.shape, leaf.dtype, None if over is None else over.shardings(path, leaf))
+        first = leaf.shape[0] - len(dense)  # layers before it have no such norm
+        stack.fill(1.0, first)
+        for layer, part in enumerate(dense, first):
+            stack.read(layer, part)
+        if held_as_bits(leaf.shape, leaf.dtype):
+            return Bits(stack.on_devices(np.uint16), leaf.dtype)
+        return stack.on_devices()
 
     return jax.tree_util.tree_map_with_path(load, shapes)
 
 
 def load(
-    settings: ModelConfig, folder: Path | str, architecture: Architecture, *, flag: str = "--model.dtype"
+    settings: ModelConfig,
+    folder: Path | str,
+    architecture: Architecture,
+    *,
+    flag: str = "--model.dtype",
+    over: Placement | None = None,
 ) -> PyTree:
-    """The base of a folder as `model.dtype` and `model.quantization` ask for it; `flag` is the command's for a dtype."""
+    """The base of a folder as `model.dtype` and `model.quantization` ask for it; `flag` is the command's for a dtype. `over`: the
+    devices, where they are several."""
     dtype = None if settings.dtype == "auto" else jnp.dtype(settings.dtype)
-    return load_base(folder, architecture, dtype, quantization.resolve(settings, architecture), flag)
+    return load_base(folder, architecture, dtype, quantization.resolve(settings, architecture), flag, over)
 
 
-def _stacked(parts: Iterable[PyTree], count: int, stacked: bool) -> PyTree:
-    """Trees of host arrays, one a layer, each copied into the stacks as it is read; without `stacked`, the one tree itself."""
-    stacks: list[np.ndarray] = []
-    structure = None
-    for index, part in enumerate(parts):
-        leaves, structure = jax.tree.flatten(part)
-        stacks = stacks or [safetensors_file.aligned((count, *leaf.shape), leaf.dtype) for leaf in leaves]
-        for stack, leaf in zip(stacks, leaves, strict=True):
-            stack[index] = leaf
-    return jax.tree.unflatten(structure, [jax.device_put(stack if stacked else stack[0]) for stack in stacks])
+def _of_parts(parts: Iterable[PyTree], count: int, path: Any, over: Placement | None) -> PyTree:
+    """A weight of trees of host arrays: one a layer, or the one tree of a weight outside of the layers."""
+    if path[0].key != LAYERS:
+        return jax.tree.map(lambda leaf: _on_devices(leaf, over), next(iter(parts)))
+    first = next(parts := iter(parts))
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), first)
+    return stacked(chain([first], parts), count, None if over is None else over.shardings(path, like))
+
+
+def _on_devices(array: np.ndarray, over: Placement | None) -> jax.Array:
+    return jax.device_put(array) if over is None else over.whole(array)
 
 
 def _form(part: Entry | Packed) -> str:

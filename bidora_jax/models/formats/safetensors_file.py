@@ -82,14 +82,14 @@ def _entry(file: Path, data: int, fields: Mapping) -> Entry:
     return entry
 
 
-def read_into(entry: Entry, out: np.ndarray) -> None:
-    """Fills `out`, contiguous and of the tensor's shape, casting when its dtype is another than the file's."""
-    stored = out if out.dtype == DTYPES[entry.dtype] else np.empty(entry.shape, DTYPES[entry.dtype])
+def read_into(entry: Entry, out: np.ndarray, first: int = 0) -> None:
+    """Fills `out`, contiguous, with the rows of a tensor from `first` on, casting when its dtype is another than the file's."""
+    stored = out if out.dtype == DTYPES[entry.dtype] else np.empty(out.shape, DTYPES[entry.dtype])
     with entry.file.open("rb") as stream:
-        stream.seek(entry.begin)
+        stream.seek(entry.begin + (first * entry.size // entry.shape[0] if first else 0))
         count = stream.readinto(stored.reshape(-1).view(np.uint8).data)
-    if count != entry.size:
-        raise InputError(f"{entry.file} ended after {count} of {entry.size} bytes of a tensor; {DAMAGED}")
+    if count != stored.nbytes:
+        raise InputError(f"{entry.file} ended after {count} of {stored.nbytes} bytes of a tensor; {DAMAGED}")
     if stored is not out:
         out[...] = stored
 
