@@ -216,10 +216,9 @@ def _base(config: Config, folder: Path, model: "Architecture", adapter: "Adapter
     if adapter.starts_nonzero:  # a minute and more for a large model
         print(f"adapter.init {adapter.init}: decomposing the weights")
     over = mesh.placement(config, model, adapter)
-    if shared is None:
-        base = hf.load(config.model, folder, model, over=over)
-    else:
-        base = shared.base(config.model, folder, model)
+    base = (
+        hf.load(config.model, folder, model, over=over) if shared is None else shared.base(config.model, folder, model)
+    )
     if start and adapter.frozen_modules:
         print(f"{' and '.join(adapter.frozen_modules)} of {config.adapter.path} take the base's place, frozen")
         base, direction = merging.place_frozen(adapter, base, start[0])

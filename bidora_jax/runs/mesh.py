@@ -123,6 +123,7 @@ def spread(config: Config, problem: "Problem") -> "Problem":
     from bidora_jax.models.spread import Spread
     from bidora_jax.planning.footprint import gigabytes
 
+    found = _devices_found()
     over = Spread(_mesh(config), problem.base)
     held, whole = over.held_bytes(problem.base), tree_bytes(problem.base)
     print(
