@@ -38,6 +38,8 @@ ROOMS = (
 NO_SETTINGS = {"data.jsonl", "model.safetensors"}
 OTHERS = {  # flags of other programs, and of pytest
     "--dest", "--find-links", "--local-dir", "--no-index", "--only-binary", "--quiet", "--wheel-dir",
+    "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--time", "--signal", "--requeue", "--open-mode",
+    "--worker", "--command",
     "--max-lora-rank", "--enable-lora", "--lora-modules", "--model-id", "--lora", "--outfile", "--base",
     "--xla_backend_optimization_level", "--xla_cpu_enable_concurrency_optimized_scheduler",
     "--xla_gpu_dot_merger_threshold_mb", "--xla_force_host_platform_device_count",
