@@ -13,7 +13,7 @@ its own, and the cotangent of that is the sum. Steps, optimisers and hypergradie
 A `Spread` of one device is never made: a run on one device takes none of this.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -35,6 +35,12 @@ WHOLE, ROWS, OWN = PartitionSpec(), PartitionSpec(None, AXES), PartitionSpec(AXE
 """Of arrays that are whole on every device; (M, B, …) cut along B; and of what each device holds for itself, or (B, …)."""
 WEIGHT = "weight"
 """In a batch: Σ w over the rows of all devices, that each one's Σ w·l is divided by."""
+
+
+def mesh_over(devices: Sequence[Any], replica: int, shard: int) -> Mesh:
+    """The first replica × shard of the devices as a mesh."""
+    auto = jax.sharding.AxisType.Auto
+    return jax.make_mesh((replica, shard), AXES, axis_types=(auto, auto), devices=devices[: replica * shard])
 
 
 class Placement:
@@ -98,8 +104,7 @@ class Spread:
         if isinstance(frozen, tuple):
             base, others = frozen
             return self.held_bytes(base) + quantized.tree_bytes(others)
-        parts = zip(jax.tree.leaves(frozen), jax.tree.leaves(self._cut), strict=True)
-        return sum(quantized.tree_bytes(leaf) // (self.mesh.shape[SHARD] if cut else 1) for leaf, cut in parts)
+        return held_bytes(frozen, self.mesh.shape[SHARD])
 
     # Programs
 
@@ -227,6 +232,12 @@ def _weighed(batch: dict[str, Array], weight: Callable[[PyTree], Array]) -> dict
     """
     total = weight(batch)
     return {**batch, "tokens": jnp.where(total > 0, batch["tokens"], 0), WEIGHT: total}
+
+
+def held_bytes(base: PyTree, parts: int) -> int:
+    """Bytes that one of so many devices holds of a base, which may be shapes."""
+    leaves = zip(jax.tree.leaves(base), jax.tree.leaves(_cut(base, parts)), strict=True)
+    return sum(quantized.tree_bytes(leaf) // (parts if cut else 1) for leaf, cut in leaves)
 
 
 def _cut(base: PyTree, parts: int) -> PyTree:

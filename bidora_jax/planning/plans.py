@@ -3,16 +3,21 @@
 The search first gives up what does not change the result: a large micro-batch, as gradients are summed over micro-batches, and
 the fast forms of remat_choice.py. Then it gives up bits of the frozen weights. Last comes length, which cuts or splits records.
 
-    for length in L, L/2, …:   for quantization in none, int8, nf4:   for (batch, remat), the fastest first
+    for length in L, L/2, …:   for quantization in none, int8, nf4:   for mesh:   for (batch, remat), the fastest first
+
+Of several devices all are taken, since more rows at a time change nothing either: first a whole base on each, then as few parts of
+it as fit. Every count is of one device.
 
 A plan's speed is estimated from its arithmetic and from the fixed cost of a micro-batch, which its tokens share. Records of
 1,024 tokens are trained faster one at a time with remat dots than four together with layer, and in less memory
 (benchmarks/LOG.md).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
+from typing import Any
 
 import jax
 from jaxtyping import PyTree
@@ -25,7 +30,8 @@ from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.architectures.architecture import Architecture
 from bidora_jax.models.architectures.decoder import DecoderConfig
-from bidora_jax.models.settings import QUANTIZATIONS, ModelConfig
+from bidora_jax.models.settings import QUANTIZATIONS, MeshConfig, ModelConfig
+from bidora_jax.models.spread import Spread, held_bytes, mesh_over
 from bidora_jax.planning import footprint, remat_choice
 from bidora_jax.planning.attention_backend import AUTO
 from bidora_jax.planning.footprint import Footprint
@@ -40,7 +46,7 @@ CPU_TOKENS, GPU_TOKENS = 200, 500
 quarter longer than in two. Estimated for a GPU: reading 16-bit weights takes as long as the products of 250 tokens, and
 dequantised weights are read twice."""
 MAY_CHANGE = ("model.quantization", "model.remat", "data.batch_size", "data.accumulation", "data.max_length",
-              "search.hypergradient")  # fmt: skip
+              "search.hypergradient", "mesh.replica", "mesh.shard")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,50 +59,71 @@ class Plan:
     inner: OptimizerConfig = field(default_factory=OptimizerConfig)
     outer: OptimizerConfig = field(default_factory=OptimizerConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    @property
+    def devices(self) -> int:
+        return self.mesh.replica * self.mesh.shard
 
     @property
     def levels(self) -> MethodSettings:
         return MethodSettings(self.adapter.method, self.search, self.inner, self.outer)
 
 
-def counted(config: DecoderConfig, plan: Plan, dtype) -> Footprint:
-    """The footprint of the plan's largest step at a model of this shape and dtype. Nothing is allocated. The program
-    is not run, so its machine code is not optimised."""
+def counted(config: DecoderConfig, plan: Plan, dtype, devices: Sequence[Any] = ()) -> Footprint:
+    """The footprint of the plan's largest step at a model of this shape and dtype, on each of its `devices`. Nothing is allocated.
+    The program is not run, so its machine code is not optimised."""
     adapter = adapters.resolve(plan.adapter, config)
     base = quantization.base_shapes(plan.model, config, dtype)
     problem = remat_choice.synthetic(config, plan.model, adapter, base, plan.data, plan.data.max_length)
+    if plan.devices > 1:
+        mesh = mesh_over(devices, plan.mesh.replica, plan.mesh.shard)
+        problem = replace(problem, spread=Spread(mesh, problem.base))
     search = replace(plan.search, steps=1, epochs=0.0)
     phase, start = first_phase(plan.adapter.method, problem, search, plan.inner, plan.outer)
     return footprint.of(problem, phase, start.state, remat_choice.largest(phase), quick=True)
 
 
 def base_bytes(architecture: Architecture, plan: Plan, dtype) -> int:
-    """Bytes of the frozen weights alone. A plan whose base does not fit need not be compiled."""
-    return tree_bytes(quantization.base_shapes(plan.model, architecture, dtype))
+    """Bytes of the frozen weights alone, on one device. A plan whose base does not fit need not be compiled."""
+    base = quantization.base_shapes(plan.model, architecture, dtype)
+    return tree_bytes(base) if plan.mesh.shard == 1 else held_bytes(base, plan.mesh.shard)
 
 
 def search(
-    config: DecoderConfig, plan: Plan, dtype, memory: Memory, fixed: frozenset[str] = frozenset()
+    config: DecoderConfig,
+    plan: Plan,
+    dtype,
+    memory: Memory,
+    fixed: frozenset[str] = frozenset(),
+    devices: Sequence[Any] = (),
 ) -> tuple[Plan, Footprint]:
-    """The first plan that fits; where none does, the one that takes least. Settings named in `fixed` (of MAY_CHANGE) are kept."""
+    """The first plan that fits; where none does, the one that takes least. Settings named in `fixed` (of MAY_CHANGE) are kept.
+    `devices` are those of the plan's mesh, and where that is of one device those that it may take."""
     leanest: tuple[Plan, Footprint] | None = None
-    *rest, smallest = _levels(plan, fixed)
+    count = partial(counted, config, dtype=dtype, devices=devices)
+    *rest, smallest = _levels(plan, fixed, len(devices))
     for level in [*rest, smallest]:
         if level is not smallest and base_bytes(config, level, dtype) > remat_choice.FITS * memory.bytes:
             continue
         choices = _within(config, level, fixed)
         least = min(choices, key=_size)
-        parts = counted(config, least, dtype)
+        parts = count(least)
         if leanest is None or parts.peak < leanest[1].peak:
             leanest = least, parts
         if remat_choice.fits(parts, memory):
-            return _fastest(config, choices, (least, parts), dtype, memory, by_speed="model.remat" not in fixed)
+            return _fastest(count, choices, (least, parts), memory, by_speed="model.remat" not in fixed)
     assert leanest is not None
     return leanest
 
 
 def _fastest(
-    config: DecoderConfig, choices: list[Plan], least: tuple[Plan, Footprint], dtype, memory: Memory, *, by_speed: bool
+    count: Callable[[Plan], Footprint],
+    choices: list[Plan],
+    least: tuple[Plan, Footprint],
+    memory: Memory,
+    *,
+    by_speed: bool,
 ) -> tuple[Plan, Footprint]:
     """The first of the choices that fits. The `least` one is known to fit.
 
@@ -107,7 +134,7 @@ def _fastest(
     def fits(one: Plan) -> bool:
         size = _size(one)
         if size not in counts:
-            counts[size] = counted(config, one, dtype)
+            counts[size] = count(one)
         part = remat_choice.share(one.model.remat) if by_speed and one != least[0] else remat_choice.FITS
         return remat_choice.needed(counts[size]) <= part * memory.bytes
 
@@ -122,31 +149,43 @@ def _fastest(
     return least
 
 
-def _levels(plan: Plan, fixed: frozenset[str]) -> Iterator[Plan]:
-    """Plans by what changes the result: every length, and for each length every quantisation."""
+def _levels(plan: Plan, fixed: frozenset[str], devices: int = 1) -> Iterator[Plan]:
+    """Plans by what changes the result: every length, for each length every quantisation, and for that every mesh."""
     lengths = [plan.data.max_length]
     while "data.max_length" not in fixed and lengths[-1] // 2 >= SHORTEST:
         lengths.append(lengths[-1] // 2)
     forms = QUANTIZATIONS[QUANTIZATIONS.index(plan.model.quantization) :]
     for length in lengths:
         for form in forms[:1] if "model.quantization" in fixed else forms:
-            yield replace(
-                plan, data=replace(plan.data, max_length=length), model=replace(plan.model, quantization=form)
-            )
+            for mesh in _meshes(plan, fixed, devices):
+                data, model = replace(plan.data, max_length=length), replace(plan.model, quantization=form)
+                yield replace(plan, data=data, model=model, mesh=mesh)
+
+
+def _meshes(plan: Plan, fixed: frozenset[str], devices: int) -> list[MeshConfig]:
+    """The meshes to try, of all devices, the one that sends least first."""
+    rows = plan.data.batch_size * (1 if "data.batch_size" in fixed else plan.data.accumulation)
+    if plan.devices > 1 or fixed & {"mesh.replica", "mesh.shard"} or devices < 2 or rows % devices:
+        return [plan.mesh]
+    return [MeshConfig(devices // shard, shard) for shard in range(1, devices + 1) if devices % shard == 0]
 
 
 def _within(architecture: Architecture, plan: Plan, fixed: frozenset[str]) -> list[Plan]:
     """Plans by what does not change the result, the fastest first: the micro-batch, remat, and the form of the hypergradient."""
     effective = plan.data.batch_size * plan.data.accumulation
     free = not fixed & {"data.batch_size", "data.accumulation"}
-    sizes = [n for n in range(effective, 0, -1) if effective % n == 0] if free else [plan.data.batch_size]
+    sizes = (
+        [n for n in range(effective, 0, -1) if effective % n == n % plan.devices == 0]
+        if free
+        else [plan.data.batch_size]
+    )
     model = plan.model if "model.remat" in fixed else replace(plan.model, remat=AUTO)
     free_form = plan.search.hypergradient == "exact" and "search.hypergradient" not in fixed
     levels = plan.levels._replace(search=replace(plan.search, hypergradient=AUTO) if free_form else plan.search)
     choices = []
     for size in sizes:
         data = replace(plan.data, batch_size=size, accumulation=effective // size)
-        for remat, form in remat_choice.candidates(model, levels):
+        for remat, form in remat_choice.candidates(model, levels, several=plan.devices > 1):
             choices.append(
                 replace(
                     plan,

@@ -79,9 +79,7 @@ def choose_remat(problem: Problem, levels: MethodSettings, memory: Memory) -> Fi
 
 def _settled(problem: Problem, levels: MethodSettings, memory: Memory) -> FirstPhase:
     tried: list[FirstPhase] = []
-    pairs = candidates(problem.model, levels)
-    if problem.spread is not None:
-        pairs = [pair for pair in pairs if pair[0] != "offload"]  # not tried on several devices
+    pairs = candidates(problem.model, levels, several=problem.spread is not None)
     for remat, form in pairs:
         chosen = replace(problem, model=replace(problem.model, remat=remat))
         search = replace(levels.search, hypergradient=form)
@@ -149,10 +147,12 @@ def synthetic(
     return Problem(config, model, adapter, base, [example], [example], alone, 0, 0, ("a record",))
 
 
-def candidates(model: ModelConfig, levels: MethodSettings) -> list[tuple[str, str]]:
-    """Pairs (remat, hypergradient) to choose from, the fastest first. A setting other than `auto` is kept."""
+def candidates(model: ModelConfig, levels: MethodSettings, *, several: bool = False) -> list[tuple[str, str]]:
+    """Pairs (remat, hypergradient) to choose from, the fastest first. A setting other than `auto` is kept. On `several` devices
+    nothing is moved to the host's memory: that has not been tried."""
     form = levels.search.hypergradient
     policies = remats() if model.remat == AUTO else (model.remat,)
+    policies = [policy for policy in policies if not (several and policy == "offload")] or policies
     return [(policy, "exact" if form == AUTO else form) for policy in policies]
 
 

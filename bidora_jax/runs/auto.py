@@ -14,6 +14,7 @@ from bidora_jax.machine.memory import Memory
 from bidora_jax.planning import attention_backend, plans, remat_choice
 from bidora_jax.planning.footprint import Footprint, gigabytes
 from bidora_jax.planning.plans import Plan
+from bidora_jax.runs import mesh
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +40,13 @@ def fit(config: Config, given: frozenset[str], memory: Memory) -> Config:
     dtype = dtype_of(config, folder)
     lengths = (config.data.max_length,)
     model, _ = attention_backend.settle(config.model, decoder_config, config.data, dtype, lengths)
+    if mesh.devices(config) > 1:
+        mesh.check_devices(config)
+    devices = [] if mesh.devices(config) == 1 and mesh.of_one_device(config) else mesh.devices_found()
+    if len(devices) > 1:  # cuDNN's attention has not been tried on several
+        model = replace(model, attention="chunked")
     start = replace(plan_of(config), model=model)
-    found, parts = plans.search(decoder_config, start, dtype, memory, frozenset(fixed))
+    found, parts = plans.search(decoder_config, start, dtype, memory, frozenset(fixed), devices)
     if not remat_choice.fits(parts, memory):
         raise InputError(_refusal(found, parts, memory, fixed))
     print("\n".join(described(start, found, parts, memory)))
@@ -50,6 +56,7 @@ def fit(config: Config, given: frozenset[str], memory: Memory) -> Config:
         config,
         model=replace(found.model, attention=config.model.attention),  # chosen anew at the lengths of the data
         data=found.data,
+        mesh=found.mesh,
         search=replace(config.search, hypergradient=found.search.hypergradient),
     )
 
@@ -64,7 +71,7 @@ def dtype_of(config: Config, folder: Path) -> "np.dtype":
 
 
 def plan_of(config: Config) -> Plan:
-    return Plan(config.model, config.adapter, config.data, config.inner, config.outer, config.search)
+    return Plan(config.model, config.adapter, config.data, config.inner, config.outer, config.search, config.mesh)
 
 
 def described(start: Plan, found: Plan, parts: Footprint, memory: Memory) -> list[str]:
@@ -79,11 +86,15 @@ def described(start: Plan, found: Plan, parts: Footprint, memory: Memory) -> lis
         "data.max_length": "not even a batch of 1 on nf4 fits at the full length; longer records are cut or split",
         "model.remat": "the fastest that fits",
         "search.hypergradient": "the faster of the exact forms that fits",
+        "mesh.replica": f"{found.devices} devices are here, and each takes its share of the records of a step",
+        "mesh.shard": "no whole base fits one device beside a step, and fewer parts of it do not either",
     }
     if start.adapter.method != "bidora":
         old.pop("search.hypergradient")
     changed = [f"auto: {name} {old[name]} → {new[name]}: {why[name]}" for name in old if old[name] != new[name]]
     counted = f"by the compiler's count for a {jax.default_backend()}"
+    if found.devices > 1:
+        counted += f", on each of {found.devices} devices"
     return [
         *(changed or ["auto: nothing had to be changed"]),
         f"auto: {gigabytes(remat_choice.needed(parts))} of {remat_choice.allowance(remat_choice.FITS, memory)}, {counted}",

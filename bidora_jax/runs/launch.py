@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bidora_jax.config import Config
 from bidora_jax.errors import InputError
 from bidora_jax.machine import hosts
-from bidora_jax.runs import mesh, several_hosts
+from bidora_jax.runs import several_hosts
 from bidora_jax.runs.assembly import assemble, describe, settle
 from bidora_jax.runs.checks import as_begun, check_config, check_folder
 from bidora_jax.runs.execution import run
@@ -51,8 +51,6 @@ def _checked(config: Config, request: Request) -> Config:
         raise InputError(
             "--auto chooses settings for a new run; --resume goes on with those of the run folder: leave one out"
         )
-    if request.auto:
-        mesh.refuse_planning(config)
     if request.resume:
         config = as_begun(config)
     if not request.dry_run:

@@ -40,11 +40,11 @@ def wrong_settings(config: Config) -> list[str]:
         )
     return wrong + [
         f"{setting} works on one device only, and {in_words(config)} asks for {devices(config)}: leave one of the two out"
-        for setting in _of_one_device(config)
+        for setting in of_one_device(config)
     ]
 
 
-def _of_one_device(config: Config) -> list[str]:
+def of_one_device(config: Config) -> list[str]:
     """The settings that were tried on one device only, with their values."""
     alone = {
         f"model.remat {config.model.remat}": config.model.remat == "offload",
@@ -54,20 +54,17 @@ def _of_one_device(config: Config) -> list[str]:
     return [setting for setting, refused in alone.items() if refused]
 
 
-def refuse_planning(config: Config) -> None:
-    """InputError for what counts the memory of one device."""
-    if devices(config) > 1:
-        raise InputError(
-            f"--auto chooses for one device, and {in_words(config)} asks for {devices(config)}: leave one of the two out "
-            "(--dry-run counts what each of them needs)"
-        )
-
-
 def check_devices(config: Config) -> None:
-    """InputError for more devices than JAX finds here, and of several processes for other ones than all of theirs."""
+    """InputError for more devices than JAX finds here, and of several processes for other ones than all of theirs. Says where a
+    run leaves devices idle."""
+    found = devices_found()
     if devices(config) == 1 and not hosts.several():
+        if len(found) > 1:
+            print(
+                f"{len(found)} devices ({found[0].device_kind}) are here, and this run takes one: --mesh.replica {len(found)} divides a "
+                "step's records among them, and --auto chooses a mesh"
+            )
         return
-    found = _devices_found()
     if hosts.several() and devices(config) != len(found):
         raise InputError(
             f"{in_words(config)} is {devices(config)} devices, and the {hosts.count()} processes have {len(found)}: take all "
@@ -82,7 +79,7 @@ def check_devices(config: Config) -> None:
         )
 
 
-def _devices_found() -> list[Any]:
+def devices_found() -> list[Any]:
     """Those of all processes, or of this one where it is alone."""
     import jax
 
@@ -90,13 +87,9 @@ def _devices_found() -> list[Any]:
 
 
 def _mesh(config: Config) -> "Mesh":
-    import jax
+    from bidora_jax.models.spread import mesh_over
 
-    from bidora_jax.models.spread import AXES
-
-    auto = jax.sharding.AxisType.Auto
-    sizes = config.mesh.replica, config.mesh.shard
-    return jax.make_mesh(sizes, AXES, axis_types=(auto, auto), devices=_devices_found()[: devices(config)])
+    return mesh_over(devices_found(), config.mesh.replica, config.mesh.shard)
 
 
 def placement(config: Config, model: "Architecture", adapter: "Adapter") -> "Placement | None":
@@ -123,7 +116,7 @@ def spread(config: Config, problem: "Problem") -> "Problem":
     from bidora_jax.models.spread import Spread
     from bidora_jax.planning.footprint import gigabytes
 
-    found = _devices_found()
+    found = devices_found()
     over = Spread(_mesh(config), problem.base)
     held, whole = over.held_bytes(problem.base), tree_bytes(problem.base)
     print(

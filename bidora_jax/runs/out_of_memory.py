@@ -49,7 +49,7 @@ def advice(config: Config, length: int | None = None) -> str:
     from bidora_jax.models.formats import hf, hf_config
     from bidora_jax.planning import plans, remat_choice
     from bidora_jax.planning.footprint import gigabytes
-    from bidora_jax.runs import auto
+    from bidora_jax.runs import auto, mesh
 
     plan = auto.plan_of(config)
     plan = replace(plan, data=replace(plan.data, max_length=length or plan.data.max_length))
@@ -59,10 +59,13 @@ def advice(config: Config, length: int | None = None) -> str:
         dtype = auto.dtype_of(config, folder)
     except InputError:
         return "choose a smaller model, or --model.quantization nf4"
-    as_it_is = remat_choice.needed(plans.counted(decoder_config, _leanest(plan), dtype))
-    found = []
-    for flag, other in _alternatives(_leanest(plan), quantised):
-        found.append((remat_choice.needed(plans.counted(decoder_config, other, dtype)), flag))
+    devices = mesh.devices_found()
+
+    def peak_of(plan: "Plan") -> int:
+        return remat_choice.needed(plans.counted(decoder_config, plan, dtype, devices))
+
+    as_it_is = peak_of(_leanest(plan))
+    found = [(peak_of(other), flag) for flag, other in _alternatives(_leanest(plan), quantised)]
     helpful = [(peak, flag) for peak, flag in sorted(found) if peak < as_it_is][:MOST]
     if not helpful:
         return f"the run takes {gigabytes(as_it_is)} at its peak, and no setting lowers that: choose a smaller model"
@@ -80,10 +83,13 @@ def _leanest(plan: "Plan") -> "Plan":
 def _alternatives(plan: "Plan", quantised: bool) -> "Iterator[tuple[str, Plan]]":
     """(what to type, the plan with it) for each setting that may lower the peak, one setting at a time."""
     model, data = plan.model, plan.data
-    if data.batch_size > 1:
-        whole = data.batch_size * data.accumulation
-        flag = f"--data.batch-size 1 --data.accumulation {whole} (the same gradients)"
-        yield flag, replace(plan, data=replace(data, batch_size=1, accumulation=whole))
+    if plan.mesh.replica > 1:
+        flag = f"--mesh.replica 1 --mesh.shard {plan.devices} (the same gradients)"
+        yield flag, replace(plan, mesh=replace(plan.mesh, replica=1, shard=plan.devices))
+    if data.batch_size > plan.devices:
+        times = data.batch_size * data.accumulation // plan.devices
+        flag = f"--data.batch-size {plan.devices} --data.accumulation {times} (the same gradients)"
+        yield flag, replace(plan, data=replace(data, batch_size=plan.devices, accumulation=times))
     if model.remat != "layer":
         yield "--model.remat layer (the same gradients)", replace(plan, model=replace(model, remat="layer"))
     if plan.adapter.method == "bidora" and plan.search.hypergradient == "reverse":

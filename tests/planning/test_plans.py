@@ -68,7 +68,7 @@ def test_a_plan_is_what_the_compiler_confirms():
 def test_a_policy_that_fits_no_micro_batch_is_passed_over(monkeypatch):
     compiled = []
 
-    def counted(config, plan, dtype):
+    def counted(config, plan, dtype, devices=()):
         compiled.append((plan.model.remat, plan.data.batch_size))
         return count(config, plan, dtype)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import encoder_folders
 import encoder_tokenizers
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from runs import SMALL, exit_status, inputs, metrics, process
 from safetensors.numpy import load_file
-from tiny import CONFIG, random_base
+from tiny import CONFIG, random_base, write_model_folder
 
 from bidora_jax.config import Config
 from bidora_jax.data.settings import DataConfig
@@ -123,6 +124,36 @@ def test_on_one_device_nothing_of_a_mesh_is_in_the_program():
     assert not re.search("manual_computation|all_gather|all_reduce|collective|num_partitions = [2-9]", text)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limit", "chosen", "said"),
+    [
+        (
+            "1GB",
+            (4, 1),
+            "auto: mesh.replica 1 → 4: 4 devices are here, and each takes its share of the records of a step",
+        ),
+        ("4MB", (1, 4), "auto: mesh.shard 1 → 4: no whole base fits one device beside a step"),
+    ],
+)
+def test_auto_takes_all_devices_and_cuts_the_base_before_it_takes_bits(
+    data_files, tmp_path, monkeypatch, limit, chosen, said
+):
+    """The base takes 4.4 MB, and a layer of it 1.1."""
+    model_folder = write_model_folder(
+        tmp_path / "model", replace(CONFIG, hidden_size=128, intermediate_size=640, num_layers=4)
+    )
+    monkeypatch.setenv("XLA_FLAGS", meshes.environment_of_four()["XLA_FLAGS"])
+    argv = [*inputs(model_folder, data_files, tmp_path / "run"), *SMALL, "--adapter.method", "lora", "--auto", "--dry-run",
+            "--data.max-length", "64", "--search.steps", "1", "--memory-limit", limit]  # fmt: skip
+    done = process(["-W", "error", "-m", "bidora_jax.train", *argv])
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert "auto: model.quantization" not in done.stdout and "auto: data.max_length" not in done.stdout
+    assert f"mesh.replica {chosen[0]} × mesh.shard {chosen[1]}: 4 of 4 devices (cpu)" in done.stdout
+    assert ", by the compiler's count for a cpu, on each of 4 devices" in done.stdout
+
+
 REFUSED = {
     "no such devices": (["--mesh.shard", "4"], "mesh.replica 1 × mesh.shard 4 needs 4 devices, and JAX finds 1 (cpu)"),
     "none": (["--mesh.replica", "0"], "mesh.replica must be at least 1, found 0"),
@@ -131,7 +162,7 @@ REFUSED = {
         "data.batch_size 3 cannot be divided among the 2 devices of mesh.replica 1 × mesh",
     ),
     "samples": (["--mesh.shard", "2", "--samples.every", "1"], "samples.every 1 works on one device only"),
-    "auto": (["--mesh.shard", "2", "--auto"], "--auto chooses for one device"),
+    "auto": (["--mesh.shard", "2", "--auto"], "mesh.replica 1 × mesh.shard 2 needs 2 devices, and JAX finds 1 (cpu)"),
 }
 
 
