@@ -61,8 +61,8 @@ def check_devices(config: Config) -> None:
     if devices(config) == 1 and not hosts.several():
         if len(found) > 1:
             print(
-                f"{len(found)} devices ({found[0].device_kind}) are here, and this run takes one: --mesh.replica {len(found)} divides a "
-                "step's records among them, and --auto chooses a mesh"
+                f"{len(found)} devices ({found[0].device_kind}) are here, and this run takes one: --mesh.replica {len(found)} "
+                "divides a step's records among them, and --auto chooses a mesh"
             )
         return
     if hosts.several() and devices(config) != len(found):
