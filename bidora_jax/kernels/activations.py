@@ -8,6 +8,7 @@ In float32 (float64 for float64), rounded to the dtype of the input after the ac
 """
 
 from functools import partial
+from math import pi
 from typing import Literal
 
 import jax
@@ -17,9 +18,24 @@ from jaxtyping import Array, Float
 from bidora_jax.kernels.precision import wide
 
 Kind = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
+
+
+@jax.custom_jvp
+def _erf(x):
+    """jax.lax.erf. Its own derivative is a polynomial in JAX 0.12, which jax.shard_map refuses: the coefficients are typed as equal
+    on every device."""
+    return jax.lax.erf(x)
+
+
+@_erf.defjvp
+def _erf_jvp(primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    return _erf(x), 2 * pi**-0.5 * (tangent * jnp.exp(-(x * x)))
+
+
 _FUNCTIONS = {
     # torch's form: JAX's own takes erfc, which needs twice the time.
-    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),
+    "gelu": lambda x: 0.5 * x * (1 + _erf(x * 0.5**0.5)),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
