@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from bidora_jax.errors import InputError
+from bidora_jax.errors import InputError, RunError
 from bidora_jax.generation.ensembles import Combine, combined
 from bidora_jax.kernels import cached_attention, norms, quantized, sampling, xla_cpu
 from bidora_jax.kernels.matmul import frozen_dot
@@ -164,8 +164,19 @@ def _host(leaf: Any) -> np.ndarray:
 
 
 def prefill(model: Model, prompts: Prompts, ended: Bool[Array, " B"], *, room: int) -> State:
-    """The state after the first token, with room for `room` tokens in all. Rows marked in `ended` only fill the batch."""
-    return _prefill(model.config, model.adapter, model.combine, model.weights, model.trained, prompts, ended, room)
+    """The state after the first token, with room for `room` tokens in all. Rows marked in `ended` only fill the batch.
+
+    RunError where the logits are no numbers: an answer would be made of the first token of the vocabulary.
+    """
+    state, finite = _prefill(
+        model.config, model.adapter, model.combine, model.weights, model.trained, prompts, ended, room
+    )
+    if not finite:
+        raise RunError(
+            "the model's output is NaN or infinite: its weights or those of an adapter hold NaN, or values that the dtype can't "
+            "compute with"
+        )
+    return state
 
 
 def decode(model: Model, prompts: Prompts, state: State, until: int) -> State:
@@ -177,7 +188,8 @@ def decode(model: Model, prompts: Prompts, state: State, until: int) -> State:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 7))
-def _prefill(config, adapter, combine, weights: Weights, trained, prompts: Prompts, ended, room: int) -> State:
+def _prefill(config, adapter, combine, weights: Weights, trained, prompts: Prompts, ended, room: int):
+    """(State, whether the logits are finite)"""
     batch, width = prompts.tokens.shape
     x, cache = _read(config, adapter, combine, weights, trained, prompts, room)
     real = jnp.arange(width)[None, :] < prompts.lengths[:, None]
@@ -185,7 +197,8 @@ def _prefill(config, adapter, combine, weights: Weights, trained, prompts: Promp
     answers = jnp.zeros((batch, room), jnp.int32)
     last = jnp.take_along_axis(prompts.tokens, prompts.lengths[:, None] - 1, axis=1)[:, 0]
     state = State(cache, answers, jnp.int32(0), last, ended, seen)
-    return _extend(state, _logits(config, combine, weights, x), prompts)
+    logits = _logits(config, combine, weights, x)
+    return _extend(state, logits, prompts), jnp.isfinite(logits).all()
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=6)

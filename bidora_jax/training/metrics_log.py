@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TextIO
 
+from bidora_jax import strict_json
 from bidora_jax.errors import InputError
 from bidora_jax.machine.files import naming, write_whole
 
@@ -93,7 +94,7 @@ class MetricsLog:
 
     def _read(self, number: int, line: bytes) -> tuple[int, int]:
         try:
-            return self._position(json.loads(line))
+            return self._position(strict_json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.path}:{number} is not a line of metrics with a phase and a step; move the file away and resume"

@@ -5,6 +5,8 @@ generation/served_model.py opens the model and its adapters; generation/settings
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +16,7 @@ import tiny
 from conversations import answered, turn
 from random_adapters import KINDS, random_adapter
 from runs import ROOT, trained_run
+from safetensors.numpy import load_file, save_file
 
 from bidora_jax import evaluate, generate
 from bidora_jax.data.tokenizer import load_tokenizer
@@ -284,3 +287,25 @@ def test_keys_of_a_prompt_that_nothing_reads_are_named(tmp_path, capfd):
     (tmp_path / "a.jsonl").write_text('{"prompt": "q", "id": 7}')
     prompts_of(GenerateArguments(model="", prompt_file=str(tmp_path / "a.jsonl")))
     assert f"'id' is not used: 1 record ({tmp_path}/a.jsonl:1)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["generate", "evaluate"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_answer_nothing(model_folder, data_files, tmp_path, capfd, what, value):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "layers.0.mlp.up_proj" in name)
+    weights[name] = weights[name].copy()
+    weights[name][3, 3] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    argv = {
+        "generate": ["--prompt", "repeat 1 x1", "--max-new-tokens", "3"],
+        "evaluate": ["--data-file", str(data_files[2])],
+    }[what]
+    main = {"generate": generate.main, "evaluate": evaluate.main}[what]
+    with pytest.raises(SystemExit) as ended:
+        command(main, ["--model", str(folder), *argv, "--json", str(tmp_path / "out.json")])
+    said = capfd.readouterr()
+    assert ended.value.code == 1
+    assert re.search(r"^stopped: (the loss is nan|the model's output is NaN or infinite): ", said.err, re.MULTILINE)
+    assert said.out.strip() == "" and not (tmp_path / "out.json").exists()

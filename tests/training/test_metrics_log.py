@@ -88,7 +88,17 @@ def test_truncating_a_file_that_is_not_there_is_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("bad", ["no metrics", '{"step": 1}', "[1]", '{"phase": "warmup", "step": 1}'])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "no metrics",
+        '{"step": 1}',
+        "[1]",
+        '{"phase": "warmup", "step": 1}',
+        '{"phase": "search", "step": 1e999}',
+        "[" * 100_000,
+    ],
+)
 def test_another_programs_file_is_refused_and_left_alone(tmp_path, bad):
     path = tmp_path / "m.jsonl"
     path.write_text(json.dumps(RUN[0]) + "\n" + bad + "\n")

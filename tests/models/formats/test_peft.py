@@ -370,6 +370,16 @@ def test_an_adapter_in_the_place_of_a_model(adapter_folder):
         hf_config.read_config(adapter_folder)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_factors_that_are_no_numbers(adapter_folder, value):
+    copy = shutil.copytree(adapter_folder, adapter_folder.parent / f"diverged-{value}")
+    tensors = load_file(copy / "adapter_model.safetensors")
+    name = next(name for name in tensors if "lora_B" in name)
+    tensors[name] = np.full_like(tensors[name], value)
+    save_file(tensors, copy / "adapter_model.safetensors", metadata={"format": "pt"})
+    refused(copy, r"adapter_model\.safetensors holds NaN or infinity:\n.*B\nthe training that wrote it diverged")
+
+
 def test_a_truncated_adapter(adapter_folder):
     copy = shutil.copytree(adapter_folder, adapter_folder.parent / "b")
     file = copy / "adapter_model.safetensors"
