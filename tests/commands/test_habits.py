@@ -113,9 +113,9 @@ def test_a_line_that_trains_is_read_whole_and_found_good(line, folder, monkeypat
 
 def as_far_as_read(line: str) -> str:
     """What `train` does before it compiles; its first line of output."""
-    config, resume = parse_train(shlex.split(line)[1:])
+    config, arguments = parse_train(shlex.split(line)[1:])
     check_config(config)
-    check_folder(config, resume)
+    check_folder(config, arguments.resume)
     with redirect_stdout(io.StringIO()) as said:
         assemble(config)
     return said.getvalue().splitlines()[0]
