@@ -54,7 +54,7 @@ class Placement:
         cut = _cut_of(path, weight, self._mesh.shape[SHARD])
         return jax.tree.map(lambda cut: NamedSharding(self._mesh, _spec(cut)), cut)
 
-    def whole(self, array: np.ndarray) -> jax.Array:
+    def whole(self, array: np.ndarray | np.generic) -> jax.Array:
         """An array of the host, on every device."""
         return laid(array, NamedSharding(self._mesh, WHOLE))
 

@@ -150,7 +150,7 @@ def _of_parts(parts: Iterable[PyTree], count: int, path: Any, over: Placement | 
     return stacked(chain([first], parts), count, None if over is None else over.shardings(path, like))
 
 
-def _on_devices(array: np.ndarray, over: Placement | None) -> jax.Array:
+def _on_devices(array: np.ndarray | np.generic, over: Placement | None) -> jax.Array:
     return jax.device_put(array) if over is None else over.whole(array)
 
 

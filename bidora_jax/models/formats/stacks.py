@@ -35,10 +35,10 @@ class Stack:
         for piece in self._pieces.values():
             piece[:layers] = value
 
-    def put(self, layer: int, whole: np.ndarray) -> None:
-        """A layer that is in memory."""
+    def put(self, layer: int, whole: np.ndarray | np.generic) -> None:
+        """A layer that is in memory: an array, or the one number of a layer."""
         for rows, piece in self._pieces.items():
-            piece[layer] = whole if rows is None else whole[slice(*rows)]
+            piece[layer] = whole if rows is None else np.asarray(whole)[slice(*rows)]
 
     def read(self, layer: int, entry: Entry) -> None:
         """A layer of a file, of which the rows that are held are read."""
