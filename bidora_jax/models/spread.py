@@ -15,7 +15,7 @@ A `Spread` of one device is never made: a run on one device takes none of this.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -91,8 +91,7 @@ class Spread:
         """The tree, whole on the first device alone: of several processes, on the first of each."""
         if not _is_shared(self._sharding(WHOLE)):
             return jax.device_put(tree, self.mesh.devices.flat[0])
-        whole = jax.jit(lambda tree: tree, out_shardings=self._sharding(WHOLE))(tree)
-        return jax.tree.map(_first_copy, whole)
+        return jax.tree.map(lambda leaf: _moved(self._sharding(WHOLE))(leaf).addressable_data(0), tree)
 
     def batch(self, batch: PyTree, spec: PartitionSpec) -> PyTree:
         """A batch of the host, as programs of several processes take it; each process has made all of it."""
@@ -209,7 +208,7 @@ def laid(leaf: Any, sharding: NamedSharding) -> Any:
     if not _is_shared(sharding):
         return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return leaf if leaf.sharding == sharding else jax.jit(lambda leaf: leaf, out_shardings=sharding)(leaf)
+        return leaf if leaf.sharding == sharding else _moved(sharding)(leaf)
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         impl = jax.random.key_impl(leaf)
         return jax.random.wrap_key_data(laid(jax.random.key_data(leaf), sharding), impl=impl)
@@ -217,11 +216,15 @@ def laid(leaf: Any, sharding: NamedSharding) -> Any:
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
-def _first_copy(leaf: jax.Array) -> jax.Array:
-    """Of an array that is whole everywhere, what the first device of this process holds."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_first_copy(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
-    return leaf.addressable_data(0)
+@lru_cache
+def _moved(sharding: NamedSharding) -> Any:
+    """A program that lays an array of all processes as the sharding says. It is kept: a program of its own would be compiled for
+    every batch."""
+    return jax.jit(_same, out_shardings=sharding)
+
+
+def _same(array: Array) -> Array:
+    return array
 
 
 def _weighed(batch: dict[str, Array], weight: Callable[[PyTree], Array]) -> dict[str, Array]:

@@ -122,9 +122,9 @@ def largest(phase: Phase) -> StepShape:
     return program, max(length for one, length in met if one is program)
 
 
-def remats() -> tuple[str, ...]:
-    """The remat policies to choose from on this platform, the fastest first."""
-    return ("dots", "layer") if jax.default_backend() == "cpu" else ("dots", "layer", "offload")
+def remats(*, several: bool = False) -> tuple[str, ...]:
+    """The remat policies to choose from on this platform, the fastest first. Offload was not tried on `several` devices."""
+    return ("dots", "layer") if several or jax.default_backend() == "cpu" else ("dots", "layer", "offload")
 
 
 def check_remat(model: ModelConfig) -> None:
@@ -148,11 +148,10 @@ def synthetic(
 
 
 def candidates(model: ModelConfig, levels: MethodSettings, *, several: bool = False) -> list[tuple[str, str]]:
-    """Pairs (remat, hypergradient) to choose from, the fastest first. A setting other than `auto` is kept. On `several` devices
-    nothing is moved to the host's memory: that has not been tried."""
+    """Pairs (remat, hypergradient) to choose from, on one device or on `several`, the fastest first. A setting other than `auto` is
+    kept."""
     form = levels.search.hypergradient
-    policies = remats() if model.remat == AUTO else (model.remat,)
-    policies = [policy for policy in policies if not (several and policy == "offload")] or policies
+    policies = remats(several=several) if model.remat == AUTO else (model.remat,)
     return [(policy, "exact" if form == AUTO else form) for policy in policies]
 
 

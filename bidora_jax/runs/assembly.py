@@ -45,6 +45,8 @@ class RunInputs(NamedTuple):
     """What the first record asks; empty where none asks anything."""
     labelled: "Labelled | None" = None
     """Of a run with labels: those, and the head."""
+    stands_on: "dict[str, str] | None" = None
+    """Checksums of what was read (runs/foundation.py), where they are known before the run begins."""
 
 
 class Data(NamedTuple):

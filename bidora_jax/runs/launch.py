@@ -76,7 +76,7 @@ def launch(config: Config, request: Request, shared: "Shared | None" = None) -> 
         config = auto.fit(config, request.given, memory)
     with out_of_memory.explained(config):
         inputs = assemble(config, shared)
-        several_hosts.agree(config, inputs)
+        inputs = several_hosts.agreed(config, inputs)
         config, first = settle(config, inputs, memory)
     inputs = inputs._replace(problem=first.problem)
     with out_of_memory.explained(config, inputs.problem.buckets[-1]):

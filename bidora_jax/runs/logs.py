@@ -31,7 +31,7 @@ def begin(config: Config, inputs: "RunInputs") -> "MetricsLog":
     from bidora_jax.training.watchers import tracking
 
     problem, folder = inputs.problem, Path(config.output_dir)
-    known, stands_on = read_facts(folder), foundation.of(config, inputs)
+    known, stands_on = read_facts(folder), inputs.stands_on or foundation.of(config, inputs)
     foundation.check(folder, known.get("stands_on"), stands_on)
     started = known.get("started") or datetime.now().astimezone().isoformat(timespec="seconds")
     run_id = known.get("id") or uuid.uuid4().hex[:12]

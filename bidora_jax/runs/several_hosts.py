@@ -8,9 +8,8 @@ others take over what it reads, so that they need not see its disk. Each reads t
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bidora_jax.config import Config, differences, resolve, settled, to_json
 from bidora_jax.config_files import given_by, tree_of
@@ -33,7 +32,7 @@ OWN = (
     "model.path",
     "adapter.path",
 )
-"""Settings that say where a process finds things. What it finds there is compared (`agree`)."""
+"""Settings that say where a process finds things. What it finds there is compared (`agreed`)."""
 
 
 def same(config: Config, asked: Mapping[str, bool]) -> Config:
@@ -45,7 +44,8 @@ def same(config: Config, asked: Mapping[str, bool]) -> Config:
     text, of_first = json.loads(hosts.said_by_first(json.dumps([to_json(config), dict(asked)])))
     if hosts.number() == 0:
         return config
-    first = resolve(tree_of(Config, given_by(json.loads(text))))
+    values = json.loads(text)
+    first = _config(values)
     differing = differences(first, settled(config, first, SETTLED), ("output_dir", *OWN))
     differing += [f"{name}: {of_first[name]} → {own}" for name, own in asked.items() if of_first[name] != own]
     if differing:
@@ -53,21 +53,17 @@ def same(config: Config, asked: Mapping[str, bool]) -> Config:
             f"this process was called otherwise than process 0:\n{listing(differing)}\ngive all of them one command line, but for "
             "the number in --distributed"
         )
-    own = {
-        "compilation_cache": config.compilation_cache,
-        "output_dir": str(hosts.scratch() / "run"),
-        "data": replace(
-            first.data,
-            train_file=config.data.train_file,
-            val_file=config.data.val_file,
-            test_file=config.data.test_file,
-            token_cache=config.data.token_cache,
-        ),
-        "model": replace(first.model, path=config.model.path),
-        "adapter": replace(first.adapter, path=config.adapter.path),
-    }
+    here = json.loads(to_json(config))
+    for name in OWN:
+        *section, leaf = name.split(".")
+        part, own = (values[section[0]], here[section[0]]) if section else (values, here)
+        part[leaf] = own[leaf]
     silent = {"merged": False, "report": False, "tensorboard": False, "wandb": ""}
-    return replace(first, **own, **silent)
+    return _config(values | silent | {"output_dir": str(hosts.scratch() / "run")})
+
+
+def _config(values: dict[str, Any]) -> Config:
+    return resolve(tree_of(Config, given_by(values)))
 
 
 def memory(own: Memory) -> Memory:
@@ -77,16 +73,18 @@ def memory(own: Memory) -> Memory:
     return min((Memory(*json.loads(text)) for text in hosts.exchanged(json.dumps(own))), key=lambda one: one.bytes)
 
 
-def agree(config: Config, inputs: "RunInputs") -> None:
-    """InputError where this process has read other data or another model than the first one, or runs other versions."""
+def agreed(config: Config, inputs: "RunInputs") -> "RunInputs":
+    """The inputs with their checksums. InputError where this process has read other data or another model than the first one, or
+    runs other versions."""
     if not hosts.several():
-        return
+        return inputs
     from bidora_jax.machine import facts
     from bidora_jax.runs import foundation
 
-    found = foundation.of(config, inputs) | {"test data": foundation.of_rows(inputs.test_rows)}
+    stands_on = foundation.of(config, inputs)
     versions = {f"version of {name}": str(number) for name, number in facts.machine()["versions"].items()}
-    hosts.agree(found | versions)
+    hosts.agree(stands_on | {"test data": foundation.of_rows(inputs.test_rows)} | versions)
+    return inputs._replace(stands_on=stands_on)
 
 
 def checkpoints(folder: Path, keep: int) -> "Checkpoints":
