@@ -23,7 +23,6 @@ import jax
 from jaxtyping import PyTree
 
 from bidora_jax.data.settings import DataConfig
-from bidora_jax.kernels.quantized import tree_bytes
 from bidora_jax.machine.memory import Memory
 from bidora_jax.models import quantization
 from bidora_jax.models.adapters import adapter as adapters
@@ -86,8 +85,7 @@ def counted(config: DecoderConfig, plan: Plan, dtype, devices: Sequence[Any] = (
 
 def base_bytes(architecture: Architecture, plan: Plan, dtype) -> int:
     """Bytes of the frozen weights alone, on one device. A plan whose base does not fit need not be compiled."""
-    base = quantization.base_shapes(plan.model, architecture, dtype)
-    return tree_bytes(base) if plan.mesh.shard == 1 else held_bytes(base, plan.mesh.shard)
+    return held_bytes(quantization.base_shapes(plan.model, architecture, dtype), plan.mesh.shard)
 
 
 def search(
@@ -164,7 +162,7 @@ def _levels(plan: Plan, fixed: frozenset[str], devices: int = 1) -> Iterator[Pla
 
 def _meshes(plan: Plan, fixed: frozenset[str], devices: int) -> list[MeshConfig]:
     """The meshes to try, of all devices, the one that sends least first."""
-    rows = plan.data.batch_size * (1 if "data.batch_size" in fixed else plan.data.accumulation)
+    rows = _sizes(plan, fixed)[0]
     if plan.devices > 1 or fixed & {"mesh.replica", "mesh.shard"} or devices < 2 or rows % devices:
         return [plan.mesh]
     return [MeshConfig(devices // shard, shard) for shard in range(1, devices + 1) if devices % shard == 0]
@@ -173,17 +171,11 @@ def _meshes(plan: Plan, fixed: frozenset[str], devices: int) -> list[MeshConfig]
 def _within(architecture: Architecture, plan: Plan, fixed: frozenset[str]) -> list[Plan]:
     """Plans by what does not change the result, the fastest first: the micro-batch, remat, and the form of the hypergradient."""
     effective = plan.data.batch_size * plan.data.accumulation
-    free = not fixed & {"data.batch_size", "data.accumulation"}
-    sizes = (
-        [n for n in range(effective, 0, -1) if effective % n == n % plan.devices == 0]
-        if free
-        else [plan.data.batch_size]
-    )
     model = plan.model if "model.remat" in fixed else replace(plan.model, remat=AUTO)
     free_form = plan.search.hypergradient == "exact" and "search.hypergradient" not in fixed
     levels = plan.levels._replace(search=replace(plan.search, hypergradient=AUTO) if free_form else plan.search)
     choices = []
-    for size in sizes:
+    for size in _sizes(plan, fixed):
         data = replace(plan.data, batch_size=size, accumulation=effective // size)
         for remat, form in remat_choice.candidates(model, levels, several=plan.devices > 1):
             choices.append(
@@ -195,6 +187,14 @@ def _within(architecture: Architecture, plan: Plan, fixed: frozenset[str]) -> li
                 )
             )
     return sorted(choices, key=lambda one: _slowness(architecture, one))
+
+
+def _sizes(plan: Plan, fixed: frozenset[str]) -> list[int]:
+    """Rows of a micro-batch to choose from, the most first: each device takes as many of them."""
+    if fixed & {"data.batch_size", "data.accumulation"}:
+        return [plan.data.batch_size]
+    effective = plan.data.batch_size * plan.data.accumulation
+    return [rows for rows in range(effective, 0, -1) if effective % rows == 0 and rows % plan.devices == 0]
 
 
 def _slowness(architecture: Architecture, plan: Plan) -> tuple[bool, float]:
