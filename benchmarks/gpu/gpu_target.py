@@ -51,6 +51,7 @@ GPUS = {
     "h100": Gpu("NVIDIA H100 80GB HBM3", "9.0", 132, 85.0e9, 3.35e12, 989e12, 50e6, 233_472, 128, 2048, 1.98),
     "h200": Gpu("NVIDIA H200", "9.0", 132, 150.7e9, 4.8e12, 989e12, 60e6, 233_472, 128, 2048, 1.98),
     "a100": Gpu("NVIDIA A100-SXM4-80GB", "8.0", 108, 85.0e9, 2.04e12, 312e12, 40e6, 167_936, 64, 2048, 1.41),
+    "t4": Gpu("Tesla T4", "7.5", 40, 15.6e9, 0.32e12, 65e12, 4e6, 65_536, 64, 1024, 1.59),
     "rtx4090": Gpu("NVIDIA GeForce RTX 4090", "8.9", 128, 25.3e9, 1.01e12, 165e12, 72e6, 102_400, 128, 1536, 2.52),
 }
 CUDNN = "nvidia-cudnn-cu13"
@@ -60,7 +61,7 @@ CUDNN = "nvidia-cudnn-cu13"
 def named(name: str) -> Iterator[Gpu]:
     """Compiles for a GPU of GPUS whatever is compiled inside. InputError where JAX's CUDA compiler is not installed."""
     gpu = GPUS[name]
-    folder, device = compile_cache.default_folder(), _device(gpu)
+    folder, (device,) = compile_cache.default_folder(), devices(gpu)
 
     def there(compiling: Callable) -> Callable:
         @wraps(compiling)
@@ -92,18 +93,18 @@ def named(name: str) -> Iterator[Gpu]:
         yield gpu
 
 
-def _device(gpu: Gpu) -> jax.Device:
-    """The device of a compiler without one."""
+def devices(gpu: Gpu, count: int = 1) -> list[jax.Device]:
+    """The devices of a compiler without any, all of one machine. InputError where JAX's CUDA compiler is not installed."""
     from jax.experimental import topologies
 
     try:
-        described = topologies.get_topology_desc("", "cuda", topology="1x1x1", target_config=_description(gpu))
+        described = topologies.get_topology_desc("", "cuda", topology=f"1x1x{count}", target_config=_description(gpu))
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"{gpu.title}: JAX's compiler for CUDA was not found ({str(error).splitlines()[0]}); pip install 'jax[cuda13]' and set "
             "JAX_PLATFORMS=cpu"
         ) from error
-    return described.devices[0]
+    return described.devices
 
 
 def _description(gpu: Gpu) -> str:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from bidora_jax.kernels import xla_tpu
 from bidora_jax.kernels.cuda import ops
 from bidora_jax.kernels.dynamic_8bit import dynamic_map
 from bidora_jax.kernels.xla_cpu.weights import Bits, Transposed
@@ -249,6 +250,8 @@ def _nf4_nested(codes, absmax_codes, nested_absmax, offset, index, *, shape, dty
 
 
 def _unpack(codes, absmax, shape, dtype):
+    if xla_tpu.active() and shape[1] % BLOCK == 0:
+        return xla_tpu.nf4_matrix(codes, absmax, CODEBOOK, shape, BLOCK).astype(dtype)
     count = prod(shape)
     padded = jnp.pad(codes, (0, absmax.shape[0] * (BLOCK // 2) - codes.shape[0])).reshape(-1, BLOCK // 2)
     values = jnp.asarray(PAIRS).at[padded].get(mode="promise_in_bounds") * absmax[:, None, None]

@@ -1,0 +1,175 @@
+"""Compiles steps for eight devices that are not here: what one of them holds, and what it is sent.
+
+    JAX_PLATFORMS=cpu python benchmarks/mesh/programs.py --targets h100 v5e [--shapes 8b 14b 32b] [--methods lora dora bidora]
+        [--quantizations none int8 nf4] [--results benchmarks/mesh/results/programs.jsonl]
+
+A line is the step of `train` on a mesh of all devices, the base cut over them, at Qwen3's shape: remat dots, or layer where dots
+does not fit. It is compiled from shapes, and nothing runs. What the results have already is not compiled again. tables.py prints
+the tables.
+
+    held        bytes of one device at the peak, by the compiler's count: arguments, temporaries and results
+    sent        bytes that one device takes in from the others: of each gather and sum in the compiled program, its result times
+                (n − 1)/n (a sum: twice), times the turns of the loops it stands in
+"""
+
+import argparse
+import itertools
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from targets import TARGETS, Target, devices
+
+from bidora_jax.data.settings import DataConfig
+from bidora_jax.errors import command
+from bidora_jax.models import quantization
+from bidora_jax.models.adapters import adapter as adapters
+from bidora_jax.models.adapters.settings import AdapterConfig
+from bidora_jax.models.architectures import published
+from bidora_jax.models.settings import MeshConfig, ModelConfig
+from bidora_jax.models.spread import Spread, mesh_over
+from bidora_jax.planning import plans, remat_choice
+from bidora_jax.training.phases import first_phase
+from bidora_jax.training.settings import SearchConfig
+
+RESULTS = Path(__file__).parent / "results" / "programs.jsonl"
+KEYS = ("target", "shape", "method", "quantization", "rows", "length")
+WIDTHS = {"u8": 1, "s8": 1, "pred": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+SENDING = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+COLLECTIVE = re.compile(rf"= (?P<results>.*?) (?P<kind>{SENDING})(?P<start>-start)?\((?P<rest>.*)$")
+
+
+class Sent(NamedTuple):
+    """One collective of a compiled program."""
+
+    kind: str
+    bytes: int
+    """Of its results."""
+    turns: int
+    """How often it runs in a step."""
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--targets", nargs="+", default=["h100", "v5e", "v5p"], choices=TARGETS)
+    add("--shapes", nargs="+", default=["8b", "14b", "32b"])
+    add("--methods", nargs="+", default=["lora", "dora", "bidora"], choices=["lora", "dora", "bidora"])
+    add("--quantizations", nargs="+", default=["none", "int8", "nf4"], choices=["none", "int8", "nf4"])
+    add("--rows", type=int, default=4, help="of each device, on each level")
+    add("--length", type=int, default=1024)
+    add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    add("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(argv)
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    known = [json.loads(line) for line in options.results.read_text().splitlines()] if options.results.exists() else []
+    cells = itertools.product(options.targets, options.shapes, options.methods, options.quantizations)
+    for target, shape, method, form in cells:
+        job = dict(zip(KEYS, (target, shape, method, form, options.rows, options.length), strict=True))
+        job["dtype"] = options.dtype
+        if any(all(line[key] == value for key, value in job.items()) for line in known):
+            continue
+        line = compiled(job, TARGETS[target])
+        with options.results.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        said = (
+            f"holds {line['held'] / 1e9:.2f} GB, takes in {line['sent'] / 1e9:.2f} GB"
+            if "held" in line
+            else line["failed"]
+        )
+        print(f"{target} {shape} {method} {form}: {said}, compiled in {line['compile_seconds']:.0f} s", flush=True)
+
+
+def compiled(job: dict[str, Any], target: Target) -> dict[str, Any]:
+    """The line of a cell: in remat dots, or in layer where the compiler finds no room for dots."""
+    began, line = time.monotonic(), {}
+    for remat in ("dots", "layer"):
+        line = job | {"jax": jax.__version__, "remat": remat} | step(job, target, remat)
+        if "held" in line and line["held"] <= remat_choice.FITS * target.memory:
+            break
+    return line | {"compile_seconds": time.monotonic() - began}
+
+
+def step(job: dict[str, Any], target: Target, remat: str) -> dict[str, Any]:
+    """What the compiler says of one step."""
+    config, length = published.shape(f"Qwen/Qwen3-{job['shape'].upper()}"), job["length"]
+    there = devices(target)
+    plan = plans.Plan(
+        ModelConfig(dtype=job["dtype"], quantization=job["quantization"], remat=remat, attention="chunked"),
+        AdapterConfig(method=job["method"], rank=8, alpha=16.0),
+        DataConfig(batch_size=job["rows"] * len(there), max_length=length, buckets=1),
+        search=SearchConfig(steps=1, hypergradient="exact"),
+        mesh=MeshConfig(1, len(there)),
+    )
+    with mock.patch("jax.default_backend", return_value=target.platform):
+        adapter = adapters.resolve(plan.adapter, config)
+        base = quantization.base_shapes(plan.model, config, jnp.dtype(job["dtype"]))
+        problem = remat_choice.synthetic(config, plan.model, adapter, base, plan.data, length)
+        problem = replace(problem, spread=Spread(mesh_over(there, 1, len(there)), problem.base))
+        phase, start = first_phase(job["method"], problem, plan.search, plan.inner, plan.outer)
+        program, longest = remat_choice.largest(phase)
+        lowered = program.lower(start.state, longest)
+    operations = plans.arithmetic(config, replace(plan, model=replace(plan.model, remat=remat))) / len(there)
+    try:
+        made = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        return {"failed": str(error).splitlines()[0], "operations": operations}
+    counted, found = made.memory_analysis(), list(sent(made.as_text(), config.num_layers, target.platform))
+    assert counted is not None
+    return {
+        "arguments": counted.argument_size_in_bytes,
+        "temporaries": counted.temp_size_in_bytes,
+        "held": counted.argument_size_in_bytes
+        + counted.temp_size_in_bytes
+        + counted.output_size_in_bytes
+        - counted.alias_size_in_bytes,
+        "operations": operations,
+        "sent": wire_bytes(found, len(there)),
+        "gathers": sum(one.turns for one in found if one.kind == "all-gather"),
+        "sums": sum(one.turns for one in found if one.kind == "all-reduce"),
+        "others": sorted({one.kind for one in found} - {"all-gather", "all-reduce"}),
+    }
+
+
+def sent(text: str, layers: int, platform: str) -> Iterator[Sent]:
+    """The collectives of a compiled program. A TPU's compiler writes one several times, between pieces of the products that it runs
+    beside: those have one channel. All loops that send anything run over the layers."""
+    seen: set[str] = set()
+    for line in text.splitlines():
+        if (found := COLLECTIVE.search(line)) is None:
+            continue
+        channel = re.search(r"channel_id=(\d+)", found["rest"]) if platform == "tpu" else None
+        if channel is not None:
+            if channel[1] in seen:
+                continue
+            seen.add(channel[1])
+        results = found["results"]
+        if found["start"] and found["kind"] == "all-gather":  # (operands, results)
+            results = results[results.index(")") :] if results.startswith("((") else results[results.index("]") :]
+        arrays = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", results)
+        size = sum(WIDTHS[kind] * _count(extents) for kind, extents in arrays)
+        yield Sent(found["kind"], size, layers if "while/body" in line else 1)
+
+
+def _count(extents: str) -> int:
+    count = 1
+    for extent in filter(None, extents.split(",")):
+        count *= int(extent)
+    return count
+
+
+def wire_bytes(found: list[Sent], devices: int) -> float:
+    """Bytes that one device takes in: of a gather what it does not hold, of a sum twice that."""
+    times = {"all-reduce": 2.0}
+    return sum(one.turns * one.bytes * times.get(one.kind, 1.0) for one in found) * (devices - 1) / devices
+
+
+if __name__ == "__main__":
+    command(main)
