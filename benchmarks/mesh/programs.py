@@ -9,7 +9,7 @@ the tables.
 
     held        bytes of one device at the peak, by the compiler's count: arguments, temporaries and results
     sent        bytes that one device takes in from the others: of each gather and sum in the compiled program, its result times
-                (n − 1)/n (a sum: twice), times the turns of the loops it stands in
+                (n − 1)/n (a sum: twice), times the turns of the loop it stands in: over the layers, or the blocks of an embedding
 """
 
 import argparse
@@ -19,6 +19,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -33,6 +34,7 @@ from bidora_jax.models import quantization
 from bidora_jax.models.adapters import adapter as adapters
 from bidora_jax.models.adapters.settings import AdapterConfig
 from bidora_jax.models.architectures import published
+from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.settings import MeshConfig, ModelConfig
 from bidora_jax.models.spread import Spread, mesh_over
 from bidora_jax.planning import plans, remat_choice
@@ -121,7 +123,7 @@ def step(job: dict[str, Any], target: Target, remat: str) -> dict[str, Any]:
         made = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         return {"failed": str(error).splitlines()[0], "operations": operations}
-    counted, found = made.memory_analysis(), list(sent(made.as_text(), config.num_layers, target.platform))
+    counted, found = made.memory_analysis(), list(sent(made.as_text(), config, target.platform))
     assert counted is not None
     return {
         "arguments": counted.argument_size_in_bytes,
@@ -138,9 +140,9 @@ def step(job: dict[str, Any], target: Target, remat: str) -> dict[str, Any]:
     }
 
 
-def sent(text: str, layers: int, platform: str) -> Iterator[Sent]:
+def sent(text: str, config: DecoderConfig, platform: str) -> Iterator[Sent]:
     """The collectives of a compiled program. A TPU's compiler writes one several times, between pieces of the products that it runs
-    beside: those have one channel. All loops that send anything run over the layers."""
+    beside: those have one channel."""
     seen: set[str] = set()
     for line in text.splitlines():
         if (found := COLLECTIVE.search(line)) is None:
@@ -154,15 +156,12 @@ def sent(text: str, layers: int, platform: str) -> Iterator[Sent]:
         if found["start"] and found["kind"] == "all-gather":  # (operands, results)
             results = results[results.index(")") :] if results.startswith("((") else results[results.index("]") :]
         arrays = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", results)
-        size = sum(WIDTHS[kind] * _count(extents) for kind, extents in arrays)
-        yield Sent(found["kind"], size, layers if "while/body" in line else 1)
-
-
-def _count(extents: str) -> int:
-    count = 1
-    for extent in filter(None, extents.split(",")):
-        count *= int(extent)
-    return count
+        shapes = [[int(extent) for extent in extents.split(",") if extent] for _, extents in arrays]
+        size = sum(WIDTHS[kind] * prod(shape) for (kind, _), shape in zip(arrays, shapes, strict=True))
+        turns = 1
+        if "while/body" in line:
+            turns = config.num_layers if "_proj/" in line else -(-config.vocab_size // shapes[0][0])
+        yield Sent(found["kind"], size, turns)
 
 
 def wire_bytes(found: list[Sent], devices: int) -> float:

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from bidora_jax.kernels import xla_cpu
+from bidora_jax.kernels import table, xla_cpu
 from bidora_jax.kernels.matmul import dot, frozen_dot
 from bidora_jax.kernels.precision import wide
+from bidora_jax.kernels.table import Table
 from bidora_jax.kernels.varying import as_varying
-from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats, slice_rows
 
 BLOCK, CPU_BLOCK = 8192, 2048
 """Rows of E in a block, at most. On a GPU each block reads and writes the sums (N, D) once more: the fewer blocks, the fewer
@@ -32,7 +32,7 @@ SPAN = 4096
 
 def cross_entropy_sum(
     x: Float[Array, "N D"],
-    embedding: Float[Array, "V D"],
+    embedding: Table,
     targets: Int[Array, " N"],
     weights: Float[Array, " N"],
     *,
@@ -50,7 +50,7 @@ def cross_entropy_sum(
 
 def cross_entropy_and_hits(
     x: Float[Array, "N D"],
-    embedding: Float[Array, "V D"],
+    embedding: Table,
     targets: Int[Array, " N"],
     weights: Float[Array, " N"],
     *,
@@ -139,7 +139,7 @@ def _by_span(one, x, embedding, *rest: Array | None):
 def _loss_and_slope(
     chunk: int,
     x: Float[Array, "N D"],
-    embedding: Float[Array, "V D"],
+    embedding: Table,
     targets: Int[Array, " N"],
     weights: Float[Array, " N"],
     means: Float[Array, "N D"] | None = None,
@@ -185,7 +185,7 @@ def _loss_and_hits(chunk: int, x, embedding, targets, weights) -> tuple[Float[Ar
     return loss, jnp.sum(jnp.where(reached >= top, weights, 0.0).astype(zeros.dtype))
 
 
-def _over_blocks(chunk: int, x: Float[Array, "N D"], embedding: Float[Array, "V D"], step: Any, start: Any) -> Any:
+def _over_blocks(chunk: int, x: Float[Array, "N D"], embedding: Table, step: Any, start: Any) -> Any:
     """Carries `start` over the blocks of E: step(carried, rows, logits, first row). Logits of rows that were there are −∞."""
     vocabulary = embedding.shape[0]
     block = _block(chunk, x.shape[0], vocabulary)
@@ -193,7 +193,7 @@ def _over_blocks(chunk: int, x: Float[Array, "N D"], embedding: Float[Array, "V 
     @partial(jax.checkpoint, prevent_cse=False)
     def one(carried, number):
         first = jnp.minimum(number * block, vocabulary - block)
-        rows = slice_rows(embedding, first, block)
+        rows = table.block(embedding, first, block)
         logits = frozen_dot(x, rows)
         if vocabulary % block:  # the last block begins among the rows of the one before it
             logits = jnp.where(first + jnp.arange(block) >= number * block, logits, -jnp.inf)
@@ -209,8 +209,13 @@ def _under(top: Float[Array, " N"], logits: Float[Array, "N b"]) -> tuple[Array,
 
 
 def _loss(x, embedding, targets, weights, top, total) -> tuple[Float[Array, ""], Float[Array, "N D"]]:
-    """Σ w·(logsumexp − logit of the target), and the rows of the targets."""
-    aimed = floats(bits(embedding)[targets], embedding).astype(total.dtype)
+    """Σ w·(logsumexp − logit of the target), and the rows of the targets.
+
+    They are looked up after the loop over the blocks: what a mesh sends here must not run beside what it sends there
+    (models/spread.py, `_weighed`).
+    """
+    targets = jnp.where(total > 0, targets, 0) if isinstance(embedding, table.Columns) else targets
+    aimed = table.rows(embedding, targets).astype(total.dtype)
     picked = jnp.sum(x.astype(total.dtype) * aimed, axis=1)
     return jnp.sum((jnp.log(total) + top - picked) * weights), aimed
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from bidora_jax.kernels import quantized
+from bidora_jax.kernels import quantized, table
 from bidora_jax.kernels.precision import wide
-from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats
+from bidora_jax.kernels.table import Columns, Table
 from bidora_jax.models.architectures.architecture import EMBEDDING, HEAD, LAYERS, Architecture
 
 
@@ -42,13 +42,20 @@ def embedded(base: PyTree, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch
     weight = embedding_of(base)
     if quantized.is_quantised(weight):
         return quantized.rows(weight, tokens)
-    return floats(bits(weight)[tokens], weight)
+    return table.rows(weight, tokens)
 
 
 def head_of(base: PyTree) -> Float[Array, "V D"]:
     """The output embedding, dense: the input embedding where the two are tied."""
+    head = head_table_of(base)
+    assert not isinstance(head, Columns), "on a mesh no device has the whole output embedding: see head_table_of"
+    return head
+
+
+def head_table_of(base: PyTree) -> Table:
+    """The same (V, D), or what a device holds of it on a mesh that cuts it."""
     weight = base[HEAD]["weight"] if HEAD in base else embedding_of(base)
-    return quantized.dense(weight).astype(weight.dtype)
+    return weight if isinstance(weight, Columns) else quantized.dense(weight).astype(weight.dtype)
 
 
 def with_whole_modules(base: PyTree, direction: PyTree) -> PyTree:

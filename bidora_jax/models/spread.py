@@ -2,13 +2,15 @@
 
     axes       `replica` copies of the base, each cut into `shard` parts
     rows       cut over both axes: Σ w·l of a batch is a sum over devices of sums over their own rows
-    base       stacked weights of linear layers (L, O, I) cut along O over `shard`; all else of it is whole on every device
+    base       stacked weights of linear layers (L, O, I) cut along O over `shard`, and embeddings (V, D) along D; all else of it is
+               whole on every device
     trained    direction, magnitude and optimisers are whole on every device
 
 One `jax.shard_map` stands around each loss, and inside it everything is the program of one device on fewer rows. A linear layer
 gathers its weight where it opens it (kernels/quantized.py), one layer at a time, as codes; the backward pass opens and gathers it
-again. Adapters' gradients are summed once, after the loop over layers: `varying` makes each device's copy of an adapter one of
-its own, and the cotangent of that is the sum. Steps, optimisers and hypergradients see global arrays and know nothing of a mesh.
+again. An embedding is looked up, and its rows gathered, by kernels/table.py. Adapters' gradients are summed once, after the loop
+over layers: `varying` makes each device's copy of an adapter one of its own, and the cotangent of that is the sum. Steps,
+optimisers and hypergradients see global arrays and know nothing of a mesh.
 
 A `Spread` of one device is never made: a run on one device takes none of this.
 """
@@ -26,8 +28,9 @@ from jaxtyping import Array, PyTree
 
 from bidora_jax.kernels import quantized
 from bidora_jax.kernels.hypergrad import TwoPass
+from bidora_jax.kernels.table import Columns
 from bidora_jax.kernels.varying import varying
-from bidora_jax.models.architectures.architecture import LAYERS
+from bidora_jax.models.architectures.architecture import EMBEDDING, HEAD, LAYERS
 from bidora_jax.models.compute import Compute
 
 AXES = REPLICA, SHARD = "replica", "shard"
@@ -132,7 +135,7 @@ class Spread:
             return jax.lax.psum(loss(*own, self._held(base), batch, key, *tape), AXES)
 
         def over_rows(direction, magnitude, base, batch, key, *tape):
-            batch = _weighed(batch, weight)
+            batch = _weighed(batch, weight, direction)
             specs = *self._of_a_loss(batch), *[OWN] * len(tape)
             return self._mapped(local, specs, WHOLE)(direction, magnitude, base, batch, key, *tape)
 
@@ -146,7 +149,7 @@ class Spread:
             return *jax.lax.psum((value, gradient), AXES), tape
 
         def over_rows(direction, magnitude, base, batch, key):
-            batch = _weighed(batch, weight)
+            batch = _weighed(batch, weight, direction)
             outs = WHOLE, WHOLE, OWN
             return self._mapped(local, self._of_a_loss(batch), outs)(direction, magnitude, base, batch, key)
 
@@ -183,13 +186,15 @@ class Spread:
         return jax.tree.map(partial(varying, axes=AXES), tree)
 
     def _held(self, base: PyTree) -> PyTree:
-        """What a device holds of the base, in which each stack that is cut knows it."""
+        """What a device holds of the base, in which each weight that is cut knows it."""
 
-        def one(weight, cut):
+        def one(path, weight, cut):
             leaves = tuple(jax.tree.leaves(cut))
-            return quantized.Part(weight, leaves, SHARD) if any(leaves) else weight
+            if not any(leaves):
+                return weight
+            return Columns(weight, SHARD) if path[0].key != LAYERS else quantized.Part(weight, leaves, SHARD)
 
-        return jax.tree.map(one, self._own(base), self._cut, is_leaf=quantized.is_packed)
+        return jax.tree_util.tree_map_with_path(one, self._own(base), self._cut, is_leaf=quantized.is_packed)
 
     def _shardings(self) -> PyTree:
         return jax.tree.map(self._sharding, self._specs)
@@ -227,14 +232,16 @@ def _same(array: Array) -> Array:
     return array
 
 
-def _weighed(batch: dict[str, Array], weight: Callable[[PyTree], Array]) -> dict[str, Array]:
+def _weighed(batch: dict[str, Array], weight: Callable[[PyTree], Array], direction: PyTree) -> dict[str, Array]:
     """The batch with Σ w of all its rows.
 
-    Its tokens wait for that sum. XLA's CPU backend starts a collective of its own as soon as its operands are there, beside a loop
-    that has others: virtual devices would enter the two in different orders, and wait for each other (2026-11-30).
+    Its tokens wait for that sum, and for the direction, which the upper level has from the lower one. XLA's CPU backend starts a
+    collective of its own as soon as its operands are there, beside a loop that has others: virtual devices would enter the two in
+    different orders, and wait for each other (2026-11-30).
     """
-    total = weight(batch)
-    return {**batch, "tokens": jnp.where(total > 0, batch["tokens"], 0), WEIGHT: total}
+    total, made = weight(batch), jax.tree.leaves(direction)[0].reshape(-1)[0]
+    there = (total > 0) & ~jnp.isnan(made)  # the loss of a direction that is no number is none either
+    return {**batch, "tokens": jnp.where(there, batch["tokens"], 0), WEIGHT: total}
 
 
 def held_bytes(base: PyTree, parts: int) -> int:
@@ -249,13 +256,14 @@ def _cut(base: PyTree, parts: int) -> PyTree:
 
 
 def _cut_of(path: Any, weight: PyTree, parts: int) -> PyTree:
-    """Whether each leaf of a weight of the base is cut: those of stacked weights, where they divide.
+    """Whether each leaf of a weight of the base is cut: those of stacked weights and of dense embeddings, where they divide.
 
     The axis of layers is never cut: XLA would gather a whole stack to slice one layer of it.
     """
     stacked = path[0].key == LAYERS and path[-1].key == "weight" and len(weight.shape) == 3
+    embedding = path[0].key in (EMBEDDING, HEAD) and not quantized.is_packed(weight)
     cut = jax.tree.map(
-        lambda leaf: stacked and parts > 1 and len(leaf.shape) > 1 and leaf.shape[1] % parts == 0, weight
+        lambda leaf: (stacked or embedding) and parts > 1 and len(leaf.shape) > 1 and leaf.shape[1] % parts == 0, weight
     )
     if isinstance(weight, quantized.NF4) and isinstance(weight.absmax, quantized.Nested):
         # A share of 16,384 weights: too small to be worth a collective.

@@ -1,7 +1,6 @@
 """The loss of a language model: −log p of every token that is trained."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -12,11 +11,12 @@ from bidora_jax.generation.ensembles import Combine, Member, combined
 from bidora_jax.kernels import losses
 from bidora_jax.kernels.matmul import frozen_dot
 from bidora_jax.kernels.precision import wide
+from bidora_jax.kernels.table import Columns
 from bidora_jax.kernels.varying import as_varying
 from bidora_jax.models import decoder
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.decoder import DecoderConfig
-from bidora_jax.models.base import dtype_of, head_of, with_whole_modules
+from bidora_jax.models.base import dtype_of, head_of, head_table_of, with_whole_modules
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.decoder import Batch, Trained
 from bidora_jax.models.tape import EmptyTape, TapeValues
@@ -70,12 +70,15 @@ def token_loss_sum(
     In a row of several documents it marks the first token of none of them: the one before it is another's.
     """
     x, vocabulary, targets, weights = _predictions(config, adapter, compute, base, trained, batch, key, tape)
-    # Only a trained head gets a gradient. It is float32, and so is its product.
-    loss = losses.trained_cross_entropy_sum
-    if adapter is None or "lm_head" not in adapter.whole_modules:
-        given = {} if tape is None else {"empty" if isinstance(tape, EmptyTape) else "means": tape.means}
-        loss = partial(losses.cross_entropy_sum, **given)
-    return loss(x, vocabulary, targets, weights, chunk=compute.loss_chunk), jnp.sum(weights)
+    if adapter is not None and "lm_head" in adapter.whole_modules:
+        # Only a trained head gets a gradient. It is float32, and so is its product.
+        assert not isinstance(vocabulary, Columns)
+        loss = losses.trained_cross_entropy_sum(x, vocabulary, targets, weights, chunk=compute.loss_chunk)
+        return loss, jnp.sum(weights)
+    given = {} if tape is None else {"empty" if isinstance(tape, EmptyTape) else "means": tape.means}
+    return losses.cross_entropy_sum(x, vocabulary, targets, weights, chunk=compute.loss_chunk, **given), jnp.sum(
+        weights
+    )
 
 
 def token_scores(
@@ -92,7 +95,7 @@ def _predictions(config, adapter, compute: Compute, base, trained, batch, key=No
     x = decoder.hidden(config, adapter, compute, base, trained, batch, key, tape)
     x = x[:, :-1].reshape(-1, config.hidden_size)
     targets, weights = batch["tokens"][:, 1:].reshape(-1), batch["loss_mask"][:, 1:].reshape(-1)
-    vocabulary = head_of(with_whole_modules(base, trained[0]))
+    vocabulary = head_table_of(with_whole_modules(base, trained[0]))
     return x.astype(vocabulary.dtype), vocabulary, targets, weights
 
 

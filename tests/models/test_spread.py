@@ -1,7 +1,7 @@
 """A mesh changes nothing: steps over four virtual devices against one device's, in float64; and what those steps send.
 
-models/spread.py on kernels/varying.py, with the losses of training/objective.py and training/accumulation.py, and the scores of
-tasks/evaluation.py.
+models/spread.py on kernels/varying.py and kernels/table.py, with the losses of training/objective.py and training/accumulation.py,
+and the scores of tasks/evaluation.py.
 """
 
 import json
@@ -12,10 +12,11 @@ import meshes
 import pytest
 from forms import as_bits, quantised
 from runs import once
-from tiny import random_base
+from tiny import CONFIG, random_base
 
 from bidora_jax.kernels.varying import axes_of, one_of, varying
 from bidora_jax.models import spread
+from bidora_jax.models.architectures.architecture import EMBEDDING, HEAD
 
 
 @pytest.fixture(scope="module")
@@ -37,38 +38,61 @@ def test_a_step_on_a_mesh_is_the_step_of_one_device(found, name):
     assert many == pytest.approx(one, rel=1e-12)
 
 
+DECODERS = [name for name, case in meshes.TESTED.items() if case.kind == "decoder"]
+
+
+def gathered(found, name) -> list[tuple[bool, str]]:
+    """(whether it stands in a loop, what it gives) of every gather of a step."""
+    return [(inside, array) for kind, inside, arrays in found[name]["sent"] if kind == "all-gather" for array in arrays]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, case in meshes.TESTED.items() if case.kind == "decoder"])
+@pytest.mark.parametrize("name", DECODERS)
 def test_weights_are_gathered_a_layer_at_a_time_inside_the_loops_over_layers(found, name):
-    case, sent = meshes.TESTED[name], found[name]["sent"]
-    gathers = [(inside, arrays) for kind, inside, arrays in sent if kind == "all-gather"]
-    assert all(inside for inside, _ in gathers)
-    arrays = [array for _, some in gathers for array in some]
+    case, gathers = meshes.TESTED[name], gathered(found, name)
     # Forward and backward: of the gradient, and of an exact step of its derivative and the upper loss too.
     passes = 6 if case.method == "bidora" else 2
     codes = {"nf4 nested": "u8[840] u8[280] u8[616]", "int8": "s8[60,28] s8[20,28] s8[28,60] s8[44,28] s8[28,44]"}[
         case.form
-    ]
-    assert set(codes.split()) <= set(arrays)
-    assert sum(array in codes.split() for array in arrays) == 7 * passes
-    scales = {array for array in arrays if array not in codes.split()}
-    assert scales == {"nf4 nested": {"u8[20]"}, "int8": {"f32[60]", "f32[20]", "f32[28]", "f32[44]"}}[case.form]
+    ].split()
+    assert set(codes) <= {array for _, array in gathers}
+    assert sum(array in codes for _, array in gathers) == 7 * passes
+    scales = {"nf4 nested": {"u8[20]"}, "int8": {"f32[60]", "f32[20]", "f32[28]", "f32[44]"}}[case.form]
+    of_weights = [(inside, array) for inside, array in gathers if array in {*codes, *scales}]
+    assert {array for _, array in of_weights} == {*codes, *scales}
+    assert all(inside for inside, _ in of_weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DECODERS)
+def test_an_embedding_is_gathered_a_block_at_a_time_and_looked_up_where_it_lies(found, name):
+    """What a lookup gathers are the tokens of the devices that share an embedding, and what it sends are columns of their rows."""
+    floats = {(inside, array) for inside, array in gathered(found, name) if array.startswith("f64")}
+    assert floats and all(inside for inside, _ in floats)
+    rows = [tuple(map(int, array[4:-1].split(","))) for _, array in floats]
+    assert {columns for _, columns in rows} == {28} and max(count for count, _ in rows) < CONFIG.vocab_size
+    shard, texts = meshes.TESTED[name].shard, {11, 10}  # a token each of a row, and of its targets
+    assert {array for _, array in gathered(found, name) if array.startswith("s32")} == {
+        f"s32[{shard * length}]" for length in texts
+    }
+    sent = {array for kind, _, arrays in found[name]["sent"] if kind == "all-to-all" for array in arrays}
+    assert sent == {f"f64[{length},{28 // shard}]" for length in texts}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", meshes.TESTED)
 def test_all_else_that_is_sent_are_sums_after_the_loops(found, name):
-    others = [(kind, inside) for kind, inside, _ in found[name]["sent"] if kind != "all-gather"]
-    assert set(others) == {("all-reduce", False)}
+    others = {(kind, inside) for kind, inside, _ in found[name]["sent"] if kind not in ("all-gather", "all-to-all")}
+    assert others == {("all-reduce", False)}
 
 
 @pytest.mark.parametrize("form", ["int8", "nf4", "nf4 nested", "bits", "none"])
-def test_what_is_cut_are_stacks_of_linear_layers(form):
+def test_what_is_cut_are_embeddings_and_stacks_of_linear_layers(form):
     base = random_base(dtype=jnp.bfloat16 if form == "bits" else jnp.float32)
     base = {"bits": as_bits, "none": lambda base: base}.get(form, lambda base: quantised(base, form))(base)
     cut = spread._cut(base, 2)
     flags = jax.tree_util.tree_leaves_with_path(cut)
-    assert {path[0].key for path, one in flags if one} == {"layers"}
+    assert {path[0].key for path, one in flags if one} == {"layers", *(key for key in base if key in (EMBEDDING, HEAD))}
     of_q = jax.tree.leaves(cut["layers"]["self_attn"]["q_proj"]["weight"])
     # 60·26 weights are 780 bytes of codes in 25 blocks of NF4, which two devices cannot share evenly: those stay whole.
     assert of_q == {"int8": [True, True], "nf4": [True, False], "nf4 nested": [True, False, False, False]}.get(

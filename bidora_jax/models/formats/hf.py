@@ -111,11 +111,10 @@ def load_base(
         if to is not None and to.covers(names):
             packed = (to.quantise(safetensors_file.read(part), leaf.dtype) for part in dense)
             return _of_parts(packed, len(parts), path, over)
-        if names[0] != LAYERS:
-            array = safetensors_file.aligned(leaf.shape, leaf.dtype)
-            safetensors_file.read_into(dense[0], array)
-            return _on_devices(array, over)
         stack = Stack(leaf.shape, leaf.dtype, None if over is None else over.shardings(path, leaf))
+        if names[0] != LAYERS:
+            stack.read_whole(dense[0])
+            return stack.on_devices()
         first = leaf.shape[0] - len(dense)  # layers before it have no such norm
         stack.fill(1.0, first)
         for layer, part in enumerate(dense, first):

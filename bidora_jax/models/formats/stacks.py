@@ -1,7 +1,8 @@
 """A stack of layers while it is read: host arrays that layers are copied into one by one, and the device array that they become.
 
 Over the devices of a mesh a process holds the rows of its own devices alone, and reads no others where the file has them as they
-are wanted. A weight that is quantised on the way is read whole, a layer at a time, for its blocks share a mean.
+are wanted. A weight that is quantised on the way is read whole, a layer at a time, for its blocks share a mean. An embedding, whose
+rows are cut, is read whole, some rows at a time.
 """
 
 from collections.abc import Iterable
@@ -16,6 +17,8 @@ from bidora_jax.models.formats.safetensors_file import Entry
 
 Rows = tuple[int, int] | None
 """First row and the one after the last, or all."""
+READ_BYTES = 16_000_000
+"""Of an embedding at a time, about."""
 
 
 class Stack:
@@ -44,6 +47,21 @@ class Stack:
         """A layer of a file, of which the rows that are held are read."""
         for rows, piece in self._pieces.items():
             safetensors_file.read_into(entry, piece[layer], 0 if rows is None else rows[0])
+
+    def read_whole(self, entry: Entry) -> None:
+        """All of a tensor that is no stack, of which axis 1 may be cut."""
+        if list(self._pieces) == [None]:
+            safetensors_file.read_into(entry, self._pieces[None])
+            return
+        rows, columns = self._shape
+        dtype = next(iter(self._pieces.values())).dtype
+        count = max(1, READ_BYTES // (columns * dtype.itemsize))
+        for first in range(0, rows, count):
+            some = np.empty((min(count, rows - first), columns), dtype)
+            safetensors_file.read_into(entry, some, first)
+            for held, piece in self._pieces.items():
+                assert held is not None
+                piece[first : first + len(some)] = some[:, slice(*held)]
 
     def on_devices(self, view: type[np.generic] | None = None) -> jax.Array:
         """The device array. With a `view`, of that type's bits."""
