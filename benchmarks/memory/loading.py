@@ -57,10 +57,9 @@ def loaded(folder: Path, quantization: str) -> None:
 
     from bidora_jax.models.formats import hf, hf_config
     from bidora_jax.models.settings import ModelConfig
-    from bidora_jax.models.spread import AXES, Placement
+    from bidora_jax.models.spread import Placement, mesh_over
 
-    auto = jax.sharding.AxisType.Auto
-    mesh = jax.make_mesh((1, len(jax.devices())), AXES, axis_types=(auto, auto))
+    mesh = mesh_over(jax.devices(), 1, len(jax.devices()))
     architecture = hf_config.read_decoder(folder)
     before, held, began = characters(), memory.resident() or 0, time.monotonic()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from bidora_jax.kernels.matmul import frozen_dot, frozen_times, product, scale_rows
 from bidora_jax.kernels.precision import wide
+from bidora_jax.kernels.varying import summed
 
 Scale: TypeAlias = float | Float[Array, ""]
 """s; an array where it is another one in each layer of a stack."""
@@ -62,9 +63,15 @@ def row_norm(
     *,
     scale: Scale,
     row_scale: Float[Array, " O"] | None = None,
+    over: str | None = None,
 ) -> Float[Array, " O"]:
-    """‖W0 + s·B·A‖ of each row. `norm_sq` is `square_norm` of W0. A zero row has norm 0 and a zero derivative, not NaN."""
+    """‖W0 + s·B·A‖ of each row. `norm_sq` is `square_norm` of W0. A zero row has norm 0 and a zero derivative, not NaN.
+
+    `over`: the axis of a mesh whose devices have some columns each of W0 and A, and all of B and `norm_sq`.
+    """
     cross, update_sq = _overlaps(w0, direction, row_scale)
+    if over is not None:
+        cross, update_sq = summed(cross, over), summed(update_sq, over)
     total = norm_sq + 2 * scale * cross + scale**2 * update_sq
     positive = total > 0
     # The root is taken of 1 where the row vanishes: its infinite slope at 0 would turn a zero cotangent into NaN.

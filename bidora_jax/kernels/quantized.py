@@ -96,7 +96,7 @@ class NF4:
         return (*self.codes.shape[:-1], *self.matrix_shape)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["held"], meta_fields=["cut", "axis"])
+@partial(jax.tree_util.register_dataclass, data_fields=["held"], meta_fields=["cut", "axis", "tensor"])
 @dataclass(frozen=True)
 class Part:
     """What one device holds of a stack that is cut over the devices of a mesh, inside `jax.shard_map` (models/spread.py).
@@ -110,6 +110,9 @@ class Part:
     """Which of its leaves are cut along axis 1; the others, such as a nested absmax, are whole on every device."""
     axis: str
     """Of the mesh."""
+    tensor: tuple[str, bool] | None = None
+    """Of a mesh whose devices share products, the axis that they lie along, and whether each takes its columns of the matrix
+    rather than its rows. The leaves are cut over both axes, that one first."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -152,7 +155,7 @@ def opened(weight: Weight) -> tuple[Float[Array, "O I"], Float[Array, " O"] | No
         return weight, None
     stack, index = _layer(weight)
     if isinstance(stack, Part):
-        return opened(_gathered(stack, index))
+        return opened(_gathered(stack, index)) if stack.tensor is None else _opened_part(stack, index)
     if isinstance(stack, Bits):
         return jax.lax.bitcast_convert_type(_at(stack.bits, index), stack.dtype), None
     if isinstance(stack, Int8):
@@ -169,6 +172,7 @@ def dense(weight: Weight) -> Float[Array, "O I"]:
         return weight
     stack, index = _layer(weight)
     if isinstance(stack, Part):
+        assert stack.tensor is None, "of a layer whose products are shared no device has the whole matrix"
         return dense(_gathered(stack, index))
     if isinstance(stack, Bits):
         return opened(weight)[0]
@@ -200,13 +204,46 @@ def over_layers(function: Callable[..., Any], weight: Array | Int8 | NF4 | Bits,
 
 def _gathered(part: Part, index: Int[Array, ""]) -> Array | Layer:
     """One layer, whole on this device."""
+    axes = part.axis if part.tensor is None else (part.tensor[0], part.axis)
+    return _joined(part, index, lambda leaf: jax.lax.all_gather(leaf, axes, tiled=True))
+
+
+def _joined(part: Part, index: Int[Array, ""], join: Callable[[Array], Array]) -> Array | Layer:
+    """One layer, in which `join` has made one array of the parts of each leaf that is cut."""
     leaves, tree = jax.tree.flatten(jax.tree.map(lambda leaf: _at(leaf, index), part.held))
-    whole = [
-        jax.lax.all_gather(leaf, part.axis, tiled=True) if cut else leaf
-        for leaf, cut in zip(leaves, part.cut, strict=True)
-    ]
-    one = jax.tree.unflatten(tree, whole)
+    one = jax.tree.unflatten(tree, [join(leaf) if cut else leaf for leaf, cut in zip(leaves, part.cut, strict=True)])
     return Layer(jax.tree.map(lambda leaf: leaf[None], one), jnp.int32(0)) if is_packed(one) else one
+
+
+def _opened_part(part: Part, index: Int[Array, ""]) -> tuple[Float[Array, "O I"], Float[Array, " O"] | None]:
+    """(C, σ) of the rows or the columns of one layer that this device multiplies by.
+
+    Rows lie where they are used, and columns are exchanged for them. Blocks of NF4 run over the rows of a matrix, so that one is
+    gathered and opened whole, as is one that is not cut.
+    """
+    assert part.tensor is not None
+    axis, columns = part.tensor
+    if part.cut[0] and not isinstance(part.held, NF4):
+
+        def join(leaf):
+            leaf = jax.lax.all_gather(leaf, part.axis, tiled=True)
+            if not columns:
+                return leaf
+            if leaf.ndim == 1:
+                return jax.lax.all_gather(leaf, axis, tiled=True)
+            return jax.lax.all_to_all(leaf, axis, split_axis=1, concat_axis=0, tiled=True)
+
+        return opened(_joined(part, index, join))
+    matrix, row_scale = opened(_gathered(part, index))
+    count, number = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+
+    def own(array, cut):
+        size = array.shape[cut] // count
+        return jax.lax.dynamic_slice_in_dim(array, number * size, size, cut)
+
+    if columns or row_scale is None:
+        return own(matrix, int(columns)), row_scale
+    return own(matrix, 0), own(row_scale, 0)
 
 
 def _layer(weight: Int8 | NF4 | Bits | Layer) -> Layer:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import jax
 from jaxtyping import Array, Float, Int
 
-from bidora_jax.kernels.varying import varying
+from bidora_jax.kernels.varying import axes_of, varying
 from bidora_jax.kernels.xla_cpu.bfloat16 import bits, floats, slice_rows
 
 
@@ -25,7 +25,7 @@ class Columns:
 
     held: Any
     """(V, D/n)"""
-    axis: str
+    axis: str | tuple[str, ...]
     """Of the mesh."""
 
     @property
@@ -50,7 +50,7 @@ def rows(table: Table, indices: Int[Array, "*batch"]) -> Float[Array, "*batch D"
     if not isinstance(table, Columns):
         return floats(bits(table)[indices], table)
     axis = table.axis
-    of_all = jax.lax.all_gather(varying(indices.reshape(-1), [axis]), axis, tiled=True)
+    of_all = jax.lax.all_gather(varying(indices.reshape(-1), axes_of(table.held)), axis, tiled=True)
     own = jax.lax.all_to_all(rows(table.held, of_all), axis, split_axis=0, concat_axis=1, tiled=True)
     return own.reshape(*indices.shape, -1)
 

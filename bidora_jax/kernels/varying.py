@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 
@@ -48,12 +49,36 @@ def _names(x: Array) -> tuple[str, ...]:
     return tuple(name for name in jax.sharding.get_abstract_mesh().axis_names if name in axes_of(x))
 
 
-def bernoulli_of_rows(key: Array, p: float, x: Float[Array, "..."]) -> Bool[Array, "..."]:
+def summed(x: Float[Array, "..."], axis: str) -> Float[Array, "..."]:
+    """Σ x over the devices along an axis, which goes on as a number of each device's own."""
+    return varying(jax.lax.psum(x, axis), axes_of(x))
+
+
+def own_share(x: Array, axis: str) -> Array:
+    """This device's share of the rows of x (N, …), which all devices along the axis have, filled up with zeros."""
+    count = share_of(x.shape[0], axis)
+    whole = jnp.pad(x, ((0, count * jax.lax.axis_size(axis) - x.shape[0]),) + ((0, 0),) * (x.ndim - 1))
+    return jax.lax.dynamic_slice_in_dim(whole, count * jax.lax.axis_index(axis), count)
+
+
+def share_of(rows: int, axis: str) -> int:
+    """How many of so many rows a device has in `own_share`."""
+    return -(-rows // jax.lax.axis_size(axis))
+
+
+def bernoulli_of_rows(
+    key: Array, p: float, x: Float[Array, "..."], alike: str | None = None, *, columns_cut: bool = False
+) -> Bool[Array, "..."]:
     """jax.random.bernoulli(key, p, x.shape) on one device. Inside of a map that cuts the rows of x (B, T, D) over devices, its own
-    rows of the draw for all of them: no draw depends on the mesh. An x of two axes is taken to be the same on every device."""
-    names = _names(x)
+    rows of the draw for all of them: no draw depends on the mesh. Along the axis `alike` devices have the same rows, or with
+    `columns_cut` their own columns of them. An x of two axes is taken to be the same on every device."""
+    names = tuple(name for name in _names(x) if name != alike)
     if not names or x.ndim < 3:
         return jax.random.bernoulli(key, p, x.shape)
-    rows = x.shape[0]
-    drawn = jax.random.bernoulli(key, p, (rows * jax.lax.axis_size(names), *x.shape[1:]))
-    return jax.lax.dynamic_slice_in_dim(drawn, rows * jax.lax.axis_index(names), rows)
+    rows, *others, columns = x.shape
+    width = columns * jax.lax.axis_size(alike) if alike is not None and columns_cut else columns
+    drawn = jax.random.bernoulli(key, p, (rows * jax.lax.axis_size(names), *others, width))
+    drawn = jax.lax.dynamic_slice_in_dim(drawn, rows * jax.lax.axis_index(names), rows)
+    if width == columns:
+        return drawn
+    return jax.lax.dynamic_slice_in_dim(drawn, columns * jax.lax.axis_index(alike), columns, x.ndim - 1)

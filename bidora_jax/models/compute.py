@@ -28,6 +28,8 @@ class Compute:
     memory."""
     dtype: Any = None
     """dtype of the activations where it is not the base's; layers are then cast one at a time."""
+    tensor_axis: str | None = None
+    """The axis of a mesh whose devices share the products of a layer (models/tensor.py)."""
 
     @classmethod
     def of(cls, model: ModelConfig, *, reverse_differentiable: bool = True) -> "Compute":

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from bidora_jax.kernels import attention, norms, rope
 from bidora_jax.kernels.matmul import frozen_dot
 from bidora_jax.kernels.swiglu import swiglu
-from bidora_jax.models import stacks
+from bidora_jax.models import stacks, tensor
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.decoder import DecoderConfig, linear_shapes
 from bidora_jax.models.architectures.rope import frequencies
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         else:
             causal = partial(attention.causal_attention, chunk=chunk, window=c.window, starts=starts)
         out, kept = (causal(q, k, v), None) if attend is None else attend(causal, q, k, v)
-        out = out.reshape(*x.shape[:2], c.num_heads * c.head_dim)
+        out = out.reshape(*x.shape[:2], -1)
         # In chunks the backward pass computes the scores anew: once where the result is saved, else twice.
         in_chunks = attend is None and not fused and x.shape[1] > chunk
         return _linear(self, "o_proj", c.o_bias, saves_input=in_chunks, exposes_input=True)(out), kept
@@ -102,7 +102,7 @@ def _linear(parent: Attention | MLP, name: str, bias: bool, *, saves_input=False
     out_features, in_features = linear_shapes(parent.config)[path]
     adapted = None if parent.adapter is None else parent.adapter.at(path)
     parts = in_features, out_features, bias, adapted, parent.compute, saves_input, exposes_input
-    return Linear(*parts, name=name)
+    return Linear(*parts, is_summed=name in tensor.SUMMED, name=name)
 
 
 def hidden(
@@ -137,6 +137,10 @@ def parts(
 ) -> tuple[Stacks, Layer]:
     """What the scan over layers takes, and the layer that it applies."""
     base = with_whole_modules(base, trained[0])
+    if compute.tensor_axis is not None:
+        direction, magnitude = trained
+        base, direction, magnitude = (tensor.own(tree, compute.tensor_axis) for tree in (base, direction, magnitude))
+        trained = direction, magnitude
     return _stacked(config, compute, base, trained, batch, key), _layer(config, adapter, compute)
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from bidora_jax.kernels import dora, lora_init, matmul, quantized
 from bidora_jax.kernels.precision import wide
 from bidora_jax.kernels.save_for_backward import ONLY_SAVED
-from bidora_jax.kernels.varying import bernoulli_of_rows
+from bidora_jax.kernels.varying import bernoulli_of_rows, summed
 from bidora_jax.models.adapters.adapter import LayerAdapter
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.tape import Tape
@@ -49,6 +49,8 @@ class Linear(nn.Module):
     """Save x for the backward pass: what computes it costs more than a linear layer."""
     exposes_input: bool = False
     """Let a pass have the cotangent of x. Of layers over the same x `side_by_side` does so once."""
+    is_summed: bool = False
+    """On a mesh whose devices share products: whether x is cut, and the output a sum over them (models/tensor.py)."""
 
     @nn.compact
     def __call__(
@@ -62,8 +64,10 @@ class Linear(nn.Module):
         trained = None if self.adapter is None else self._trained(x.dtype)
         dropped = None if self.adapter is None else self._dropout(x, self.adapter.dropout)
 
+        over = self.compute.tensor_axis if self.is_summed else None
+
         def product(x, weight, trained, dropped, lowered):
-            return _product(self.adapter, tape, x, weight, trained, dropped, lowered)
+            return _product(self.adapter, tape, x, weight, trained, dropped, lowered, over)
 
         if self.compute.remat == "none" and isinstance(weight, quantized.Layer):
             # The sums are saved, and the dequantised matrix is not. A layer that is recomputed as a whole saves no matrix anyway.
@@ -103,7 +107,8 @@ class Linear(nn.Module):
     def _dropout(self, x, rate: float):
         if not rate or not self.has_rng("dropout"):
             return None
-        keep = bernoulli_of_rows(self.make_rng("dropout"), 1 - rate, x)
+        alike = self.compute.tensor_axis
+        keep = bernoulli_of_rows(self.make_rng("dropout"), 1 - rate, x, alike, columns_cut=self.is_summed)
         return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
@@ -119,18 +124,25 @@ def side_by_side(layers: Sequence[Linear], x: Float[Array, "*batch I"]) -> list[
 
 
 def _product(
-    adapter: LayerAdapter | None, tape: Tape, x, weight: quantized.Weight, trained: Trained | None, dropped, lowered
+    adapter: LayerAdapter | None,
+    tape: Tape,
+    x,
+    weight: quantized.Weight,
+    trained: Trained | None,
+    dropped,
+    lowered,
+    over,
 ) -> Float[Array, "*batch O"]:
-    """gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ); `dropped` is the input of A where it is not x."""
+    """gain ⊙ (x·W0ᵀ + s·(x·Aᵀ)·Bᵀ); `dropped` is the input of A where it is not x, and `over` an axis that x is cut along."""
     w0, row_scale = quantized.opened(weight)
     w0 = w0.astype(x.dtype)
     if adapter is None or trained is None:
-        return tape.save("sum", dora.frozen(x, w0, row_scale), x.dtype)
+        return tape.save("sum", _whole(dora.frozen(x, w0, row_scale), over), x.dtype)
     scale = trained.scale if adapter.scale is None else adapter.scale
     direction = trained.direction if trained.start is None else lora_init.change_since(trained.direction, trained.start)
     gain = trained.magnitude
     if isinstance(gain, tuple):
-        gain = _gain(adapter, w0, row_scale, direction, scale, gain, tape)
+        gain = _gain(adapter, w0, row_scale, direction, scale, gain, tape, over)
     a, b = direction.A, scale * direction.B
     given = x if dropped is None else dropped
     if a.ndim > 2:
@@ -138,14 +150,21 @@ def _product(
     else:
         lowered = dora.lower(given, a) if lowered is None else lowered
         update = dora.raised(tape.save("low_rank", lowered, x.dtype), b, x.shape)
-    y = dora.frozen(x, w0, row_scale) + update
+    y = _whole(dora.frozen(x, w0, row_scale) + update, over)
     return tape.save("sum", y, x.dtype) if gain is None else tape.save_scaled("sum", y, gain, x.dtype)
 
 
-def _gain(adapter: LayerAdapter, w0, row_scale, direction: dora.Direction, scale: dora.Scale, magnitude, tape=None):
+def _whole(y: Float[Array, "*batch O"], over: str | None) -> Float[Array, "*batch O"]:
+    """Σ y over the devices that have some columns each of a weight, in the dtype of sums."""
+    return y if over is None else summed(y, over)
+
+
+def _gain(
+    adapter: LayerAdapter, w0, row_scale, direction: dora.Direction, scale: dora.Scale, magnitude, tape=None, over=None
+):
     """m / ‖V‖; `magnitude` is (m, ‖W0‖²)."""
     m, norm_sq = magnitude
-    norm = dora.row_norm(w0, norm_sq, direction, scale=scale, row_scale=row_scale)
+    norm = dora.row_norm(w0, norm_sq, direction, scale=scale, row_scale=row_scale, over=over)
     if adapter.constant_norm:
         # It drops out of the direction's gradient: DoRA section 4.3.
         norm = jax.lax.stop_gradient(norm)

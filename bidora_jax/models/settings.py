@@ -41,11 +41,22 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices that a model is trained on: replica × shard of them, of which each takes its share of a step's records. Of 1 × 1 it
-    is one device, and nothing is spread."""
+    """Devices that a model is trained on: replica × shard × tensor of them. Of one device nothing is spread."""
 
     replica: int = 1
-    """Copies of the frozen base."""
+    """Copies of the frozen base. Each takes its share of a step's records."""
     shard: int = 1
-    """Devices that hold one copy together: the weights of linear layers are cut over them, and gathered a layer at a time where
-    they are used, in the bits that they are held in."""
+    """Devices that hold one copy together, and share its records: the weights of linear layers are cut over them, and gathered a
+    layer at a time where they are used, in the bits that they are held in."""
+    tensor: int = 1
+    """Devices that share the products of each layer, and take the same records: for steps of fewer records than devices. The base
+    is cut over them too. Of decoders that are trained as language models."""
+
+    @property
+    def devices(self) -> int:
+        return self.replica * self.shard * self.tensor
+
+    @property
+    def row_parts(self) -> int:
+        """Into how many parts the records of a step are cut."""
+        return self.replica * self.shard

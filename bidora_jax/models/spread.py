@@ -1,9 +1,10 @@
 """A run over the devices of a mesh: the rows of a batch are cut over all of them, and the frozen base over some.
 
-    axes       `replica` copies of the base, each cut into `shard` parts
-    rows       cut over both axes: Σ w·l of a batch is a sum over devices of sums over their own rows
-    base       stacked weights of linear layers (L, O, I) cut along O over `shard`, and embeddings (V, D) along D; all else of it is
-               whole on every device
+    axes       `replica` copies of the base, each cut into `shard` × `tensor` parts
+    rows       cut over `replica` and `shard`: Σ w·l of a batch is a sum over devices of sums over their own rows; along `tensor`
+               devices have the same rows, and share the products of each layer (models/tensor.py)
+    base       stacked weights of linear layers (L, O, I) cut along O over `tensor` and `shard`, and embeddings (V, D) along D; all
+               else of it is whole on every device
     trained    direction, magnitude and optimisers are whole on every device
 
 One `jax.shard_map` stands around each loss, and inside it everything is the program of one device on fewer rows. A linear layer
@@ -18,6 +19,7 @@ A `Spread` of one device is never made: a run on one device takes none of this.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from math import prod
 from typing import Any
 
 import jax
@@ -32,18 +34,21 @@ from bidora_jax.kernels.table import Columns
 from bidora_jax.kernels.varying import varying
 from bidora_jax.models.architectures.architecture import EMBEDDING, HEAD, LAYERS
 from bidora_jax.models.compute import Compute
+from bidora_jax.models.tensor import SUMMED
 
-AXES = REPLICA, SHARD = "replica", "shard"
-WHOLE, ROWS, OWN = PartitionSpec(), PartitionSpec(None, AXES), PartitionSpec(AXES)
-"""Of arrays that are whole on every device; (M, B, …) cut along B; and of what each device holds for itself, or (B, …)."""
+AXES = REPLICA, SHARD, TENSOR = "replica", "shard", "tensor"
+WHOLE, OWN = PartitionSpec(), PartitionSpec(AXES)
+"""Of arrays that are whole on every device, and of what each holds for itself."""
+ROWS, BATCH = PartitionSpec(None, (REPLICA, SHARD)), PartitionSpec((REPLICA, SHARD))
+"""Of arrays (M, B, …) and (B, …), cut along B."""
 WEIGHT = "weight"
 """In a batch: Σ w over the rows of all devices, that each one's Σ w·l is divided by."""
 
 
-def mesh_over(devices: Sequence[Any], replica: int, shard: int) -> Mesh:
-    """The first replica × shard of the devices as a mesh."""
-    auto = jax.sharding.AxisType.Auto
-    return jax.make_mesh((replica, shard), AXES, axis_types=(auto, auto), devices=devices[: replica * shard])
+def mesh_over(devices: Sequence[Any], replica: int, shard: int, tensor: int = 1) -> Mesh:
+    """The first replica × shard × tensor of the devices as a mesh."""
+    sizes, auto = (replica, shard, tensor), jax.sharding.AxisType.Auto
+    return jax.make_mesh(sizes, AXES, axis_types=(auto,) * 3, devices=devices[: prod(sizes)])
 
 
 class Placement:
@@ -54,7 +59,7 @@ class Placement:
 
     def shardings(self, path: Any, weight: PyTree) -> PyTree:
         """Where the leaves of a stack lie, by its path in the base; `weight` may be shapes."""
-        cut = _cut_of(path, weight, self._mesh.shape[SHARD])
+        cut = _cut_of(path, weight, _parts(self._mesh))
         return jax.tree.map(lambda cut: NamedSharding(self._mesh, _spec(cut)), cut)
 
     def whole(self, array: np.ndarray | np.generic) -> jax.Array:
@@ -68,17 +73,23 @@ class Spread:
     def __init__(self, mesh: Mesh, base: PyTree) -> None:
         """`base` may be shapes. It is the base that the adapter was prepared for (models/adapters/initial.py)."""
         self.mesh = mesh
-        self._cut = _cut(base, mesh.shape[SHARD])
+        self._cut = _cut(base, _parts(mesh))
+        self._tensor = TENSOR if mesh.shape[TENSOR] > 1 else None
         self._specs = jax.tree.map(_spec, self._cut)
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """(replica, shard)"""
-        return self.mesh.shape[REPLICA], self.mesh.shape[SHARD]
+    def sizes(self) -> tuple[int, ...]:
+        """(replica, shard, tensor)"""
+        return tuple(self.mesh.shape[axis] for axis in AXES)
 
     @property
     def devices(self) -> int:
         return self.mesh.size
+
+    @property
+    def row_parts(self) -> int:
+        """Into how many parts the rows of a batch are cut."""
+        return self.mesh.shape[REPLICA] * self.mesh.shape[SHARD]
 
     # Where arrays lie
 
@@ -106,7 +117,7 @@ class Spread:
         if isinstance(frozen, tuple):
             base, others = frozen
             return self.held_bytes(base) + quantized.tree_bytes(others)
-        return held_bytes(frozen, self.mesh.shape[SHARD])
+        return held_bytes(frozen, _parts(self.mesh))
 
     # Programs
 
@@ -120,7 +131,7 @@ class Spread:
     def share(self, compute: Compute) -> Compute:
         """How a device computes its share of the rows: with its share of the logits, so that blocks of the loss, and with them
         the rounding of 16-bit floats, are those of one device."""
-        return replace(compute, loss_chunk=max(compute.loss_chunk // self.devices, 1))
+        return replace(compute, loss_chunk=max(compute.loss_chunk // self.devices, 1), tensor_axis=self._tensor)
 
     def across(self, loss: Any, weight: Callable[[PyTree], Array]) -> Any:
         """A loss(direction, magnitude, base, batch, key, *tape), or its two passes, over the rows of all devices.
@@ -132,7 +143,7 @@ class Spread:
 
         def local(direction, magnitude, base, batch, key, *tape):
             own = self._own((direction, magnitude))
-            return jax.lax.psum(loss(*own, self._held(base), batch, key, *tape), AXES)
+            return jax.lax.psum(loss(*own, self._held(base), self._own(batch), key, *tape), AXES)
 
         def over_rows(direction, magnitude, base, batch, key, *tape):
             batch = _weighed(batch, weight, direction)
@@ -145,7 +156,8 @@ class Spread:
         """A first pass. The derivative is taken inside the map and summed after it; the tape stays on the device that made it."""
 
         def local(direction, magnitude, base, batch, key):
-            value, gradient, tape = first(*self._own((direction, magnitude)), self._held(base), batch, key)
+            trained = self._own((direction, magnitude))
+            value, gradient, tape = first(*trained, self._held(base), self._own(batch), key)
             return *jax.lax.psum((value, gradient), AXES), tape
 
         def over_rows(direction, magnitude, base, batch, key):
@@ -159,10 +171,10 @@ class Spread:
         """function(base, trained, batch), numbers that are sums over the rows (B, …) of a batch, over the rows of all devices."""
 
         def local(base, trained, batch):
-            leaves, tree = jax.tree.flatten(function(self._held(base), self._own(trained), batch))
+            leaves, tree = jax.tree.flatten(function(self._held(base), self._own(trained), self._own(batch)))
             return jax.tree.unflatten(tree, list(jax.lax.psum(jnp.stack(leaves), AXES)))  # one sum, after the loop
 
-        return self._mapped(local, (self._specs, WHOLE, OWN), WHOLE)
+        return self._mapped(local, (self._specs, WHOLE, BATCH), WHOLE)
 
     def rows(
         self, function: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
@@ -170,10 +182,10 @@ class Spread:
         """function(base, trained, batch), arrays (B, …) of the rows of a batch and sums over them, over the rows of all devices."""
 
         def local(base, trained, batch):
-            found, sums = function(self._held(base), self._own(trained), batch)
+            found, sums = function(self._held(base), self._own(trained), self._own(batch))
             return found, jax.lax.psum(sums, AXES)
 
-        return self._mapped(local, (self._specs, WHOLE, OWN), (OWN, WHOLE))
+        return self._mapped(local, (self._specs, WHOLE, BATCH), (OWN, WHOLE))
 
     def _mapped(self, local: Callable[..., Any], ins: Any, outs: Any) -> Callable[..., Any]:
         return jax.shard_map(local, mesh=self.mesh, in_specs=ins, out_specs=outs)
@@ -190,9 +202,11 @@ class Spread:
 
         def one(path, weight, cut):
             leaves = tuple(jax.tree.leaves(cut))
-            if not any(leaves):
-                return weight
-            return Columns(weight, SHARD) if path[0].key != LAYERS else quantized.Part(weight, leaves, SHARD)
+            if path[0].key != LAYERS:
+                return Columns(weight, (TENSOR, SHARD)) if any(leaves) else weight
+            if self._tensor is not None and _is_linear(path, weight):
+                return quantized.Part(weight, leaves, SHARD, (TENSOR, path[-2].key in SUMMED))
+            return quantized.Part(weight, leaves, SHARD) if any(leaves) else weight
 
         return jax.tree_util.tree_map_with_path(one, self._own(base), self._cut, is_leaf=quantized.is_packed)
 
@@ -260,7 +274,7 @@ def _cut_of(path: Any, weight: PyTree, parts: int) -> PyTree:
 
     The axis of layers is never cut: XLA would gather a whole stack to slice one layer of it.
     """
-    stacked = path[0].key == LAYERS and path[-1].key == "weight" and len(weight.shape) == 3
+    stacked = _is_linear(path, weight)
     embedding = path[0].key in (EMBEDDING, HEAD) and not quantized.is_packed(weight)
     cut = jax.tree.map(
         lambda leaf: (stacked or embedding) and parts > 1 and len(leaf.shape) > 1 and leaf.shape[1] % parts == 0, weight
@@ -271,5 +285,14 @@ def _cut_of(path: Any, weight: PyTree, parts: int) -> PyTree:
     return cut
 
 
+def _is_linear(path: Any, weight: PyTree) -> bool:
+    return path[0].key == LAYERS and path[-1].key == "weight" and len(weight.shape) == 3
+
+
+def _parts(mesh: Mesh) -> int:
+    """Into how many parts the base is cut."""
+    return mesh.shape[SHARD] * mesh.shape[TENSOR]
+
+
 def _spec(cut: bool) -> PartitionSpec:
-    return PartitionSpec(None, SHARD) if cut else WHOLE
+    return PartitionSpec(None, (TENSOR, SHARD)) if cut else WHOLE

@@ -66,16 +66,16 @@ def of(problem: Problem, phase: Phase, state: PyTree, step_shape: StepShape, *, 
     analysis = _analysis(program.compile(state, length, options))
     batches = program.like(length)
     adapter = tree_bytes(phase.adapter_of(state))
-    devices = 1 if problem.spread is None else problem.spread.devices
+    rows_over, devices = (1, 1) if problem.spread is None else (problem.spread.row_parts, problem.spread.devices)
     loss = 0
     if isinstance(problem.task, LanguageModeling):  # a head of classification takes next to nothing
-        micro_tokens = problem.data.batch_size // devices * (length - 1)
+        micro_tokens = -(-problem.data.batch_size * (length - 1) // devices)
         loss = min(loss_bytes(problem, micro_tokens), analysis.temp_size_in_bytes)
     return Footprint(
         base=tree_bytes(program.frozen) if problem.spread is None else problem.spread.held_bytes(program.frozen),
         adapter=adapter,
         optimiser=tree_bytes(state) - adapter,
-        batch=tree_bytes(batches) // devices,
+        batch=tree_bytes(batches) // rows_over,
         results=analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
         loss=loss,
         activations=analysis.temp_size_in_bytes - loss,

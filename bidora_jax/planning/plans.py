@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def devices(self) -> int:
-        return self.mesh.replica * self.mesh.shard
+        return self.mesh.devices
 
     @property
     def levels(self) -> MethodSettings:
@@ -76,7 +76,7 @@ def counted(config: DecoderConfig, plan: Plan, dtype, devices: Sequence[Any] = (
     base = quantization.base_shapes(plan.model, config, dtype)
     problem = remat_choice.synthetic(config, plan.model, adapter, base, plan.data, plan.data.max_length)
     if plan.devices > 1:
-        mesh = mesh_over(devices, plan.mesh.replica, plan.mesh.shard)
+        mesh = mesh_over(devices, plan.mesh.replica, plan.mesh.shard, plan.mesh.tensor)
         problem = replace(problem, spread=Spread(mesh, problem.base))
     search = replace(plan.search, steps=1, epochs=0.0)
     phase, start = first_phase(plan.adapter.method, problem, search, plan.inner, plan.outer)
@@ -85,7 +85,7 @@ def counted(config: DecoderConfig, plan: Plan, dtype, devices: Sequence[Any] = (
 
 def base_bytes(architecture: Architecture, plan: Plan, dtype) -> int:
     """Bytes of the frozen weights alone, on one device. A plan whose base does not fit need not be compiled."""
-    return held_bytes(quantization.base_shapes(plan.model, architecture, dtype), plan.mesh.shard)
+    return held_bytes(quantization.base_shapes(plan.model, architecture, dtype), plan.mesh.shard * plan.mesh.tensor)
 
 
 def search(
@@ -194,7 +194,7 @@ def _sizes(plan: Plan, fixed: frozenset[str]) -> list[int]:
     if fixed & {"data.batch_size", "data.accumulation"}:
         return [plan.data.batch_size]
     effective = plan.data.batch_size * plan.data.accumulation
-    return [rows for rows in range(effective, 0, -1) if effective % rows == 0 and rows % plan.devices == 0]
+    return [rows for rows in range(effective, 0, -1) if effective % rows == 0 and rows % plan.mesh.row_parts == 0]
 
 
 def _slowness(architecture: Architecture, plan: Plan) -> tuple[bool, float]:

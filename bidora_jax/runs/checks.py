@@ -10,7 +10,7 @@ from bidora_jax.runs import lengthening, mesh, rates
 MAY_CHANGE_ON_RESUME = ("output_dir", "log_every", "save_every", "keep", "merged", "max_new_tokens", "data.test_limit",
                         "compilation_cache", "data.token_cache", "memory_limit", "report", "tensorboard", "wandb", "samples.every",
                         "samples.prompts", "samples.count", "samples.max_new_tokens", "samples.temperature",
-                        "mesh.replica", "mesh.shard")  # fmt: skip
+                        "mesh.replica", "mesh.shard", "mesh.tensor")  # fmt: skip
 SETTLED = ("model.remat", "model.attention", "search.hypergradient", "data.buckets")
 """Settings whose `auto` is resolved at the start of a run. A resumed run keeps what was chosen."""
 
@@ -26,7 +26,7 @@ def check_config(config: Config) -> None:
     wrong = tracking.missing([name for name in ("tensorboard", "wandb") if getattr(config, name)])
     least_one = {"data.batch_size", "data.accumulation", "data.buckets", "search.lower_steps", "keep", "max_new_tokens",
                  "model.attention_chunk", "model.loss_chunk", "samples.count", "samples.max_new_tokens",
-                 "mesh.replica", "mesh.shard"}  # fmt: skip
+                 "mesh.replica", "mesh.shard", "mesh.tensor"}  # fmt: skip
     least_zero = {"seed", "log_every", "eval_every", "save_every", "data.test_limit", "data.max_samples",
                   "search.epochs", "search.steps",
                   "search.gram_penalty", "search.patience", "retrain.epochs", "retrain.steps", "retrain.learning_rate",

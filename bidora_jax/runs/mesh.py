@@ -1,4 +1,5 @@
-"""The devices of a run, `mesh.replica` × `mesh.shard` of those of this process or of several, and what does not run on several yet.
+"""The devices of a run, `mesh.replica` × `mesh.shard` × `mesh.tensor` of those of this process or of several, and what does not
+run on several yet.
 
 What is not known to give the numbers of one device is refused by name. models/spread.py does the rest.
 """
@@ -21,27 +22,44 @@ if TYPE_CHECKING:
 
 def devices(config: Config) -> int:
     """How many devices the settings ask for."""
-    return config.mesh.replica * config.mesh.shard
+    return config.mesh.devices
 
 
 def in_words(config: Config) -> str:
-    return f"mesh.replica {config.mesh.replica} × mesh.shard {config.mesh.shard}"
+    tensor = f" × mesh.tensor {config.mesh.tensor}" if config.mesh.tensor > 1 else ""
+    return f"mesh.replica {config.mesh.replica} × mesh.shard {config.mesh.shard}{tensor}"
 
 
 def wrong_settings(config: Config) -> list[str]:
     """What is wrong with the settings beside a mesh of several devices, in lines."""
-    if min(config.mesh.replica, config.mesh.shard) < 1 or devices(config) == 1:
+    if min(config.mesh.replica, config.mesh.shard, config.mesh.tensor) < 1 or devices(config) == 1:
         return []
-    wrong, batch = [], config.data.batch_size
-    if batch % devices(config):
+    wrong, batch, parts = [], config.data.batch_size, config.mesh.row_parts
+    if batch % parts:
+        each = "devices" if config.mesh.tensor == 1 else f"groups of {config.mesh.tensor} devices"
         wrong.append(
-            f"data.batch_size {batch} cannot be divided among the {devices(config)} devices of {in_words(config)}: it counts the "
-            f"records of all of them, so take a multiple of {devices(config)}"
+            f"data.batch_size {batch} cannot be divided among the {parts} {each} of {in_words(config)}: it counts the records of "
+            f"all of them, so take a multiple of {parts}, or let more devices share each product, with mesh.tensor"
         )
+    if config.mesh.tensor > 1:
+        wrong += [
+            f"{setting} does not run where devices share the products of a layer, and {in_words(config)} asks for that: use "
+            "mesh.shard or mesh.replica instead of mesh.tensor"
+            for setting in _of_whole_products(config)
+        ]
     return wrong + [
         f"{setting} works on one device only, and {in_words(config)} asks for {devices(config)}: leave one of the two out"
         for setting in of_one_device(config)
     ]
+
+
+def _of_whole_products(config: Config) -> list[str]:
+    """The settings that mesh.tensor does not know, with their values."""
+    alone = {
+        f"task.type {config.task.type}": config.task.type not in ("auto", "language_modeling"),
+        f"search.gram_penalty {config.search.gram_penalty:g}": config.search.gram_penalty > 0,
+    }
+    return [setting for setting, refused in alone.items() if refused]
 
 
 def of_one_device(config: Config) -> list[str]:
@@ -89,7 +107,7 @@ def devices_found() -> list[Any]:
 def _mesh(config: Config) -> "Mesh":
     from bidora_jax.models.spread import mesh_over
 
-    return mesh_over(devices_found(), config.mesh.replica, config.mesh.shard)
+    return mesh_over(devices_found(), config.mesh.replica, config.mesh.shard, config.mesh.tensor)
 
 
 def placement(config: Config, model: "Architecture", adapter: "Adapter") -> "Placement | None":
@@ -99,6 +117,7 @@ def placement(config: Config, model: "Architecture", adapter: "Adapter") -> "Pla
     from bidora_jax.models.architectures.encoder import EncoderConfig
     from bidora_jax.models.spread import Placement
 
+    _check_shared_products(config, model, adapter)
     relative = model.relative if isinstance(model, EncoderConfig) else None
     if adapter.dropout and relative is not None and relative.shared:
         raise InputError(
@@ -106,6 +125,28 @@ def placement(config: Config, model: "Architecture", adapter: "Adapter") -> "Pla
             f"one projection, as DeBERTa-v3's do, and {in_words(config)} asks for {devices(config)}: leave one of the two out"
         )
     return Placement(_mesh(config))
+
+
+def _check_shared_products(config: Config, model: "Architecture", adapter: "Adapter") -> None:
+    """InputError for a model or a task whose products devices cannot share as mesh.tensor asks."""
+    from bidora_jax.models import tensor
+    from bidora_jax.models.architectures.decoder import DecoderConfig
+
+    count = config.mesh.tensor
+    if count == 1:
+        return
+    if not isinstance(model, DecoderConfig) or adapter.head is not None:
+        kind = "an encoder" if not isinstance(model, DecoderConfig) else "a classifier"
+        raise InputError(
+            f"mesh.tensor {count} is for decoders that are trained as language models, and {config.model.path} is {kind}: use "
+            "mesh.shard or mesh.replica"
+        )
+    uneven = tensor.uneven(model, count)
+    if uneven:
+        raise InputError(
+            f"mesh.tensor {count}: so many devices cannot share {' and '.join(uneven)} of {config.model.path} evenly; take a "
+            "divisor of all of these, or mesh.shard"
+        )
 
 
 def spread(config: Config, problem: "Problem") -> "Problem":

@@ -84,12 +84,13 @@ def _alternatives(plan: "Plan", quantised: bool) -> "Iterator[tuple[str, Plan]]"
     """(what to type, the plan with it) for each setting that may lower the peak, one setting at a time."""
     model, data = plan.model, plan.data
     if plan.mesh.replica > 1:
-        flag = f"--mesh.replica 1 --mesh.shard {plan.devices} (the same gradients)"
-        yield flag, replace(plan, mesh=replace(plan.mesh, replica=1, shard=plan.devices))
-    if data.batch_size > plan.devices:
-        times = data.batch_size * data.accumulation // plan.devices
-        flag = f"--data.batch-size {plan.devices} --data.accumulation {times} (the same gradients)"
-        yield flag, replace(plan, data=replace(data, batch_size=plan.devices, accumulation=times))
+        flag = f"--mesh.replica 1 --mesh.shard {plan.mesh.row_parts} (the same gradients)"
+        yield flag, replace(plan, mesh=replace(plan.mesh, replica=1, shard=plan.mesh.row_parts))
+    least = plan.mesh.row_parts
+    if data.batch_size > least:
+        times = data.batch_size * data.accumulation // least
+        flag = f"--data.batch-size {least} --data.accumulation {times} (the same gradients)"
+        yield flag, replace(plan, data=replace(data, batch_size=least, accumulation=times))
     if model.remat != "layer":
         yield "--model.remat layer (the same gradients)", replace(plan, model=replace(model, remat="layer"))
     if plan.adapter.method == "bidora" and plan.search.hypergradient == "reverse":

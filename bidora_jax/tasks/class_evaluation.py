@@ -16,7 +16,7 @@ from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.architecture import Architecture
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.settings import ModelConfig
-from bidora_jax.models.spread import OWN, Spread
+from bidora_jax.models.spread import BATCH, Spread
 from bidora_jax.tasks import metrics
 from bidora_jax.tasks.classification import Classification
 from bidora_jax.tasks.task import Criterion
@@ -94,7 +94,7 @@ def reader(
         outputs, targets, total, weight = [], [], 0.0, 0.0
         for batch in batches:
             micro = {name: part[0] for name, part in batch.items() if name in task.inputs}
-            laid = micro if spread is None else spread.batch(micro, OWN)
+            laid = micro if spread is None else spread.batch(micro, BATCH)
             found, loss, counted = one(base, (direction, magnitude), laid)
             found = found if spread is None else spread.gathered(found)
             for given, wanted in _documents(task, np.asarray(found), micro):

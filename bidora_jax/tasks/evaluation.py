@@ -18,7 +18,7 @@ from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.decoder import DecoderConfig
 from bidora_jax.models.compute import Compute
 from bidora_jax.models.settings import ModelConfig
-from bidora_jax.models.spread import OWN, Spread
+from bidora_jax.models.spread import BATCH, Spread
 from bidora_jax.tasks import language_modeling
 
 
@@ -71,6 +71,7 @@ def evaluator(
     compute = Compute(
         remat="none", attention_chunk=model.attention_chunk, loss_chunk=model.loss_chunk, dtype=jnp.float32 if wide else None
     )  # fmt: skip
+    compute = compute if spread is None else spread.share(compute)
 
     def sums(base, trained, batch):
         if adapter is not None and combine is not None:
@@ -84,7 +85,7 @@ def evaluator(
         total = right = count = 0.0
         for batch in batches:
             micro = {name: part[0] for name, part in batch.items() if name in ("tokens", "loss_mask", "segments")}
-            micro = micro if spread is None else spread.batch(micro, OWN)
+            micro = micro if spread is None else spread.batch(micro, BATCH)
             loss, hits, tokens = map(float, run(base, (direction, magnitude), micro))
             total, right, count = total + loss, right + hits, count + tokens
         return Evaluation(total / max(count, 1.0), right / max(count, 1.0), round(count))

@@ -12,7 +12,7 @@ from bidora_jax.kernels import losses
 from bidora_jax.kernels.matmul import frozen_dot
 from bidora_jax.kernels.precision import wide
 from bidora_jax.kernels.table import Columns
-from bidora_jax.kernels.varying import as_varying
+from bidora_jax.kernels.varying import as_varying, own_share, share_of
 from bidora_jax.models import decoder
 from bidora_jax.models.adapters.adapter import Adapter
 from bidora_jax.models.architectures.decoder import DecoderConfig
@@ -46,7 +46,10 @@ class LanguageModeling:
 
     def empty_tape(self, config, adapter, compute, base, trained, batch) -> EmptyTape:
         rows, columns = batch["tokens"].shape
-        means = jnp.zeros((rows * (columns - 1), config.hidden_size), wide(dtype_of(base)))
+        count = rows * (columns - 1)
+        if compute.tensor_axis is not None:
+            count = share_of(count, compute.tensor_axis)
+        means = jnp.zeros((count, config.hidden_size), wide(dtype_of(base)))
         means = as_varying(means, batch["tokens"])
         batch = {"tokens": batch["tokens"]}  # the shapes are those of rows of one document
         return decoder.empty_tape(config, adapter, compute, base, trained, batch, means)
@@ -91,10 +94,13 @@ def token_scores(
 
 
 def _predictions(config, adapter, compute: Compute, base, trained, batch, key=None, tape=None):
-    """The last hidden states (N, D) in the dtype of the head (V, D), the head, the next tokens (N,) and their weights (N,)."""
+    """The last hidden states (N, D) in the dtype of the head (V, D), the head, the next tokens (N,) and their weights (N,); on
+    devices that share products, of this one's share of the tokens."""
     x = decoder.hidden(config, adapter, compute, base, trained, batch, key, tape)
     x = x[:, :-1].reshape(-1, config.hidden_size)
     targets, weights = batch["tokens"][:, 1:].reshape(-1), batch["loss_mask"][:, 1:].reshape(-1)
+    if compute.tensor_axis is not None:
+        x, targets, weights = (own_share(array, compute.tensor_axis) for array in (x, targets, weights))
     vocabulary = head_table_of(with_whole_modules(base, trained[0]))
     return x.astype(vocabulary.dtype), vocabulary, targets, weights
 

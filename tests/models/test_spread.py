@@ -1,7 +1,7 @@
 """A mesh changes nothing: steps over four virtual devices against one device's, in float64; and what those steps send.
 
-models/spread.py on kernels/varying.py and kernels/table.py, with the losses of training/objective.py and training/accumulation.py,
-and the scores of tasks/evaluation.py.
+models/spread.py and models/tensor.py on kernels/varying.py and kernels/table.py, with the losses of training/objective.py and
+training/accumulation.py, and the scores of tasks/evaluation.py.
 """
 
 import json
@@ -18,19 +18,21 @@ from bidora_jax.kernels.varying import axes_of, one_of, varying
 from bidora_jax.models import spread
 from bidora_jax.models.architectures.architecture import EMBEDDING, HEAD
 
+LAWS = meshes.TESTED | meshes.SHARED
+
 
 @pytest.fixture(scope="module")
 def found(shared_folder):
     """What is found of all cases, by one process for all workers."""
 
     def make(folder):
-        (folder / "found.json").write_text(json.dumps(meshes.compared(*meshes.TESTED)))
+        (folder / "found.json").write_text(json.dumps(meshes.compared(*LAWS)))
 
     return json.loads((once(shared_folder / "meshes", make) / "found.json").read_text())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", meshes.TESTED)
+@pytest.mark.parametrize("name", LAWS)
 def test_a_step_on_a_mesh_is_the_step_of_one_device(found, name):
     """Sums over rows are made in another order; AdamW's first step multiplies what that changes."""
     assert found[name]["off"] < 1e-9
@@ -77,6 +79,31 @@ def test_an_embedding_is_gathered_a_block_at_a_time_and_looked_up_where_it_lies(
     }
     sent = {array for kind, _, arrays in found[name]["sent"] if kind == "all-to-all" for array in arrays}
     assert sent == {f"f64[{length},{28 // shard}]" for length in texts}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", meshes.SHARED)
+def test_devices_that_share_products_sum_two_outputs_a_layer_and_pass(found, name):
+    """And nothing else of the size of activations; of a DoRA layer whose columns are cut, the two terms of its norm."""
+    case, sent = meshes.SHARED[name], found[name]["sent"]
+    sums = [array for kind, inside, arrays in sent if kind == "all-reduce" and inside for array in arrays]
+    of_outputs, of_norms = (sums.count(array) for array in ("f64[2,11,28]", "f64[28]"))
+    assert of_outputs + of_norms == len(sums)
+    # o and down, forward and backward: of a gradient; of an exact step the tangents of both too, and the upper loss. Its first pass
+    # leaves the forward sums to the second one.
+    assert of_outputs == {"dora": 4, "bidora": 14}[case.method]
+    # Constant in dora, and computed once; with derivatives in bidora.
+    assert of_norms == {"dora": 4, "bidora": 40}[case.method]
+
+
+@pytest.mark.slow
+def test_of_int8_each_device_gathers_its_rows_and_exchanges_them_for_its_columns(found):
+    sent = found["tensor, dora"]["sent"]
+    codes = {kind: {one for k, _, arrays in sent if k == kind for one in arrays if one.startswith("s8")} for kind in
+             ("all-gather", "all-to-all")}  # fmt: skip
+    # Half of q, of k and v, of gate and up; of o and down halves that are then exchanged.
+    assert codes["all-gather"] == {"s8[30,28]", "s8[10,28]", "s8[22,28]", "s8[14,60]", "s8[14,44]"}
+    assert codes["all-to-all"] == {"s8[14,30]", "s8[14,22]"}
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def test_a_run_on_a_mesh_trains_scores_answers_and_writes_its_adapter(model_fold
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
     assert [line["evaluation_loss"] > 0 for line in metrics(tmp_path / "run") if "evaluation_loss" in line] == [True]
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["mesh"] == {"replica": 2, "shard": 2}
+    assert config["mesh"] == {"replica": 2, "shard": 2, "tensor": 1}
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +161,18 @@ REFUSED = {
         ["--mesh.shard", "2", "-b", "3"],
         "data.batch_size 3 cannot be divided among the 2 devices of mesh.replica 1 × mesh",
     ),
+    "rows of groups": (
+        ["--mesh.shard", "2", "--mesh.tensor", "2", "-b", "3"],
+        "data.batch_size 3 cannot be divided among the 2 groups of 2 devices of mesh.replica 1 × mesh.shard 2 × mesh.tensor 2",
+    ),
+    "products of a classifier": (
+        ["--mesh.tensor", "2", "--task.type", "classification", "--data.label-columns", "completion"],
+        "task.type classification does not run where devices share the products of a layer",
+    ),
+    "penalty of shared products": (
+        ["--mesh.tensor", "2", "--search.gram-penalty", "0.1"],
+        "search.gram_penalty 0.1 does not run where devices share the products of a layer",
+    ),
     "samples": (["--mesh.shard", "2", "--samples.every", "1"], "samples.every 1 works on one device only"),
     "auto": (["--mesh.shard", "2", "--auto"], "mesh.replica 1 × mesh.shard 2 needs 2 devices, and JAX finds 1 (cpu)"),
 }
@@ -172,4 +184,34 @@ def test_what_does_not_run_on_a_mesh_is_refused_by_name(model_folder, data_files
     assert exit_status([*inputs(model_folder, data_files, tmp_path / "out"), *SMALL, *flags]) == 2
     text = capfd.readouterr().err
     assert said in text and text.count("error: ") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (
+            "4",
+            "mesh.tensor 4: so many devices cannot share 6 heads and 2 heads of keys and values and 38 units of a layer",
+        ),
+        ("3", "mesh.tensor 3: so many devices cannot share 2 heads of keys and values and 38 units of a layer of"),
+    ],
+)
+def test_products_that_devices_cannot_share_are_refused(
+    model_folder, data_files, tmp_path, capfd, monkeypatch, count, said
+):
+    monkeypatch.setattr(mesh, "check_devices", lambda config: None)
+    assert exit_status([*inputs(model_folder, data_files, tmp_path / "out"), *SMALL, "--mesh.tensor", count]) == 2
+    text = capfd.readouterr().err
+    assert said in text and text.count("error: ") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_has_no_shared_products(bert, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(mesh, "check_devices", lambda config: None)
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"good film {n},{'xy'[n % 2]}\n" for n in range(16)))
+    argv = ["-m", str(bert), "-t", str(tmp_path / "train.csv"), "--data.val-fraction", "0.5", "-o", str(tmp_path / "out"),
+            "--adapter.target-modules", "q_proj", "--mesh.tensor", "2"]  # fmt: skip
+    assert exit_status(argv) == 2
+    assert "mesh.tensor 2 is for decoders that are trained as language models" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -33,6 +33,7 @@ class Case(NamedTuple):
     gram: float = 0.0
     changes: tuple[tuple[str, object], ...] = ()
     """Of the adapter's settings."""
+    tensor: int = 1
 
 
 TESTED = {
@@ -40,32 +41,53 @@ TESTED = {
     "accumulated": Case(1, 4, "lora", "int8", "layer", 3, dropout=0.3),
     "encoder": Case(2, 2, "bidora", "int8", "layer", 1, "bert packed", dropout=0.3),
 }
-CASES = TESTED | {  # by hand: compiling takes a minute
-    "exact, dense": Case(1, 4, "bidora", "none", "dots", 1),
-    "exact, layer": Case(2, 2, "bidora", "nf4 nested", "layer", 1),
-    "exact, accumulated": Case(2, 2, "bidora", "int8", "dots", 3),
-    "dora": Case(1, 4, "dora", "nf4", "dots", 3),
-    "lora": Case(4, 1, "lora", "int8", "none", 1),
-    "penalty": Case(2, 2, "bidora", "nf4", "dots", 1, gram=0.1),
-    "penalty, reverse": Case(1, 4, "bidora", "none", "layer", 3, hypergradient="reverse", gram=0.1),
-    "penalty, one level": Case(4, 1, "dora", "int8", "dots", 1, gram=0.1),
-    "whole": Case(2, 2, "bidora", "int8", "dots", 1, changes=(("modules_to_save", ("embed_tokens", "lm_head")),)),
-    "start": Case(2, 2, "bidora", "nf4", "dots", 1, changes=(("init", "pissa"),)),
-    "start, one level": Case(1, 4, "lora", "none", "layer", 3, changes=(("init", "olora"),)),
-    "reverse": Case(2, 2, "bidora", "int8", "dots", 1, hypergradient="reverse"),
-    "reverse, accumulated": Case(1, 4, "bidora", "none", "layer", 3, hypergradient="reverse"),
-    "direct": Case(2, 2, "bidora", "nf4", "dots", 1, hypergradient="direct"),
-    "finite difference": Case(2, 2, "bidora", "int8", "dots", 1, hypergradient="finite_difference"),
-    "packed": Case(2, 2, "bidora", "nf4", "dots", 1, "packed", dropout=0.3),
-    "packed, accumulated": Case(1, 4, "dora", "none", "dots", 3, "packed"),
-    "encoder, accumulated": Case(1, 4, "bidora", "nf4", "dots", 3, "roberta"),
-    "encoder, tags": Case(2, 2, "bidora", "none", "layer", 1, "bert packed", "tokens"),
-    "encoder, several labels": Case(1, 4, "dora", "int8", "dots", 3, "bert", "multilabel"),
-    "encoder, numbers": Case(4, 1, "lora", "none", "dots", 1, "electra", "regression"),
-    "encoder, windows": Case(1, 4, "dora", "none", "layer", 1, "modernbert"),
-    "encoder, relative": Case(2, 2, "lora", "none", "dots", 1, "deberta-v3"),
-    "encoder, proteins": Case(4, 1, "bidora", "none", "dots", 1, "esm-2 packed"),
+BOTH_SIDES = ("target_modules", ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
+"""Layers whose rows, and layers whose columns, are cut where devices share products."""
+_shared = partial(Case, tensor=2, changes=(BOTH_SIDES,))
+SHARED = {
+    "tensor, exact": _shared(1, 2, "bidora", "nf4 nested", "dots", 1),
+    "tensor, dora": _shared(1, 2, "dora", "int8", "dots", 3, dropout=0.3),
 }
+CASES = (
+    TESTED
+    | SHARED
+    | {  # by hand: compiling takes a minute
+        "tensor, accumulated": _shared(2, 1, "bidora", "int8", "layer", 3, dropout=0.3),
+        "tensor, dense": _shared(1, 2, "bidora", "none", "dots", 1),
+        "tensor, lora": _shared(1, 2, "lora", "int8", "none", 1),
+        "tensor, alone": _shared(2, 1, "dora", "none", "layer", 1),
+        "tensor, whole": _shared(
+            2, 1, "bidora", "none", "dots", 1, changes=(BOTH_SIDES, ("modules_to_save", ("embed_tokens", "lm_head")))
+        ),
+        "tensor, start": _shared(1, 2, "bidora", "nf4", "dots", 1, changes=(BOTH_SIDES, ("init", "pissa"))),
+        "tensor, reverse": _shared(1, 2, "bidora", "int8", "layer", 1, hypergradient="reverse"),
+        "tensor, packed": _shared(1, 2, "dora", "nf4", "dots", 3, "packed", dropout=0.3),
+        "exact, dense": Case(1, 4, "bidora", "none", "dots", 1),
+        "exact, layer": Case(2, 2, "bidora", "nf4 nested", "layer", 1),
+        "exact, accumulated": Case(2, 2, "bidora", "int8", "dots", 3),
+        "dora": Case(1, 4, "dora", "nf4", "dots", 3),
+        "lora": Case(4, 1, "lora", "int8", "none", 1),
+        "penalty": Case(2, 2, "bidora", "nf4", "dots", 1, gram=0.1),
+        "penalty, reverse": Case(1, 4, "bidora", "none", "layer", 3, hypergradient="reverse", gram=0.1),
+        "penalty, one level": Case(4, 1, "dora", "int8", "dots", 1, gram=0.1),
+        "whole": Case(2, 2, "bidora", "int8", "dots", 1, changes=(("modules_to_save", ("embed_tokens", "lm_head")),)),
+        "start": Case(2, 2, "bidora", "nf4", "dots", 1, changes=(("init", "pissa"),)),
+        "start, one level": Case(1, 4, "lora", "none", "layer", 3, changes=(("init", "olora"),)),
+        "reverse": Case(2, 2, "bidora", "int8", "dots", 1, hypergradient="reverse"),
+        "reverse, accumulated": Case(1, 4, "bidora", "none", "layer", 3, hypergradient="reverse"),
+        "direct": Case(2, 2, "bidora", "nf4", "dots", 1, hypergradient="direct"),
+        "finite difference": Case(2, 2, "bidora", "int8", "dots", 1, hypergradient="finite_difference"),
+        "packed": Case(2, 2, "bidora", "nf4", "dots", 1, "packed", dropout=0.3),
+        "packed, accumulated": Case(1, 4, "dora", "none", "dots", 3, "packed"),
+        "encoder, accumulated": Case(1, 4, "bidora", "nf4", "dots", 3, "roberta"),
+        "encoder, tags": Case(2, 2, "bidora", "none", "layer", 1, "bert packed", "tokens"),
+        "encoder, several labels": Case(1, 4, "dora", "int8", "dots", 3, "bert", "multilabel"),
+        "encoder, numbers": Case(4, 1, "lora", "none", "dots", 1, "electra", "regression"),
+        "encoder, windows": Case(1, 4, "dora", "none", "layer", 1, "modernbert"),
+        "encoder, relative": Case(2, 2, "lora", "none", "dots", 1, "deberta-v3"),
+        "encoder, proteins": Case(4, 1, "bidora", "none", "dots", 1, "esm-2 packed"),
+    }
+)
 
 
 def environment_of_four() -> dict[str, str]:
@@ -90,7 +112,7 @@ def compare(case: Case) -> dict:
     from bidora_jax.kernels import hypergrad
     from bidora_jax.models.compute import Compute
     from bidora_jax.models.settings import ModelConfig
-    from bidora_jax.models.spread import AXES, Spread
+    from bidora_jax.models.spread import Spread, mesh_over
     from bidora_jax.tasks import class_evaluation, evaluation
     from bidora_jax.training import bilevel, objective, optim, state, step
     from bidora_jax.training.settings import OptimizerConfig
@@ -102,9 +124,9 @@ def compare(case: Case) -> dict:
     trained = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.05 * random.normal(size=leaf.shape), trained)
     inner = OptimizerConfig("adamw", 1e-2, "constant", warmup=0.0, weight_decay=0.1, clip=0.1)
     inner_tx, outer_tx = optim.transformation(inner, 10), optax.sgd(1.0)
-    compute = Compute(remat=case.remat, attention_chunk=16, loss_chunk=8)
+    on_one = Compute(remat=case.remat, attention_chunk=16, loss_chunk=8)
 
-    def problem(across):
+    def problem(across, compute):
         if case.method == "bidora":
             lower, form = (
                 across(objective.inner_two_pass(config, adapter, compute, compute, gram_weight=case.gram, task=task)),
@@ -129,11 +151,10 @@ def compare(case: Case) -> dict:
         start = state.init_train_state(trained, inner_tx, jax.random.key(1))
         return partial(step.train_step, loss=loss, tx=inner_tx), start, [batch(1)]
 
-    one, start, batches = problem(lambda loss: loss)
+    one, start, batches = problem(lambda loss: loss, on_one)
     wanted = jax.jit(one)(start, base, *batches)
-    mesh = jax.make_mesh((case.replica, case.shard), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    spread = Spread(mesh, base)
-    many, start, batches = problem(lambda loss: spread.across(loss, task.weight))
+    spread = Spread(mesh_over(jax.devices(), case.replica, case.shard, case.tensor), base)
+    many, start, batches = problem(lambda loss: spread.across(loss, task.weight), spread.share(on_one))
     program = spread.compiled_by(many, base, len(batches)).lower(start, base, *batches).compile()
     found = program(spread.copies(start), spread.place(base), *batches)
 
@@ -172,9 +193,8 @@ def _decoder(case: Case):
 
     # Rows of every matrix can be cut in four. Blocks of NF4 run over the cuts, and those of some matrices can't be cut in four.
     config = replace(CONFIG, hidden_size=28, intermediate_size=44)
-    settings = AdapterConfig(
-        method=case.method, rank=3, target_modules=("q_proj",), dropout=case.dropout, **dict(case.changes)
-    )
+    settings = {"method": case.method, "rank": 3, "target_modules": ("q_proj",), "dropout": case.dropout}
+    settings = AdapterConfig(**settings | dict(case.changes))
     adapter = adapters.resolve(settings, config)
     base = random_base(config, jnp.float64)
     base = initial.prepare_base(base if case.form == "none" else quantised(base, case.form), adapter)

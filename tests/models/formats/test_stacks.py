@@ -18,12 +18,11 @@ import jax
 import numpy as np
 from bidora_jax.models.formats import hf, hf_config, stacks
 from bidora_jax.models.settings import ModelConfig
-from bidora_jax.models.spread import AXES, Placement, Spread
+from bidora_jax.models.spread import Placement, Spread, mesh_over
 
 folder, dtype, form = sys.argv[1:]
 stacks.READ_BYTES = 1000  # of an embedding some rows at a time
-auto = jax.sharding.AxisType.Auto
-mesh = jax.make_mesh((2, 2), AXES, axis_types=(auto, auto))
+mesh = mesh_over(jax.devices(), 2, 2)
 settings = ModelConfig(dtype=dtype, quantization=form)
 architecture = hf_config.read_decoder(folder)
 whole = hf.load(settings, folder, architecture)
