@@ -1,15 +1,16 @@
 """Compiles steps for eight devices that are not here: what one of them holds, and what it is sent.
 
     JAX_PLATFORMS=cpu python benchmarks/mesh/programs.py --targets h100 v5e [--shapes 8b 14b 32b] [--methods lora dora bidora]
-        [--quantizations none int8 nf4] [--results benchmarks/mesh/results/programs.jsonl]
+        [--quantizations none int8 nf4] [--shard 8] [--tensor 1] [--results benchmarks/mesh/results/programs.jsonl]
 
-A line is the step of `train` on a mesh of all devices, the base cut over them, at Qwen3's shape: remat dots, or layer where dots
-does not fit. It is compiled from shapes, and nothing runs. What the results have already is not compiled again. tables.py prints
-the tables.
+A line is the step of `train` on a mesh of all devices, the base cut over `--shard` × `--tensor` of them and copied to the rest, at
+Qwen3's shape: remat dots, or layer where dots does not fit. It is compiled from shapes, and nothing runs. What the results have
+already is not compiled again. tables.py prints the tables.
 
     held        bytes of one device at the peak, by the compiler's count: arguments, temporaries and results
     sent        bytes that one device takes in from the others: of each gather and sum in the compiled program, its result times
-                (n − 1)/n (a sum: twice), times the turns of the loop it stands in: over the layers, or the blocks of an embedding
+                (n − 1)/n of the n devices that take part (a sum: twice), times the turns of the loop it stands in: over the layers,
+                or the blocks of an embedding
 """
 
 import argparse
@@ -42,7 +43,7 @@ from bidora_jax.training.phases import first_phase
 from bidora_jax.training.settings import SearchConfig
 
 RESULTS = Path(__file__).parent / "results" / "programs.jsonl"
-KEYS = ("target", "shape", "method", "quantization", "rows", "length")
+KEYS = ("target", "shape", "method", "quantization", "rows", "length", "dtype", "shard", "tensor")
 WIDTHS = {"u8": 1, "s8": 1, "pred": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 SENDING = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 COLLECTIVE = re.compile(rf"= (?P<results>.*?) (?P<kind>{SENDING})(?P<start>-start)?\((?P<rest>.*)$")
@@ -56,6 +57,14 @@ class Sent(NamedTuple):
     """Of its results."""
     turns: int
     """How often it runs in a step."""
+    devices: int
+    """That take part."""
+
+    @property
+    def taken_in(self) -> float:
+        """Bytes that one device has from the others in a step: of a gather what it does not hold, of a sum twice that."""
+        times = 2.0 if self.kind == "all-reduce" else 1.0
+        return times * self.turns * self.bytes * (self.devices - 1) / self.devices
 
 
 def main(argv: list[str]) -> None:
@@ -65,8 +74,10 @@ def main(argv: list[str]) -> None:
     add("--shapes", nargs="+", default=["8b", "14b", "32b"])
     add("--methods", nargs="+", default=["lora", "dora", "bidora"], choices=["lora", "dora", "bidora"])
     add("--quantizations", nargs="+", default=["none", "int8", "nf4"], choices=["none", "int8", "nf4"])
-    add("--rows", type=int, default=4, help="of each device, on each level")
+    add("--rows", type=int, default=4, help="that a device takes, on each level")
     add("--length", type=int, default=1024)
+    add("--shard", type=int, help="devices that a copy of the base is cut over; all that --tensor leaves")
+    add("--tensor", type=int, default=1, help="devices that share each product")
     add("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     add("--results", type=Path, default=RESULTS)
     options = parser.parse_args(argv)
@@ -74,8 +85,9 @@ def main(argv: list[str]) -> None:
     known = [json.loads(line) for line in options.results.read_text().splitlines()] if options.results.exists() else []
     cells = itertools.product(options.targets, options.shapes, options.methods, options.quantizations)
     for target, shape, method, form in cells:
-        job = dict(zip(KEYS, (target, shape, method, form, options.rows, options.length), strict=True))
-        job["dtype"] = options.dtype
+        shard = options.shard or TARGETS[target].count // options.tensor
+        sizes = options.rows, options.length, options.dtype, shard, options.tensor
+        job = dict(zip(KEYS, (target, shape, method, form, *sizes), strict=True))
         if any(all(line[key] == value for key, value in job.items()) for line in known):
             continue
         line = compiled(job, TARGETS[target])
@@ -103,18 +115,20 @@ def step(job: dict[str, Any], target: Target, remat: str) -> dict[str, Any]:
     """What the compiler says of one step."""
     config, length = published.shape(f"Qwen/Qwen3-{job['shape'].upper()}"), job["length"]
     there = devices(target)
+    mesh = MeshConfig(len(there) // (job["shard"] * job["tensor"]), job["shard"], job["tensor"])
     plan = plans.Plan(
         ModelConfig(dtype=job["dtype"], quantization=job["quantization"], remat=remat, attention="chunked"),
         AdapterConfig(method=job["method"], rank=8, alpha=16.0),
-        DataConfig(batch_size=job["rows"] * len(there), max_length=length, buckets=1),
+        DataConfig(batch_size=job["rows"] * mesh.row_parts, max_length=length, buckets=1),
         search=SearchConfig(steps=1, hypergradient="exact"),
-        mesh=MeshConfig(1, len(there)),
+        mesh=mesh,
     )
     with mock.patch("jax.default_backend", return_value=target.platform):
         adapter = adapters.resolve(plan.adapter, config)
         base = quantization.base_shapes(plan.model, config, jnp.dtype(job["dtype"]))
         problem = remat_choice.synthetic(config, plan.model, adapter, base, plan.data, length)
-        problem = replace(problem, spread=Spread(mesh_over(there, 1, len(there)), problem.base))
+        over = mesh_over(there, mesh.replica, mesh.shard, mesh.tensor)
+        problem = problem if len(there) == 1 else replace(problem, spread=Spread(over, problem.base))
         phase, start = first_phase(job["method"], problem, plan.search, plan.inner, plan.outer)
         program, longest = remat_choice.largest(phase)
         lowered = program.lower(start.state, longest)
@@ -133,7 +147,7 @@ def step(job: dict[str, Any], target: Target, remat: str) -> dict[str, Any]:
         + counted.output_size_in_bytes
         - counted.alias_size_in_bytes,
         "operations": operations,
-        "sent": wire_bytes(found, len(there)),
+        "sent": sum(one.taken_in for one in found),
         "gathers": sum(one.turns for one in found if one.kind == "all-gather"),
         "sums": sum(one.turns for one in found if one.kind == "all-reduce"),
         "others": sorted({one.kind for one in found} - {"all-gather", "all-reduce"}),
@@ -161,13 +175,20 @@ def sent(text: str, config: DecoderConfig, platform: str) -> Iterator[Sent]:
         turns = 1
         if "while/body" in line:
             turns = config.num_layers if "_proj/" in line else -(-config.vocab_size // shapes[0][0])
-        yield Sent(found["kind"], size, turns)
+        yield Sent(found["kind"], size, turns, _group(found["rest"]))
 
 
-def wire_bytes(found: list[Sent], devices: int) -> float:
-    """Bytes that one device takes in: of a gather what it does not hold, of a sum twice that."""
-    times = {"all-reduce": 2.0}
-    return sum(one.turns * one.bytes * times.get(one.kind, 1.0) for one in found) * (devices - 1) / devices
+def _group(attributes: str) -> int:
+    """How many devices take part, by the three ways in which XLA writes them."""
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return found[1].count(",") + 1
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
+        return int(found[1])
+    found = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", attributes)
+    if found is None:
+        raise ValueError(f"no groups of devices in {attributes[:200]}")
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+    return prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", found[2]))
 
 
 if __name__ == "__main__":

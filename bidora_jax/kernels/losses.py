@@ -236,6 +236,13 @@ def token_losses(
     return jax.nn.logsumexp(logits, axis=1) - picked
 
 
+def share_of_chunk(chunk: int, tokens: int, devices: int) -> int:
+    """The chunk with which one of so many devices, that has `tokens` tokens as each of them, cuts E into the blocks that one device
+    cuts it into for the tokens of all: the rounding of 16-bit floats follows the blocks."""
+    of_all, own = (-(-count // -(-count // SPAN)) for count in (tokens * devices, tokens))
+    return max(chunk * own // of_all, 1)
+
+
 def gram_penalty(d: Float[Array, "O I"]) -> Float[Array, ""]:
     """‖D·Dᵀ − I‖_F of a matrix whose rows have length 1 or 0, on the smaller Gram side.
 

@@ -2,15 +2,18 @@
 
 JAX's persistent cache, on by default for `train`. XLA compiles for the processor it finds, so the folder for a CPU has the
 CPU's features in its name. Machines that share a home would otherwise run each other's instructions. JAX never writes over an
-entry, so a damaged one is removed when JAX warns of it: without that, every later run would warn and compile anew.
+entry, so a damaged one is removed when JAX warns of it: without that, every later run would warn and compile anew. It writes an
+entry in place, so a young one that cannot be read may be half of what another run is writing, and is left alone.
 """
 
 import functools
 import glob
 import hashlib
+import math
 import os
 import platform
 import re
+import time
 import warnings
 from pathlib import Path
 from typing import TextIO
@@ -19,6 +22,9 @@ import jax
 
 from bidora_jax.machine import facts
 from bidora_jax.machine.files import chosen_folder, user_cache
+
+YOUNG = 60.0
+"""Seconds after its last write. If its writer died, a run after that removes the entry."""
 
 
 def keep_compiled(setting: str) -> Path | None:
@@ -61,11 +67,22 @@ def _remove_damaged(folder: Path) -> None:
         if found is None:
             shown(message, category, filename, lineno, file, line)
             return
-        for entry in folder.glob(f"{glob.escape(found[1])}-*"):
+        entries = list(folder.glob(f"{glob.escape(found[1])}-*"))
+        if any(_age(entry) < YOUNG for entry in entries):
+            return
+        for entry in entries:
             entry.unlink(missing_ok=True)
         print(f"a compiled program in {folder} is damaged; it is removed, and compiled anew")
 
     warnings.showwarning = show
+
+
+def _age(entry: Path) -> float:
+    """Seconds since it was written; of one that is gone, which another run has removed, as if it were old."""
+    try:
+        return time.time() - entry.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
 
 
 def default_folder() -> Path:

@@ -28,6 +28,8 @@ class Compute:
     memory."""
     dtype: Any = None
     """dtype of the activations where it is not the base's; layers are then cast one at a time."""
+    loss_devices: int = 1
+    """Devices of a mesh that have as many tokens each, whose blocks of the loss are to be those of one device."""
     tensor_axis: str | None = None
     """The axis of a mesh whose devices share the products of a layer (models/tensor.py)."""
 

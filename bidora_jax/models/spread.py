@@ -129,9 +129,8 @@ class Spread:
         return jax.jit(step, donate_argnums=0, in_shardings=(whole, held, *rows), out_shardings=whole)
 
     def share(self, compute: Compute) -> Compute:
-        """How a device computes its share of the rows: with its share of the logits, so that blocks of the loss, and with them
-        the rounding of 16-bit floats, are those of one device."""
-        return replace(compute, loss_chunk=max(compute.loss_chunk // self.devices, 1), tensor_axis=self._tensor)
+        """How a device computes its share of the rows."""
+        return replace(compute, loss_devices=self.devices, tensor_axis=self._tensor)
 
     def across(self, loss: Any, weight: Callable[[PyTree], Array]) -> Any:
         """A loss(direction, magnitude, base, batch, key, *tape), or its two passes, over the rows of all devices.

@@ -76,10 +76,10 @@ def token_loss_sum(
     if adapter is not None and "lm_head" in adapter.whole_modules:
         # Only a trained head gets a gradient. It is float32, and so is its product.
         assert not isinstance(vocabulary, Columns)
-        loss = losses.trained_cross_entropy_sum(x, vocabulary, targets, weights, chunk=compute.loss_chunk)
+        loss = losses.trained_cross_entropy_sum(x, vocabulary, targets, weights, chunk=_chunk(compute, x))
         return loss, jnp.sum(weights)
     given = {} if tape is None else {"empty" if isinstance(tape, EmptyTape) else "means": tape.means}
-    return losses.cross_entropy_sum(x, vocabulary, targets, weights, chunk=compute.loss_chunk, **given), jnp.sum(
+    return losses.cross_entropy_sum(x, vocabulary, targets, weights, chunk=_chunk(compute, x), **given), jnp.sum(
         weights
     )
 
@@ -89,7 +89,7 @@ def token_scores(
 ) -> Scores:
     """What `token_loss_sum` sums up, forward only, with the number of tokens that the model would have written itself."""
     x, vocabulary, targets, weights = _predictions(config, adapter, compute, base, trained, batch)
-    loss, hits = losses.cross_entropy_and_hits(x, vocabulary, targets, weights, chunk=compute.loss_chunk)
+    loss, hits = losses.cross_entropy_and_hits(x, vocabulary, targets, weights, chunk=_chunk(compute, x))
     return Scores(loss, hits, jnp.sum(weights))
 
 
@@ -103,6 +103,10 @@ def _predictions(config, adapter, compute: Compute, base, trained, batch, key=No
         x, targets, weights = (own_share(array, compute.tensor_axis) for array in (x, targets, weights))
     vocabulary = head_table_of(with_whole_modules(base, trained[0]))
     return x.astype(vocabulary.dtype), vocabulary, targets, weights
+
+
+def _chunk(compute: Compute, x: Float[Array, "N D"]) -> int:
+    return losses.share_of_chunk(compute.loss_chunk, len(x), compute.loss_devices)
 
 
 def combined_token_scores(

@@ -161,3 +161,17 @@ def test_gram_penalty_is_its_definition_on_either_side(shape):
 def test_gram_penalty_of_orthonormal_rows_is_zero_with_a_finite_gradient():
     value, gradient = jax.value_and_grad(losses.gram_penalty)(jnp.eye(3, 5))
     assert value == 0 and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(("tokens", "devices"), [(31, 4), (4092, 8), (5000, 2), (1, 3)])
+def test_a_devices_share_of_the_tokens_passes_over_the_blocks_of_one_device(tokens, devices):
+    """Up to the rounding of chunks to whole tokens."""
+    vocabulary, chunk = 151_936, 256
+    own = losses.share_of_chunk(chunk, tokens, devices)
+    spans = [-(-count // losses.SPAN) for count in (tokens, tokens * devices)]
+    rows = [
+        losses._block(size, -(-count // parts), vocabulary)
+        for size, count, parts in zip((own, chunk), (tokens, tokens * devices), spans, strict=True)
+    ]
+    assert rows[0] == pytest.approx(rows[1], abs=128 + vocabulary // tokens // 128)
+    assert losses.share_of_chunk(chunk, tokens, 1) == chunk

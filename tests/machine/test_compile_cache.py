@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -59,6 +60,7 @@ def test_a_damaged_entry_is_said_once_and_written_again(tmp_path, damage):
     entries = {path: path.read_bytes() for path in Path(folder).glob("*-cache")}
     for path, content in entries.items():
         path.write_bytes(damage(content))
+        os.utime(path, (0, time.time() - 61))
     said = run("auto", tmp_path).splitlines()
     assert len(said) == 1 + len({path.name.rpartition("-")[0].rpartition("-")[0] for path in entries})
     assert {*said[1:]} == {f"a compiled program in {folder} is damaged; it is removed, and compiled anew"}
@@ -66,6 +68,17 @@ def test_a_damaged_entry_is_said_once_and_written_again(tmp_path, damage):
         (path.name for path in entries), True
     )
     assert run("auto", tmp_path) == folder
+
+
+def test_half_an_entry_that_another_run_is_writing_is_left_to_it(tmp_path):
+    folder = run("auto", tmp_path)
+    entries = {path: path.read_bytes() for path in Path(folder).glob("*-cache")}
+    for path, content in entries.items():
+        path.write_bytes(content[: len(content) // 2])
+    assert run("auto", tmp_path) == folder
+    assert {path: path.read_bytes() for path in entries} == {
+        path: content[: len(content) // 2] for path, content in entries.items()
+    }
 
 
 @pytest.mark.parametrize("other", ["avx512f avx512_bf16", ""])
