@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from bidora_jax.kernels import xla_tpu
 from bidora_jax.kernels.cuda import ops
 from bidora_jax.kernels.dynamic_8bit import dynamic_map
+from bidora_jax.kernels.varying import own_part
 from bidora_jax.kernels.xla_cpu.weights import Bits, Transposed
 
 BLOCK = 64
@@ -235,15 +236,9 @@ def _opened_part(part: Part, index: Int[Array, ""]) -> tuple[Float[Array, "O I"]
 
         return opened(_joined(part, index, join))
     matrix, row_scale = opened(_gathered(part, index))
-    count, number = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
-
-    def own(array, cut):
-        size = array.shape[cut] // count
-        return jax.lax.dynamic_slice_in_dim(array, number * size, size, cut)
-
     if columns or row_scale is None:
-        return own(matrix, int(columns)), row_scale
-    return own(matrix, 0), own(row_scale, 0)
+        return own_part(matrix, axis, int(columns)), row_scale
+    return own_part(matrix, axis, 0), own_part(row_scale, axis, 0)
 
 
 def _layer(weight: Int8 | NF4 | Bits | Layer) -> Layer:

@@ -54,11 +54,17 @@ def summed(x: Float[Array, "..."], axis: str) -> Float[Array, "..."]:
     return varying(jax.lax.psum(x, axis), axes_of(x))
 
 
+def own_part(x: Array, axis: str, cut: int) -> Array:
+    """This device's part of an x that all devices along the axis have, cut along its axis `cut`."""
+    size = x.shape[cut] // jax.lax.axis_size(axis)
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis) * size, size, cut)
+
+
 def own_share(x: Array, axis: str) -> Array:
     """This device's share of the rows of x (N, …), which all devices along the axis have, filled up with zeros."""
     count = share_of(x.shape[0], axis)
     whole = jnp.pad(x, ((0, count * jax.lax.axis_size(axis) - x.shape[0]),) + ((0, 0),) * (x.ndim - 1))
-    return jax.lax.dynamic_slice_in_dim(whole, count * jax.lax.axis_index(axis), count)
+    return own_part(whole, axis, 0)
 
 
 def share_of(rows: int, axis: str) -> int:
@@ -79,6 +85,4 @@ def bernoulli_of_rows(
     width = columns * jax.lax.axis_size(alike) if alike is not None and columns_cut else columns
     drawn = jax.random.bernoulli(key, p, (rows * jax.lax.axis_size(names), *others, width))
     drawn = jax.lax.dynamic_slice_in_dim(drawn, rows * jax.lax.axis_index(names), rows)
-    if width == columns:
-        return drawn
-    return jax.lax.dynamic_slice_in_dim(drawn, columns * jax.lax.axis_index(alike), columns, x.ndim - 1)
+    return drawn if alike is None or width == columns else own_part(drawn, alike, x.ndim - 1)

@@ -14,9 +14,10 @@ cut of a frozen weight is kernels/quantized.py's.
 from typing import Any
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from bidora_jax.kernels import quantized
+from bidora_jax.kernels.varying import own_part
 from bidora_jax.models.architectures.architecture import LAYERS
 from bidora_jax.models.architectures.decoder import DecoderConfig
 
@@ -36,12 +37,6 @@ def own(tree: PyTree, axis: str) -> PyTree:
         return leaf if cut is None else own_part(leaf, axis, cut)
 
     return jax.tree_util.tree_map_with_path(one, tree, is_leaf=quantized.is_packed)
-
-
-def own_part(array: Array, axis: str, cut: int) -> Array:
-    """This device's part of an array that all devices along the axis of the mesh have, cut along its axis `cut`."""
-    size = array.shape[cut] // jax.lax.axis_size(axis)
-    return jax.lax.dynamic_slice_in_dim(array, jax.lax.axis_index(axis) * size, size, cut)
 
 
 def uneven(config: DecoderConfig, devices: int) -> list[str]:
