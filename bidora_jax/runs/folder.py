@@ -13,12 +13,13 @@ outcomes.json   what a classifier makes of validation and test (tasks/outcomes.p
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from bidora_jax.config import Config, read, resolve, to_json
 from bidora_jax.errors import InputError
@@ -61,10 +62,9 @@ def hold(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
             raise InputError(
-                f"{folder} is in use: {file.read().strip() or 'another process'} trains in it; wait until it has ended, stop "
-                "it, or choose another --output-dir"
+                f"{folder} is in use: {_holder(file)} trains in it; wait until it has ended, stop it, or choose another "
+                "--output-dir"
             ) from None
         except OSError as error:  # some network file systems
             print(f"{folder} cannot be locked ({error.strerror}): let one process train in it at a time")
@@ -73,6 +73,18 @@ def hold(folder: Path) -> Iterator[None]:
             file.truncate(0)
             os.write(file.fileno(), said.encode())  # a buffer would meet the full disk once more when it is closed
         yield
+
+
+def _holder(file: TextIO) -> str:
+    """Who holds the lock. The name is written when the lock is held: one that is just begun has none yet, or a dead process's."""
+    said = ""
+    for _ in range(10):
+        time.sleep(0.2)
+        file.seek(0)
+        said = file.read().strip()
+        if said:
+            break
+    return said or "another process"
 
 
 LOCK = ".lock"

@@ -58,3 +58,26 @@ def test_a_resume_beside_the_run_itself_is_refused_before_anything_is_read(model
     with pytest.raises(InputError, match=f"is in use: process {holder.pid}"):
         train.main([*argv, "--resume"])
     assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "config.json"]
+
+
+SLOW = """
+import fcntl, sys, time
+from bidora_jax.runs.folder import LOCK
+with open(sys.argv[1] + "/" + LOCK, "a+") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    time.sleep(0.5)
+    file.truncate(0)
+    file.write("process 7 on here, since 2026")
+    file.flush()
+    sys.stdin.read()
+"""
+
+
+def test_a_process_that_has_just_taken_the_folder_is_waited_for_to_say_its_name(tmp_path):
+    argv = [sys.executable, "-c", SLOW, str(tmp_path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="is in use: process 7 on here, since 2026 trains in it"), hold(tmp_path):
+            pass
+        process.kill()
