@@ -110,9 +110,9 @@ def test_attention_in_chunks_is_computed_once_more_and_not_twice(monkeypatch):
 
     found = exponentials()
 
-    def unsaved(*parts, name):
+    def unsaved(*parts, **named):
         *others, _, exposes_input = parts
-        return Linear(*others, False, exposes_input, name=name)
+        return Linear(*others, False, exposes_input, **named)
 
     monkeypatch.setattr(decoder, "Linear", unsaved)
     assert found == pytest.approx(exponentials() * 2 / 3)
