@@ -1,6 +1,6 @@
 """The tables of what programs.py compiled, and by them how a step grows from one machine to many.
 
-    python benchmarks/mesh/tables.py [--results benchmarks/mesh/results/programs.jsonl]
+    JAX_PLATFORMS=cpu python benchmarks/mesh/tables.py > benchmarks/mesh/tables.md
 
 `products` and `wire` are the least times of a step's products and of what one device takes in, at the makers' peak rates; `bound`
 is the longer one, as if all of the shorter passed beside it. Nothing of it was run.
@@ -42,7 +42,17 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(argv)
     lines = [json.loads(line) for line in options.results.read_text(encoding="utf-8").splitlines()]
-    print("\n".join(tables(lines)))
+    print(
+        "# Steps compiled for devices that are not here\n\nMade by `benchmarks/mesh/tables.py`, which says what a column is.\n"
+    )
+    print("\n".join(tables(sorted(lines, key=_place))))
+
+
+def _place(line: Line) -> tuple[float, int, int, int]:
+    """Where a line stands: by size, method, the bits of the base, and its mesh."""
+    methods, forms = ("lora", "dora", "bidora"), ("none", "int8", "nf4")
+    size = float(line["shape"].rstrip("b"))
+    return size, methods.index(line["method"]), forms.index(line["quantization"]), line["tensor"]
 
 
 def tables(lines: Sequence[Line]) -> Iterator[str]:
@@ -57,12 +67,18 @@ def tables(lines: Sequence[Line]) -> Iterator[str]:
         yield from (row(line, target) for line in own)
         yield ""
     if any(line["target"] == "h100" for line in lines):
-        yield from growth([line for line in lines if line["target"] == "h100" and "held" in line], TARGETS["h100"])
+        cut = [line for line in lines if line["target"] == "h100" and "held" in line and line["shard"] == 8]
+        yield from growth(cut, TARGETS["h100"])
 
 
 def row(line: Line, target: Target) -> str:
     """One step."""
     name = f"{line['shape']} {line['method']} {line['quantization']}"
+    devices = TARGETS[line["target"]].count
+    if line["shard"] < devices:
+        name += (
+            f", replica {devices // line['shard'] // line['tensor']}, shard {line['shard']}, tensor {line['tensor']}"
+        )
     if "held" not in line:
         return (
             f"| {name} | {line['remat']} | "
