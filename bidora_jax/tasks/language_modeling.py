@@ -77,11 +77,10 @@ def token_loss_sum(
         # Only a trained head gets a gradient. It is float32, and so is its product.
         assert not isinstance(vocabulary, Columns)
         loss = losses.trained_cross_entropy_sum(x, vocabulary, targets, weights, chunk=_chunk(compute, x))
-        return loss, jnp.sum(weights)
-    given = {} if tape is None else {"empty" if isinstance(tape, EmptyTape) else "means": tape.means}
-    return losses.cross_entropy_sum(x, vocabulary, targets, weights, chunk=_chunk(compute, x), **given), jnp.sum(
-        weights
-    )
+    else:
+        given = {} if tape is None else {"empty" if isinstance(tape, EmptyTape) else "means": tape.means}
+        loss = losses.cross_entropy_sum(x, vocabulary, targets, weights, chunk=_chunk(compute, x), **given)
+    return loss, jnp.sum(weights)
 
 
 def token_scores(
