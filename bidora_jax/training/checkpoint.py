@@ -1,11 +1,12 @@
 """Checkpoints through orbax: a pytree of arrays, and a small dictionary that JSON can hold.
 
-    folder/<step>/state   every leaf under its path ('direction.layers.mlp.up_proj.A'), keys as their data
+    folder/<step>/state   every leaf under its path ('direction.layers.mlp.up_proj.A') in a zarr array, keys as their data
     folder/<step>/info    {'info': …, 'leaves': {path: [dtype, shape, CRC-32 of the bytes]}}
 
 orbax writes to a temporary name and renames, so a kill leaves the previous checkpoint as it was. It does not notice a
 flipped bit in an array; the checksums do. Saving is synchronous: an adapter is small, and the caller may donate the
-state to its next step at once.
+state to its next step at once. Arrays are not compressed, nor packed into one file (OCDBT): trained factors hardly shrink, each of
+tensorstore's threads would keep a compressor's 0.8 MB, and its OCDBT lost 12 KB of memory in a save of 40 arrays.
 
 Does not hold the base model. Of several processes the first one alone saves and reads (runs/several_hosts.py).
 """
@@ -39,7 +40,8 @@ from bidora_jax.models.spread import laid
 
 Manifest = dict[str, tuple[str, list[int]]]  # path -> (dtype, shape)
 
-_OVERHEAD = 1 << 20  # bytes of a checkpoint besides its arrays: index, metadata, info
+_OVERHEAD = 1 << 20  # bytes of a checkpoint besides its arrays: metadata, info
+_ARRAY_OVERHEAD = 3 << 12  # of an array on a disk: its folder, its description, the rest of a block
 
 
 class Checkpoints:
@@ -60,7 +62,7 @@ class Checkpoints:
         arrays = {path: _array(leaf) for path, leaf in leaves.items()}
         manifest = {path: [*_kind(leaf), _checksum(arrays[path])] for path, leaf in leaves.items()}
         content = json.loads(json.dumps({"info": info, "leaves": manifest}))
-        self._require_space(sum(array.nbytes for array in arrays.values()) + _OVERHEAD)
+        self._require_space(sum(array.nbytes + _ARRAY_OVERHEAD for array in arrays.values()) + _OVERHEAD)
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), info=ocp.args.JsonSave(content))
         _ignore_late_writes()
         with naming(self.folder), _quiet_orbax():
@@ -171,7 +173,10 @@ class Checkpoints:
             options = replace(options, multiprocessing_options=alone)
             if writing:
                 self.folder.mkdir(parents=True, exist_ok=True)
-        return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "info"))
+        processes = options.multiprocessing_options
+        state = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, multiprocessing_options=processes)
+        info = ocp.JsonCheckpointHandler(multiprocessing_options=processes)
+        return ocp.CheckpointManager(self.folder, options=options, item_handlers={"state": state, "info": info})
 
     def _content(self, step: int) -> tuple[dict[str, Any], dict[str, tuple[str, list[int], int]]]:
         """(info, leaves) of a checkpoint."""
