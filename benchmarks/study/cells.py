@@ -81,7 +81,7 @@ class Cell(NamedTuple):
 
 
 def tuning(data: str, methods: list[str], sizes: list[int]) -> Iterator[Cell]:
-    """Every rate, a compiled step after the other."""
+    """Every rate."""
     for method in methods:
         for rate in RATES:
             for records in sizes:

@@ -2,7 +2,7 @@
 
 Runs over one model differ in their records, and their adapters have the same shapes. A `Shared` is handed from run to run: the
 first one reads the base and compiles, the others find both. Steps are found again where everything they are made of is equal, the
-padded lengths and the number of steps too (data.padded_lengths, search.steps).
+padded lengths too (data.padded_lengths). Learning rates and numbers of steps are arrays that a step takes (training/optim.py).
 """
 
 from pathlib import Path

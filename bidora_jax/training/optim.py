@@ -5,30 +5,50 @@ u = −η_t · (P(clip(g)) + λ·p)          P: Adam's m̂ / (√(v̂ + eps_root
 adamw keeps m and v in the parameter's dtype, adamw_8bit in 8 bits between the steps.
 """
 
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from bidora_jax.errors import InputError
 from bidora_jax.training.adam8bit import scale_by_adam_8bit
 from bidora_jax.training.settings import OptimizerConfig
 
 
-def schedule(settings: OptimizerConfig, steps: int) -> optax.Schedule:
+class Course(NamedTuple):
+    """The numbers of a schedule, or arrays of them. A compiled step takes arrays, and so serves every rate and number of steps."""
+
+    peak: float | Float[Array, ""]
+    """The highest rate."""
+    warm: int | Int[Array, ""]
+    """Steps until then."""
+    rest: int | Int[Array, ""]
+    """Steps after it, at least 1."""
+
+
+def course(settings: OptimizerConfig, steps: int) -> Course:
+    warm = round(settings.warmup * steps)
+    return Course(float(settings.learning_rate), warm, max(steps - warm, 1))
+
+
+def schedule(settings: OptimizerConfig, steps: int | Course) -> optax.Schedule:
     """Learning rate by step: linear warmup from zero over `warmup` of the steps, then constant, linear or cosine decay to zero."""
-    peak, warm = settings.learning_rate, round(settings.warmup * steps)
-    rest = max(steps - warm, 1)
-    decay = {
-        "constant": optax.constant_schedule(peak),
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
-    }[settings.schedule]
-    if not warm:
-        return decay
-    # The first step of a warmup from zero would do nothing; it starts one increment up instead.
-    return optax.join_schedules([optax.linear_schedule(peak / warm, peak, max(warm - 1, 1)), decay], [warm])
+    peak, warm, rest = steps if isinstance(steps, Course) else course(settings, steps)
+
+    def rate(count):
+        count = jnp.asarray(count, jnp.result_type(float))
+        done = jnp.clip((count - warm) / rest, 0.0, 1.0)
+        decay = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done))}
+        # The first step of a warmup from zero would do nothing; it starts one increment up instead.
+        return peak * jnp.where(count < warm, (count + 1) / jnp.maximum(warm, 1), decay[settings.schedule])
+
+    return rate
 
 
-def transformation(settings: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optax chain of one level over a phase of `steps` optimiser steps."""
+def transformation(settings: OptimizerConfig, steps: int | Course) -> optax.GradientTransformation:
+    """The optax chain of one level over a phase of `steps` optimiser steps, or along a course."""
     clip = optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity()
     moments = (settings.b1, settings.b2, settings.eps, settings.eps_root)
     precondition = {
@@ -38,6 +58,11 @@ def transformation(settings: OptimizerConfig, steps: int) -> optax.GradientTrans
     }[settings.optimizer]
     decay = [optax.add_decayed_weights(settings.weight_decay)] if settings.weight_decay else []
     return optax.chain(clip, precondition, *decay, optax.scale_by_learning_rate(schedule(settings, steps)))
+
+
+def without_course(settings: OptimizerConfig) -> OptimizerConfig:
+    """What a compiled step is made of, of these."""
+    return replace(settings, learning_rate=0.0, warmup=0.0)
 
 
 def check_optimizer(section: str, settings: OptimizerConfig) -> None:

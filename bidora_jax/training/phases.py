@@ -7,7 +7,6 @@ In a bidora search step, `lower_steps − 1` steps move the direction alone and 
 """
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -55,18 +54,28 @@ def bidora_search(
     """Direction on train, magnitude on val."""
     train, val = problem.stream(problem.train, TRAIN), problem.stream(problem.val, VAL)
     steps = search.steps or _steps(search.epochs, train.steps_per_epoch, search.lower_steps)
-    inner_tx, outer_tx = optim.transformation(inner, steps * search.lower_steps), optim.transformation(outer, steps)
+    courses = optim.course(inner, steps * search.lower_steps), optim.course(outer, steps)
     buckets, blank = problem.buckets, problem.blank
-    upper_step = partial(
-        bilevel.bilevel_step, **level_losses(problem, search), inner_tx=inner_tx, outer_tx=outer_tx,
-        hypergradient=HYPERGRADIENTS[search.hypergradient],
-    )  # fmt: skip
-    shared = _shared(problem, search, inner, outer, steps)
-    on = shared, problem.spread
-    upper = CompiledStep("", upper_step, problem.base, lambda length: [blank(length)] * 2, buckets, *on)
-    inner_loss = _once(problem, search.gram_penalty)
-    lower_step = partial(bilevel.lower_step, inner_loss=inner_loss, inner_tx=inner_tx)
-    lower = CompiledStep("lower steps", lower_step, problem.base, lambda length: [blank(length)], buckets, *on)
+    losses, inner_loss = level_losses(problem, search), _once(problem, search.gram_penalty)
+    hypergradient = HYPERGRADIENTS[search.hypergradient]
+
+    def upper_step(current, frozen, train_batch, val_batch):
+        base, (inner_course, outer_course) = frozen
+        inner_tx, outer_tx = optim.transformation(inner, inner_course), optim.transformation(outer, outer_course)
+        return bilevel.bilevel_step(
+            current, base, train_batch, val_batch, **losses, inner_tx=inner_tx, outer_tx=outer_tx,
+            hypergradient=hypergradient,
+        )  # fmt: skip
+
+    def lower_step(current, frozen, batch):
+        base, (inner_course, _) = frozen
+        inner_tx = optim.transformation(inner, inner_course)
+        return bilevel.lower_step(current, base, batch, inner_loss=inner_loss, inner_tx=inner_tx)
+
+    frozen = problem.base, _arrays(problem, courses)
+    on = _shared(problem, search, inner, outer), problem.spread
+    upper = CompiledStep("", upper_step, frozen, lambda length: [blank(length)] * 2, buckets, *on)
+    lower = CompiledStep("lower steps", lower_step, frozen, lambda length: [blank(length)], buckets, *on)
 
     def advance(current, batches):
         lower_batches, train_batch, val_batch = batches
@@ -98,14 +107,14 @@ def bidora_search(
         tokens = count_tokens(problem.train, *lower_rows, train_rows) + count_tokens(problem.val, val_rows)
         return StepInputs((lower_batches, *joint), tokens, places_of(problem, problem.train, train_rows))
 
+    inner_rate, outer_rate = (optim.schedule(level, its) for level, its in zip((inner, outer), courses, strict=True))
     rates = {
-        "inner_learning_rate": lambda number: optim.schedule(inner, steps * search.lower_steps)(
-            (number + 1) * search.lower_steps - 1
-        ),
-        "outer_learning_rate": optim.schedule(outer, steps),
+        "inner_learning_rate": lambda number: inner_rate((number + 1) * search.lower_steps - 1),
+        "outer_learning_rate": outer_rate,
     }
     direction, magnitude = problem.fresh_adapter()
-    start = made(lambda d, m: state.init_state(d, m, inner_tx, outer_tx, problem.key(1)), direction, magnitude)
+    levels = optim.transformation(inner, courses[0]), optim.transformation(outer, courses[1])
+    start = made(lambda d, m: state.init_state(d, m, *levels, problem.key(1)), direction, magnitude)
     start = problem.copies(start)
     phase = Phase(
         name="search",
@@ -161,14 +170,14 @@ def one_level(problem: Problem, search: SearchConfig, inner: OptimizerConfig) ->
     """LoRA and DoRA: the direction, and the magnitude if there is one, on train."""
     level = _once(problem, search.gram_penalty)
 
-    def loss(params, base, batch, key):
-        direction, magnitude = params
+    def loss(params, frozen, batch, key):
+        (direction, magnitude), (base, _) = params, frozen
         return level(direction, magnitude, base, batch, key)
 
     stream = problem.stream(problem.train, TRAIN)
     steps = search.steps or _steps(search.epochs, stream.steps_per_epoch, 1)
     phase, start = _train_phase(
-        problem, "search", problem.train, stream, steps, 0, loss, problem.base, problem.fresh_adapter(), inner, search
+        problem, "search", problem.train, stream, steps, 0, loss, None, problem.fresh_adapter(), inner, search
     )
     phase = replace(phase, adapter_of=lambda s: s.params, selects=bool(problem.val), patience=search.patience)
     return phase, PhaseState(start, problem.fresh_adapter())
@@ -199,7 +208,7 @@ def retrain(
         direction = problem.fresh_adapter(2)[0]
     optimizer = replace(inner, learning_rate=settings.learning_rate or inner.learning_rate)
     phase, start = _train_phase(
-        problem, "retrain", everything, stream, steps, steps_before, loss, (problem.base, magnitude),
+        problem, "retrain", everything, stream, steps, steps_before, loss, magnitude,
         jax.tree.map(jnp.copy, direction), optimizer,
     )  # fmt: skip
     phase = replace(phase, adapter_of=lambda s: (s.params, magnitude))
@@ -207,12 +216,18 @@ def retrain(
 
 
 def _train_phase(
-    problem, name, examples, stream, steps, steps_before, loss, frozen, params, optimizer: OptimizerConfig, search=None
+    problem, name, examples, stream, steps, steps_before, loss, fixed, params, optimizer: OptimizerConfig, search=None
 ) -> tuple[Phase, Any]:
-    tx = optim.transformation(optimizer, steps)
-    buckets = problem.buckets
-    train_step = partial(step.train_step, loss=loss, tx=tx)
-    shared = _shared(problem, search, optimizer, None, steps)
+    """`loss` takes (the base, `fixed`) for what is frozen."""
+    course, buckets = optim.course(optimizer, steps), problem.buckets
+
+    def train_step(current, frozen, batch):
+        base, (others, along) = frozen
+        tx = optim.transformation(optimizer, along)
+        return step.train_step(current, (base, others), batch, loss=loss, tx=tx)
+
+    frozen = problem.base, (fixed, _arrays(problem, course))
+    shared = _shared(problem, search, optimizer, None)
     program = CompiledStep(
         "", train_step, frozen, lambda length: [problem.blank(length)], buckets, shared, problem.spread
     )
@@ -230,17 +245,28 @@ def _train_phase(
         inputs=inputs,
         advance=program,
         adapter_of=lambda s: s.params,
-        rates=_rates({"inner_learning_rate": optim.schedule(optimizer, steps)}),
+        rates=_rates({"inner_learning_rate": optim.schedule(optimizer, course)}),
         selects=False,
         patience=0,
         step_shapes=lambda number: [(program, padded_length(examples, buckets, stream.indices(number)))],
     )
+    tx = optim.transformation(optimizer, course)
     return phase, problem.copies(made(lambda params: state.init_train_state(params, tx, problem.key(3)), params))
 
 
-def _shared(problem: Problem, search: SearchConfig | None, inner: OptimizerConfig, outer, steps: int):
+def _arrays(problem: Problem, courses: PyTree) -> PyTree:
+    """Courses as a step takes them, or their shapes where the problem holds shapes."""
+    kinds = {float: jnp.result_type(float), int: jnp.int32}
+    as_arrays = jax.tree.map(lambda number: jnp.asarray(number, kinds[type(number)]), courses)
+    return problem.copies(made(lambda _: as_arrays, problem.base))
+
+
+def _shared(problem: Problem, search: SearchConfig | None, inner: OptimizerConfig, outer: OptimizerConfig | None):
     """Where the programs of other runs are, and what the steps of this phase are made of."""
-    return None if problem.programs is None else (problem.programs, problem.made_of(search, inner, outer, steps))
+    if problem.programs is None:
+        return None
+    levels = [level and optim.without_course(level) for level in (inner, outer)]
+    return problem.programs, problem.made_of(search and (search.hypergradient, search.gram_penalty), *levels)
 
 
 def _steps(epochs: float, steps_per_epoch: int, lower_steps: int) -> int:

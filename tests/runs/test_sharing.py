@@ -63,14 +63,21 @@ def test_the_second_run_loads_and_compiles_nothing_and_is_the_run_alone(rows, mo
 
 
 @pytest.mark.slow
-def test_other_settings_compile_other_steps(model_folder, tmp_path):
+def test_another_rate_or_course_compiles_nothing_and_other_settings_do(model_folder, tmp_path, compiled):
     shared, given = Shared(), {**SETTINGS, "adapter.method": "lora", "search.steps": 1}
-    for name, more in (("first", {}), ("rate", {"lr": 0.2}), ("dtype", {"model.dtype": "bfloat16"})):
+    longer = {"lr": 0.2, "search.steps": 4, "inner.warmup": 0.3}
+    cases = (("first", {}, True), ("rate", {"lr": 0.2}, False), ("longer", longer, False),
+             ("cosine", {**longer, "inner.schedule": "cosine"}, True), ("dtype", {"model.dtype": "bfloat16"}, True))  # fmt: skip
+    weights = {}
+    for name, more, compiles in cases:
         parts = answers(1)
+        compiled.clear()
         finetune(model=model_folder, train=parts, output=tmp_path / name, shared=shared, **{**given, **more})
+        assert ("train_step" in str(compiled)) == compiles, (name, compiled)
         finetune(model=model_folder, train=parts, output=tmp_path / f"{name} alone", **{**given, **more})
-        one, alone = ((tmp_path / where / WEIGHTS).read_bytes() for where in (name, f"{name} alone"))
-        assert one == alone, name
+        weights[name], alone = ((tmp_path / where / WEIGHTS).read_bytes() for where in (name, f"{name} alone"))
+        assert weights[name] == alone, name
+    assert len({*weights.values()}) == len(cases)
     assert shared.loads == 2  # in float32 and in bfloat16
 
 
