@@ -132,8 +132,10 @@ class Study:
         return {**cell._asdict(), **scores, **trained, "wall": time.monotonic() - began, "version": __version__}
 
     def scores(self, run: Path, file: Path, config: Config) -> dict[str, float]:
+        """A correlation with predictions that are all the same is 0 here: there is none."""
         found = judging.scores(run, str(file), config.data, self.shared)
-        return {name: found[name] for name in ("loss", self.data.metric)}
+        metric = self.data.metric
+        return {"loss": found["loss"], metric: found.get(metric, 0.0) if metric == "pearson" else found[metric]}
 
     def drawn(self, cell: Cell) -> list[data_sets.Row]:
         """The records of the cell, as many of each label as the pool has, the same ones for every method."""
