@@ -51,6 +51,10 @@ METHODS = {
 VARIANTS = {
     "continue": bidora("is it the restart of the direction?", **{"retrain.start": "continue"}),
     "no-retrain": bidora("is it the retrain?", (4, 0), **{"retrain.epochs": 0.0}),
+    "rotate": bidora("is it the halved data?", **{"search.splits": "rotate"}),
+    "rotate-no-retrain": bidora(
+        "and without the retrain?", (4, 0), **{"search.splits": "rotate", "retrain.epochs": 0.0}
+    ),
     "outer-0.2": bidora("is it the magnitude's rate?", **{"outer.multiplier": 0.2}),
     "outer-20": bidora("is it the magnitude's rate?", **{"outer.multiplier": 20.0}),
     "lower-4": bidora("does the direction move too little between two looks?", (7, 1), **{"search.lower_steps": 4}),

@@ -24,7 +24,7 @@ FACTS = {
     "parameters": Maybe({"frozen": Number, ...: Number}), "records": Maybe({...: Number}), "peak_memory": Maybe({...: Number}),
     "validation_before": Maybe(SCORES), "test": Maybe({"before": SCORES, "after": SCORES}),
     "criterion": Maybe({"name": str, "higher_is_better": bool}), "result_loss": Maybe(Number), "result_accuracy": Maybe(Number),
-    "exact_matches": Maybe({"before": Number, "after": Number, "of": Number}),
+    "last_step_kept": Maybe(bool), "exact_matches": Maybe({"before": Number, "after": Number, "of": Number}),
 }  # fmt: skip
 BY_LABEL = {"label": str, "precision": Number, "recall": Number, "f1": Number, "support": Number}
 OUTCOMES = {

@@ -14,12 +14,13 @@ def summarise(history: History) -> Summary:
     """Losses in nats per token, or of a classifier per record; times in seconds, memory in bytes. None: the run did not write it.
 
     train_loss is the mean over the last tenth of a phase's steps, validation_loss that of its last evaluation; best_step is
-    the step of the search that validated best, by the loss or by the metric of the fact `criterion`.
+    the step of the search that validated best, by the loss or by the metric of the fact `criterion`: None where the last is kept.
     """
     facts, lines = history.facts, history.lines
     criterion = facts.get("criterion", {"name": "loss", "higher_is_better": False})
     measure, sign = f"evaluation_{criterion['name']}", -1 if criterion["higher_is_better"] else 1
     search = [line for line in history.of(history.phases[0]) if line.get(measure) is not None]
+    search = [] if facts.get("last_step_kept") else search
     best = min(search, key=lambda line: sign * line[measure], default={})
     return {
         "finished": bool(facts.get("finished")),

@@ -62,6 +62,13 @@ def check_config(config: Config) -> None:
         wrong.append("search.gram_penalty is on the normalised direction, which method lora does not have")
     if config.search.lower_steps > 1 and config.adapter.method != "bidora":
         wrong.append(f"search.lower_steps needs two levels, and method {config.adapter.method} has one")
+    rotates = config.search.splits == "rotate"
+    if rotates and config.adapter.method != "bidora":
+        wrong.append(f"search.splits rotate needs two levels, and method {config.adapter.method} has one")
+    if rotates and config.search.patience:
+        wrong.append(
+            "search.patience needs records that are not trained on, and search.splits rotate leaves none: drop one of them"
+        )
     if not config.search.epochs and not config.search.steps:
         wrong.append("search.epochs and search.steps are both 0: there is nothing to train")
     if wrong:

@@ -82,6 +82,8 @@ def run(
             if inputs.labelled is not None:
                 name, higher = problem.criterion
                 logs.note(config, criterion={"name": name, "higher_is_better": higher})
+            if not first.phase.selects:
+                logs.note(config, last_step_kept=True)
             if losses is not None:
                 _score_start(config, losses, start)
             _go_on(config, checkpoints)

@@ -5,6 +5,7 @@ run.json   started, device, versions, parameters, records        at the start
            stands_on: checksums of data and base (runs/foundation.py)
            validation_before: loss, accuracy, tokens of the model before its first step; of a classifier loss, metrics, records
            criterion: name, higher_is_better of what the best step is chosen by, where it is not the loss
+           last_step_kept: where the best one is not chosen
            peak_memory, result_loss, result_accuracy, test, exact_matches, finished     at the end
 outcomes.json   what a classifier makes of validation and test (tasks/outcomes.py)     at the end
 .lock      held by the process that trains; the system lets go of it however that process ends

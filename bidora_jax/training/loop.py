@@ -268,7 +268,7 @@ class Loop:
         if better or not phase.selects:
             at = at._replace(best=_copy(adapter))
         if better:
-            at = at._replace(best_rank=found.rank, best_step=at.step)
+            at = at._replace(best_rank=found.rank, best_step=at.step if phase.selects else 0)
         at = at._replace(stale=0 if better else at.stale + 1)
         chosen = "  (best)" if better and phase.selects else ""
         progress.note(f"{phase.name} {at.step}/{phase.steps}  validation {found.in_words}{chosen}")

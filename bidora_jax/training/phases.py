@@ -6,6 +6,7 @@
 In a bidora search step, `lower_steps − 1` steps move the direction alone and the last one is the bilevel step.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,7 @@ from bidora_jax.training.problem import (
     pick,
     places_of,
 )
+from bidora_jax.training.rotation import Rotation
 from bidora_jax.training.settings import OptimizerConfig, RetrainConfig, SearchConfig
 
 HYPERGRADIENTS = {
@@ -52,7 +54,11 @@ def bidora_search(
     problem: Problem, search: SearchConfig, inner: OptimizerConfig, outer: OptimizerConfig
 ) -> tuple[Phase, PhaseState]:
     """Direction on train, magnitude on val."""
-    train, val = problem.stream(problem.train, TRAIN), problem.stream(problem.val, VAL)
+    train = problem.stream(problem.train, TRAIN)
+    everything = [*problem.train, *problem.val]
+    rows = _in_splits(problem, train, search.lower_steps)
+    if search.splits == "rotate":
+        rows = _rotated(problem, everything, search)
     steps = search.steps or _steps(search.epochs, train.steps_per_epoch, search.lower_steps)
     courses = optim.course(inner, steps * search.lower_steps), optim.course(outer, steps)
     buckets, blank = problem.buckets, problem.blank
@@ -83,29 +89,18 @@ def bidora_search(
             current, _ = lower(current, batch)
         return upper(current, train_batch, val_batch)
 
-    def rows(number: int) -> tuple[list[list[int]], list[int], list[int]]:
-        first = number * search.lower_steps
-        *lower_rows, train_rows = (train.indices(first + i) for i in range(search.lower_steps))
-        return lower_rows, train_rows, val.indices(number)
-
     def step_shapes(number: int) -> list[StepShape]:
-        lower_rows, train_rows, val_rows = rows(number)
-        alone = [(lower, padded_length(problem.train, buckets, some)) for some in lower_rows]
-        return [
-            *alone,
-            (
-                upper,
-                max(padded_length(problem.train, buckets, train_rows), padded_length(problem.val, buckets, val_rows)),
-            ),
-        ]
+        (*lower_rows, train_rows), val_rows = rows(number)
+        alone = [(lower, padded_length(everything, buckets, some)) for some in lower_rows]
+        return [*alone, (upper, padded_length(everything, buckets, [*train_rows, *val_rows]))]
 
     def inputs(number: int) -> StepInputs:
-        lower_rows, train_rows, val_rows = rows(number)
-        lower_batches = [make_batch(problem, buckets, pick(problem.train, rows)) for rows in lower_rows]
-        train_examples, val_examples = pick(problem.train, train_rows), pick(problem.val, val_rows)
+        (*lower_rows, train_rows), val_rows = rows(number)
+        lower_batches = [make_batch(problem, buckets, pick(everything, some)) for some in lower_rows]
+        train_examples, val_examples = pick(everything, train_rows), pick(everything, val_rows)
         joint = batching.joint(train_examples, val_examples, buckets, problem.form)
-        tokens = count_tokens(problem.train, *lower_rows, train_rows) + count_tokens(problem.val, val_rows)
-        return StepInputs((lower_batches, *joint), tokens, places_of(problem, problem.train, train_rows))
+        tokens = count_tokens(everything, *lower_rows, train_rows, val_rows)
+        return StepInputs((lower_batches, *joint), tokens, places_of(problem, everything, train_rows))
 
     inner_rate, outer_rate = (optim.schedule(level, its) for level, its in zip((inner, outer), courses, strict=True))
     rates = {
@@ -125,11 +120,32 @@ def bidora_search(
         advance=advance,
         adapter_of=lambda s: (s.direction, s.magnitude),
         rates=_rates(rates),
-        selects=True,
+        selects=search.splits == "fixed",
         patience=search.patience,
         step_shapes=step_shapes,
     )
     return phase, PhaseState(start, problem.fresh_adapter())
+
+
+StepRows = Callable[[int], tuple[list[list[int]], list[int]]]
+"""The rows of a bilevel step by its number, of train and then of val: of each lower step, and of the upper level."""
+
+
+def _in_splits(problem: Problem, train: batching.Stream, lower_steps: int) -> StepRows:
+    """The direction's rows are of train, the magnitude's of val."""
+    val, before = problem.stream(problem.val, VAL), len(problem.train)
+
+    def rows(number: int) -> tuple[list[list[int]], list[int]]:
+        first = number * lower_steps
+        lower = [train.indices(first + i) for i in range(lower_steps)]
+        return lower, [before + row for row in val.indices(number)]
+
+    return rows
+
+
+def _rotated(problem: Problem, everything: batching.Examples, search: SearchConfig) -> StepRows:
+    lengths, size = [len(example.tokens) for example in everything], problem.data.batch_size * problem.data.accumulation
+    return Rotation(lengths, len(problem.val), size, search.lower_steps, problem.seed).rows
 
 
 def level_losses(problem: Problem, search: SearchConfig) -> dict[str, Any]:

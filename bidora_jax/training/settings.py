@@ -44,6 +44,9 @@ class SearchConfig:
     hypergradient: Literal["auto", "exact", "reverse", "finite-difference", "direct"] = "auto"
     """exact, which auto is: through the unrolled update, mixed product forward over reverse; reverse: the same quantity,
     reverse over reverse, in much more memory; finite-difference: as the BiDoRA reference does; direct: no second-order term."""
+    splits: Literal["fixed", "rotate"] = "fixed"
+    """rotate: folds of both splits take turns as the validation split, so that both levels see every record and never the same one
+    in a step. The last step is kept: no record is left that a best one could be chosen by."""
     gram_penalty: float = 0.0
     """Weight γ of the penalty mean ‖D·Dᵀ − I‖_F on the direction's loss (1e-5 in the paper)."""
     metric: str = "auto"
