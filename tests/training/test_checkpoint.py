@@ -318,17 +318,20 @@ def test_one_too_many_of_a_killed_process_goes(saved):
 def test_saving_again_and_again_takes_no_more_memory(tmp_path):
     """Python's, of 40 arrays: tensorstore's OCDBT never frees 12 KB of it in each save. What is kept fills up in the first ones."""
     state = {str(i): np.full((23, 17), i, np.float32) for i in range(40)}
-    seen = []
-    tracemalloc.start()
-    try:
-        with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
-            for step in range(1, 31):
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+
+        def traced(steps: range) -> int:
+            for step in steps:
                 checkpoints.save(step, state, {})
-                gc.collect()
-                seen.append(tracemalloc.get_traced_memory()[0])
-    finally:
-        tracemalloc.stop()
-    assert seen[29] - seen[14] < 15 * 6000
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0]
+
+        tracemalloc.start()
+        try:
+            before, after = traced(range(1, 16)), traced(range(16, 31))
+        finally:
+            tracemalloc.stop()
+    assert after - before < 15 * 6000
 
 
 SAVE_TOO_LARGE = """
