@@ -52,8 +52,9 @@ def main(argv: list[str]) -> None:
     if count and not coloured:
         say("(trained text stands between ⟦ and ⟧)")
     say(*description.of_lengths(splits, ready, config.data))
-    two_levels = config.adapter.method == "bidora"
-    say(*description.of_epoch(ready, settings, two_levels, lower_steps=config.search.lower_steps, seed=config.seed))
+    two_levels, search = config.adapter.method == "bidora", config.search
+    levels = {"splits": search.splits, "lower_steps": search.lower_steps}
+    say(*description.of_epoch(ready, settings, two_levels, **levels, seed=config.seed))
 
 
 if __name__ == "__main__":

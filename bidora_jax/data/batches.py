@@ -114,6 +114,10 @@ def epoch_order(lengths: Sequence[int], step_size: int, *, seed: int, epoch: int
     return [steps[i] for i in random.permutation(len(steps))]
 
 
+TRAIN, VAL, BOTH, OTHERS, FOLD = range(5)
+"""Streams: of a split, of both in one, and on the levels of a turn (bilevel_rows.py)."""
+
+
 class Stream:
     """An endless sequence of steps over one set of examples. Any step is computed without those before it.
 

@@ -81,12 +81,14 @@ def of_labels(ready: PreparedLabels, count: int) -> Iterator[str]:
                f"have no more), at most {max(lengths)}")  # fmt: skip
 
 
-def of_epoch(ready: Prepared, data: DataConfig, two_levels: bool, *, lower_steps: int, seed: int) -> Iterator[str]:
+def of_epoch(
+    ready: Prepared, data: DataConfig, two_levels: bool, *, splits: str, lower_steps: int, seed: int
+) -> Iterator[str]:
     """Steps, tokens and padding of an epoch of the search, and what packing would change; `two_levels` is a bidora search."""
 
     def over(rows: dict[str, Examples]) -> statistics.Epoch:
         val = rows["val"] if two_levels else []
-        return statistics.epoch(rows["train"], val, data, lower_steps=lower_steps, seed=seed)
+        return statistics.epoch(rows["train"], val, data, splits=splits, lower_steps=lower_steps, seed=seed)
 
     one = over(ready.rows)
     size, micro = data.batch_size * data.accumulation, data.accumulation

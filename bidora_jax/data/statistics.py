@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bidora_jax.data import batches as batching
+from bidora_jax.data.bilevel_rows import bilevel_rows
 from bidora_jax.data.encoding import Example
 from bidora_jax.data.records import Record, is_conversation, turns
 from bidora_jax.data.settings import DataConfig
@@ -79,22 +80,31 @@ def several_answers(records: Sequence[Record]) -> int:
     return count
 
 
-def epoch(train: batching.Examples, val: batching.Examples, data: DataConfig, *, lower_steps: int, seed: int) -> Epoch:
-    """The first epoch over `train`, with a batch of `val` in every `lower_steps`-th step. `val` is empty for a search of one
-    level."""
+def epoch(
+    train: batching.Examples,
+    val: batching.Examples,
+    data: DataConfig,
+    *,
+    splits: str = "fixed",
+    lower_steps: int,
+    seed: int,
+) -> Epoch:
+    """The first steps, as many as pass over `train` once, with a batch of the upper level in every `lower_steps`-th. `val` is empty
+    for a search of one level. `splits` is search.splits."""
     size = data.batch_size * data.accumulation
     of_train, of_val = ([len(example.tokens) for example in part] for part in (train, val))
     assert data.padded_lengths or data.buckets != "auto", "data.buckets auto is settled by planning/padded_lengths.py"
     buckets = data.padded_lengths or batching.bucket_lengths([*of_train, *of_val], int(data.buckets))
-    lower, upper = (
-        batching.Stream(lengths, size, seed=seed, stream=number) for number, lengths in enumerate((of_train, of_val))
-    )
-    tokens = computed = 0
-    for step in range(lower.steps_per_epoch):
-        met = [[of_train[index] for index in lower.indices(step)]]
-        if val and (step + 1) % lower_steps == 0:
-            met.append([of_val[index] for index in upper.indices(step // lower_steps)])
-        longest = max(length for level in met for length in level)
-        tokens += sum(map(sum, met))
+    alone = batching.Stream(of_train, size, seed=seed, stream=batching.TRAIN)
+    rows = bilevel_rows(splits, of_train, of_val, size, lower_steps, seed) if val else None
+    lengths, tokens, computed = [*of_train, *of_val], 0, 0
+    for step in range(alone.steps_per_epoch):
+        if rows is None:
+            met = [alone.indices(step)]
+        else:
+            lower, upper = rows(step // lower_steps)
+            met = [lower[step % lower_steps], *([upper] if (step + 1) % lower_steps == 0 else [])]
+        longest = max(lengths[row] for level in met for row in level)
+        tokens += sum(lengths[row] for level in met for row in level)
         computed += len(met) * size * min(bucket for bucket in buckets if bucket >= longest)
-    return Epoch(lower.steps_per_epoch, tokens, computed, buckets)
+    return Epoch(alone.steps_per_epoch, tokens, computed, buckets)

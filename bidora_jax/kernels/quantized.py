@@ -255,39 +255,47 @@ def _at(stack: Array, index: Int[Array, ""]) -> Array:
 def _dequantised(stack: NF4, index: Int[Array, ""]) -> Float[Array, "O I"]:
     settings = {"shape": stack.matrix_shape, "dtype": stack.dtype}
     if isinstance(stack.absmax, Nested):
-        return _by_platform(ops.nf4_nested, _nf4_nested, stack.codes, *stack.absmax, index, **settings)
-    return _by_platform(ops.nf4, _nf4, stack.codes, stack.absmax, index, **settings)
+        return _by_platform(ops.nf4_nested, _nf4_nested, stack.codes, *stack.absmax, index, tpu=True, **settings)
+    return _by_platform(ops.nf4, _nf4, stack.codes, stack.absmax, index, tpu=True, **settings)
 
 
-def _by_platform(cuda: Callable, default: Callable, *operands: Array, **settings: Any) -> Array:
-    """The CUDA form where it is built and the program is compiled for CUDA, the XLA form everywhere else."""
+def _by_platform(cuda: Callable, default: Callable, *operands: Array, tpu: bool = False, **settings: Any) -> Array:
+    """The CUDA form where it is built and the program is compiled for CUDA; in a program for a TPU the default with another
+    unpacking, where it has one (`tpu`); the default everywhere else."""
+    forms = {"tpu": partial(default, unpack=_unpack_on_tpu, **settings)} if tpu else {}
+    if ops.available():
+        forms["cuda"] = partial(cuda, **settings)
     default = partial(default, **settings)
     operands = tuple(jax.lax.stop_gradient(operand) for operand in operands)
-    if not ops.available() or settings["dtype"].itemsize > 4:  # float64 is for tests
+    if not forms or settings["dtype"].itemsize > 4:  # float64 is for tests
         return default(*operands)
-    return jax.lax.platform_dependent(*operands, cuda=partial(cuda, **settings), default=default)
+    return jax.lax.platform_dependent(*operands, **forms, default=default)
 
 
 def _int8(codes, index, *, dtype):
     return _at(codes, index).astype(dtype)
 
 
-def _nf4(codes, absmax, index, *, shape, dtype):
-    return _unpack(_at(codes, index), _at(absmax, index), shape, dtype)
-
-
-def _nf4_nested(codes, absmax_codes, nested_absmax, offset, index, *, shape, dtype):
-    nested = Nested(*(_at(leaf, index) for leaf in (absmax_codes, nested_absmax, offset)))
-    return _unpack(_at(codes, index), _block_absmax(nested, jnp.arange(absmax_codes.shape[1])), shape, dtype)
-
-
 def _unpack(codes, absmax, shape, dtype):
-    if xla_tpu.active() and shape[1] % BLOCK == 0:
-        return xla_tpu.nf4_matrix(codes, absmax, CODEBOOK, shape, BLOCK).astype(dtype)
     count = prod(shape)
     padded = jnp.pad(codes, (0, absmax.shape[0] * (BLOCK // 2) - codes.shape[0])).reshape(-1, BLOCK // 2)
     values = jnp.asarray(PAIRS).at[padded].get(mode="promise_in_bounds") * absmax[:, None, None]
     return values.astype(dtype).reshape(-1)[:count].reshape(shape)
+
+
+def _unpack_on_tpu(codes, absmax, shape, dtype):
+    if shape[1] % BLOCK:
+        return _unpack(codes, absmax, shape, dtype)
+    return xla_tpu.nf4_matrix(codes, absmax, CODEBOOK, shape, BLOCK).astype(dtype)
+
+
+def _nf4(codes, absmax, index, *, shape, dtype, unpack=_unpack):
+    return unpack(_at(codes, index), _at(absmax, index), shape, dtype)
+
+
+def _nf4_nested(codes, absmax_codes, nested_absmax, offset, index, *, shape, dtype, unpack=_unpack):
+    nested = Nested(*(_at(leaf, index) for leaf in (absmax_codes, nested_absmax, offset)))
+    return unpack(_at(codes, index), _block_absmax(nested, jnp.arange(absmax_codes.shape[1])), shape, dtype)
 
 
 def _block_absmax(absmax: Array | Nested, blocks: Int[Array, "*b"]) -> Float[Array, "*b"]:

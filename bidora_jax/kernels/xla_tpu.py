@@ -1,4 +1,4 @@
-"""The one place that knows XLA's TPU backend.
+"""What XLA's TPU compiler computes in another form.
 
 It lays an array out in tiles of 128 values of its last axis. The two values of a byte of NF4, looked up as a last axis of two, take
 64 times their size: 6.5 GB beside a product with a matrix of 4,096 × 4,096, and 48 GB moved in 36 layers. Chosen by the four bits
@@ -6,15 +6,9 @@ of an index, and joined as late as here, they are made where the product reads t
 by libtpu 0.0.42, 2026-11-30; run on none).
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
-
-
-def active() -> bool:
-    """Whether programs are compiled for a TPU. Asked while a function is traced."""
-    return jax.default_backend() == "tpu"
 
 
 def nf4_matrix(

@@ -114,13 +114,11 @@ def peak_memory() -> dict[str, int]:
     import jax
 
     found = {}
-    try:
+    if sys.platform != "win32":  # which has no such count
         import resource
 
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         found["host"] = used if sys.platform == "darwin" else used * 1024  # bytes there, KiB elsewhere
-    except ImportError:  # a system without it
-        pass
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     if peaks := [each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each]:
         found["device"] = max(peaks)

@@ -134,9 +134,15 @@ def _count(config: "DecoderConfig", plan: "Plan") -> int:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps({"bytes": found, "model": repr(config), "plan": repr(plan)}))
-    except OSError:  # nowhere to keep it: the next call counts anew
-        pass
+    except OSError as error:
+        _say_not_kept(file.parent, error.strerror)
     return found
+
+
+@functools.cache
+def _say_not_kept(folder: Path, why: str) -> None:
+    """Once, of however many."""
+    print(f"counts are not kept, as {folder} cannot be written ({why}): the next call counts anew", file=sys.stderr)
 
 
 def listed_plan(method: Any, form: Any, batch: int, tokens: int) -> "Plan":

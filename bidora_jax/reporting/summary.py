@@ -19,9 +19,9 @@ def summarise(history: History) -> Summary:
     facts, lines = history.facts, history.lines
     criterion = facts.get("criterion", {"name": "loss", "higher_is_better": False})
     measure, sign = f"evaluation_{criterion['name']}", -1 if criterion["higher_is_better"] else 1
-    search = [line for line in history.of(history.phases[0]) if line.get(measure) is not None]
-    search = [] if facts.get("last_step_kept") else search
-    best = min(search, key=lambda line: sign * line[measure], default={})
+    chosen_from = [] if facts.get("last_step_kept") else history.of(history.phases[0])
+    measured = [line for line in chosen_from if line.get(measure) is not None]
+    best = min(measured, key=lambda line: sign * line[measure], default={})
     return {
         "finished": bool(facts.get("finished")),
         "started": facts.get("started"),

@@ -14,41 +14,43 @@ from jaxtyping import Array, Float, Int
 
 from bidora_jax.errors import InputError
 from bidora_jax.training.adam8bit import scale_by_adam_8bit
-from bidora_jax.training.settings import OptimizerConfig
+from bidora_jax.training.settings import OptimizerConfig, OuterConfig
 
 
-class Course(NamedTuple):
+class ScheduleParams(NamedTuple):
     """The numbers of a schedule, or arrays of them. A compiled step takes arrays, and so serves every rate and number of steps."""
 
     peak: float | Float[Array, ""]
     """The highest rate."""
-    warm: int | Int[Array, ""]
-    """Steps until then."""
-    rest: int | Int[Array, ""]
-    """Steps after it, at least 1."""
+    warmup_steps: int | Int[Array, ""]
+    decay_steps: int | Int[Array, ""]
+    """Those after the warmup, at least 1."""
 
 
-def course(settings: OptimizerConfig, steps: int) -> Course:
-    warm = round(settings.warmup * steps)
-    return Course(float(settings.learning_rate), warm, max(steps - warm, 1))
+def schedule_params(settings: OptimizerConfig, steps: int) -> ScheduleParams:
+    """The numbers of a schedule over `steps` optimiser steps."""
+    warmup_steps = round(settings.warmup * steps)
+    return ScheduleParams(float(settings.learning_rate), warmup_steps, max(steps - warmup_steps, 1))
 
 
-def schedule(settings: OptimizerConfig, steps: int | Course) -> optax.Schedule:
+def schedule(settings: OptimizerConfig, params: ScheduleParams) -> optax.Schedule:
     """Learning rate by step: linear warmup from zero over `warmup` of the steps, then constant, linear or cosine decay to zero."""
-    peak, warm, rest = steps if isinstance(steps, Course) else course(settings, steps)
+    peak, warmup_steps, decay_steps = params
 
     def rate(count):
         count = jnp.asarray(count, jnp.result_type(float))
-        done = jnp.clip((count - warm) / rest, 0.0, 1.0)
+        done = jnp.clip((count - warmup_steps) / decay_steps, 0.0, 1.0)
         decay = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done))}
         # The first step of a warmup from zero would do nothing; it starts one increment up instead.
-        return peak * jnp.where(count < warm, (count + 1) / jnp.maximum(warm, 1), decay[settings.schedule])
+        warmup = (count + 1) / jnp.maximum(warmup_steps, 1)
+        return peak * jnp.where(count < warmup_steps, warmup, decay[settings.schedule])
 
     return rate
 
 
-def transformation(settings: OptimizerConfig, steps: int | Course) -> optax.GradientTransformation:
-    """The optax chain of one level over a phase of `steps` optimiser steps, or along a course."""
+def transformation(settings: OptimizerConfig, steps: int | ScheduleParams) -> optax.GradientTransformation:
+    """The optax chain of one level over a phase of `steps` optimiser steps, or with the numbers of its schedule."""
+    params = schedule_params(settings, steps) if isinstance(steps, int) else steps
     clip = optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity()
     moments = (settings.b1, settings.b2, settings.eps, settings.eps_root)
     precondition = {
@@ -57,12 +59,13 @@ def transformation(settings: OptimizerConfig, steps: int | Course) -> optax.Grad
         "sgd": optax.trace(settings.b1) if settings.b1 else optax.identity(),
     }[settings.optimizer]
     decay = [optax.add_decayed_weights(settings.weight_decay)] if settings.weight_decay else []
-    return optax.chain(clip, precondition, *decay, optax.scale_by_learning_rate(schedule(settings, steps)))
+    return optax.chain(clip, precondition, *decay, optax.scale_by_learning_rate(schedule(settings, params)))
 
 
-def without_course(settings: OptimizerConfig) -> OptimizerConfig:
-    """What a compiled step is made of, of these."""
-    return replace(settings, learning_rate=0.0, warmup=0.0)
+def compiled_settings(settings: OptimizerConfig) -> OptimizerConfig:
+    """The settings that are constants of a compiled step; what makes the numbers of its schedule is zero."""
+    rates = {"learning_rate": 0.0, "warmup": 0.0} | ({"multiplier": 0.0} if isinstance(settings, OuterConfig) else {})
+    return replace(settings, **rates)
 
 
 def check_optimizer(section: str, settings: OptimizerConfig) -> None:

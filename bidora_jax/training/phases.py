@@ -6,7 +6,6 @@
 In a bidora search step, `lower_steps − 1` steps move the direction alone and the last one is the bilevel step.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,15 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from bidora_jax.data import batches as batching
+from bidora_jax.data.bilevel_rows import bilevel_rows
 from bidora_jax.kernels import hypergrad
 from bidora_jax.models.compute import Compute
 from bidora_jax.training import bilevel, objective, optim, state, step
 from bidora_jax.training.compiled_steps import CompiledStep, StepShape
 from bidora_jax.training.loop import Phase, PhaseState, StepInputs
 from bidora_jax.training.problem import (
-    BOTH,
-    TRAIN,
-    VAL,
     Problem,
     count_tokens,
     made,
@@ -32,7 +29,6 @@ from bidora_jax.training.problem import (
     pick,
     places_of,
 )
-from bidora_jax.training.rotation import Rotation
 from bidora_jax.training.settings import OptimizerConfig, RetrainConfig, SearchConfig
 
 HYPERGRADIENTS = {
@@ -54,31 +50,30 @@ def bidora_search(
     problem: Problem, search: SearchConfig, inner: OptimizerConfig, outer: OptimizerConfig
 ) -> tuple[Phase, PhaseState]:
     """Direction on train, magnitude on val."""
-    train = problem.stream(problem.train, TRAIN)
     everything = [*problem.train, *problem.val]
-    rows = _in_splits(problem, train, search.lower_steps)
-    if search.splits == "rotate":
-        rows = _rotated(problem, everything, search)
-    steps = search.steps or _steps(search.epochs, train.steps_per_epoch, search.lower_steps)
-    courses = optim.course(inner, steps * search.lower_steps), optim.course(outer, steps)
+    train, val = ([len(example.tokens) for example in split] for split in (problem.train, problem.val))
+    rows = bilevel_rows(search.splits, train, val, problem.step_size, search.lower_steps, problem.seed)
+    steps_per_epoch = -(-len(train) // problem.step_size)
+    steps = search.steps or _steps(search.epochs, steps_per_epoch, search.lower_steps)
+    schedules = optim.schedule_params(inner, steps * search.lower_steps), optim.schedule_params(outer, steps)
     buckets, blank = problem.buckets, problem.blank
     losses, inner_loss = level_losses(problem, search), _once(problem, search.gram_penalty)
     hypergradient = HYPERGRADIENTS[search.hypergradient]
 
     def upper_step(current, frozen, train_batch, val_batch):
-        base, (inner_course, outer_course) = frozen
-        inner_tx, outer_tx = optim.transformation(inner, inner_course), optim.transformation(outer, outer_course)
+        base, (inner_schedule, outer_schedule) = frozen
+        inner_tx, outer_tx = optim.transformation(inner, inner_schedule), optim.transformation(outer, outer_schedule)
         return bilevel.bilevel_step(
             current, base, train_batch, val_batch, **losses, inner_tx=inner_tx, outer_tx=outer_tx,
             hypergradient=hypergradient,
         )  # fmt: skip
 
     def lower_step(current, frozen, batch):
-        base, (inner_course, _) = frozen
-        inner_tx = optim.transformation(inner, inner_course)
+        base, (inner_schedule, _) = frozen
+        inner_tx = optim.transformation(inner, inner_schedule)
         return bilevel.lower_step(current, base, batch, inner_loss=inner_loss, inner_tx=inner_tx)
 
-    frozen = problem.base, _arrays(problem, courses)
+    frozen = problem.base, _arrays(problem, schedules)
     on = _shared(problem, search, inner, outer), problem.spread
     upper = CompiledStep("", upper_step, frozen, lambda length: [blank(length)] * 2, buckets, *on)
     lower = CompiledStep("lower steps", lower_step, frozen, lambda length: [blank(length)], buckets, *on)
@@ -102,19 +97,19 @@ def bidora_search(
         tokens = count_tokens(everything, *lower_rows, train_rows, val_rows)
         return StepInputs((lower_batches, *joint), tokens, places_of(problem, everything, train_rows))
 
-    inner_rate, outer_rate = (optim.schedule(level, its) for level, its in zip((inner, outer), courses, strict=True))
+    inner_rate, outer_rate = optim.schedule(inner, schedules[0]), optim.schedule(outer, schedules[1])
     rates = {
         "inner_learning_rate": lambda number: inner_rate((number + 1) * search.lower_steps - 1),
         "outer_learning_rate": outer_rate,
     }
     direction, magnitude = problem.fresh_adapter()
-    levels = optim.transformation(inner, courses[0]), optim.transformation(outer, courses[1])
+    levels = optim.transformation(inner, schedules[0]), optim.transformation(outer, schedules[1])
     start = made(lambda d, m: state.init_state(d, m, *levels, problem.key(1)), direction, magnitude)
     start = problem.copies(start)
     phase = Phase(
         name="search",
         steps=steps,
-        epoch=train.steps_per_epoch / search.lower_steps,
+        epoch=steps_per_epoch / search.lower_steps,
         steps_before=0,
         inputs=inputs,
         advance=advance,
@@ -125,27 +120,6 @@ def bidora_search(
         step_shapes=step_shapes,
     )
     return phase, PhaseState(start, problem.fresh_adapter())
-
-
-StepRows = Callable[[int], tuple[list[list[int]], list[int]]]
-"""The rows of a bilevel step by its number, of train and then of val: of each lower step, and of the upper level."""
-
-
-def _in_splits(problem: Problem, train: batching.Stream, lower_steps: int) -> StepRows:
-    """The direction's rows are of train, the magnitude's of val."""
-    val, before = problem.stream(problem.val, VAL), len(problem.train)
-
-    def rows(number: int) -> tuple[list[list[int]], list[int]]:
-        first = number * lower_steps
-        lower = [train.indices(first + i) for i in range(lower_steps)]
-        return lower, [before + row for row in val.indices(number)]
-
-    return rows
-
-
-def _rotated(problem: Problem, everything: batching.Examples, search: SearchConfig) -> StepRows:
-    lengths, size = [len(example.tokens) for example in everything], problem.data.batch_size * problem.data.accumulation
-    return Rotation(lengths, len(problem.val), size, search.lower_steps, problem.seed).rows
 
 
 def level_losses(problem: Problem, search: SearchConfig) -> dict[str, Any]:
@@ -190,7 +164,7 @@ def one_level(problem: Problem, search: SearchConfig, inner: OptimizerConfig) ->
         (direction, magnitude), (base, _) = params, frozen
         return level(direction, magnitude, base, batch, key)
 
-    stream = problem.stream(problem.train, TRAIN)
+    stream = problem.stream(problem.train, batching.TRAIN)
     steps = search.steps or _steps(search.epochs, stream.steps_per_epoch, 1)
     phase, start = _train_phase(
         problem, "search", problem.train, stream, steps, 0, loss, None, problem.fresh_adapter(), inner, search
@@ -218,7 +192,7 @@ def retrain(
         return level(params, m, base, batch, key)
 
     everything = [*problem.train, *problem.val]
-    stream = problem.stream(everything, BOTH)
+    stream = problem.stream(everything, batching.BOTH)
     steps = settings.steps or _steps(settings.epochs, stream.steps_per_epoch, 1)
     if settings.start == "scratch":
         direction = problem.fresh_adapter(2)[0]
@@ -235,14 +209,14 @@ def _train_phase(
     problem, name, examples, stream, steps, steps_before, loss, fixed, params, optimizer: OptimizerConfig, search=None
 ) -> tuple[Phase, Any]:
     """`loss` takes (the base, `fixed`) for what is frozen."""
-    course, buckets = optim.course(optimizer, steps), problem.buckets
+    schedule, buckets = optim.schedule_params(optimizer, steps), problem.buckets
 
     def train_step(current, frozen, batch):
-        base, (others, along) = frozen
-        tx = optim.transformation(optimizer, along)
+        base, (others, its_schedule) = frozen
+        tx = optim.transformation(optimizer, its_schedule)
         return step.train_step(current, (base, others), batch, loss=loss, tx=tx)
 
-    frozen = problem.base, (fixed, _arrays(problem, course))
+    frozen = problem.base, (fixed, _arrays(problem, schedule))
     shared = _shared(problem, search, optimizer, None)
     program = CompiledStep(
         "", train_step, frozen, lambda length: [problem.blank(length)], buckets, shared, problem.spread
@@ -261,19 +235,19 @@ def _train_phase(
         inputs=inputs,
         advance=program,
         adapter_of=lambda s: s.params,
-        rates=_rates({"inner_learning_rate": optim.schedule(optimizer, course)}),
+        rates=_rates({"inner_learning_rate": optim.schedule(optimizer, schedule)}),
         selects=False,
         patience=0,
         step_shapes=lambda number: [(program, padded_length(examples, buckets, stream.indices(number)))],
     )
-    tx = optim.transformation(optimizer, course)
+    tx = optim.transformation(optimizer, schedule)
     return phase, problem.copies(made(lambda params: state.init_train_state(params, tx, problem.key(3)), params))
 
 
-def _arrays(problem: Problem, courses: PyTree) -> PyTree:
-    """Courses as a step takes them, or their shapes where the problem holds shapes."""
+def _arrays(problem: Problem, schedules: PyTree) -> PyTree:
+    """The numbers of schedules as a step takes them, or their shapes where the problem holds shapes."""
     kinds = {float: jnp.result_type(float), int: jnp.int32}
-    as_arrays = jax.tree.map(lambda number: jnp.asarray(number, kinds[type(number)]), courses)
+    as_arrays = jax.tree.map(lambda number: jnp.asarray(number, kinds[type(number)]), schedules)
     return problem.copies(made(lambda _: as_arrays, problem.base))
 
 
@@ -281,7 +255,7 @@ def _shared(problem: Problem, search: SearchConfig | None, inner: OptimizerConfi
     """Where the programs of other runs are, and what the steps of this phase are made of."""
     if problem.programs is None:
         return None
-    levels = [level and optim.without_course(level) for level in (inner, outer)]
+    levels = [level and optim.compiled_settings(level) for level in (inner, outer)]
     return problem.programs, problem.made_of(search and (search.hypergradient, search.gram_penalty), *levels)
 
 

@@ -22,8 +22,6 @@ from bidora_jax.tasks.language_modeling import NEXT_TOKEN
 from bidora_jax.tasks.task import LOSS, Criterion, Task
 from bidora_jax.training.compiled_steps import Programs
 
-TRAIN, VAL, BOTH = range(3)  # streams of the data order
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -71,6 +69,11 @@ class Problem:
         sizes = self.data.accumulation, self.data.batch_size
         return batching.BatchForm(*sizes, self.pad_id, self.data.packing, self.label_form)
 
+    @property
+    def step_size(self) -> int:
+        """Rows that a step has on each level."""
+        return self.data.batch_size * self.data.accumulation
+
     def key(self, use: int) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.seed), use)
 
@@ -97,8 +100,8 @@ class Problem:
         return self.config, self.model, self.adapter, self.task, self.form, devices, *settings
 
     def stream(self, examples: batching.Examples, number: int) -> batching.Stream:
-        size = self.data.batch_size * self.data.accumulation
-        return batching.Stream([len(example.tokens) for example in examples], size, seed=self.seed, stream=number)
+        lengths = [len(example.tokens) for example in examples]
+        return batching.Stream(lengths, self.step_size, seed=self.seed, stream=number)
 
 
 def made(make: Callable[..., PyTree], *trees: PyTree) -> PyTree:

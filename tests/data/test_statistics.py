@@ -12,6 +12,7 @@ from tiny import write_records
 from bidora_jax import show_data
 from bidora_jax.data import description, statistics
 from bidora_jax.data.batches import BatchForm, Stream, bucket_lengths, joint
+from bidora_jax.data.bilevel_rows import Rotation
 from bidora_jax.data.encoding import Example
 from bidora_jax.data.records import record
 from bidora_jax.data.settings import DataConfig
@@ -35,18 +36,25 @@ def test_a_histogram_has_round_edges_and_every_length():
         assert one.records == sum(one.first <= length <= one.last for length in lengths)
 
 
+@pytest.mark.parametrize("splits", ["fixed", "rotate"])
 @pytest.mark.parametrize("lower_steps", [1, 3])
-def test_an_epochs_padding_is_that_of_the_batches(lower_steps):
+def test_an_epochs_padding_is_that_of_the_batches(lower_steps, splits):
     train, val = ([example(length) for length in np.random.default_rng(seed).integers(2, 90, size)]
                   for seed, size in ((0, 23), (1, 7)))  # fmt: skip
     settings = DataConfig(batch_size=2, accumulation=2, buckets=3)
-    found = statistics.epoch(train, val, settings, lower_steps=lower_steps, seed=5)
-    lower, upper = (Stream([len(e.tokens) for e in part], 4, seed=5, stream=i) for i, part in enumerate((train, val)))
+    found = statistics.epoch(train, val, settings, splits=splits, lower_steps=lower_steps, seed=5)
+    lengths = [[len(e.tokens) for e in part] for part in (train, val)]
+    lower, upper = (Stream(part, 4, seed=5, stream=i) for i, part in enumerate(lengths))
+    folds = Rotation([*lengths[0], *lengths[1]], 7, 4, lower_steps, 5)
     buckets = bucket_lengths([len(e.tokens) for e in [*train, *val]], 3)
     tokens = computed = 0
     for step in range(6):
         rows = [train[i] for i in lower.indices(step)]
-        others = [val[i] for i in upper.indices(step // lower_steps)] if step % lower_steps == lower_steps - 1 else []
+        others = [val[i] for i in upper.indices(step // lower_steps)]
+        if splits == "rotate":
+            turned, held_out = folds.rows(step // lower_steps)
+            rows, others = ([[*train, *val][i] for i in some] for some in (turned[step % lower_steps], held_out))
+        others = others if step % lower_steps == lower_steps - 1 else []
         batches = joint(rows, others, buckets, BatchForm(2, 2, 0))[: 2 if others else 1]
         computed += sum(batch["tokens"].size for batch in batches)
         tokens += sum(len(e.tokens) for e in rows + others)

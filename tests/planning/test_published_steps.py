@@ -41,6 +41,15 @@ def test_a_step_is_counted_once_for_all_forms_of_its_base(monkeypatch, nothing_k
         published_steps.step_bytes(replace(CONFIG, num_layers=3), plan)
 
 
+def test_counts_that_cannot_be_kept_are_made_anew_and_that_is_said_once(nothing_kept, monkeypatch, capsys):
+    nothing_kept.write_text("a file where the folder would be")
+    monkeypatch.setattr(remat_choice, "needed", lambda _: 7)
+    for tokens in (64, 96):
+        assert published_steps.step_bytes(CONFIG, published_steps.listed_plan("lora", "none", 1, tokens)) == 7
+    said = capsys.readouterr().err
+    assert said.count("counts are not kept") == 1 and str(nothing_kept) in said
+
+
 def test_a_quantised_step_is_what_the_compiler_counts_for_it(nothing_kept):
     """At widths where weights outweigh activations, as they do in a real model; the formula leaves out the copy of one matrix."""
     wide = replace(CONFIG, hidden_size=510, intermediate_size=1530, num_layers=5)

@@ -43,7 +43,7 @@ def assert_close(found, wanted, rtol=1e-12):  # a handful of float64 operations
 
 
 def rates(settings: OptimizerConfig, steps: int) -> list[float]:
-    schedule = optim.schedule(settings, steps)
+    schedule = optim.schedule(settings, optim.schedule_params(settings, steps))
     return [float(schedule(step)) for step in range(steps + 1)]
 
 

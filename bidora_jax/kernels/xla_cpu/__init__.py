@@ -20,9 +20,10 @@ are of a whole step of SmolLM2-135M's shape, measured one by one from 2026-11-26
     rows          function(*arrays)           the scores of a whole batch pass through memory       an encoder's attention and its
                                                                                                     gradient 47 → 31 ms
 
-xla_tpu.py is its counterpart for a TPU, and nothing else in kernels/ or models/ asks which backend there is. BIDORA_PLAIN=1 in the
-environment switches every detour off. Results are then equal to rounding: a test holds a whole step to its plain twin, and
-`benchmarks/speed/bench_speed.py` says what all detours together are worth.
+Nothing else in kernels/ or models/ asks which backend there is: forms for CUDA and for a TPU (xla_tpu.py) are branches, of which a
+program has the one of its platform (quantized.py). BIDORA_PLAIN=1 in the environment switches every detour off. Results are then
+equal to rounding: a test holds a whole step to its plain twin, and `benchmarks/speed/bench_speed.py` says what all detours together
+are worth.
 """
 
 import os

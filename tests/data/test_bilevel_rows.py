@@ -1,4 +1,4 @@
-"""training/rotation.py: folds that take turns, and a run with them."""
+"""data/bilevel_rows.py: folds that take turns, and a run with them."""
 
 import json
 from collections import Counter
@@ -8,9 +8,9 @@ import pytest
 from runs import BIDORA, inputs
 
 from bidora_jax import train
+from bidora_jax.data.bilevel_rows import Rotation
 from bidora_jax.errors import InputError
 from bidora_jax.reporting import history, summary
-from bidora_jax.training.rotation import Rotation
 
 
 def rotation(rows=53, val_rows=10, step_size=4, lower_steps=1, seed=0) -> Rotation:
@@ -27,10 +27,10 @@ def test_the_folds_are_all_rows_once_and_as_large_as_the_validation_split():
 @pytest.mark.parametrize("lower_steps", [1, 3])
 def test_no_row_is_on_both_levels_of_a_turn_and_the_upper_one_passes_over_each_fold(lower_steps):
     it = rotation(lower_steps=lower_steps)
-    assert it.turn == 3
+    assert it.turn_steps == 3
     upper = Counter()
     for turn in range(5):
-        steps = [it.rows(turn * it.turn + step) for step in range(it.turn)]
+        steps = [it.rows(turn * it.turn_steps + step) for step in range(it.turn_steps)]
         assert all(len(lower) == lower_steps and all(len(rows) == 4 for rows in lower) for lower, _ in steps)
         seen = {row for _, rows in steps for row in rows}
         assert seen == {*it.folds[turn].tolist()}
@@ -41,15 +41,15 @@ def test_no_row_is_on_both_levels_of_a_turn_and_the_upper_one_passes_over_each_f
 
 def test_the_lower_level_takes_every_row_about_as_often():
     it = rotation()
-    taken = Counter(row for number in range(5 * 4 * it.turn) for rows in it.rows(number)[0] for row in rows)
-    assert sum(taken.values()) == 5 * 4 * it.turn * 4
+    taken = Counter(row for number in range(5 * 4 * it.turn_steps) for rows in it.rows(number)[0] for row in rows)
+    assert sum(taken.values()) == 5 * 4 * it.turn_steps * 4
     assert max(taken.values()) - min(taken[row] for row in range(53)) <= 1
 
 
 def test_more_lower_rows_than_there_are_pass_over_them_again():
     it = rotation(rows=7, val_rows=3, step_size=2, lower_steps=4)
-    taken = Counter(row for number in range(it.turn) for rows in it.rows(number)[0] for row in rows)
-    assert len(it.folds) == 2 and it.turn == 2
+    taken = Counter(row for number in range(it.turn_steps) for rows in it.rows(number)[0] for row in rows)
+    assert len(it.folds) == 2 and it.turn_steps == 2
     assert taken.keys() == {*it.folds[1].tolist()} and max(taken.values()) - min(taken.values()) <= 1
 
 
