@@ -4,12 +4,12 @@ A run has n records. lora, rslora and dora train on all of them, bidora's direct
 and then its direction on all; dora-train is DoRA on the four fifths alone. A step has BATCH records of each split, and n and
 n / 5 are multiples of it, so that records in a budget are tokens in it, up to the chance of what lengths are drawn.
 
-The budget is PASSES: records that a gradient is taken on. A step costs 1 (in batches) of lora and dora, L + μ + 1 of bidora's
-search (bidora_jax/sweeps/budget.py: μ is 2 for the mixed product, 0 where there is none) and 1 of its retrain. Search and retrain
-have as many steps each, but where a variant says otherwise.
+The budget is of passes, records that a gradient is taken on; PASSES where no number is named. A step costs 1 (in batches) of lora
+and dora, L + μ + 1 of bidora's search (bidora_jax/sweeps/budget.py: μ is 2 for the mixed product, 0 where there is none) and 1 of
+its retrain. Search and retrain have as many steps each, but where a variant says otherwise.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 BATCH, PASSES = 10, 2000
@@ -73,6 +73,7 @@ class Cell(NamedTuple):
     rate: float
     records: int
     seed: int
+    passes: int = PASSES
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -80,19 +81,29 @@ class Cell(NamedTuple):
         method = ALL[self.method]
         search, retrain = method.cost
         both = search + retrain if retrain else search
-        steps = PASSES // BATCH // both
+        steps = self.passes // BATCH // both
         return steps, steps if retrain else 0
 
 
-def tuning(data: str, methods: list[str], sizes: list[int]) -> Iterator[Cell]:
+def tuning(data: str, methods: list[str], sizes: list[int], passes: int) -> Iterator[Cell]:
     """Every rate."""
     for method in methods:
         for rate in RATES:
             for records in sizes:
                 for seed in TUNING:
-                    yield Cell(data, method, rate, records, seed)
+                    yield Cell(data, method, rate, records, seed, passes)
 
 
-def final(data: str, method: str, rate: float, records: int) -> Iterator[Cell]:
+def final(data: str, method: str, rate: float, records: int, passes: int) -> Iterator[Cell]:
     for seed in FINAL:
-        yield Cell(data, method, rate, records, seed)
+        yield Cell(data, method, rate, records, seed, passes)
+
+
+def of_table(
+    lines: Sequence[dict[str, Any]], method: str, records: int, passes: int, seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The lines of one method and table, of these seeds."""
+    table = method, records, passes
+    return [
+        line for line in lines if (line["method"], line["records"], line["passes"]) == table and line["seed"] in seeds
+    ]

@@ -1,10 +1,11 @@
 """The cells of LoRA and DoRA that study.py has done, by PEFT: the same records, batches of as many, steps, rates and schedule.
 
-    python benchmarks/study/opponent.py --data DATA/bbb --model FOLDER [--methods lora dora] [--records 300]
+    python benchmarks/study/opponent.py --data DATA/bbb --model FOLDER [--methods lora dora] [--records 300] [--passes 2000]
 
 A line a run goes to results/peft/NAME.jsonl, and one that is there is not done again. Then both are printed, seed by seed, with the
 mean difference of the test metric and its 95 % interval by Student's t. PEFT draws its factors, its head and its order by torch, so
-a seed shares its records alone. Its rows are padded to the longest of a batch, ours to a few lengths. For classification.
+a seed shares its records alone. Its rows are padded to the longest of a batch, ours to a few lengths. Numbers are standardised
+by the training records, as ours are.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from typing import Any
 import data_sets
 import numpy as np
 import scipy.stats
-from cells import ALL, BATCH, FINAL, Cell
+from cells import ALL, BATCH, FINAL, PASSES, Cell, of_table
 from study import RESULTS, Study
 
 TARGETS = r".*encoder\.layer\.\d+\.(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)"
@@ -32,18 +33,20 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--methods", nargs="+", default=["lora", "dora"], choices=["lora", "dora"])
     parser.add_argument("--records", nargs="+", type=int)
+    parser.add_argument("--passes", type=int, default=PASSES)
     options = parser.parse_args()
     own = Study(options.data, options.model)
     file = RESULTS / "peft" / f"{own.name}.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     for method in options.methods:
         for records in options.records or own.data.sizes:
-            ours = {line["seed"]: line for line in own.lines
-                    if (line["method"], line["records"]) == (method, records) and line["seed"] in FINAL}  # fmt: skip
-            theirs = {line["seed"]: line for line in lines if (line["method"], line["records"]) == (method, records)}
+            table = method, records, options.passes
+            ours, theirs = (
+                {line["seed"]: line for line in of_table(side, *table, FINAL)} for side in (own.lines, lines)
+            )
             for seed, line in ours.items():
                 if seed not in theirs:
-                    cell = Cell(own.name, method, line["rate"], records, seed)
+                    cell = Cell(own.name, method, line["rate"], records, seed, options.passes)
                     theirs[seed] = {**cell._asdict(), **run(own, cell)}
                     file.parent.mkdir(parents=True, exist_ok=True)
                     with file.open("a") as out:
@@ -70,9 +73,9 @@ def run(own: Study, cell: Cell) -> dict[str, Any]:
     torch.manual_seed(cell.seed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(own.model)
     rows = own.drawn(cell)
-    names, steps = sorted({row[-1] for row in own.pool}), sum(cell.steps)
+    targets, steps = Targets(own, rows), sum(cell.steps)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        own.model, num_labels=len(names), dtype="float32"
+        own.model, num_labels=targets.outputs, dtype="float32"
     )
     settings = peft.LoraConfig(r=8, lora_alpha=16, task_type="SEQ_CLS", target_modules=TARGETS,
                                use_dora=ALL[cell.method].settings["adapter.method"] == "dora")  # fmt: skip
@@ -91,10 +94,7 @@ def run(own: Study, cell: Cell) -> dict[str, Any]:
         if len(order) < BATCH:
             order = chance.sample(rows, len(rows))
         batch, order = order[:BATCH], order[BATCH:]
-        loss = model(
-            **encoded(own, tokenizer, batch), labels=torch.tensor([names.index(row[-1]) for row in batch])
-        ).loss
-        loss.backward()
+        targets.loss(model(**encoded(own, tokenizer, batch)).logits, targets.of(batch)).backward()
         torch.nn.utils.clip_grad_norm_(trained, CLIP)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -103,7 +103,7 @@ def run(own: Study, cell: Cell) -> dict[str, Any]:
     model.eval()
     parts = {part: data_sets.read(own.folder / f"{part}.csv") for part in ("judge", "test")}
     with torch.no_grad():
-        scored = {part: scores(own, model, tokenizer, names, of) for part, of in {"train": rows, **parts}.items()}
+        scored = {part: scores(own, model, tokenizer, targets, of) for part, of in {"train": rows, **parts}.items()}
     return {**scored, "steps": steps, "seconds": seconds, "peft": peft.__version__}
 
 
@@ -112,15 +112,43 @@ def encoded(own: Study, tokenizer: Any, rows: list[data_sets.Row]) -> Any:
     return tokenizer(*columns, truncation=True, max_length=own.data.lengths[-1], padding=True, return_tensors="pt")
 
 
-def scores(own: Study, model: Any, tokenizer: Any, names: list[str], rows: list[data_sets.Row]) -> dict[str, float]:
+class Targets:
+    """What is learned of the records: a class, or a number standardised by the training records."""
+
+    def __init__(self, own: Study, rows: list[data_sets.Row]) -> None:
+        self.numbers = own.data.type == "regression"
+        self.names = sorted({row[-1] for row in own.pool})
+        values = np.array([float(row[-1]) for row in rows]) if self.numbers else np.zeros(1)
+        self.mean, self.std = values.mean(), values.std()
+        self.outputs = 1 if self.numbers else len(self.names)
+
+    def of(self, rows: list[data_sets.Row]) -> Any:
+        """float32 (N,) or int64 (N,)."""
+        import torch
+
+        if self.numbers:
+            return torch.tensor([(float(row[-1]) - self.mean) / self.std for row in rows], dtype=torch.float32)
+        return torch.tensor([self.names.index(row[-1]) for row in rows])
+
+    def loss(self, logits: Any, wanted: Any) -> Any:
+        from torch.nn.functional import cross_entropy, mse_loss
+
+        return mse_loss(logits[:, 0], wanted) if self.numbers else cross_entropy(logits, wanted)
+
+
+def scores(own: Study, model: Any, tokenizer: Any, targets: Targets, rows: list[data_sets.Row]) -> dict[str, float]:
     import torch
+    from scipy.stats import pearsonr
     from sklearn.metrics import accuracy_score, matthews_corrcoef
 
     logits = torch.cat([model(**encoded(own, tokenizer, rows[i : i + 64])).logits for i in range(0, len(rows), 64)])
-    labels = np.array([names.index(row[-1]) for row in rows])
-    measure = {"accuracy": accuracy_score, "matthews": matthews_corrcoef}[own.data.metric]
-    loss = float(torch.nn.functional.cross_entropy(logits, torch.tensor(labels)))
-    return {"loss": loss, own.data.metric: float(measure(labels, logits.argmax(-1).numpy()))}
+    wanted = targets.of(rows)
+    if targets.numbers:
+        found = pearsonr(wanted.numpy(), logits[:, 0].numpy()).statistic
+    else:
+        measure = {"accuracy": accuracy_score, "matthews": matthews_corrcoef}[own.data.metric]
+        found = measure(wanted.numpy(), logits.argmax(-1).numpy())
+    return {"loss": float(targets.loss(logits, wanted)), own.data.metric: float(found)}
 
 
 if __name__ == "__main__":

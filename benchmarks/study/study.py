@@ -1,12 +1,13 @@
 """Runs the cells of the study that are not done yet: first those that choose each method's rate, then those that are reported.
 
-    python benchmarks/study/study.py --data DATA/bbb --model FOLDER [--methods lora bidora …] [--records 100 300] [--minutes 60]
+    python benchmarks/study/study.py --data DATA/bbb --model FOLDER
+        [--methods lora bidora …] [--records 100 300] [--passes 2000] [--minutes 60]
 
 DATA is what data_sets.py wrote. Each finished run is a line of results/NAME.jsonl, in the order in which they were done. A run that
 is there is not done again, and one that was under way when the process ended is begun anew. --minutes ends it before a run that
 would begin later. tables.py makes the tables of the lines.
 
-    python benchmarks/study/study.py --data DATA/bbb --model FOLDER --again bidora 1e-3 100 2
+    python benchmarks/study/study.py --data DATA/bbb --model FOLDER --again bidora 1e-3 100 2 [--passes 2000]
 
 runs one cell again beside the line that is there, and fails where a score differs in any digit.
 """
@@ -24,7 +25,7 @@ from typing import Any
 
 import cells
 import data_sets
-from cells import ALL, FINAL, RATES, TUNING, Cell, Method
+from cells import ALL, FINAL, PASSES, RATES, TUNING, Cell, Method
 from data_sets import DATA, DataSet
 
 from bidora_jax.config import Config, parse_call
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--methods", nargs="+", default=list(cells.METHODS), choices=ALL)
     parser.add_argument("--records", nargs="+", type=int, help="numbers of records, of those of the data set")
+    parser.add_argument("--passes", type=int, default=PASSES, help="the budget: records that a gradient is taken on")
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--again", nargs=4, metavar=("METHOD", "RATE", "RECORDS", "SEED"))
     options = parser.parse_args()
@@ -49,12 +51,12 @@ def main() -> None:
     study = Study(options.data, options.model)
     if options.again:
         method, rate, records, seed = options.again
-        again(study, Cell(study.name, method, float(rate), int(records), int(seed)))
+        again(study, Cell(study.name, method, float(rate), int(records), int(seed), options.passes))
         return
     sizes = options.records or study.data.sizes
     ends = time.monotonic() + 60 * options.minutes
     done = study.done
-    for cell in wanted(study, options.methods, sizes):
+    for cell in wanted(study, options.methods, sizes, options.passes):
         if time.monotonic() > ends:
             print("out of time")
             return
@@ -66,25 +68,24 @@ def main() -> None:
         print(f"{cell.method} {cell.rate:g} {cell.records} seed {cell.seed}  {shown}  {line['wall']:.1f} s", flush=True)
 
 
-def wanted(study: "Study", methods: Sequence[str], sizes: Sequence[int]) -> Iterator[Cell]:
+def wanted(study: "Study", methods: Sequence[str], sizes: Sequence[int], passes: int) -> Iterator[Cell]:
     """All cells, in their order. The rates of the second half are known when the first half is done."""
-    yield from cells.tuning(study.name, [*methods], [*sizes])
+    yield from cells.tuning(study.name, [*methods], [*sizes], passes)
     for method in methods:
         for records in sizes:
-            rate = best_rate(study.lines, study.data, method, records)
-            yield from cells.final(study.name, method, rate, records)
+            rate = best_rate(study.lines, study.data, method, records, passes)
+            yield from cells.final(study.name, method, rate, records, passes)
 
 
-def best_rate(lines: Sequence[Line], data: DataSet, method: str, records: int) -> float:
+def best_rate(lines: Sequence[Line], data: DataSet, method: str, records: int, passes: int) -> float:
     """By the mean score of the tuning seeds on the judging records; of equal ones, that of the least loss."""
-    runs = [line for line in lines
-            if (line["method"], line["records"]) == (method, records) and line["seed"] in TUNING]  # fmt: skip
+    runs = cells.of_table(lines, method, records, passes, TUNING)
 
     def mean(rate: float, metric: str) -> float:
         return fmean(line["judge"][metric] for line in runs if line["rate"] == rate)
 
     found = {line["rate"] for line in runs}
-    assert found == {*RATES}, f"{method}, {records}: {sorted(found)} of {RATES}"
+    assert found == {*RATES}, f"{method}, {records}, {passes}: {sorted(found)} of {RATES}"
     return max(sorted(found), key=lambda rate: (mean(rate, data.metric), -mean(rate, "loss")))
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/study/tables.py > benchmarks/study/tables.md
 
-One table a data set and number of records: each method at the rate that the judging records chose, over the seeds that did not
-choose it. Then each method against the others over all of these, seed by seed, which share their records: the mean difference, its
-95 % interval by the bootstrap over seeds within each table, Wilcoxon's signed-rank test, and its p times Holm's factor for the
-number of methods that are compared. A difference is of the data set's own metric; more is better everywhere.
+One table a data set, number of records and budget (passes: records that a gradient is taken on): each method at the rate that the
+judging records chose, over the seeds that did not choose it. Then each method against the others over all of these, seed by seed,
+which share their records: the mean difference, its 95 % interval by the bootstrap over seeds within each table, Wilcoxon's
+signed-rank test, and its p times Holm's factor for the number of methods that are compared. A difference is of the data set's own
+metric; more is better everywhere.
 """
 
 import argparse
@@ -23,8 +24,8 @@ from scipy.stats import wilcoxon
 RESULTS = Path(__file__).parent / "results"
 DRAWS = 10_000
 Line = dict[str, Any]
-Table = tuple[str, int]
-"""A data set and a number of records."""
+Table = tuple[str, int, int]
+"""A data set, a number of records, and passes."""
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
         "# Which method: all runs\n\nMade by `python benchmarks/study/tables.py`, which says what stands in a column. "
         "Seconds are of the machine that ran a line, and of what else ran on it."
     )
-    tables = sorted({(line["data"], line["records"]) for line in lines})
+    tables = sorted({table_of(line) for line in lines})
     for table in tables:
         print("\n".join(one_table(lines, table)))
     for against in options.against:
@@ -47,12 +48,16 @@ def of_file(file: Path) -> list[Line]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+def table_of(line: Line) -> Table:
+    return line["data"], line["records"], line["passes"]
+
+
 def one_table(lines: Sequence[Line], table: Table) -> Iterator[str]:
-    data, records = table
+    data, records, passes = table
     metric = DATA[data].metric
-    runs = [line for line in lines if (line["data"], line["records"]) == table]
+    runs = [line for line in lines if table_of(line) == table]
     unfinished = {}
-    yield f"\n## {data}, {records} records: {metric} on test\n"
+    yield f"\n## {data}, {records} records, {passes:,} passes: {metric} on test\n"
     yield "| method | rate | test | sd | by seed | judge | loss: train | test | gap | tokens | seconds |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for method in ALL:
@@ -124,7 +129,7 @@ def differences(lines: Sequence[Line], table: Table, method: str, against: str) 
     metric = DATA[table[0]].metric
     scores = {
         (line["method"], line["seed"]): line["test"][metric]
-        for line in lines if (line["data"], line["records"]) == table and "test" in line
+        for line in lines if table_of(line) == table and "test" in line
     }  # fmt: skip
     pairs = [(scores.get((method, seed)), scores.get((against, seed))) for seed in FINAL]
     if any(one is None for pair in pairs for one in pair):
