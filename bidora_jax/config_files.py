@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import os
 import re
+import reprlib
 import runpy
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,6 +122,8 @@ def _parsed_yaml(text: str) -> Any:
         return yaml.load(text, Loader)
     except (yaml.YAMLError, TypeError) as error:  # TypeError: a list as a key
         raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -135,6 +138,14 @@ def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 def _pairs(value: Any) -> Any:
     """A mapping as a list of pairs: a ConfigDict would take it for a section, and refuse dots in its keys."""
     return tuple(value.items()) if isinstance(value, dict | ConfigDict) else value
+
+
+def _short(value: Any) -> str:
+    """A value in a message. Ten lines of YAML, whose lists name each other, have a repr of gigabytes."""
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxlist, shown.maxtuple = 2, 8, 8
+    shown.maxstring, shown.maxlong, shown.maxother = 200, 200, 200
+    return shown.repr(value)
 
 
 def tree_of(schema: Any, given: ConfigDict) -> ConfigDict:
@@ -205,13 +216,13 @@ def _overlay(schema: Any, given: ConfigDict, prefix: str, problems: list[str]) -
         if dataclasses.is_dataclass(kind):
             section = given[name] if name in given else ConfigDict()
             if not isinstance(section, ConfigDict):
-                problems.append(f"{prefix}{name}: expected a section, found {section!r}")
+                problems.append(f"{prefix}{name}: expected a section, found {_short(section)}")
                 continue
             tree[name] = _overlay(kind, section, f"{prefix}{name}.", problems)
         elif name not in given:
             tree[name] = getattr(default, name)
         elif not _fits(kind, _pairs(given[name])):
-            problems.append(f"{prefix}{name}: expected {_describe(kind)}, found {_pairs(given[name])!r}")
+            problems.append(f"{prefix}{name}: expected {_describe(kind)}, found {_short(_pairs(given[name]))}")
         elif isinstance(given[name], ConfigDict):
             tree[name] = _pairs(given[name])
         elif kind is float:

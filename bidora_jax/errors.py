@@ -24,6 +24,14 @@ class RunError(Exception):
     status = 1
 
 
+def unusable(what: str, whose: str = "the model") -> InputError:
+    """The error of `what` (say, "the loss is nan") where a finished model computes what is no number."""
+    return InputError(
+        f"{what}: the weights of {whose} or of an adapter hold NaN or infinity, or values that the dtype can't compute with; get "
+        "the files anew, or compute in float32 (dtype)"
+    )
+
+
 class NotFinite(RunError):
     """A loss, a gradient or a state that became NaN or infinite; a checkpoint of this step or a later one is ruined."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bidora_jax.errors import InputError, RunError, command, program
+from bidora_jax.errors import InputError, command, program, unusable
 from bidora_jax.generation.served_model import Served, load_weights, open_folder
 from bidora_jax.machine.files import write_whole
 from bidora_jax.runs import classifying
@@ -71,10 +71,7 @@ def main(argv: list[str]) -> None:
     if remark:
         print(remark)
     if wrong := [str(result["loss"]) for result in results if not math.isfinite(float(result["loss"]))]:
-        raise RunError(
-            f"the loss is {', '.join(wrong)}: weights of {arguments.model or arguments.run} or of an adapter hold NaN, or "
-            "values that the dtype can't compute with; nothing was written"
-        )
+        raise unusable(f"the loss is {', '.join(wrong)}", arguments.model or arguments.run)
     if arguments.json:
         written = results[0] if len(results) == 1 else results
         write_whole(Path(arguments.json), json.dumps(written, indent=2) + "\n")

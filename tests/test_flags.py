@@ -91,10 +91,16 @@ def test_yaml_is_read_as_json_is_and_with_the_words_of_yaml_1_2(tmp_path):
     assert config.adapter.rank_pattern == (("layers.0.self_attn.q_proj", 4),)
 
 
+TURNS = [f"&a{n} [{', '.join([f'*a{n - 1}'] * 8)}]" for n in range(1, 10)]
+LAUGHS = f"data:\n  text_columns: [&a0 [x], {', '.join(TURNS)}]\n"
+"""A list of 8^9 items in half a kilobyte."""
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [("c.yaml", "seed: 1\nseed: 2\n", "is not YAML: seed is there twice"), ("c.yaml", "seed: [", "is not YAML: "), 
-     ("c.yaml", "[1]: 2", "is not YAML: "),
+     ("c.yaml", "[1]: 2", "is not YAML: "), ("c.yaml", "seed: " + "[" * 100_000, "is not YAML: it is nested too deep"),
+     ("c.yaml", LAUGHS, "data.text_columns: expected a list of str, found [["),
      ("c.yaml", "seed: !!python/object/apply:os.getpid []", "is not YAML: "), ("c.yml", "- 1", "expected a YAML object"),
      ("c.yaml", "sead: 1", "did you mean 'seed'"), ("c.json", '{"seed": 1, "seed": 2}', "the key 'seed' stands twice")],
 )  # fmt: skip
@@ -102,4 +108,4 @@ def test_a_file_of_settings_that_is_none_is_refused(tmp_path, name, text, says):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError) as refused:
         parse_train(["--config", str(tmp_path / name)])
-    assert says in str(refused.value)
+    assert says in str(refused.value) and len(str(refused.value)) < 2_000

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from bidora_jax.errors import InputError, RunError
+from bidora_jax.errors import InputError, unusable
 from bidora_jax.generation.ensembles import Combine, combined
 from bidora_jax.kernels import cached_attention, norms, quantized, sampling, xla_cpu
 from bidora_jax.kernels.matmul import frozen_dot
@@ -166,16 +166,13 @@ def _host(leaf: Any) -> np.ndarray:
 def prefill(model: Model, prompts: Prompts, ended: Bool[Array, " B"], *, room: int) -> State:
     """The state after the first token, with room for `room` tokens in all. Rows marked in `ended` only fill the batch.
 
-    RunError where the logits are no numbers: an answer would be made of the first token of the vocabulary.
+    InputError where the logits are no numbers: an answer would be made of the first token of the vocabulary.
     """
     state, finite = _prefill(
         model.config, model.adapter, model.combine, model.weights, model.trained, prompts, ended, room
     )
     if not finite:
-        raise RunError(
-            "the model's output is NaN or infinite: its weights or those of an adapter hold NaN, or values that the dtype can't "
-            "compute with"
-        )
+        raise unusable("the model's output is NaN or infinite")
     return state
 
 

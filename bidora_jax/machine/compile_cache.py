@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import re
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -41,7 +42,11 @@ def keep_compiled(setting: str) -> Path | None:
     folder = chosen_folder(setting, default_folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # no home to write to: every run compiles anew
+    except OSError as error:  # such as a machine without a home
+        _say(
+            f"compiled programs are not kept, as {folder} cannot be made ({error.strerror}): every run compiles anew; "
+            "--compilation-cache names another folder"
+        )
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # the many small programs of a start add up
@@ -72,9 +77,14 @@ def _remove_damaged(folder: Path) -> None:
             return
         for entry in entries:
             entry.unlink(missing_ok=True)
-        print(f"a compiled program in {folder} is damaged; it is removed, and compiled anew")
+        _say(f"a compiled program in {folder} is damaged; it is removed, and compiled anew")
 
     warnings.showwarning = show
+
+
+def _say(line: str) -> None:
+    """To stderr: stdout may be a file of answers."""
+    print(line, file=sys.stderr)
 
 
 def _age(entry: Path) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bidora_jax.errors import InputError, listing
+from bidora_jax.errors import InputError, listing, unusable
 from bidora_jax.generation.served_model import Served
 from bidora_jax.runs import label_files, labelling
 
@@ -58,7 +58,9 @@ class Classifier:
         self, examples: "Sequence[LabelledExample]", batch_size: int = 8, lengths: tuple[int, ...] = ()
     ) -> "dict[str, Outputs]":
         """What each member says of the examples, in their order; examples without a label too. `lengths`: padded ones, ascending,
-        of which the last holds the longest example; without them, those that these examples need least padding with."""
+        of which the last holds the longest example; without them, those that these examples need least padding with.
+
+        InputError where a member's outputs are no numbers."""
         lengths = lengths or self._lengths(examples)
         return {name: self._outputs(member, examples, batch_size, lengths) for name, member in self.members.items()}
 
@@ -104,6 +106,8 @@ class Classifier:
         order = np.argsort([len(example.tokens) for example in examples], kind="stable")  # that of a full pass
         back = np.argsort(order, kind="stable")
         outputs, targets = ([part[place] for place in back] for part in found[:2])
+        if wrong := sum(not np.isfinite(of_one).all() for of_one in outputs):
+            raise unusable(f"the outputs are NaN or infinite for {wrong} of {len(outputs)} records", str(self.folder))
         if kind == "sequence":
             outputs, targets = np.array(outputs), np.array(targets)
         return found._replace(outputs=outputs, targets=targets)

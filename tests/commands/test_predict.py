@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 from classifier_folders import write_adapter, write_classifier
+from safetensors.numpy import load_file, save_file
 
 from bidora_jax import predict
 from bidora_jax.data.labels import Labels
@@ -179,6 +181,20 @@ def test_a_wrong_call_is_refused_with_a_remedy(
     error = capfd.readouterr().err
     assert stopped.value.code == 2 and all(part in error for part in said), error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_no_numbers_predict_nothing(model_folder, adapters, table, tmp_path, capfd):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    weights = {name: tensor.copy() for name, tensor in load_file(folder / "model.safetensors").items()}
+    weights["model.layers.0.mlp.up_proj.weight"][3, 3] = np.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SystemExit) as stopped:
+        predicted("--model", str(folder), "--adapter", adapters[0], "--data-file", table, to=tmp_path / "p.csv")
+    said = (
+        f"error: the outputs are NaN or infinite for 5 of 5 records: the weights of {folder} or of an adapter hold NaN"
+    )
+    assert stopped.value.code == 2 and said in capfd.readouterr().err
+    assert not (tmp_path / "p.csv").exists()
 
 
 @pytest.mark.parametrize(("names", "expected"), [

@@ -23,10 +23,15 @@ jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((3, 5)))
 
 
 def run(setting, tmp_path, **environment):
+    return both(setting, tmp_path, **environment)[0]
+
+
+def both(setting, tmp_path, **environment):
+    """What was printed to stdout, which is the folder, and to stderr."""
     env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | environment
     env |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", PROGRAM, setting], env=env, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    return done.stdout.strip(), done.stderr.strip()
 
 
 def test_auto_keeps_programs_in_the_users_cache(tmp_path):
@@ -49,7 +54,9 @@ def test_the_environments_folder_stays_in_charge(tmp_path):
 
 def test_a_folder_that_cannot_be_made_costs_the_cache_only(tmp_path):
     (tmp_path / "file").write_text("")
-    assert run(str(tmp_path / "file" / "below"), tmp_path) == "None"
+    below = tmp_path / "file" / "below"
+    said = f"compiled programs are not kept, as {below} cannot be made (Not a directory): every run compiles anew"
+    assert both(str(below), tmp_path) == ("None", f"{said}; --compilation-cache names another folder")
 
 
 @pytest.mark.parametrize(
@@ -61,9 +68,11 @@ def test_a_damaged_entry_is_said_once_and_written_again(tmp_path, damage):
     for path, content in entries.items():
         path.write_bytes(damage(content))
         os.utime(path, (0, time.time() - 61))
-    said = run("auto", tmp_path).splitlines()
-    assert len(said) == 1 + len({path.name.rpartition("-")[0].rpartition("-")[0] for path in entries})
-    assert {*said[1:]} == {f"a compiled program in {folder} is damaged; it is removed, and compiled anew"}
+    found, said = both("auto", tmp_path)
+    lines = said.splitlines()
+    assert found == folder
+    assert len(lines) == len({path.name.rpartition("-")[0].rpartition("-")[0] for path in entries})
+    assert {*lines} == {f"a compiled program in {folder} is damaged; it is removed, and compiled anew"}
     assert {path.name: len(path.read_bytes()) > 99 for path in entries} == dict.fromkeys(
         (path.name for path in entries), True
     )
@@ -75,7 +84,7 @@ def test_half_an_entry_that_another_run_is_writing_is_left_to_it(tmp_path):
     entries = {path: path.read_bytes() for path in Path(folder).glob("*-cache")}
     for path, content in entries.items():
         path.write_bytes(content[: len(content) // 2])
-    assert run("auto", tmp_path) == folder
+    assert both("auto", tmp_path) == (folder, "")
     assert {path: path.read_bytes() for path in entries} == {
         path: content[: len(content) // 2] for path, content in entries.items()
     }
