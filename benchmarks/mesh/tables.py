@@ -43,7 +43,8 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     lines = [json.loads(line) for line in options.results.read_text(encoding="utf-8").splitlines()]
     print(
-        "# Steps compiled for devices that are not here\n\nMade by `benchmarks/mesh/tables.py`, which says what a column is.\n"
+        "# Steps compiled for devices that are not here\n\nMade by `benchmarks/mesh/tables.py`, which says what a column is. (*): "
+        "the compiler searched less (`programs.py --effort -1`); it holds some percent more than with all its passes.\n"
     )
     print("\n".join(tables(sorted(lines, key=_place))))
 
@@ -73,7 +74,7 @@ def tables(lines: Sequence[Line]) -> Iterator[str]:
 
 def row(line: Line, target: Target) -> str:
     """One step."""
-    name = f"{line['shape']} {line['method']} {line['quantization']}"
+    name = f"{line['shape']} {line['method']} {line['quantization']}" + (" (*)" if line.get("effort") else "")
     devices = TARGETS[line["target"]].count
     if line["shard"] < devices:
         name += (
