@@ -60,8 +60,11 @@ def fields(command: str) -> set[str]:
 
 
 def script_flags(path: str) -> set[str]:
-    """Flags that a benchmark's source adds to its parser."""
-    return set(re.findall(r'"(--[a-z][\w-]*)"', (ROOT / path).read_text(encoding="utf-8")))
+    """Flags that a benchmark's source adds to its parser, or the module beside it whose parser it calls."""
+    source = (ROOT / path).read_text(encoding="utf-8")
+    for module in re.findall(r"(\w+)\.parser\(", source):
+        source += (ROOT / path).with_name(f"{module}.py").read_text(encoding="utf-8")
+    return set(re.findall(r'"(--[a-z][\w-]*)"', source))
 
 
 def slugs(text: str) -> set[str]:
