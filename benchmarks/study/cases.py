@@ -1,17 +1,19 @@
 """What movement.py and hypergradients.py train: records of the study, or a configuration file."""
 
 import argparse
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import data_sets
 from cells import Cell
-from study import Study
+from study import RESULTS, Study
 
 from bidora_jax.config import Config, parse_call
 
 Settings = dict[str, Any]
+Line = dict[str, Any]
 
 
 class Case(NamedTuple):
@@ -19,6 +21,25 @@ class Case(NamedTuple):
     """Of the data set or the file."""
     config: Callable[[Path, str, int, Settings], Config]
     """(a folder for its records, method, seed, settings) to the configuration of a run."""
+
+
+def kept(kind: str) -> list[Line]:
+    """All lines of results/KIND/."""
+    return [json.loads(line) for file in sorted((RESULTS / kind).glob("*.jsonl")) for line in file.open()]
+
+
+def keep_missing(kind: str, name: str, wanted: Sequence[Line], run: Callable[[Line], Line]) -> Iterator[Line]:
+    """Runs what has no line in results/KIND/NAME.jsonl yet, keeps each line and yields it."""
+    done = [line for line in kept(kind) if line["data"] == name]
+    for settings in wanted:
+        if any(all(line[key] == value for key, value in settings.items()) for line in done):
+            continue
+        line = {"data": name, **settings, **run(settings)}
+        file = RESULTS / kind / f"{name}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(line) + "\n")
+        yield line
 
 
 def parser(description: str) -> argparse.ArgumentParser:

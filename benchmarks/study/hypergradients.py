@@ -10,7 +10,6 @@ with the exact one and the length over its length, median over the steps of all 
 exact one the second-order term is, by its length.
 """
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
-from study import RESULTS
 
 from bidora_jax.kernels import hypergrad
 from bidora_jax.runs.sharing import Shared
@@ -37,26 +35,14 @@ def main() -> None:
     parser = cases.parser(__doc__ or "")
     parser.add_argument("--steps", type=int, default=100)
     options = parser.parse_args()
-    folder = RESULTS / "hypergradients"
     if options.data or options.config:
-        run_missing(options, folder)
-    print("\n".join(table([json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.open()])))
-
-
-def run_missing(options: Any, folder: Path) -> None:
-    case = cases.asked(options)
-    file = folder / f"{case.name}.jsonl"
-    keys = ("rate", "steps", "seed")
-    done = {tuple(json.loads(line)[key] for key in keys) for line in file.open()} if file.is_file() else set()
-    for seed in options.seeds:
-        wanted = (options.rate, options.steps, seed)
-        if wanted in done:
-            continue
-        steps = compared(case, options, seed)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"data": case.name, **dict(zip(keys, wanted, strict=True)), "by_step": steps}) + "\n")
-        print(case.name, seed, len(steps), "steps", flush=True)
+        case = cases.asked(options)
+        wanted = [{"rate": options.rate, "steps": options.steps, "seed": seed} for seed in options.seeds]
+        for line in cases.keep_missing(
+            "hypergradients", case.name, wanted, lambda own: {"by_step": compared(case, options, own["seed"])}
+        ):
+            print(case.name, line["seed"], len(line["by_step"]), "steps", flush=True)
+    print("\n".join(table(cases.kept("hypergradients"))))
 
 
 def compared(case: cases.Case, options: Any, seed: int) -> list[Line]:

@@ -11,7 +11,6 @@ and standard deviation of the seeds, and the correlation. BiDoRA's search and it
 are two rows. The paper has −8.04 for BiDoRA and −1.78 for DoRA, of query matrices.
 """
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import cases
-from study import RESULTS
 
 from bidora_jax.runs.analysis import FINAL, analyze, fit
 from bidora_jax.runs.sharing import Shared
@@ -34,31 +32,21 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
-    folder = RESULTS / "movement"
     if options.data or options.config:
-        run_missing(options, folder)
-    print("\n".join(table([json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.open()])))
-
-
-def run_missing(options: Any, folder: Path) -> None:
-    case, shared = cases.asked(options), Shared()
-    file = folder / f"{case.name}.jsonl"
-    keys = ("method", "rate", "steps", "seed")
-    done = {tuple(json.loads(line)[key] for key in keys) for line in file.open()} if file.is_file() else set()
-    for method in options.methods:
-        for seed in options.seeds:
-            wanted = (method, options.rate, options.steps, seed)
-            if wanted in done:
-                continue
-            line = {
-                "data": case.name,
-                **dict(zip(keys, wanted, strict=True)),
-                "fits": moved(case, options, method, seed, shared),
-            }
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(line) + "\n")
-            print(method, seed, {scope: found["all"]["slope"] for scope, found in line["fits"].items()}, flush=True)
+        case, shared = cases.asked(options), Shared()
+        wanted = [
+            {"method": method, "rate": options.rate, "steps": options.steps, "seed": seed}
+            for method in options.methods for seed in options.seeds
+        ]  # fmt: skip
+        for line in cases.keep_missing(
+            "movement",
+            case.name,
+            wanted,
+            lambda own: {"fits": moved(case, options, own["method"], own["seed"], shared)},
+        ):
+            slopes = {scope: found["all"]["slope"] for scope, found in line["fits"].items()}
+            print(line["method"], line["seed"], slopes, flush=True)
+    print("\n".join(table(cases.kept("movement"))))
 
 
 def moved(case: cases.Case, options: Any, method: str, seed: int, shared: Shared) -> dict[str, Any]:
