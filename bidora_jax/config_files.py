@@ -10,7 +10,7 @@ import os
 import re
 import reprlib
 import runpy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -73,14 +73,32 @@ def _read_values(file: Path) -> ConfigDict:
     return given_by(values)
 
 
-def given_by(values: Mapping[str, Any]) -> ConfigDict:
-    """The sections of a dictionary."""
+def given_by(values: Mapping[Any, Any]) -> ConfigDict:
+    """The sections of a dictionary. InputError for a key that can't be the name of a setting."""
+    problems = [*_unfit_keys(values, "")]
+    for name, section in values.items():
+        if isinstance(section, Mapping):
+            problems += _unfit_keys(section, f"{name}.")
+    if problems:
+        raise InputError(f"the configuration does not fit its schema:\n{listing(problems)}")
     return ConfigDict(
         {
             name: {key: _pairs(value) for key, value in section.items()} if isinstance(section, Mapping) else section
             for name, section in values.items()
         }
     )
+
+
+def _unfit_keys(values: Mapping[Any, Any], prefix: str) -> Iterator[str]:
+    for key in values:
+        if not isinstance(key, str):
+            yield f"{prefix}{_short(key)}: expected a name as the key, found {type(key).__name__}"
+        elif "." in key:
+            section, _, leaf = key.partition(".")
+            meant = "" if prefix else f"; a setting stands in its section, {section:.60}: {{{leaf:.60}: …}}"
+            yield f"unknown key {prefix}{_short(key)}{meant}"
+        elif hasattr(object, key):  # no ConfigDict takes these
+            yield f"unknown key {prefix}{key}"
 
 
 def set_given(given: ConfigDict, name: str, value: Any) -> None:

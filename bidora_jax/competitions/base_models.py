@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from bidora_jax.competitions.columns import Columns, Guess
 from bidora_jax.competitions.texts import text_of
-from bidora_jax.data.tokenizer import load_tokenizer
+from bidora_jax.data.tokenizer import load_tokenizer, tokenize
 from bidora_jax.errors import InputError, listing
 from bidora_jax.models.formats.hf_config import cached, read_config, resolve_folder
 
@@ -63,8 +63,7 @@ def lengths(model: BaseModel, rows: Sequence[Mapping[str, str]], columns: Column
     seen = rows[:: -(-len(rows) // LOOKED_AT)]
     inputs = [text_of(row, columns, 0) for row in seen]
     tokens = [
-        sum(len(tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]) for part in one)
-        for one in inputs
+        sum(len(tokenize(tokenizer, part, add_special_tokens=False)["input_ids"]) for part in one) for one in inputs
     ]
     special = 2 + max(map(len, inputs))
     most = sorted(tokens)[int(FULL * (len(tokens) - 1))] + special

@@ -135,13 +135,13 @@ def _steps(plan: Plan, rows: Rows) -> int:
 def _lengths(plan: Plan, rows: Rows) -> list[int]:
     """Padded lengths that hold every row."""
     from bidora_jax.data.batches import bucket_lengths
-    from bidora_jax.data.tokenizer import load_tokenizer
+    from bidora_jax.data.tokenizer import load_tokenizer, tokenize
     from bidora_jax.models.formats import hf_config
 
     folder = hf_config.resolve_folder(plan.model, weights=False)
     tokenizer, most = load_tokenizer(folder, ends=False), plan.settings["data.max_length"]
     parts = [[row[name] for row in (*rows.train, *rows.test)] for name in list(rows.test[0])]
-    encoded = tokenizer(*parts, truncation=True, max_length=most, verbose=False)["input_ids"]
+    encoded = tokenize(tokenizer, *parts, truncation=True, max_length=most)["input_ids"]
     return list(bucket_lengths([len(ids) for ids in encoded], LENGTHS))
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Int
 
 from bidora_jax.data import left_out
-from bidora_jax.data.tokenizer import Tokenizer
+from bidora_jax.data.tokenizer import Tokenizer, tokenize
 from bidora_jax.data.turns import WEIGHT, BadRecord, Turn, trained
 from bidora_jax.errors import InputError
 from bidora_jax.machine.bounds import at_most, little_memory
@@ -119,7 +119,7 @@ def end_of_turn(tokenizer: Tokenizer) -> int | None:
         after = _render(turns, tokenizer, None, ask=False).rpartition(WORD)[2].strip()
     except BadRecord:
         return None
-    ids = tokenizer(after, add_special_tokens=False, verbose=False)["input_ids"] if after else []
+    ids = tokenize(tokenizer, after, add_special_tokens=False)["input_ids"] if after else []
     added = tokenizer.added_tokens_decoder
     return ids[0] if ids and ids[0] in added and added[ids[0]].special else None
 
@@ -266,9 +266,8 @@ def _tokenised(texts: list[str], tokenizer: Tokenizer) -> list[Encoding]:
     """All texts at once, which a fast tokenizer spreads over the cores."""
     if not texts:
         return []
-    found = tokenizer(
-        texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
-    )
+    how = {"add_special_tokens": False, "return_offsets_mapping": True, "return_attention_mask": False}
+    found = tokenize(tokenizer, texts, **how)
     pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
     return [Encoding(ids, np.array(spans, np.int64).reshape(-1, 2)) for ids, spans in pairs]
 

@@ -21,7 +21,7 @@ from bidora_jax.data.label_sets import Numbers, vector
 from bidora_jax.data.labelled_records import LabelledRecord
 from bidora_jax.data.labels import LabelledExample, Labels
 from bidora_jax.data.records import in_records
-from bidora_jax.data.tokenizer import Tokenizer
+from bidora_jax.data.tokenizer import Tokenizer, tokenize
 from bidora_jax.errors import InputError, listing
 
 
@@ -118,7 +118,7 @@ def _call(tokenizer: Tokenizer, texts: tuple[Any, ...], types: bool, max_length:
         return {"input_ids": []}
     cut = {"truncation": "longest_first", "max_length": max_length} if max_length else {"truncation": False}
     asked = {"return_token_type_ids": types, "return_attention_mask": False, "return_special_tokens_mask": True}
-    return tokenizer(*texts, padding=False, verbose=False, **asked, **cut, **settings)
+    return tokenize(tokenizer, *texts, padding=False, **asked, **cut, **settings)
 
 
 def _filled(found: Any, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:

@@ -5,7 +5,7 @@ The prompt ends where the answer begins. It is tokenised apart from the answer, 
 
 from bidora_jax.data import chat_template, records
 from bidora_jax.data.records import BadRecord, Record
-from bidora_jax.data.tokenizer import Tokenizer
+from bidora_jax.data.tokenizer import Tokenizer, tokenize
 from bidora_jax.data.turns import Turn
 from bidora_jax.errors import InputError
 
@@ -50,7 +50,7 @@ def encode_prompts(records: list[Record], tokenizer: Tokenizer) -> list[list[int
     """What stands before each response, in tokens."""
     texts = [prompt_text(record, tokenizer) for record in records]
     bos = tokenizer.bos_token_id
-    opening = [bos] if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
+    opening = [bos] if bos is not None and tokenize(tokenizer, "")["input_ids"][:1] == [bos] else []
     return [
         [*([] if _templated(record, tokenizer) or ids[:1] == opening else opening), *ids]
         for record, ids in zip(records, token_ids(texts, tokenizer), strict=True)
@@ -76,4 +76,4 @@ def slot(record: Record) -> str:
 
 
 def token_ids(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    return tokenize(tokenizer, texts, add_special_tokens=False)["input_ids"] if texts else []

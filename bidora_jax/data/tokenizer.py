@@ -54,6 +54,19 @@ def load_tokenizer(folder: str | os.PathLike[str], *, ends: bool = True) -> Toke
     return tokenizer
 
 
+def tokenize(tokenizer: Tokenizer, *texts: Any, **how: Any) -> Any:
+    """tokenizer(*texts, **how). InputError for a text that it can't read, and has no token for what it doesn't know."""
+    try:
+        return tokenizer(*texts, verbose=False, **how)
+    except Exception as error:
+        if type(error) is not Exception:  # what the Rust tokenizers raise
+            raise
+        raise InputError(
+            f"the tokenizer in {tokenizer.name_or_path} cannot read a text: {error}; mend the unk_token of its tokenizer.json, or "
+            "leave out what it does not know"
+        ) from error
+
+
 TYPES: tuple[tuple[str, Any, str], ...] = (
     ("model_max_length", int | float, "a number"), ("chat_template", str | dict | None, "a text, or an object of texts"),
 )  # fmt: skip

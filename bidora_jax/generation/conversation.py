@@ -9,7 +9,7 @@ from typing import Literal
 
 from bidora_jax.data import chat_template, prompts
 from bidora_jax.data.records import BadRecord, Record, Turn, is_conversation
-from bidora_jax.data.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from bidora_jax.data.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, tokenize
 from bidora_jax.errors import InputError
 from bidora_jax.machine.files import read_json
 
@@ -60,7 +60,7 @@ def prompt_ids(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:
         text = chat_template.render(turns, tokenizer, ask=True)
     except BadRecord as problem:
         raise InputError(str(problem)) from problem
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # the template writes them itself
+    return tokenize(tokenizer, text, add_special_tokens=False)["input_ids"]  # the template writes them itself
 
 
 def ends(folder: Path, tokenizer: Tokenizer) -> list[int]:

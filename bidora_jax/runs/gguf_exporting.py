@@ -141,7 +141,9 @@ def _told(tokenizer: Any, folder: Path) -> "Tokenizer":
 
 def _around(tokenizer: Any, folder: Path) -> tuple[bool, bool]:
     """Whether the tokenizer begins a text with its first token, and ends it with its last."""
-    bare, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    from bidora_jax.data.tokenizer import tokenize
+
+    bare, whole = (tokenize(tokenizer, "a", add_special_tokens=added)["input_ids"] for added in (False, True))
     for before in ((), (tokenizer.bos_token_id,)):
         for after in ((), (tokenizer.eos_token_id,)):
             if [*before, *bare, *after] == whole:

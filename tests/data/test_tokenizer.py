@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from byte_tokenizer import make_tokenizer
@@ -90,3 +91,27 @@ def test_a_panic_of_the_rust_tokenizers_is_refused_with_the_folder(model_folder,
     (folder / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=re.escape(f"cannot load the tokenizer in {folder}: ")):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("unknown", [None, "nan"])
+def test_a_text_that_a_tokenizer_has_no_token_for_is_refused_with_the_folder(model_folder, tmp_path, unknown):
+    """It has no token for what it does not know, or one that is not in its vocabulary. It loads: it may know every text."""
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    words = {"known": 0, "words": 1}
+    content["model"] = {"type": "WordLevel", "vocab": words, "unk_token": unknown or "[UNK]"}
+    content |= {"pre_tokenizer": {"type": "Whitespace"}, "decoder": None}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    loaded = load_tokenizer(folder)
+    assert tokenizer.tokenize(loaded, "known words", add_special_tokens=False)["input_ids"] == [0, 1]
+    with pytest.raises(InputError, match=re.escape(f"the tokenizer in {folder} cannot read a text: ")):
+        tokenizer.tokenize(loaded, "other words")
+    with pytest.raises(TypeError):  # a mistake of this package is none of the tokenizer's
+        tokenizer.tokenize(loaded, "known", nothing=1, max_length="x", truncation=True)
+
+
+def test_texts_are_read_by_one_function():
+    package = Path(tokenizer.__file__).parents[1]
+    calls = re.compile(r"(?<!def )\btokenizer(?:\.encode(?:_batch)?)?\(")
+    found = {file.relative_to(package).as_posix() for file in package.rglob("*.py") if calls.search(file.read_text())}
+    assert found == {"data/tokenizer.py", "quickstart/make_model.py"}  # the latter makes a tokenizer of its own
