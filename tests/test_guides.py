@@ -32,8 +32,8 @@ DOCUMENTS = [
 SETTINGS = dict(leaves(Config()))
 SECTIONS = {name.partition(".")[0] for name in SETTINGS if "." in name}
 ROOMS = (
-    "machine|kernels|models|data|generation|tasks|training|planning|reporting|runs|"
-    "speed|memory|gpu|formats|engines|quality|tests|configs"
+    "machine|kernels|models|data|generation|tasks|training|planning|reporting|runs|sweeps|competitions|"
+    "speed|memory|gpu|formats|engines|quality|campaign|mesh|study|tests|configs"
 )
 NO_SETTINGS = {"data.jsonl", "model.safetensors"}
 OTHERS = {  # flags of other programs, and of pytest
@@ -77,6 +77,14 @@ def test_the_list_of_guides_is_complete():
     assert [path.stem for path in sorted(FOLDER.glob("*.md"))] == GUIDES
     for guide in GUIDES:
         assert f"(bidora_jax/guides/{guide}.md)" in read("README.md"), guide
+
+
+def test_the_tree_of_the_readme_has_every_folder_of_modules_and_every_command():
+    [tree] = re.findall(r"^## The tree\n+```\n(.*?)```", read("README.md"), re.S | re.M)
+    folders = set(re.findall(r"^ +(\w+)/ ", tree, re.M))
+    assert {file.parent.name for file in PACKAGE.rglob("__init__.py")} - {PACKAGE.name} <= folders
+    modules = {command.module.rpartition(".")[2] for command in cli.COMMANDS.values()}
+    assert modules <= set(re.findall(r"\b(\w+)\.py\b", tree))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -4,17 +4,23 @@
 
     bbb     peptides that cross the blood-brain barrier or not, as many of each: the FASTA files of DeepB3P
     rte, mrpc, cola, stsb   of GLUE, with its own file names and headers; dev.tsv is the test
+    scad    instructions and the OpenSCAD code that answers them, which come with the package; val.jsonl judges
 
-Writes DATA/NAME/{pool,judge,test}.csv with the columns text, pair (where there are pairs) and label. The order is drawn from a
-fixed seed. Nothing of it is shipped here: some of GLUE's parts are for research alone.
+Writes DATA/NAME/{pool,judge,test}.csv with the columns text, pair (where there are pairs) and label, or instruction, input and
+output. The order is drawn from a fixed seed. Nothing of it is shipped here: some of GLUE's parts are for research alone.
 """
 
 import argparse
 import csv
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from bidora_jax.quickstart import DATA as QUICKSTART
+
+INSTRUCTION = ("instruction", "input", "output")
 
 
 class DataSet(NamedTuple):
@@ -23,6 +29,7 @@ class DataSet(NamedTuple):
     lengths: tuple[int, ...]
     """Padded lengths, of which the last is the longest record that is trained on whole."""
     type: str = "classification"
+    """Of the task; "" where answers are written."""
     pairs: bool = False
     judges: int = 200
     """Records that judge."""
@@ -34,6 +41,7 @@ class DataSet(NamedTuple):
 
 
 DATA = {
+    "scad": DataSet("accuracy", (128,), type="", judges=144, sizes=(100, 300)),
     "bbb": DataSet("accuracy", (32, 64), judges=120, sizes=(100, 300, 500)),
     "rte": DataSet("accuracy", (64, 128, 256), pairs=True, columns=("sentence1", "sentence2", "label"), folder="RTE"),
     "mrpc": DataSet("accuracy", (64, 128), pairs=True, columns=("#1 String", "#2 String", "Quality"), folder="MRPC"),
@@ -43,7 +51,7 @@ DATA = {
     ),
 }
 Row = tuple[str, ...]
-"""A text, its pair where there is one, and the label."""
+"""A text, its pair where there is one, and the label; or an instruction, its input and the answer."""
 
 
 def main() -> None:
@@ -53,15 +61,29 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     for name, data in DATA.items():
-        source = options.glue if data.folder else options.peptides
-        if source is None:
+        if (parts := of_source(data, options.glue if data.folder else options.peptides)) is None:
             continue
-        train, test = glue(source / data.folder, data) if data.folder else peptides(source)
-        random.Random(0).shuffle(train)
-        pool, judge = train[data.judges :], train[: data.judges]
-        for part, rows in (("pool", pool), ("judge", judge), ("test", test)):
+        for part, rows in zip(("pool", "judge", "test"), parts, strict=True):
             write(options.out / name / f"{part}.csv", rows, data)
-        print(f"{name}: {len(pool)} to train on, {len(judge)} judge, {len(test)} test")
+        pool, judge, test = map(len, parts)
+        print(f"{name}: {pool} to train on, {judge} judge, {test} test")
+
+
+def of_source(data: DataSet, folder: Path | None) -> tuple[list[Row], list[Row], list[Row]] | None:
+    """Records to train on, that judge, and of the test; None where no folder was named."""
+    if not data.type:
+        train, judge, test = (instructions(QUICKSTART / f"{split}.jsonl") for split in ("train", "val", "test"))
+        return train, judge, test
+    if folder is None:
+        return None
+    train, test = glue(folder / data.folder, data) if data.folder else peptides(folder)
+    random.Random(0).shuffle(train)
+    return train[data.judges :], train[: data.judges], test
+
+
+def instructions(file: Path) -> list[Row]:
+    records = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return [tuple(record.get(name, "") for name in INSTRUCTION) for record in records]
 
 
 def glue(folder: Path, data: DataSet) -> tuple[list[Row], list[Row]]:
@@ -100,6 +122,8 @@ def fasta(file: Path) -> Iterator[str]:
 
 
 def columns(data: DataSet) -> tuple[str, ...]:
+    if not data.type:
+        return INSTRUCTION
     return ("text", "pair", "label") if data.pairs else ("text", "label")
 
 

@@ -146,14 +146,16 @@ class Study:
     def config(self, cell: Cell, file: Path) -> Config:
         method: Method = ALL[cell.method]
         search, retrain = cell.steps
-        columns = data_sets.columns(self.data)
         settings = {
-            "model.path": self.model, "model.dtype": "float32", "task.type": self.data.type,
-            "adapter.rank": 8, "adapter.alpha": 16.0,
-            "data.train_file": str(file), "data.text_columns": columns[:-1], "data.label_columns": columns[-1:],
-            "data.batch_size": cells.BATCH, "data.max_length": self.data.lengths[-1], "data.padded_lengths": self.data.lengths,
+            "model.path": self.model, "model.dtype": "float32", "adapter.rank": 8, "adapter.alpha": 16.0,
+            "data.train_file": str(file), "data.batch_size": cells.BATCH,
+            "data.max_length": self.data.lengths[-1], "data.padded_lengths": self.data.lengths,
             "inner.learning_rate": cell.rate, "search.steps": search, "seed": cell.seed, "report": False,
         }  # fmt: skip
+        if self.data.type:
+            *texts, label = data_sets.columns(self.data)
+            labelled = {"data.text_columns": tuple(texts), "data.label_columns": (label,)}
+            settings |= {"task.type": self.data.type} | labelled
         if method.settings["adapter.method"] == "bidora":
             settings |= {"data.val_fraction": 0.2} | ({"retrain.steps": retrain} if retrain else {})
         return parse_call(None, settings | method.settings)[0]
