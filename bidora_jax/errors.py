@@ -24,6 +24,10 @@ class RunError(Exception):
     status = 1
 
 
+LINE = 1_500
+"""Characters of a line of a message that are shown at most."""
+
+
 def unusable(what: str, whose: str = "the model") -> InputError:
     """The error of `what` (say, "the loss is nan") where a finished model computes what is no number."""
     return InputError(
@@ -84,7 +88,7 @@ def command(main: Callable[[list[str]], None], argv: list[str] | None = None) ->
     except InputError as error:
         sys.exit(_refuse(str(error)))
     except RunError as error:
-        print(f"stopped: {error}", file=sys.stderr)
+        print(f"stopped: {_shown(str(error))}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # who reads the output has seen enough; the interpreter would say so once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -138,5 +142,15 @@ TEXTS = ("prompt", "prompts", "system")
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {_shown(message)}", file=sys.stderr)
     return 2
+
+
+def _shown(message: str) -> str:
+    """A message with its long lines cut in the middle: one may quote a value of a file, of any length."""
+    return "\n".join(map(_cut, message.split("\n")))
+
+
+def _cut(line: str) -> str:
+    left_out = len(line) - LINE
+    return f"{line[: LINE // 2]} … {left_out:,} characters … {line[-LINE // 2 :]}" if left_out > 100 else line

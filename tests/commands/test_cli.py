@@ -171,6 +171,19 @@ command(main, [])
 """
 
 
+def test_of_a_long_line_of_a_message_the_middle_is_left_out(capsys):
+    """It quotes a value of somebody's file."""
+
+    def refuse(argv):
+        raise errors.InputError(f"the file holds {'x' * 100_000}; take it out\nand {'y' * 1_400}")
+
+    with pytest.raises(SystemExit):
+        command(refuse, [])
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: the file holds xxx") and first.endswith("xxx; take it out") and len(first) < 1_600
+    assert " … 98,528 characters … " in first and second == f"and {'y' * 1_400}"
+
+
 def test_ctrl_c_in_a_callback_of_jax_is_not_lost():
     done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True, check=False, timeout=15)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")

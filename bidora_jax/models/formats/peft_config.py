@@ -232,7 +232,7 @@ def check_layers_pattern(folder: Path, architecture: Architecture) -> None:
     """InputError where layers_pattern, which PEFT finds the layers by, is not the name that the model's list of layers has."""
     own = architecture.layer_prefix.rpartition(".")[2]
     pattern = read_json(folder / CONFIG, NOT_AN_ADAPTER).get("layers_pattern") or ()
-    if pattern and own not in ([pattern] if isinstance(pattern, str) else pattern):
+    if pattern and own not in (pattern if isinstance(pattern, list) else [pattern]):
         raise _unsupported(folder / CONFIG, [f"layers_pattern: {pattern!r} (here it is {own!r})"])
 
 
