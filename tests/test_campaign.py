@@ -1,4 +1,5 @@
-"""A short slice of benchmarks/campaign/files.py, benchmarks/campaign/kills.py and benchmarks/campaign/disks.py."""
+"""A short slice of benchmarks/campaign/files.py, benchmarks/campaign/readers.py, benchmarks/campaign/kills.py and
+benchmarks/campaign/disks.py."""
 
 import os
 import subprocess
@@ -23,6 +24,12 @@ def ran(script: str, *argv: str) -> str:
 def test_damaged_files_are_refused_or_read():
     said = ran("files.py", "--cases", "16", "--seed", "7")
     assert "16 damaged files: " in said and "wrong" not in said
+
+
+@pytest.mark.slow
+def test_readers_return_or_refuse():
+    said = ran("readers.py", "--cases", "120", "--seed", "7")
+    assert said.startswith("120 damaged files: ") and "wrong" not in said, said
 
 
 @pytest.mark.slow

@@ -106,6 +106,8 @@ def target(row: dict[str, Any], how: LabelReading) -> Target:
     column, cell = next(iter(cells.items()))
     if how.type == "regression":
         values = cell if isinstance(cell, list) and len(cells) == 1 else cells.values()
+        if not values:
+            raise BadRecord(f"{column!r} is an empty array, and regression needs a number")
         return [_value(column, value) for column, value in zip(names_of(how, len(values)), values, strict=True)]
     if how.type == "tokens":
         return _tags(column, cell, how.letters)
@@ -151,13 +153,15 @@ def _missing(cell: Any) -> bool:
 
 
 def _number(cell: Any) -> float | None:
-    """The number that a cell holds; None of anything else, and of true and false."""
-    if isinstance(cell, int | float) and not isinstance(cell, bool):
-        return cell
+    """The number that a cell holds; None of anything else, and of true and false. Infinity where it is too large for a float."""
+    if isinstance(cell, bool) or not isinstance(cell, int | float | str) or (isinstance(cell, str) and "_" in cell):
+        return None
     try:
-        return float(cell) if isinstance(cell, str) and "_" not in cell else None
+        return float(cell)
     except ValueError:
         return None
+    except OverflowError:
+        return math.inf
 
 
 def _is_flag(item: Any) -> bool:

@@ -66,6 +66,8 @@ def test_a_number_is_finite():
         "'label' is nan, which nothing can be learned from; write a number, or take the row out"
     )
     assert "'label' is inf" in wrong("regression", "Infinity")
+    assert "'label' is inf" in wrong("regression", 10**400)
+    assert "'label' is an empty array, and regression needs a number" in wrong("regression", [])
     assert "'label' is 'high', and regression needs a number" in wrong("regression", "high")
     assert "'label' is true" in wrong("regression", True)
     assert "'label' is '1_000'" in wrong("regression", "1_000")
