@@ -59,12 +59,24 @@ def tokenize(tokenizer: Tokenizer, *texts: Any, **how: Any) -> Any:
     try:
         return tokenizer(*texts, verbose=False, **how)
     except Exception as error:
+        if found := _no_character(texts):
+            raise InputError(
+                f"a text for the tokenizer in {tokenizer.name_or_path} holds {found!r}, which is no character: half of a pair of "
+                "UTF-16, or a byte that is not UTF-8; mend the text, or the chat template that wrote it"
+            ) from error
         if type(error) is not Exception:  # what the Rust tokenizers raise
             raise
         raise InputError(
             f"the tokenizer in {tokenizer.name_or_path} cannot read a text: {error}; mend the unk_token of its tokenizer.json, or "
             "leave out what it does not know"
         ) from error
+
+
+def _no_character(texts: Any) -> str:
+    """The first surrogate in a text or in lists of texts, or nothing."""
+    if isinstance(texts, str):
+        return next((letter for letter in texts if "\ud800" <= letter <= "\udfff"), "")
+    return next(filter(None, map(_no_character, texts)), "") if isinstance(texts, list | tuple) else ""
 
 
 TYPES: tuple[tuple[str, Any, str], ...] = (

@@ -110,6 +110,13 @@ def test_a_text_that_a_tokenizer_has_no_token_for_is_refused_with_the_folder(mod
         tokenizer.tokenize(loaded, "known", nothing=1, max_length="x", truncation=True)
 
 
+def test_what_is_no_character_is_refused_by_its_code(model_folder):
+    loaded = load_tokenizer(model_folder)
+    for texts in (["a\ud800"], [["a"], ["b", "c\ud800"]], [["a", "b\ud800"]]):
+        with pytest.raises(InputError, match=r"holds '\\ud800', which is no character"):
+            tokenizer.tokenize(loaded, *texts)
+
+
 def test_texts_are_read_by_one_function():
     package = Path(tokenizer.__file__).parents[1]
     calls = re.compile(r"(?<!def )\btokenizer(?:\.encode(?:_batch)?)?\(")
